@@ -1,0 +1,48 @@
+# The commands a newcomer needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test test-all lint format typing clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) typing  ## create .venv and install the package with its development tools
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $(STAMP)
+
+# mypy and pyright do not follow the editable import hook; these links show them the packages under their real names.
+typing:  ## (re)create the links the type checkers follow
+	@mkdir -p .typing/ham10000
+	@for p in modeling training hub_upload; do ln -sfn ../../$$p .typing/ham10000/$$p; done
+
+demo: setup  ## train, evaluate and predict all three variants on synthetic data (no network)
+	$(BIN)/python examples/demo.py
+
+test: setup  ## lint, type-check and run the fast tests (no network, no GPU)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup  ## every test, the slow ones and those on ../shared too
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## reformat the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove runs, caches and build outputs (keeps .venv)
+	rm -rf runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .typing
