@@ -7,7 +7,6 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-
 # Class ids are alphabetical; the order is part of every checkpoint and of every results file.
 LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 

@@ -1,0 +1,200 @@
+"""Turns a picture in any of the usual forms into the backbone's pixel values."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .configuration_ham10000 import Ham10000Error
+
+_LIBRARY_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+_RESAMPLES = {int(method): method for method in Image.Resampling}
+
+
+def load_image(image: Any) -> Image.Image:
+    """Opens a picture and brings it to 8-bit RGB, upright as its EXIF orientation says.
+
+    Args:
+        image: A PIL image of any mode (the first frame of an animated one), a path, encoded bytes, or an array or
+            tensor of shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, uint16, or floating point
+            in [0, 1]. Transparent pixels are shown on white. URLs are not fetched.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        Ham10000Error: If the picture cannot be read, naming the file or the offending values.
+    """
+    if isinstance(image, (str, Path)):
+        if str(image).startswith(("http://", "https://")):
+            raise Ham10000Error(f"URLs are not fetched, got {str(image)!r}: download the picture and pass its path.")
+        return _decode(image, f"image file {str(image)!r}")
+    if isinstance(image, (bytes, bytearray)):
+        return _decode(io.BytesIO(image), f"image of {len(image)} bytes")
+    if isinstance(image, Image.Image):
+        return _to_rgb(image, f"PIL image of mode {image.mode}")
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_array_to_pil(image), "array")
+    raise Ham10000Error(
+        f"Cannot read an image of type {type(image).__name__}; expected a path, bytes, PIL image, array or tensor."
+    )
+
+
+def _decode(source: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return _to_rgb(image, name)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, Ham10000Error):
+            raise
+        raise Ham10000Error(
+            f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture."
+        ) from error
+
+
+def _unreadable(name: str, error: Exception) -> Ham10000Error:
+    return Ham10000Error(f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture.")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        if getattr(image, "n_frames", 1) > 1:
+            image.seek(0)
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "RGB":
+            return image if image.info.get("transparency") is None else _flatten(image)
+        if image.mode.startswith("I;16") or image.mode == "I":
+            # Pillow clips 16-bit grey values at 255 instead of scaling them.
+            values = np.asarray(image).astype(np.int64)
+            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+                raise Ham10000Error(f"The {name} holds values outside 0..65535; convert it to 8 or 16 bits.")
+            return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+        if image.mode == "F":
+            return _array_to_pil(np.asarray(image)).convert("RGB")
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            return _flatten(image)
+        return image.convert("RGB")
+    except Ham10000Error:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Ham10000Error(
+            f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture."
+        ) from error
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _array_to_pil(array: np.ndarray) -> Image.Image:
+    shape = array.shape
+    if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise Ham10000Error(f"An image array must be (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4, got {shape}.")
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise Ham10000Error(f"A floating-point image must lie in [0, 1] without NaN, got {low:g} to {high:g}.")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise Ham10000Error(f"An image array must be uint8, uint16 or floating point in [0, 1], got {array.dtype}.")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+class Ham10000ImageProcessor(BaseImageProcessor):
+    """Decodes, resizes to a fixed size (the aspect ratio is not kept) and normalises.
+
+    The numbers belong to the backbone and are saved with the checkpoint. One PIL path serves training, evaluation and
+    prediction: `resize` is what the training cache stores, `normalize_pixels` what both apply last.
+
+    Args:
+        size: `{"height": h, "width": w}` in pixels, or one int for a square.
+        resample: PIL resampling filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+        image_mean: Mean of each RGB channel, for values in [0, 1].
+        image_std: Standard deviation of each RGB channel, likewise.
+
+    Raises:
+        Ham10000Error: For an unknown setting or a value out of range.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size: dict[str, int] | int | None = None,
+        resample: int = 3,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs: Any,
+    ):
+        if unknown := sorted(set(kwargs) - _LIBRARY_KEYS):
+            raise Ham10000Error(
+                f"Unknown image processor setting(s) {unknown}; expected size, resample, image_mean, image_std."
+            )
+        super().__init__(**kwargs)
+        size = 224 if size is None else size
+        self.size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+        self.resample = int(resample)
+        self.image_mean = [0.485, 0.456, 0.406] if image_mean is None else [float(value) for value in image_mean]
+        self.image_std = [0.229, 0.224, 0.225] if image_std is None else [float(value) for value in image_std]
+        if set(self.size) != {"height", "width"} or min(self.size.values()) < 1:
+            raise Ham10000Error(f"`size` must be a positive int or {{'height': h, 'width': w}}, got {size}.")
+        if self.resample not in _RESAMPLES:
+            raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample}.")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise Ham10000Error(f"Expected 3 means and 3 positive standard deviations, got {image_mean}, {image_std}.")
+
+    def resize(self, image: Any) -> np.ndarray:
+        """Any picture `load_image` reads to (height, width, 3) uint8."""
+        rgb = load_image(image)
+        size = (self.size["width"], self.size["height"])
+        return np.asarray(rgb if rgb.size == size else rgb.resize(size, _RESAMPLES[self.resample]))
+
+    def normalize_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) uint8 in 0..255, or floating point in 0..255, to float32 pixel values of the same shape."""
+        mean = torch.tensor(self.image_mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.image_std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Prepares one picture or a list of them.
+
+        Args:
+            images: One picture or a list, each in a form `load_image` reads; also a 4-D array or tensor.
+            return_tensors: `"pt"` or None for a float32 tensor, `"np"` for an array.
+            **kwargs: None are accepted; settings are the processor's own.
+
+        Returns:
+            `pixel_values` of shape (batch, 3, height, width).
+
+        Raises:
+            Ham10000Error: If a picture cannot be read, or for an unknown argument.
+        """
+        if kwargs:
+            raise Ham10000Error(f"Unknown argument(s) {sorted(kwargs)}; change the processor's attributes instead.")
+        if return_tensors not in (None, "pt", "np"):
+            raise Ham10000Error(f"`return_tensors` must be 'pt' or 'np', got {return_tensors!r}.")
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if not images:
+            raise Ham10000Error("`images` is empty; expected at least one picture.")
+        resized = torch.from_numpy(np.stack([self.resize(image) for image in images]))  # (B, H, W, 3) uint8
+        pixel_values = self.normalize_pixels(resized.permute(0, 3, 1, 2)).contiguous()
+        return BatchFeature({"pixel_values": pixel_values.numpy() if return_tensors == "np" else pixel_values})
+
+
+__all__ = ["Ham10000ImageProcessor", "load_image"]
