@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from ham10000.training.data import load_data
+from ham10000.training.data_export import write_official_layout
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with the real HAM10000; tests that ask for it carry the marker `shared`."""
+    folder = Path(os.environ.get("HAM10000_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "ham10000" / "HAM10000_metadata.csv").is_file():
+        pytest.skip(f"no real HAM10000 in {folder} (set HAM10000_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """220 synthetic photographs in the official layout; read-only for tests."""
+    folder = tmp_path_factory.mktemp("data") / "official"
+    return write_official_layout(folder, load_data("synthetic:220")[0])

@@ -1,0 +1,112 @@
+"""The image cache: every picture decoded and resized once, as one uint8 array on disk."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+
+from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
+from ham10000.training.atomic import atomic_path
+
+# Part of the key: raise it when the same pictures and settings would give other bytes.
+_FORMAT = 1
+
+
+def default_cache_dir() -> Path:
+    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HAM10000_CACHE") or Path(base) / "ham10000")
+
+
+def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The image column alone, as `{"path", "bytes"}` and not decoded."""
+    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+
+def decode(entry: dict[str, Any], image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
+    """Decodes and resizes one entry of `encoded_images` to (height, width, 3) uint8.
+
+    Raises:
+        Ham10000Error: If the picture cannot be read; the message names the image.
+    """
+    try:
+        return image_processor.resize(entry["bytes"] if entry["bytes"] is not None else entry["path"])
+    except Ham10000Error as error:
+        raise Ham10000Error(f"Image {image_id!r}: {error} See `ham10000-data --check_images`.") from error
+
+
+def cached_images(
+    dataset: datasets.Dataset,
+    image_processor: Ham10000ImageProcessor,
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Opens the cache of a dataset's pictures, building it first where there is none.
+
+    The file's name is a hash of the pictures (size and time of a file, or the bytes themselves) and of the size and
+    filter they are resized with, so a changed picture or setting never meets an old cache. It appears only when it is
+    complete.
+
+    Args:
+        dataset: Any dataset with `image` and `image_id`.
+        image_processor: Decides the size and the resampling filter.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        progress: Whether to show a progress bar while building.
+
+    Returns:
+        (images, height, width, 3) uint8, memory-mapped read-only, in the dataset's order.
+
+    Raises:
+        Ham10000Error: If a picture cannot be read; no file is left behind.
+    """
+    images, image_ids = encoded_images(dataset), dataset["image_id"]
+    height, width = image_processor.size["height"], image_processor.size["width"]
+    settings = {"format": _FORMAT, "height": height, "width": width, "resample": image_processor.resample}
+    path = Path(cache_dir or default_cache_dir()) / f"{_key(images, settings)}.npy"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            shape = (len(images), height, width, 3)
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            for index, picture in _decoded(images, list(image_ids), image_processor, progress):
+                array[index] = picture
+            array.flush()
+            del array
+    return np.load(path, mmap_mode="r")
+
+
+def _decoded(
+    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, progress: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    # Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        bar = tqdm(total=len(images), desc="Caching images", unit="image", disable=not progress)
+        for start in range(0, len(images), 256):
+            entries = images[start : start + 256]["image"]
+            names = image_ids[start : start + 256]
+            pictures = pool.map(decode, entries, names, [image_processor] * len(entries))
+            for offset, picture in enumerate(pictures):
+                yield start + offset, picture
+                bar.update()
+        bar.close()
+
+
+def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for entry in (row["image"] for row in images):
+        if entry["bytes"] is not None:
+            digest.update(hashlib.blake2b(entry["bytes"]).digest())
+        else:
+            stat = Path(entry["path"]).stat()
+            digest.update(f"{Path(entry['path']).name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
+    return digest.hexdigest()[:32]
+
+
+__all__ = ["cached_images", "decode", "default_cache_dir", "encoded_images"]

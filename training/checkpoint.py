@@ -1,0 +1,121 @@
+"""What a run leaves on disk: the best model as a Hub-ready folder, and the state to resume from.
+
+runs/fusion/
+    config.json, processor_config.json, *.py   what the model is; loads without this package
+    model.safetensors                          the best weights so far
+    split.csv, split.json                      who was trained on, with a hash
+    train_config.json                          the resolved configuration, environment and result
+    history.json                               one row per epoch
+    training_state.safetensors                 model, optimiser and average, to resume from
+    logs/                                      TensorBoard
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.atomic import atomic_path
+
+STATE_FILE = "training_state.safetensors"
+
+
+def save_checkpoint(
+    directory: str | Path, model: Ham10000ForImageClassification, processor: Ham10000Processor
+) -> None:
+    """Writes a checkpoint that `AutoModel` loads anywhere; each file is complete or not there.
+
+    Args:
+        directory: The run's folder.
+        model: The model, with the weights to publish.
+        processor: Its processor.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".checkpoint-") as scratch:
+        model.save_pretrained(scratch)
+        processor.save_pretrained(scratch)
+        # The weights last: a folder with weights always has the config that explains them.
+        for path in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            path.replace(directory / path.name)
+
+
+def save_training_state(
+    directory: str | Path,
+    state: dict[str, Any],
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Writes everything a resumed run needs into one safetensors file, tensors and JSON together.
+
+    Args:
+        directory: The run's folder.
+        state: JSON values: counters, history, the best result.
+        modules: Modules whose parameters and buffers are saved, by name.
+        optimizer: Its state is saved; learning rates are not, they are a function of the step.
+    """
+    tensors = {}
+    for prefix, module in modules.items():
+        for name, value in module.state_dict().items():
+            tensors[f"{prefix}/{name}"] = value.detach().contiguous()
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimizer/{index}/{name}"] = value.detach().contiguous()
+    with atomic_path(Path(directory) / STATE_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+
+
+def load_training_state(
+    directory: str | Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Reads what `save_training_state` wrote back into the modules and the optimiser.
+
+    Args:
+        directory: The run's folder.
+        modules: As when saving.
+        optimizer: Likewise, over the same parameters in the same order.
+
+    Returns:
+        The JSON values.
+
+    Raises:
+        Ham10000Error: If there is no state, it is damaged, or it belongs to another model.
+    """
+    path = Path(directory) / STATE_FILE
+    if not path.is_file():
+        raise Ham10000Error(f"Nothing to resume: {str(path)!r} does not exist. Leave `--resume` out to start anew.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise Ham10000Error(f"{str(path)!r} is damaged ({error}); delete it to start anew.") from error
+    for prefix, module in modules.items():
+        own = {
+            name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")
+        }
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise Ham10000Error(f"{str(path)!r} belongs to another model: {error}") from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    restored: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            parameter = parameters[int(index)]
+            # Moments must lie in memory as their parameter does: kernels walk both with one stride.
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            restored.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+__all__ = ["STATE_FILE", "load_training_state", "save_checkpoint", "save_training_state"]

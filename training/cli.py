@@ -1,0 +1,52 @@
+"""What the command lines share: a mistake of the user's is one message, a mistake of ours is a traceback."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+
+def add_debug_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--debug`, which `run_cli` obeys."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error in the input")
+
+
+def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
+    """Turns `main(argv)` into an entry point that returns an exit code.
+
+    Args:
+        main: Takes the arguments without the program's name.
+
+    Returns:
+        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct,
+        with one message on stderr (the traceback with `--debug`); 130 when interrupted.
+
+    Example:
+        >>> @run_cli
+        ... def main(argv):
+        ...     print(parser.parse_args(argv))
+    """
+
+    @functools.wraps(main)
+    def entry_point(argv: Sequence[str] | None = None) -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        try:
+            main(arguments)
+        except (Ham10000Error, StrictDataclassError) as error:
+            if "--debug" in arguments:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        return 0
+
+    return entry_point
+
+
+__all__ = ["add_debug_argument", "run_cli"]

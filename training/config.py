@@ -1,0 +1,235 @@
+"""The training configuration: command line over file over defaults, strict, saved with every run."""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.dataclasses import strict
+from transformers import HfArgumentParser
+
+from ham10000.modeling import Ham10000Config, Ham10000Error
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@strict
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. A run's `train_config.json` holds all of it, resolved.
+
+    The defaults are the recipe chosen on validation data (`examples/results/recipe_validation.md`); the published
+    baseline's recipe is `examples/configs/baseline.yaml`.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: For a value of a wrong type or outside its closed set.
+        Ham10000Error: For a number out of range or an impossible combination, before anything expensive starts.
+    """
+
+    data: str = _option(
+        "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id"
+    )
+    output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
+    cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
+
+    protocol: Literal["lesion-grouped", "image-stratified"] = _option("lesion-grouped", "how the data is split")
+    split_seed: int = _option(42, "seed of the split; the training seed does not change it")
+    folds: int | None = _option(None, "number of folds (default: the protocol's own split)")
+    fold: int = _option(0, "which fold is the test set; the next one is the validation set")
+    split_file: str | None = _option(None, "split.csv of an earlier run, used instead of making a split")
+
+    modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model")
+    backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
+    backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
+    pretrained: str = _option("timm", "'timm' (weights from the Hub), 'none', or a local .safetensors file")
+    fusion: Literal["concat", "gated", "metablock", "film"] = _option("concat", "how embeddings are joined")
+    metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
+    metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")
+    metadata_field_dropout: float = _option(0.1, "probability that one field of a training sample is hidden")
+    classifier_dropout: float = _option(0.2, "dropout before the classifier")
+    image_size: list[int] = _option([224], "side, or height and width, in pixels")
+
+    epochs: int = _option(14, "epochs at most")
+    patience: int = _option(6, "stop after this many epochs without a better validation macro-F1")
+    batch_size: int = _option(32, "samples per optimiser step, over all processes")
+    gradient_accumulation_steps: int = _option(1, "micro-batches the batch is cut into on each process")
+    learning_rate: float = _option(5e-4, "peak learning rate of the backbone")
+    head_learning_rate: float = _option(2e-3, "peak learning rate of everything else")
+    weight_decay: float = _option(0.02, "AdamW weight decay; biases and norms get none")
+    schedule: Literal["cosine", "constant"] = _option("cosine", "learning rate after the warm-up")
+    warmup_fraction: float = _option(0.1, "share of all steps with a linearly rising learning rate")
+    max_gradient_norm: float | None = _option(None, "clip gradients to this norm")
+    class_weights: Literal["none", "sqrt", "balanced"] = _option(
+        "sqrt", "class weights of the loss, from train counts"
+    )
+    label_smoothing: float = _option(0.05, "label smoothing")
+    logit_adjustment: float = _option(0.0, "tau of logit adjustment (Menon et al. 2021); 0 is off")
+    ema_decay: float = _option(0.998, "exponential moving average of the weights; 0 is off")
+
+    augment_flip: bool = _option(True, "random horizontal and vertical flips")
+    augment_rotation: float = _option(45.0, "random rotation up to this many degrees")
+    augment_min_area: float = _option(0.5, "random resized crop of at least this share of the area; 1 is off")
+    augment_color: float = _option(
+        0.2, "strength of brightness, contrast, saturation and (a tenth) hue jitter; 0 is off"
+    )
+    augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the picture")
+
+    loader: Literal["cache", "dataloader"] = _option("cache", "decoded-once uint8 cache, or plain decoding DataLoader")
+    dataloader_workers: int = _option(2, "worker processes of the plain DataLoader")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "auto: bf16 where the hardware has it")
+    channels_last: bool = _option(True, "NHWC memory layout of the network")
+    eval_batch_size: int = _option(64, "batch size of validation")
+    seed: int = _option(0, "seed of weights, order, augmentation and dropout")
+    save_every_steps: int | None = _option(
+        None, "also save the training state every so many steps, not only each epoch"
+    )
+    trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
+    resume: bool = _option(False, "continue the run in output_dir where it stopped, with its own settings")
+    overwrite: bool = _option(False, "start anew in an output_dir that already holds a run")
+
+    def __post_init__(self) -> None:
+        """Checks every value; the types are checked by `strict`."""
+        for name in ("epochs", "patience", "batch_size", "gradient_accumulation_steps", "eval_batch_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "head_learning_rate"):
+            self._require(name, getattr(self, name) > 0, "positive")
+        for name in ("warmup_fraction", "label_smoothing", "ema_decay", "augment_color"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("weight_decay", "logit_adjustment", "dataloader_workers"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("augment_min_area", 0 < self.augment_min_area <= 1, "in (0, 1]")
+        self._require("augment_rotation", 0 <= self.augment_rotation <= 180, "in [0, 180] degrees")
+        self._require("image_size", len(self.image_size) in (1, 2) and min(self.image_size) >= 1, "one or two sides")
+        for name in ("save_every_steps", "max_gradient_norm"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise Ham10000Error(
+                f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
+                "`gradient_accumulation_steps`; the first must be a multiple of the second."
+            )
+        self.model_config()
+
+    def model_config(self) -> Ham10000Config:
+        """The configuration of the model this run trains."""
+        try:
+            backbone_kwargs = json.loads(self.backbone_kwargs)
+        except json.JSONDecodeError as error:
+            raise Ham10000Error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
+        return Ham10000Config(
+            modality=self.modality,
+            backbone=self.backbone,
+            backbone_kwargs=backbone_kwargs,
+            fusion=self.fusion,
+            metadata_fields=list(self.metadata_fields),
+            metadata_dropout=self.metadata_dropout,
+            metadata_field_dropout=self.metadata_field_dropout,
+            classifier_dropout=self.classifier_dropout,
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size[0], self.image_size[-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, JSON-ready."""
+        return dataclasses.asdict(self)
+
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        if not condition:
+            raise Ham10000Error(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
+
+    Args:
+        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read.
+
+    Returns:
+        The values the file sets.
+
+    Raises:
+        Ham10000Error: If the file is missing, malformed, or holds an unknown key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Ham10000Error(f"Cannot read the config file {str(path)!r}: {error}") from error
+    values = {} if values is None else values
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise Ham10000Error(
+            f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}."
+        )
+    known = [item.name for item in dataclasses.fields(TrainConfig)]
+    if unknown := [key for key in values if key not in known]:
+        raise Ham10000Error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
+    if isinstance(values.get("backbone_kwargs"), dict):
+        values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
+    for item in dataclasses.fields(TrainConfig):
+        # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
+        if item.name in values and item.type is float and isinstance(values[item.name], (int, str)):
+            try:
+                values[item.name] = float(values[item.name])
+            except ValueError as error:
+                raise Ham10000Error(f"{path}: {item.name} must be a number, got {values[item.name]!r}.") from error
+    return values
+
+
+def _parser_fields() -> Any:
+    """A plain copy of the fields: HfArgumentParser overwrites the types it is given, which `strict` still needs."""
+    copies = []
+    for item in dataclasses.fields(TrainConfig):
+        default: Any = {"default": item.default}
+        if item.default_factory is not dataclasses.MISSING:
+            default = {"default_factory": item.default_factory}
+        copies.append((item.name, item.type, dataclasses.field(metadata=item.metadata, **default)))
+    return dataclasses.make_dataclass("TrainOptions", copies)
+
+
+def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
+    """Builds the configuration from the command line, over `--config FILE`, over the defaults.
+
+    Args:
+        argv: Arguments without the program's name; None reads `sys.argv`.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        Ham10000Error: As `TrainConfig` and `read_config_file`.
+    """
+    file_option = argparse.ArgumentParser(add_help=False)
+    file_option.add_argument("--config", help="YAML or JSON file with any of these options; the command line wins")
+    file_option.add_argument("--debug", action="store_true", help="show the traceback of an error in the input")
+    first = argparse.ArgumentParser(add_help=False, parents=[file_option], allow_abbrev=False)
+    first.add_argument("--output_dir", default=TrainConfig.output_dir)
+    first.add_argument("--resume", nargs="?", const="true", default="false")
+    known, _ = first.parse_known_args(argv)
+    own_file = Path(known.output_dir) / "train_config.json"
+    if known.config is None and known.resume.lower() == "true" and own_file.is_file():
+        known.config = str(own_file)
+    parser = HfArgumentParser(
+        _parser_fields(),
+        parents=[file_option],
+        description="Train a HAM10000 model: image-only, metadata-only or fusion.",
+        allow_abbrev=False,
+    )
+    if known.config:
+        parser.set_defaults(**read_config_file(known.config))
+    arguments = vars(parser.parse_args(argv))
+    del arguments["config"], arguments["debug"]
+    return TrainConfig(**arguments)
+
+
+__all__ = ["TrainConfig", "parse_arguments", "read_config_file"]

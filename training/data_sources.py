@@ -1,0 +1,345 @@
+"""Where rows come from: every kind of `--data` is read into one raw table of strings beside its images."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.synthetic import make_synthetic
+
+COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+REQUIRED_COLUMNS = ("image_id", "dx", "age", "sex", "localization")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
+DEFAULT_SYNTHETIC_SIZE = 800
+
+_OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_KINDS_OF_SOURCE = (
+    "`synthetic` or `synthetic:N` (N images); a folder with HAM10000_metadata[.csv] and HAM10000_images_part_1/2; "
+    "a folder with metadata.csv or metadata.jsonl (imagefolder); a folder of .parquet files; or a Hub id `user/name`"
+)
+
+
+@dataclass
+class RawSource:
+    """Rows as they were read, before any check.
+
+    Attributes:
+        name: The source as the user wrote it.
+        frame: One row per image. String columns as in the source ("" where missing), `file` and `row`, which say
+            where the row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
+        images: One column `image` (`datasets.Image()`), row by row beside `frame`; never decoded here.
+        missing: Per row, whether the source has no image for it.
+        notes: Decisions taken while reading, one sentence each.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    images: datasets.Dataset
+    missing: list[bool]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_source(source: str, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
+    """Reads any kind of source, without decoding an image.
+
+    Args:
+        source: `synthetic`, `synthetic:N`, a folder, or a Hub dataset id.
+        synthetic_size: Number of synthetic images; `synthetic:N` says the same.
+        seed: Seed of the synthetic generator.
+
+    Returns:
+        The raw rows and their images.
+
+    Raises:
+        Ham10000Error: Where the source is none of these, cannot be parsed, or lacks a required column.
+    """
+    if source == "synthetic" or source.startswith("synthetic:"):
+        return _read_synthetic(source, synthetic_size, seed)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _read_folder(source, folder)
+    if folder.exists():
+        raise Ham10000Error(f"{source} is a file; give the folder that holds it. A source is {_KINDS_OF_SOURCE}.")
+    if _HUB_ID.fullmatch(source):
+        return _read_hub(source)
+    raise Ham10000Error(f"There is no folder {source!r}. A source is {_KINDS_OF_SOURCE}.")
+
+
+def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
+    _, _, number = source.partition(":")
+    if number and not number.isdecimal():
+        raise Ham10000Error(f"`{source}`: expected `synthetic:N` with N the number of images, got {number!r}.")
+    n_images = int(number) if number else size or DEFAULT_SYNTHETIC_SIZE
+    rows = make_synthetic(n_images, seed=seed)
+    images = [row.pop("image") for row in rows]
+    frame = _string_frame(pd.DataFrame(rows))
+    frame["file"], frame["row"] = source, range(1, len(frame) + 1)
+    notes = [f"synthetic pictures and metadata, not patients: {n_images} images, generator seed {seed}"]
+    return RawSource(source, frame, _image_dataset(images), [False] * len(frame), notes)
+
+
+def _read_folder(source: str, folder: Path) -> RawSource:
+    if any((folder / name).is_file() for name in _OFFICIAL_METADATA):
+        return _read_official(source, folder)
+    tables = [path for pattern in ("metadata.csv", "metadata.jsonl") for path in sorted(folder.rglob(pattern))]
+    if tables:
+        return _read_imagefolder(source, folder, tables)
+    parquet = [path for path in sorted(folder.rglob("*.parquet")) if not _is_hidden(path.relative_to(folder))]
+    if parquet:
+        return _read_parquet(source, folder, parquet)
+    present = sorted(entry.name for entry in folder.iterdir())[:10]
+    raise Ham10000Error(f"{source} holds {present or 'nothing'}, but no metadata. A source is {_KINDS_OF_SOURCE}.")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read_official(source: str, folder: Path) -> RawSource:
+    tables = [folder / name for name in _OFFICIAL_METADATA if (folder / name).is_file()]
+    if len({table.read_bytes() for table in tables}) > 1:
+        names = [table.name for table in tables]
+        raise Ham10000Error(f"{source} holds {names} with different contents; keep the one that is right.")
+    frame, notes = _read_csv(tables[0])
+    found, copies = _find_images(folder)
+    if copies:
+        notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
+    paths = [found.get(image_id) for image_id in frame["image_id"]]
+    unused = sorted(found.keys() - set(frame["image_id"]))
+    if unused:
+        notes.append(f"{len(unused)} image files have no row in {tables[0].name} and are not used: {_some(unused)}")
+    images = [{"bytes": None, "path": path} for path in paths]
+    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], notes)
+
+
+def _find_images(folder: Path) -> tuple[dict[str, str], int]:
+    """Maps image ids to files, and counts the files that repeat one already found.
+
+    Kaggle's mirror ships every folder a second time in lower case. scandir reads names only: asking the file system
+    about each of 10,015 files would take seconds on a network disk.
+    """
+    found: dict[str, os.DirEntry[str]] = {}
+    copies = 0
+    for entry in _image_entries(folder, top=True):
+        image_id = entry.name.rsplit(".", 1)[0]
+        first = found.setdefault(image_id, entry)
+        if first is entry:
+            continue
+        copies += 1
+        if first.stat().st_size != entry.stat().st_size:
+            raise Ham10000Error(f"{first.path} and {entry.path} differ; keep the one that is image {image_id!r}.")
+    return {image_id: entry.path for image_id, entry in found.items()}, copies
+
+
+def _image_entries(folder: str | Path, *, top: bool = False) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                # Other folders of an archive, such as segmentation masks, hold files of the same names.
+                if not top or entry.name.lower().startswith(("ham10000_images", "images")):
+                    yield from _image_entries(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (Path is 5 times slower)
+                yield entry
+
+
+def _read_csv(path: Path, required: tuple[str, ...] = REQUIRED_COLUMNS) -> tuple[pd.DataFrame, list[str]]:
+    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record."""
+    try:
+        # utf-8-sig drops the byte order mark that spreadsheets write.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header_line = stream.readline()
+            delimiter = max(",\t;", key=header_line.count)
+            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+            reader = csv.reader(stream, delimiter=delimiter)
+            rows, lines = [], []
+            for row in reader:
+                line = reader.line_num + 1
+                if not any(row):
+                    continue
+                if len(row) != len(header):
+                    raise Ham10000Error(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}.")
+                rows.append(row)
+                lines.append(line)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise Ham10000Error(f"{path} is not a UTF-8 text table: {error}.") from error
+    return _checked_columns(pd.DataFrame(rows, columns=header, dtype=object), path, lines, required)
+
+
+def _read_jsonl(path: Path, required: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
+    rows, lines = [], []
+    with path.open(encoding="utf-8-sig") as stream:
+        for line, text in enumerate(stream, start=1):
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
+            if not isinstance(record, dict):
+                raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+            rows.append(record)
+            lines.append(line)
+    return _checked_columns(pd.DataFrame(rows, dtype=object), path, lines, required)
+
+
+def _checked_columns(
+    frame: pd.DataFrame, origin: str | Path, lines: list[int], required: tuple[str, ...]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Completes optional columns; a missing required one is an error that names all of them."""
+    absent = [name for name in required if name not in frame.columns]
+    if absent:
+        raise Ham10000Error(
+            f"{origin}: column(s) {absent} are missing; it has {[str(name) for name in frame.columns]}. "
+            f"Expected {list(required)}, and {[name for name in COLUMNS if name not in required]} if known."
+        )
+    if frame.columns.has_duplicates:
+        raise Ham10000Error(f"{origin}: a column name occurs twice in {list(frame.columns)}.")
+    notes = []
+    if "image_id" not in frame.columns:
+        frame["image_id"] = [
+            str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in frame.file_name
+        ]
+        notes.append(f"{origin}: no column image_id; the file names without suffix are the ids")
+    if "lesion_id" not in frame.columns:
+        frame["lesion_id"] = frame["image_id"]
+        notes.append(f"{origin}: no column lesion_id; every image counts as a lesion of its own")
+    for name in ("dx_type", "dataset"):
+        if name not in frame.columns:
+            frame[name] = "unknown"
+            notes.append(f"{origin}: no column {name}; filled with 'unknown'")
+    extra = ["file_name"] if "file_name" in required else []
+    frame = _string_frame(frame[[*COLUMNS, *extra]])
+    frame["file"], frame["row"] = str(origin), lines
+    return frame, notes
+
+
+def _string_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    def text(value: Any) -> str:
+        return "" if value is None or value != value else str(value).strip()
+
+    return pd.DataFrame({name: [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
+
+
+def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSource:
+    required = ("file_name", *REQUIRED_COLUMNS[1:])
+    frames, notes, paths = [], [], []
+    listings: dict[str, set[str]] = {}
+    for table in tables:
+        frame, table_notes = _read_csv(table, required) if table.suffix == ".csv" else _read_jsonl(table, required)
+        for name, row in zip(frame["file_name"], frame["row"], strict=True):
+            parts = name.replace("\\", "/").split("/")
+            if ".." in parts or not parts[-1] or Path(name).is_absolute():
+                raise Ham10000Error(
+                    f"{table}, line {row}: file_name {name!r} must be a path below {table.parent}, without '..'."
+                )
+            parent = str(table.parent.joinpath(*parts[:-1]))
+            if parent not in listings:
+                listings[parent] = {entry.name for entry in os.scandir(parent)} if Path(parent).is_dir() else set()
+            paths.append(f"{parent}{os.sep}{parts[-1]}" if parts[-1] in listings[parent] else None)
+        frames.append(frame.drop(columns="file_name"))
+        notes += table_notes
+    if len(tables) > 1:
+        names = [str(table.relative_to(folder)) for table in tables]
+        notes.append(f"{len(tables)} tables joined, the source's own division is not used: {names}")
+    images = [{"bytes": None, "path": path} for path in paths]
+    frame = pd.concat(frames, ignore_index=True)
+    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], notes)
+
+
+def _read_parquet(source: str, folder: Path, files: list[Path]) -> RawSource:
+    try:
+        sizes = {str(path): pq.read_metadata(path).num_rows for path in files}
+        table = datasets.Dataset.from_parquet([str(path) for path in files])
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise Ham10000Error(f"{source}: its {len(files)} .parquet files cannot be read together: {reason}") from error
+    assert isinstance(table, datasets.Dataset)
+    raw = _from_dataset(source, table, sizes)
+    if len(files) > 1:
+        names = _some([str(path.relative_to(folder)) for path in files])
+        raw.notes.append(f"{len(files)} files joined, the source's own division is not used: {names}")
+    return raw
+
+
+def _read_hub(source: str) -> RawSource:
+    try:
+        loaded = datasets.load_dataset(source)
+    except (datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise Ham10000Error(
+            f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
+            f"A source is {_KINDS_OF_SOURCE}."
+        ) from error
+    return from_splits(source, loaded)
+
+
+def from_splits(source: str, splits: datasets.DatasetDict) -> RawSource:
+    """Joins the splits of a loaded dataset; its own division is not trusted.
+
+    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
+
+    Args:
+        source: Name for messages.
+        splits: The dataset with its splits.
+
+    Returns:
+        The raw rows of all splits.
+
+    Raises:
+        Ham10000Error: For a missing column, or splits whose columns differ.
+    """
+    sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
+    try:
+        joined = datasets.concatenate_datasets(list(splits.values()))
+    except ValueError as error:
+        raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
+    raw = _from_dataset(source, joined, sizes)
+    raw.notes.append(f"splits joined, the source's own division is not used: {dict(sizes)}")
+    return raw
+
+
+def _from_dataset(source: str, table: datasets.Dataset, sizes: dict[str, int]) -> RawSource:
+    if "image" not in table.column_names:
+        raise Ham10000Error(f"{source}: column 'image' is missing; it has {table.column_names}.")
+    columns = table.select_columns([name for name in table.column_names if name in COLUMNS])
+    frame = pd.DataFrame(columns.to_dict(), dtype=object)
+    for name, feature in columns.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            frame[name] = [None if value is None else feature.int2str(value) for value in frame[name]]
+    frame, notes = _checked_columns(frame, source, list(range(1, len(frame) + 1)), REQUIRED_COLUMNS)
+    frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
+    frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
+    images = table.select_columns(["image"]).cast_column("image", datasets.Image())
+    missing = []
+    for chunk in images.data.column("image").chunks:
+        no_bytes, paths = chunk.field("bytes").is_null().to_pylist(), chunk.field("path").to_pylist()
+        missing += [empty and not (path and Path(path).is_file()) for empty, path in zip(no_bytes, paths, strict=True)]
+    return RawSource(source, frame, images, missing, notes)
+
+
+def _image_dataset(images: list[dict[str, Any]]) -> datasets.Dataset:
+    # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
+    # the path over the bytes given with it.
+    stored = pa.table({"image": pa.array(images, type=IMAGE_FEATURES["image"].pa_type)})
+    return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+__all__ = ["COLUMNS", "DEFAULT_SYNTHETIC_SIZE", "IMAGE_FEATURES", "RawSource", "from_splits", "read_source"]

@@ -1,0 +1,354 @@
+"""The training loop and prediction, readable from top to bottom."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+from tqdm.auto import tqdm
+
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.checkpoint import load_training_state, save_checkpoint, save_training_state
+from ham10000.training.config import TrainConfig
+from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
+from ham10000.training.losses import ClassificationLoss
+from ham10000.training.metrics import compute_metrics
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every training state.
+
+    Attributes:
+        epoch: The epoch in progress, from 0.
+        step: Optimiser steps done in it.
+        best_epoch: Number of the best epoch, from 1; 0 before the first validation.
+        best_score: Its validation macro-F1.
+        loss_sum: Sum of the losses of the epoch's steps.
+        seconds: Training time of the epoch so far.
+        history: One row per finished epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_score: float = -1.0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a lower learning rate for the backbone, and no weight decay on biases and norms.
+
+    Args:
+        model: The model.
+        config: The run's configuration.
+
+    Returns:
+        The optimiser; `peak_lr` of each group is what the schedule scales.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    settings = []
+    for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        peak = config.learning_rate if in_backbone else config.head_learning_rate
+        decay = config.weight_decay if decays else 0.0
+        settings.append({"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay})
+    return torch.optim.AdamW(settings, fused=next(model.parameters()).is_cuda)
+
+
+def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant.
+
+    Args:
+        step: Optimiser step of the whole run, from 0.
+        total_steps: Steps of the whole run.
+        config: Its schedule and warm-up share.
+
+    Returns:
+        A factor in (0, 1].
+    """
+    warmup_steps = config.warmup_fraction * total_steps
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: Callable[..., Any],
+    loader: EvalLoader,
+    *,
+    accelerator: Accelerator | None = None,
+    views: int = 1,
+    progress: bool = False,
+) -> np.ndarray:
+    """Predicts every row of a loader; with several processes each predicts its share and all get the whole.
+
+    Args:
+        model: The model, in evaluation mode.
+        loader: The rows, in order.
+        accelerator: Gives autocast and gathers over processes; None runs in the model's own precision, alone.
+        views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
+            the views are averaged, and their logarithm is returned.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        (rows, 7) float32 logits in the order of the loader's samples.
+
+    Raises:
+        Ham10000Error: For another number of views.
+    """
+    flips: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+    if views not in flips:
+        raise Ham10000Error(f"`views` must be one of {sorted(flips)}, got {views}.")
+    parts = []
+    autocast = contextlib.nullcontext if accelerator is None else accelerator.autocast
+    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
+        inputs = batch.inputs
+        outputs = []
+        for dimensions in flips[views if batch.pixel_values is not None else 1]:
+            if dimensions and batch.pixel_values is not None:
+                inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
+            with autocast():
+                outputs.append(model(**inputs).logits.float())
+        # One view keeps its logits to the bit.
+        parts.append(
+            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
+        )
+    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
+    if accelerator is None or accelerator.num_processes == 1:
+        return logits.cpu().numpy()
+    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
+    rows, world_size = len(loader.samples), accelerator.num_processes
+    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
+    padded[: len(logits)] = logits
+    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
+    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
+
+
+def validation_metrics(logits: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
+    """The metrics of an epoch: negative log-likelihood, macro-F1, balanced accuracy and accuracy."""
+    probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+    metrics = compute_metrics(labels.numpy(), probabilities)
+    return {
+        "validation_loss": metrics["nll"],
+        **{f"validation_{name}": metrics[name] for name in ("macro_f1", "balanced_accuracy", "accuracy")},
+    }
+
+
+class Engine:
+    """One training run: epochs, validation, early stopping, checkpoints.
+
+    Randomness is reseeded from (seed, step) before every step, so dropout and metadata dropout of a resumed run equal
+    those of an uninterrupted one without any saved generator state.
+
+    Args:
+        config: The run's configuration.
+        accelerator: Device, processes, precision, trackers.
+        model: The model, in training mode, not yet on the device.
+        processor: Saved with the checkpoint.
+        train_loader: Training batches.
+        validation_loader: Validation batches.
+        loss: The training loss.
+        fingerprint: Values that must not change between a run and its resumption.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: Ham10000ForImageClassification,
+        processor: Ham10000Processor,
+        train_loader: TrainLoader,
+        validation_loader: EvalLoader,
+        loss: ClassificationLoss,
+        fingerprint: dict[str, Any],
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.processor = processor
+        self.train_loader = train_loader
+        self.validation_loader = validation_loader
+        self.loss = loss
+        self.fingerprint = fingerprint
+        self.total_steps = config.epochs * train_loader.steps_per_epoch
+        self.progress = Progress()
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.model: Ham10000ForImageClassification = model.to(accelerator.device)
+        self.average = None
+        if config.ema_decay:
+            self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
+        self.optimizer = build_optimizer(self.model, config)
+        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+
+    @property
+    def published_model(self) -> Ham10000ForImageClassification:
+        """The weights that are validated and saved: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def fit(self) -> Progress:
+        """Trains until the last epoch or until validation macro-F1 has not improved for `patience` epochs.
+
+        Returns:
+            The progress, with the history and the best epoch.
+
+        Raises:
+            Ham10000Error: If the loss is no longer finite.
+        """
+        if self.config.resume:
+            self._resume()
+        progress = self.progress
+        while progress.epoch < self.config.epochs and not self.out_of_patience():
+            self._train_epoch()
+            row = self._validate()
+            progress.history.append(row)
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            progress.loss_sum, progress.seconds = 0.0, 0.0
+            if row["validation_macro_f1"] > progress.best_score:
+                progress.best_score, progress.best_epoch = row["validation_macro_f1"], row["epoch"]
+                if self.accelerator.is_main_process:
+                    save_checkpoint(self.config.output_dir, self.published_model, self.processor)
+            self._save_state()
+            self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+            self.accelerator.print(_describe(row, is_best=row["epoch"] == progress.best_epoch))
+        return progress
+
+    def _train_epoch(self) -> None:
+        progress, config = self.progress, self.config
+        self.wrapped.train()
+        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+        start, earlier_seconds = time.perf_counter(), progress.seconds
+        steps = self.train_loader.epoch(progress.epoch, progress.step)
+        bar = tqdm(
+            total=self.train_loader.steps_per_epoch,
+            initial=progress.step,
+            desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
+            leave=False,
+        )
+        for labels, micro_batches in steps:
+            number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
+            loss_sum += self._step(number, labels, micro_batches)
+            progress.step += 1
+            bar.update()
+            # Reading the loss waits for the device, so it is read now and then.
+            if progress.step % 20 == 0 or progress.step == self.train_loader.steps_per_epoch:
+                self._check_finite(loss_sum.item())
+                bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
+            if config.save_every_steps and progress.step % config.save_every_steps == 0:
+                progress.loss_sum = loss_sum.item()
+                progress.seconds = earlier_seconds + time.perf_counter() - start
+                self._save_state()
+        bar.close()
+        progress.loss_sum = loss_sum.item()
+        progress.seconds = earlier_seconds + time.perf_counter() - start
+
+    def _step(self, number: int, labels: torch.Tensor, micro_batches: list[Any]) -> torch.Tensor:
+        """One optimiser step; returns the loss of the global batch."""
+        config, world_size = self.config, self.accelerator.num_processes
+        torch.manual_seed(mix_seeds(config.seed, number, self.accelerator.process_index))
+        factor = learning_rate_factor(number, self.total_steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        normalizer = self.loss.weight_sum(labels)
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            with _gradient_sync(self.accelerator, self.wrapped, is_last):
+                logits = self.wrapped(**batch.inputs).logits
+                loss = self.loss(logits, batch.labels) / normalizer
+                # Data parallelism averages gradients over processes; the loss is already divided by the whole batch.
+                self.accelerator.backward(loss * world_size)
+            total += loss.detach()
+        if config.max_gradient_norm:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_gradient_norm)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, step=number)
+        return self.accelerator.reduce(total, reduction="sum") if world_size > 1 else total
+
+    def _validate(self) -> dict[str, Any]:
+        progress = self.progress
+        model = self.published_model.eval()
+        logits = predict_logits(model, self.validation_loader, accelerator=self.accelerator)
+        steps = self.train_loader.steps_per_epoch
+        return {
+            "epoch": progress.epoch + 1,
+            "train_loss": progress.loss_sum / steps,
+            **validation_metrics(logits, self.validation_loader.samples.labels),
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            "seconds": progress.seconds,
+            "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
+        }
+
+    def out_of_patience(self) -> bool:
+        """Whether `patience` epochs have passed since the best one."""
+        progress = self.progress
+        return progress.best_epoch > 0 and progress.epoch - progress.best_epoch >= self.config.patience
+
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise Ham10000Error(
+                f"The loss is {value} in epoch {self.progress.epoch + 1}, before step {self.progress.step + 1}. Lower "
+                "the learning rate, or use bf16 or no mixed precision. The last saved state is untouched."
+            )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model} | ({} if self.average is None else {"average": self.average.module})
+
+    def _save_state(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {"progress": asdict(self.progress), "fingerprint": self.fingerprint}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            save_training_state(self.config.output_dir, state, self._modules(), self.optimizer)
+
+    def _resume(self) -> None:
+        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer)
+        for name, value in self.fingerprint.items():
+            saved = state["fingerprint"].get(name)
+            if saved != value:
+                raise Ham10000Error(
+                    f"Cannot resume {self.config.output_dir!r}: {name} was {saved!r} and is now {value!r}. "
+                    "Use the run's own settings (its train_config.json), or another output_dir."
+                )
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.accelerator.print(
+            f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps "
+            f"(best macro-F1 {self.progress.best_score:.4f} in epoch {self.progress.best_epoch})"
+        )
+
+
+def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:
+    """Gradients are exchanged once a step, with the last micro-batch."""
+    return contextlib.nullcontext() if sync else accelerator.no_sync(model)
+
+
+def _describe(row: dict[str, Any], *, is_best: bool) -> str:
+    text = (
+        f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}  "
+        f"macro-F1 {row['validation_macro_f1']:.4f}  balanced accuracy {row['validation_balanced_accuracy']:.4f}  "
+        f"accuracy {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
+    )
+    return f"{text}  * best" if is_best else text
+
+
+__all__ = ["Engine", "Progress", "build_optimizer", "learning_rate_factor", "predict_logits", "validation_metrics"]

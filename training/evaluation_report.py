@@ -1,0 +1,268 @@
+"""From predictions to the files of an evaluation: results with intervals, the predictions themselves, figures."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.atomic import atomic_path, atomic_write_json
+from ham10000.training.bootstrap import cluster_bootstrap
+from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, validate_labels, validate_probabilities
+from ham10000.training.plots import (
+    plot_confusion_matrix,
+    plot_per_class,
+    plot_reliability,
+    plot_training_curves,
+)
+
+PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
+CONFIDENCE = 0.95
+_PER_CLASS_WITH_INTERVALS = ("recall", "f1")
+_TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc_macro": "AUROC (macro, one-vs-rest)",
+    "ece": "ECE (15 bins)",
+    "nll": "NLL (nats)",
+    "brier": "Brier score",
+    "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
+}
+
+
+def evaluate_predictions(
+    *,
+    image_ids: Sequence[str],
+    lesion_groups: Sequence[Any],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
+
+    Args:
+        image_ids: Image ids (N,), each once.
+        lesion_groups: Lesion of each image (N,), known duplicates merged; what the bootstrap resamples.
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        n_resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `metrics` (see `compute_metrics`), `intervals` (headline name to estimate, low, high, n_defined; `per_class` to
+        label to recall and f1, likewise) and `bootstrap` (how they were made). Strict JSON as it stands.
+
+    Raises:
+        Ham10000Error: For lengths that differ, an image that is there twice, or fewer than two lesions.
+    """
+    if not len(image_ids) == len(lesion_groups) == len(labels):
+        raise Ham10000Error(
+            f"Got {len(image_ids)} image ids, {len(lesion_groups)} lesion groups and {len(labels)} labels; "
+            "expected one of each per image."
+        )
+    ids = pd.Series(list(image_ids))
+    if ids.duplicated().any():
+        raise Ham10000Error(
+            f"Image {ids[ids.duplicated()].iloc[0]!r} is there twice ({int(ids.duplicated().sum())} repeated rows): "
+            "padded batches must be trimmed before the evaluation."
+        )
+    metrics = compute_metrics(labels, probabilities)
+    per_class = [f"{name}:{label}" for label in LABELS for name in _PER_CLASS_WITH_INTERVALS]
+    intervals = cluster_bootstrap(
+        labels,
+        probabilities,
+        lesion_groups,
+        [*HEADLINE_METRICS, *per_class],
+        n_resamples=n_resamples,
+        confidence=CONFIDENCE,
+        seed=seed,
+    )
+    return {
+        "metrics": metrics,
+        "intervals": {
+            **{name: intervals[name].as_dict() for name in HEADLINE_METRICS},
+            "per_class": {
+                label: {name: intervals[f"{name}:{label}"].as_dict() for name in _PER_CLASS_WITH_INTERVALS}
+                for label in LABELS
+            },
+        },
+        "bootstrap": {
+            "method": "percentile, lesions resampled with replacement",
+            "confidence": CONFIDENCE,
+            "n_resamples": n_resamples,
+            "n_lesions": int(pd.Series(list(lesion_groups)).nunique()),
+            "seed": seed,
+            "note": "a resample without a class averages the others; the bootstrap interval of ECE lies too high",
+        },
+    }
+
+
+def predictions_table(
+    *,
+    image_ids: Sequence[str],
+    lesion_ids: Sequence[str],
+    lesion_groups: Sequence[Any],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+) -> pd.DataFrame:
+    """The predictions as the table that `predictions.csv` holds.
+
+    Args:
+        image_ids: Image ids (N,).
+        lesion_ids: Lesion ids as in HAM10000 (N,).
+        lesion_groups: Lesions with known duplicates merged (N,), which the intervals rest on.
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+
+    Returns:
+        Columns image_id, lesion_id, lesion_group, dx, predicted, correct, p_akiec … p_vasc, in the order given.
+
+    Raises:
+        Ham10000Error: For bad labels or probabilities.
+    """
+    labels = validate_labels(labels)
+    probabilities = validate_probabilities(probabilities, len(labels))
+    names, predicted = np.array(LABELS), probabilities.argmax(axis=1)
+    table = pd.DataFrame(
+        {
+            "image_id": list(image_ids),
+            "lesion_id": list(lesion_ids),
+            "lesion_group": list(lesion_groups),
+            "dx": names[labels],
+            "predicted": names[predicted],
+            "correct": predicted == labels,
+        }
+    )
+    return table.join(pd.DataFrame(probabilities, columns=list(PROBABILITY_COLUMNS)))
+
+
+def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Reads a `predictions.csv` to the last bit.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The table, the class ids (N,) and the probabilities (N, 7).
+
+    Raises:
+        Ham10000Error: For a missing column or an unknown label.
+    """
+    # pandas' default parser is faster and may be off in the last digit.
+    table = pd.read_csv(
+        path, float_precision="round_trip", dtype={"image_id": str, "lesion_id": str, "lesion_group": str}
+    )
+    missing = sorted({"image_id", "lesion_group", "dx", *PROBABILITY_COLUMNS} - set(table.columns))
+    if missing:
+        raise Ham10000Error(f"{path} lacks the column(s) {missing}; is it the predictions.csv of an evaluation?")
+    unknown = sorted(set(table["dx"]) - set(LABELS))
+    if unknown:
+        raise Ham10000Error(f"{path} holds unknown dx {unknown}; expected some of {list(LABELS)}.")
+    labels = table["dx"].map({label: k for k, label in enumerate(LABELS)}).to_numpy(dtype=np.int64)
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(dtype=np.float64)
+    return table, labels, validate_probabilities(probabilities, len(labels))
+
+
+def write_evaluation(
+    output_dir: str | os.PathLike[str],
+    results: dict[str, Any],
+    predictions: pd.DataFrame,
+    history: Sequence[dict[str, Any]] | None = None,
+    context: dict[str, Any] | None = None,
+) -> Path:
+    """Writes an evaluation, every file atomically and `eval_results.json` last, so that its presence means complete.
+
+        output_dir/
+        ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
+        ├── predictions.csv             one row per image, probabilities to the last bit
+        └── figures/
+            ├── confusion_matrix.png
+            ├── reliability.png
+            ├── per_class.png
+            └── training_curves.png     with a history only
+
+    Args:
+        output_dir: Destination; made where it does not exist.
+        results: Result of `evaluate_predictions`.
+        predictions: Result of `predictions_table`, of the same predictions.
+        history: The training history, one row per epoch, if there is one.
+        context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
+
+    Returns:
+        Path of `eval_results.json`.
+
+    Raises:
+        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON.
+    """
+    context = context or {}
+    clashes = sorted(set(context) & set(results))
+    if clashes:
+        raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
+    output_dir = Path(output_dir)
+    with atomic_path(output_dir / "predictions.csv") as temporary:
+        # No float_format: pandas writes the shortest text that reads back as the same number.
+        predictions.to_csv(temporary, index=False, lineterminator="\n")
+    _, labels, probabilities = read_predictions(output_dir / "predictions.csv")
+    figures = output_dir / "figures"
+    plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
+    plot_reliability(labels, probabilities, figures / "reliability.png")
+    plot_per_class(results, figures / "per_class.png")
+    if history:
+        plot_training_curves(history, figures / "training_curves.png")
+    try:
+        return atomic_write_json(output_dir / "eval_results.json", {**results, **context})
+    except (TypeError, ValueError) as error:
+        raise Ham10000Error(f"eval_results.json would not be strict JSON: {error}.") from error
+
+
+def _cell(interval: dict[str, Any]) -> str:
+    if interval["estimate"] is None:
+        return "undefined"
+    if interval["low"] is None:
+        return f"{interval['estimate']:.3f}"
+    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """The results as a table for the terminal.
+
+    Args:
+        results: Result of `evaluate_predictions`.
+
+    Returns:
+        Lines of text without a final newline.
+    """
+    metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
+    width = max(len(title) for title in _TITLES.values())
+    lines = [
+        f"{metrics['n_images']:,} images of {bootstrap['n_lesions']:,} lesions; {bootstrap['confidence']:.0%} "
+        f"intervals from {bootstrap['n_resamples']:,} bootstrap resamples of lesions"
+    ]
+    lines += [f"  {_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
+    lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
+    lines.append(f"  {'class':<6} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
+    for label, row in metrics["per_class"].items():
+        cells = intervals["per_class"][label]
+        auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        lines.append(
+            f"  {label:<6} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
+            f"{_cell(cells['f1']):<21}  {auroc}"
+        )
+    return "\n".join(lines)
+
+
+__all__ = [
+    "CONFIDENCE",
+    "PROBABILITY_COLUMNS",
+    "evaluate_predictions",
+    "format_results",
+    "predictions_table",
+    "read_predictions",
+    "write_evaluation",
+]

@@ -1,0 +1,364 @@
+"""Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
+from ham10000.training.augment import Augment
+from ham10000.training.cache import cached_images, decode, encoded_images
+from ham10000.training.data import metadata_frame
+
+
+@dataclass
+class Batch:
+    """One micro-batch on the device.
+
+    Attributes:
+        pixel_values: (batch, 3, height, width) float32, normalised; None for the metadata variant.
+        metadata: (batch, fields) float32; None for the image variant.
+        labels: (batch,) int64.
+    """
+
+    pixel_values: torch.Tensor | None
+    metadata: torch.Tensor | None
+    labels: torch.Tensor
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the model's forward."""
+        inputs = {"pixel_values": self.pixel_values, "metadata": self.metadata}
+        return {name: value for name, value in inputs.items() if value is not None}
+
+
+@dataclass
+class Samples:
+    """The rows of one split as tensors on the CPU.
+
+    Attributes:
+        image_ids: (rows,) names.
+        labels: (rows,) int64.
+        metadata: (rows, fields) float32, or None for the image variant.
+    """
+
+    image_ids: list[str]
+    labels: torch.Tensor
+    metadata: torch.Tensor | None
+
+    @classmethod
+    def from_dataset(cls, dataset: datasets.Dataset, processor: Ham10000Processor) -> "Samples":
+        """Reads labels and metadata; pictures are left to an image source."""
+        frame = metadata_frame(dataset)
+        metadata = None
+        if "metadata" in processor.model_input_names:
+            rows: Any = frame[processor.metadata_fields].to_dict("records")
+            metadata = processor.encode_metadata(rows)
+        return cls(list(dataset["image_id"]), torch.tensor(dataset["dx"], dtype=torch.int64), metadata)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class ImageSource(Protocol):
+    """Where uint8 pictures come from; both kinds give equal batches."""
+
+    def rows(self, image_ids: list[str]) -> np.ndarray:
+        """Positions of the named images."""
+
+    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
+
+
+class _Rows:
+    def __init__(self, image_ids: list[str]):
+        self._position = {image_id: row for row, image_id in enumerate(image_ids)}
+
+    def rows(self, image_ids: list[str]) -> np.ndarray:
+        """Positions of the named images."""
+        return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
+
+
+class CachedImages(_Rows):
+    """Pictures from the uint8 cache: one resident tensor on a GPU where it fits, memory-mapped otherwise.
+
+    Args:
+        images: (rows, height, width, 3) uint8.
+        image_ids: Their names.
+        device: Where batches are wanted.
+        resident_share: The largest share of the free GPU memory the resident tensor may take.
+    """
+
+    def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device, *, resident_share: float = 0.5):
+        super().__init__(image_ids)
+        self.images = images
+        self.device = device
+        self.resident: torch.Tensor | None = None
+        if device.type == "cuda" and images.nbytes < resident_share * torch.cuda.mem_get_info(device)[0]:
+            self.resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+
+    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        """See `ImageSource`."""
+        for rows in plan:
+            if self.resident is not None:
+                index = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
+                yield self.resident[index].permute(0, 3, 1, 2)
+            else:
+                yield torch.from_numpy(self.images[rows]).to(self.device).permute(0, 3, 1, 2)
+
+
+class DecodedImages(_Rows):
+    """The plain path: every picture decoded anew by DataLoader workers.
+
+    Args:
+        dataset: Dataset with `image` and `image_id`.
+        image_processor: Decodes and resizes.
+        device: Where batches are wanted.
+        workers: Worker processes; 0 decodes in this one.
+    """
+
+    def __init__(
+        self, dataset: datasets.Dataset, image_processor: Ham10000ImageProcessor, device: torch.device, workers: int
+    ):
+        image_ids = list(dataset["image_id"])
+        super().__init__(image_ids)
+        self.pictures = _Pictures(encoded_images(dataset), image_ids, image_processor)
+        self.device = device
+        self.workers = workers
+
+    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        """See `ImageSource`."""
+        loader: DataLoader[Any] = DataLoader(
+            self.pictures,  # type: ignore[arg-type]
+            batch_sampler=[rows.tolist() for rows in plan],
+            num_workers=self.workers,
+            collate_fn=np.stack,
+            pin_memory=False,
+        )
+        for pictures in loader:
+            yield torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+
+
+class _Pictures:
+    def __init__(self, images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor):
+        self.images, self.image_ids, self.image_processor = images, image_ids, image_processor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return decode(self.images[row]["image"], self.image_ids[row], self.image_processor)
+
+
+def open_images(
+    dataset: datasets.Dataset,
+    processor: Ham10000Processor,
+    device: torch.device,
+    *,
+    loader: str = "cache",
+    cache_dir: str | Path | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> ImageSource | None:
+    """Opens a dataset's pictures for a checkpoint's processor.
+
+    Args:
+        dataset: The whole source, all splits, so that one cache serves every protocol.
+        processor: Decides the size; a metadata-only one needs no pictures.
+        device: Where batches are wanted.
+        loader: `cache` or `dataloader`.
+        cache_dir: Folder of the caches.
+        workers: Worker processes of the `dataloader` path.
+        progress: Whether to show a progress bar while a cache is built.
+
+    Returns:
+        The source, or None for the metadata variant.
+    """
+    if "pixel_values" not in processor.model_input_names:
+        return None
+    image_processor: Any = processor.image_processor
+    if loader == "dataloader":
+        return DecodedImages(dataset, image_processor, device, workers)
+    images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
+    return CachedImages(images, list(dataset["image_id"]), device)
+
+
+def mix_seeds(*parts: int) -> int:
+    """One 32-bit seed from several numbers, the same on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class _Loader:
+    """What training and evaluation share: rows to batches on the device."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        images: ImageSource | None,
+        processor: Ham10000Processor,
+        device: torch.device,
+        *,
+        batch_size: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ):
+        self.samples = samples
+        self.images = images
+        self.normalize = processor.image_processor.normalize_pixels
+        self.device = device
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.rows = None if images is None else images.rows(samples.image_ids)
+        self.labels = samples.labels.to(device)
+        self.metadata = None if samples.metadata is None else samples.metadata.to(device)
+
+    def _pictures(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor | None]:
+        if self.images is None or self.rows is None:
+            return iter([None] * len(plan))
+        return self.images.batches([self.rows[index] for index in plan])
+
+    def _batch(self, index: np.ndarray, pixels: torch.Tensor | None) -> Batch:
+        """Normalises last: `pixels` are uint8, or augmented floats in 0..255."""
+        if pixels is not None:
+            pixels = self.normalize(pixels).contiguous(memory_format=self.memory_format)
+        chosen = torch.from_numpy(index).to(self.device)
+        metadata = None if self.metadata is None else self.metadata[chosen]
+        return Batch(pixels, metadata, self.labels[chosen])
+
+
+class TrainLoader(_Loader):
+    """Shuffled, augmented batches.
+
+    Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
+    share: the same run on one or on several processes sees the same pictures, and a resumed one needs no saved state.
+    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
+
+    Args:
+        samples: The training rows.
+        images: The image source, or None.
+        processor: Normalises the pictures.
+        device: Where batches are wanted.
+        augment: The augmentation.
+        batch_size: Samples per optimiser step, over all processes.
+        micro_batches: Parts into which each process cuts its share of a batch.
+        seed: Seed of order and augmentation.
+        rank: Number of this process.
+        world_size: Number of processes.
+        channels_last: Memory layout of the pixel values.
+
+    Raises:
+        Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        images: ImageSource | None,
+        processor: Ham10000Processor,
+        device: torch.device,
+        *,
+        augment: Augment,
+        batch_size: int,
+        micro_batches: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ):
+        super().__init__(
+            samples,
+            images,
+            processor,
+            device,
+            batch_size=min(batch_size, len(samples)),
+            rank=rank,
+            world_size=world_size,
+            channels_last=channels_last,
+        )
+        if batch_size % (world_size * micro_batches):
+            raise Ham10000Error(
+                f"batch_size {batch_size} counts the samples of a step over all processes; it must be a multiple of "
+                f"{world_size} processes times {micro_batches} gradient accumulation steps."
+            )
+        if self.batch_size < world_size * micro_batches:
+            raise Ham10000Error(f"{len(samples)} training rows are too few for {world_size * micro_batches} parts.")
+        self.augment = augment
+        self.micro_batches = micro_batches
+        self.seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return len(self.samples) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(rows,) the permutation of an epoch."""
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
+        """Yields the steps of an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start_step: Step of the epoch to begin at, when resuming.
+
+        Yields:
+            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        """
+        order = self.order(epoch)
+        parts = self.world_size * self.micro_batches
+        plan, positions = [], []
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for micro_batch in range(self.micro_batches):
+                position = np.arange(len(index))[self.rank * self.micro_batches + micro_batch :: parts]
+                positions.append(position)
+                plan.append(index[position])
+        pictures = self._pictures(plan)
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
+            parameters = self.augment.sample(len(index), generator)
+            batches = []
+            for micro_batch in range(self.micro_batches):
+                number = (step - start_step) * self.micro_batches + micro_batch
+                pixels = next(pictures)
+                if pixels is not None:
+                    own = parameters.select(torch.from_numpy(positions[number])).to(self.device)
+                    pixels = self.augment.apply(pixels, own)
+                batches.append(self._batch(plan[number], pixels))
+            yield self.samples.labels[index].to(self.device), batches
+
+
+class EvalLoader(_Loader):
+    """Batches in order, without augmentation; process r of w takes rows r, r + w, r + 2w, …"""
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return -(-len(range(self.rank, len(self.samples), self.world_size)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = np.arange(self.rank, len(self.samples), self.world_size)
+        plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
+        for index, pixels in zip(plan, self._pictures(plan), strict=True):
+            yield self._batch(index, pixels)
+
+
+__all__ = [
+    "Batch",
+    "CachedImages",
+    "DecodedImages",
+    "EvalLoader",
+    "ImageSource",
+    "Samples",
+    "TrainLoader",
+    "mix_seeds",
+    "open_images",
+]

@@ -1,0 +1,331 @@
+"""What a set of predictions is worth: the metrics of every results file, over scikit-learn."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+
+N_CLASSES = len(LABELS)
+MELANOMA = LABELS.index("mel")
+ECE_BINS = 15
+# A float32 softmax over seven classes sums to 1 within about 1e-6; a bfloat16 one does not, and should be redone.
+SUM_TOLERANCE = 1e-4
+# One false alarm in 20 is allowed at 95 % specificity. As a whole number it keeps the comparison exact.
+NEGATIVES_PER_FALSE_POSITIVE = 20
+
+HEADLINE_METRICS = (
+    "accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "balanced_accuracy",
+    "auroc_macro",
+    "ece",
+    "nll",
+    "brier",
+    "melanoma_sensitivity_at_95_specificity",
+)
+
+
+def validate_labels(labels: Any) -> np.ndarray:
+    """Checks class ids.
+
+    Args:
+        labels: Class ids (N,), in the order of `LABELS`.
+
+    Returns:
+        The ids as int64 (N,).
+
+    Raises:
+        Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…6.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or len(array) == 0:
+        raise Ham10000Error(f"Expected class ids of shape (N,) with N > 0, got shape {array.shape}.")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise Ham10000Error(f"Expected whole numbers as class ids, got {array.dtype}.")
+    wrong = np.flatnonzero((array < 0) | (array >= N_CLASSES))
+    if len(wrong):
+        raise Ham10000Error(f"Class ids are 0…{N_CLASSES - 1}; row {wrong[0]} holds {array[wrong[0]]}.")
+    return array.astype(np.int64)
+
+
+def validate_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
+    """Checks predicted probabilities.
+
+    Args:
+        probabilities: Probabilities (N, 7), columns in the order of `LABELS`.
+        n_rows: The N that the labels have.
+
+    Returns:
+        The probabilities as float64 (N, 7), unchanged in value.
+
+    Raises:
+        Ham10000Error: For another shape, NaN or infinity, values outside [0, 1], rows that do not sum to 1.
+    """
+    try:
+        array = np.asarray(probabilities, dtype=np.float64)
+    except ValueError as error:
+        raise Ham10000Error(f"Probabilities must be rows of {N_CLASSES} numbers: {error}.") from error
+    if array.shape != (n_rows, N_CLASSES):
+        raise Ham10000Error(f"Expected probabilities of shape ({n_rows}, {N_CLASSES}), got {array.shape}.")
+    for problem, mask in (
+        ("is not finite", ~np.isfinite(array).all(axis=1)),
+        ("has a value outside [0, 1]", ((array < 0) | (array > 1)).any(axis=1)),
+        ("does not sum to 1", np.abs(array.sum(axis=1) - 1) > SUM_TOLERANCE),
+    ):
+        if mask.any():
+            row = int(np.flatnonzero(mask)[0])
+            raise Ham10000Error(
+                f"Row {row} of the probabilities {problem}: {array[row].tolist()} ({int(mask.sum())} such rows). "
+                "Expected a softmax over the seven classes, not logits."
+            )
+    return array
+
+
+def softmax(logits: Any) -> np.ndarray:
+    """Softmax over the last axis in float64, whatever precision the logits came in.
+
+    Args:
+        logits: Logits (N, 7).
+
+    Returns:
+        Probabilities (N, 7).
+
+    Raises:
+        Ham10000Error: For logits that are not finite.
+    """
+    array = np.asarray(logits, dtype=np.float64)
+    if not np.isfinite(array).all():
+        rows = np.flatnonzero(~np.isfinite(array).all(axis=-1))
+        raise Ham10000Error(f"{len(rows)} row(s) of the logits are not finite, the first is row {rows[0]}.")
+    exponentials = np.exp(array - array.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
+    """Index of the equal-width bin ((b - 1) / n_bins, b / n_bins] each confidence falls in; 0 joins the first.
+
+    Args:
+        confidence: Probabilities (N,).
+        n_bins: Number of bins over [0, 1].
+
+    Returns:
+        Bin indices (N,) in 0…n_bins - 1.
+    """
+    return np.digitize(confidence, np.linspace(0, 1, n_bins + 1)[1:-1], right=True)
+
+
+def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Each image's hit (0 or 1) minus the probability of its top label; sums of it per bin make the ECE.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+
+    Returns:
+        Gaps (N,) in [-1, 1].
+    """
+    return (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = ECE_BINS) -> float:
+    """Expected calibration error of the top label over equal-width bins.
+
+    The mean over images of |accuracy - mean confidence| of the image's bin (Naeini et al., AAAI 2015; Guo et al. 2017,
+    arXiv:1706.04599). It is biased upwards in small samples: a perfectly calibrated model does not reach 0.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        n_bins: Number of bins over [0, 1].
+
+    Returns:
+        The error in [0, 1].
+    """
+    bins = confidence_bins(probabilities.max(axis=1), n_bins)
+    gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """-log of the probability of the true class, in nats; 0 is read as the float64 epsilon, as scikit-learn does.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+
+    Returns:
+        One value per image (N,).
+    """
+    true = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.clip(true, np.finfo(np.float64).eps, 1))
+
+
+def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Brier's original score (1950): squared differences to the one-hot label, summed over the seven classes.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+
+    Returns:
+        One value per image (N,) in [0, 2].
+    """
+    return ((probabilities - np.eye(N_CLASSES)[labels]) ** 2).sum(axis=1)
+
+
+def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
+    """The largest sensitivity among all thresholds that keep at least 95 % of the negatives unflagged.
+
+    Args:
+        positive: Whether each image is of the class (N,).
+        scores: The class's probability (N,); an image is flagged at or above the threshold.
+
+    Returns:
+        The sensitivity in [0, 1], or None where there is no positive or no negative.
+    """
+    positives, negatives = np.sort(scores[positive]), np.sort(scores[~positive])
+    if len(positives) == 0 or len(negatives) == 0:
+        return None
+    thresholds = np.append(np.unique(scores), np.inf)
+    false_positives = len(negatives) - np.searchsorted(negatives, thresholds, side="left")
+    lowest = thresholds[NEGATIVES_PER_FALSE_POSITIVE * false_positives <= len(negatives)][0]
+    return float((positives >= lowest).mean())
+
+
+def compute_metrics(labels: Any, probabilities: Any) -> dict[str, Any]:
+    """All metrics of one set of predictions.
+
+    Every class is always present, in the order of `LABELS`. Precision, recall and F1 are 0 where their denominator is
+    (scikit-learn's `zero_division=0`), and a class without images enters macro-F1 with that 0; balanced accuracy
+    averages the recalls of the classes that have images. What cannot be computed is None and has its reason
+    under `undefined`.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7), rows summing to 1; the prediction is the first largest.
+
+    Returns:
+        `n_images`, the names in `HEADLINE_METRICS` (nll in nats, brier in [0, 2], the others in [0, 1]),
+        `confusion_matrix` (7 rows true, 7 columns predicted), `per_class` (label to precision, recall, f1, support,
+        auroc) and `undefined` (name to reason). Strict JSON as it stands.
+
+    Raises:
+        Ham10000Error: For labels or probabilities of a wrong shape or value.
+
+    Example:
+        >>> compute_metrics([5, 4], softmax(np.eye(7)[[5, 5]]))["accuracy"]
+        0.5
+    """
+    labels = validate_labels(labels)
+    probabilities = validate_probabilities(probabilities, len(labels))
+    predicted = probabilities.argmax(axis=1)
+    class_ids = list(range(N_CLASSES))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=class_ids, zero_division=0
+    )
+    aurocs = [
+        float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None
+        for k in class_ids
+    ]
+    absent = [label for label, auroc in zip(LABELS, aurocs, strict=True) if auroc is None]
+    sensitivity = sensitivity_at_95_specificity(labels == MELANOMA, probabilities[:, MELANOMA])
+    undefined = {}
+    if absent:
+        undefined["auroc_macro"] = f"no images, or no others, of {', '.join(absent)}"
+    if sensitivity is None:
+        undefined["melanoma_sensitivity_at_95_specificity"] = "no images of mel, or no others"
+    return {
+        "n_images": len(labels),
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(f1.mean()),
+        "weighted_f1": float(np.average(f1, weights=support)),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+        "auroc_macro": None if absent else float(np.mean([auroc for auroc in aurocs if auroc is not None])),
+        "ece": expected_calibration_error(labels, probabilities),
+        "nll": float(negative_log_likelihoods(labels, probabilities).mean()),
+        "brier": float(brier_scores(labels, probabilities).mean()),
+        "melanoma_sensitivity_at_95_specificity": sensitivity,
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=class_ids).tolist(),
+        "per_class": {
+            label: {
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+                "support": int(support[k]),
+                "auroc": aurocs[k],
+            }
+            for k, label in enumerate(LABELS)
+        },
+        "undefined": undefined,
+    }
+
+
+def trainer_compute_metrics(eval_pred: Any) -> dict[str, float]:
+    """The headline metrics, as the `compute_metrics` argument of `transformers.Trainer`.
+
+    Args:
+        eval_pred: A `transformers.EvalPrediction`; its predictions are logits (N, 7) or a tuple that begins with them.
+
+    Returns:
+        Name to value, without the metrics that this evaluation set leaves undefined.
+    """
+    predictions = eval_pred.predictions
+    logits = predictions[0] if isinstance(predictions, (tuple, list)) else predictions
+    metrics = compute_metrics(eval_pred.label_ids, softmax(logits))
+    return {name: metrics[name] for name in HEADLINE_METRICS if metrics[name] is not None}
+
+
+class Ham10000Metrics(evaluate.Metric):
+    """`compute_metrics` as an `evaluate.Metric`, defined here because `evaluate.load` always needs the network.
+
+    `predictions` are rows of seven probabilities, `references` class ids. `add_batch`, several processes and the
+    cache file work as in any other metric.
+
+    Example:
+        >>> metric = Ham10000Metrics(keep_in_memory=True)
+        >>> metric.compute(predictions=[[0, 0, 0, 0, 1.0, 0, 0]], references=[4])["accuracy"]
+        1.0
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Classification, ranking and calibration metrics of the seven HAM10000 classes.",
+            citation="Tschandl, Rosendahl & Kittler 2018, 10.1038/sdata.2018.161",
+            inputs_description="predictions: rows of 7 probabilities; references: class ids 0…6.",
+            features=datasets.Features(
+                {
+                    # float64: a float32 round trip would move the metrics away from compute_metrics'.
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+        return compute_metrics(np.asarray(references), predictions)
+
+
+__all__ = [
+    "ECE_BINS",
+    "HEADLINE_METRICS",
+    "MELANOMA",
+    "NEGATIVES_PER_FALSE_POSITIVE",
+    "N_CLASSES",
+    "Ham10000Metrics",
+    "brier_scores",
+    "calibration_gaps",
+    "compute_metrics",
+    "confidence_bins",
+    "expected_calibration_error",
+    "negative_log_likelihoods",
+    "sensitivity_at_95_specificity",
+    "softmax",
+    "trainer_compute_metrics",
+    "validate_labels",
+    "validate_probabilities",
+]

@@ -1,0 +1,327 @@
+"""Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.atomic import atomic_path
+from ham10000.training.metrics import ECE_BINS, confidence_bins, expected_calibration_error
+
+# Okabe & Ito 2008, "Color Universal Design": told apart with any form of colour blindness.
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+}
+GREY = "#6B6B6B"
+# Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
+_BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
+_DPI = 150
+# Opaque, because lines may pass behind it.
+_LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure with a canvas of its own, so that no global pyplot state is touched.
+
+    Args:
+        width: Width in inches; 8 stays readable when shown 800 pixels wide.
+        height: Height in inches.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
+    """The common look: left-aligned title, no upper and right frame, a light grid behind the data.
+
+    Args:
+        axes: The axes to style.
+        title: What the figure shows, as a statement.
+        xlabel: Horizontal quantity with its unit.
+        ylabel: Vertical quantity with its unit.
+        grid: `"x"`, `"y"`, `"both"` or `"none"`.
+    """
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)
+    axes.set_xlabel(xlabel, fontsize=11)
+    axes.set_ylabel(ylabel, fontsize=11)
+    axes.tick_params(labelsize=10, color=GREY)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GREY)
+    axes.set_axisbelow(True)
+    if grid == "none":
+        axes.grid(False)
+    else:
+        axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes the figure atomically, in the format its suffix names.
+
+    Args:
+        figure: The figure.
+        path: Destination, such as `figures/reliability.png`.
+
+    Returns:
+        The destination.
+    """
+    with atomic_path(path) as temporary:
+        # Without the metadata the same figure is the same file, whatever the day.
+        metadata = {"Software": None} if temporary.suffix == ".png" else None
+        figure.savefig(temporary, dpi=_DPI, metadata=metadata)
+    return Path(path)
+
+
+def _largest_error(confusion: np.ndarray) -> str:
+    """The confusion with the most images, in words."""
+    errors = confusion - np.diag(np.diag(confusion))
+    if not errors.any():
+        return "no image is misread"
+    true, predicted = np.unravel_index(errors.argmax(), errors.shape)
+    count, support = int(errors[true, predicted]), int(confusion[true].sum())
+    return f"commonest error: {LABELS[true]} read as {LABELS[predicted]} ({count:,} of {support:,})"
+
+
+def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str], title: str | None = None) -> Path:
+    """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
+
+    Args:
+        metrics: Result of `compute_metrics`.
+        path: Destination.
+        title: Replaces the finding that the function words itself.
+
+    Returns:
+        The destination.
+    """
+    confusion = np.asarray(metrics["confusion_matrix"])
+    support = confusion.sum(axis=1, keepdims=True)
+    share = confusion / np.maximum(support, 1)
+    figure = new_figure(8, 7)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap=_BLUES, vmin=0, vmax=1)
+    for row, column in np.ndindex(*confusion.shape):
+        if confusion[row, column] == 0:
+            axes.text(column, row, "0", ha="center", va="center", fontsize=10, color="#B5B5B5")
+            continue
+        colour = "white" if share[row, column] > 0.55 else "black"
+        axes.text(
+            column, row - 0.1, f"{confusion[row, column]:,}", ha="center", va="center", fontsize=12, color=colour
+        )
+        percent = f"{share[row, column]:.0%}" if share[row, column] >= 0.005 else "<1%"
+        axes.text(column, row + 0.24, percent, ha="center", va="center", fontsize=9, color=colour)
+    finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion)}"
+    style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
+    axes.set_xticks(range(len(LABELS)), LABELS)
+    axes.set_yticks(range(len(LABELS)), [f"{k} ({n[0]:,})" for k, n in zip(LABELS, support, strict=True)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    # White lines between the cells, drawn as the minor grid.
+    axes.set_xticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
+    axes.grid(True, which="minor", color="#EDEDED", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
+    bar.set_label("Share of the true class", fontsize=11)
+    bar.outline.set_visible(False)
+    return save_figure(figure, path)
+
+
+def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | os.PathLike[str]) -> Path:
+    """Draws accuracy against confidence of the top label, and how many images have which confidence.
+
+    The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals (Wilson 1927), which take
+    the images as independent; they show which bins are too small to read.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = confidence_bins(confidence)
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    filled = counts > 0
+    n = counts[filled]
+    mean_confidence = np.bincount(bins, weights=confidence, minlength=ECE_BINS)[filled] / n
+    accuracy = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled] / n
+    z = 1.96
+    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+
+    gap = float(confidence.mean() - hits.mean())
+    if abs(gap) < 0.01:
+        finding = "Confidence matches accuracy on average"
+    else:
+        finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
+    ece = expected_calibration_error(labels, probabilities)
+    figure = new_figure(8, 7)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
+    upper.errorbar(
+        mean_confidence,
+        accuracy,
+        yerr=[np.maximum(accuracy - (centre - half), 0), np.maximum(centre + half - accuracy, 0)],
+        color=OKABE_ITO["blue"],
+        marker="o",
+        markersize=6,
+        linewidth=1.8,
+        elinewidth=1,
+        capsize=3,
+        label="this model (95 % interval of the bin)",
+    )
+    style_axes(upper, title=f"{finding} (ECE {ece:.3f}, {len(labels):,} images)", ylabel="Accuracy in the bin (share)")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1.02)
+    upper.legend(loc="lower right", **_LEGEND)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    lower.bar(edges[:-1], counts, width=1 / ECE_BINS, align="edge", color=OKABE_ITO["sky"], edgecolor="white")
+    style_axes(lower, xlabel="Confidence: probability of the predicted class", ylabel="Images", grid="y")
+    lower.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    return save_figure(figure, path)
+
+
+def _column(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """One quantity over the epochs, NaN where a row lacks it."""
+    return np.array([math.nan if row.get(name) is None else float(row[name]) for row in history])
+
+
+def _lines(
+    axes: Axes, epochs: np.ndarray, history: Sequence[dict[str, Any]], series: Iterable[tuple[str, str, str, str]]
+) -> None:
+    for name, label, colour, marker in series:
+        values = _column(history, name)
+        if not np.isnan(values).all():
+            axes.plot(
+                epochs, values, label=label, color=OKABE_ITO[colour], marker=marker, markersize=4.5, linewidth=1.8
+            )
+
+
+def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Draws losses, validation scores and learning rate over the epochs, with the best epoch marked.
+
+    Args:
+        history: One row per epoch with `epoch` and any of `train_loss`, `validation_loss`, `validation_macro_f1`,
+            `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
+        path: Destination.
+
+    Returns:
+        The destination.
+
+    Raises:
+        Ham10000Error: For an empty history.
+    """
+    if not history:
+        raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
+    epochs, macro_f1 = _column(history, "epoch"), _column(history, "validation_macro_f1")
+    figure = new_figure(8, 6)
+    panels = figure.subplot_mosaic([["loss", "score"], ["rate", "rate"]], height_ratios=[3, 1])
+    losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
+    _lines(panels["loss"], epochs, history, losses)
+    scores = (
+        ("validation_macro_f1", "macro-F1", "blue", "o"),
+        ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
+    )
+    _lines(panels["score"], epochs, history, scores)
+    _lines(panels["rate"], epochs, history, [("learning_rate", "learning rate", "purple", "D")])
+    style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
+    style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
+    style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
+    panels["rate"].set_ylim(bottom=0)
+    panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    finding = f"{len(history)} epochs without validation scores"
+    if not np.isnan(macro_f1).all():
+        best = int(np.nanargmax(macro_f1))
+        finding = f"Best validation macro-F1 {macro_f1[best]:.3f} at epoch {epochs[best]:g} of {len(history)}"
+        for panel in panels.values():
+            panel.axvline(epochs[best], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+        panels["score"].plot(
+            epochs[best], macro_f1[best], "o", markersize=11, fillstyle="none", color="black", label="best epoch"
+        )
+    for name in ("loss", "score"):
+        if panels[name].get_legend_handles_labels()[1]:
+            panels[name].legend(**_LEGEND)
+    for panel in panels.values():
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(finding, x=0.02, ha="left", fontsize=12, fontweight="bold")
+    return save_figure(figure, path)
+
+
+def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws recall and F1 of each class with their intervals.
+
+    Args:
+        results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
+    shown = [label for label in LABELS if intervals[label]["recall"]["estimate"] is not None]
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
+    for name, text, colour, marker, offset in (
+        ("recall", "recall (sensitivity)", "blue", "o", -0.14),
+        ("f1", "F1", "vermilion", "s", 0.14),
+    ):
+        for row, label in enumerate(LABELS):
+            interval = intervals[label][name]
+            if interval["low"] is not None:
+                axes.plot(
+                    [interval["low"], interval["high"]],
+                    [row + offset] * 2,
+                    color=OKABE_ITO[colour],
+                    linewidth=2.2,
+                    solid_capstyle="butt",
+                )
+        values = [intervals[label][name]["estimate"] for label in shown]
+        rows = [LABELS.index(label) + offset for label in shown]
+        axes.plot(values, rows, marker, color=OKABE_ITO[colour], markersize=7, label=text, clip_on=False)
+    weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
+    recall = intervals[weakest]["recall"]
+    bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
+    finding = f"The class missed most is {weakest}: recall {recall['estimate']:.2f}{bounds}"
+    style_axes(axes, title=finding, xlabel="Score, with 95 % interval (bootstrap over lesions)", grid="x")
+    axes.set_yticks(range(len(LABELS)), [f"{label} ({metrics[label]['support']:,})" for label in LABELS])
+    axes.set_ylabel("Class (images)", fontsize=11)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    return save_figure(figure, path)
+
+
+__all__ = [
+    "GREY",
+    "OKABE_ITO",
+    "new_figure",
+    "plot_confusion_matrix",
+    "plot_per_class",
+    "plot_reliability",
+    "plot_training_curves",
+    "save_figure",
+    "style_axes",
+]

@@ -1,0 +1,280 @@
+"""Trains one variant: `accelerate launch training/train.py --modality fusion --data DIR --output_dir runs/fusion`."""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from ham10000.modeling import LABELS, Ham10000Error, create_model, create_processor
+from ham10000.training.atomic import atomic_write_json
+from ham10000.training.augment import Augment
+from ham10000.training.checkpoint import STATE_FILE
+from ham10000.training.cli import run_cli
+from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.data import load_data
+from ham10000.training.engine import Engine, Progress
+from ham10000.training.environment import environment
+from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
+from ham10000.training.losses import ClassificationLoss
+from ham10000.training.plots import plot_training_curves
+from ham10000.training.split import Split, apply_split, load_split, make_split
+
+# What may differ between a run and its resumption without changing the result.
+_FREE_TO_CHANGE = {
+    "output_dir",
+    "cache_dir",
+    "dataloader_workers",
+    "trackers",
+    "save_every_steps",
+    "resume",
+    "overwrite",
+}
+
+
+def resolve_precision(name: str) -> str:
+    """Chooses the mixed precision: `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
+
+    Args:
+        name: `auto`, `no`, `bf16` or `fp16`.
+
+    Returns:
+        What `Accelerator(mixed_precision=…)` takes.
+
+    Raises:
+        Ham10000Error: For fp16 without a GPU.
+    """
+    if name == "fp16" and not torch.cuda.is_available():
+        raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # Emulated bf16 is slower than fp32, so only processors with the instructions count.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return "bf16" if native else "no"
+
+
+def prepare_output_dir(config: TrainConfig) -> None:
+    """Refuses to mix two runs in one folder.
+
+    Raises:
+        Ham10000Error: If the folder holds a run and neither `resume` nor `overwrite` was asked for.
+    """
+    directory = Path(config.output_dir)
+    if (directory / "train_config.json").exists() and not (config.resume or config.overwrite):
+        raise Ham10000Error(
+            f"{str(directory)!r} already holds a run. Continue it with --resume, replace it with --overwrite, "
+            "or choose another --output_dir."
+        )
+    if config.overwrite and not config.resume:
+        (directory / STATE_FILE).unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
+    """The split of the run: its own when resuming, a given file's, or a new one."""
+    own = Path(config.output_dir) / "split.csv"
+    if config.resume and own.is_file():
+        return load_split(own)
+    if config.split_file:
+        return load_split(config.split_file)
+    return make_split(dataset, protocol=config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
+
+
+def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: datasets.Dataset, split: Split) -> Engine:
+    """Puts model, loaders and loss together.
+
+    Args:
+        config: The run's configuration.
+        accelerator: Device, processes and precision.
+        dataset: The whole source.
+        split: Its division.
+
+    Returns:
+        The engine, ready for `fit`.
+    """
+    set_seed(config.seed)
+    model_config = config.model_config()
+    pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
+    # Resuming overwrites the weights anyway, and must not need the network or the file again.
+    model = create_model(model_config, pretrained=False if config.resume else pretrained)
+    processor = create_processor(model_config, image_size=config.size)
+    parts = apply_split(dataset, split)
+    with accelerator.main_process_first():
+        images: ImageSource | None = open_images(
+            dataset,
+            processor,
+            accelerator.device,
+            loader=config.loader,
+            cache_dir=config.cache_dir,
+            workers=config.dataloader_workers,
+            progress=accelerator.is_main_process,
+        )
+    common: dict[str, Any] = {
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "channels_last": config.channels_last,
+    }
+    train_loader = TrainLoader(
+        Samples.from_dataset(parts["train"], processor),
+        images,
+        processor,
+        accelerator.device,
+        augment=Augment(
+            flip=config.augment_flip,
+            rotation=config.augment_rotation,
+            min_area=config.augment_min_area,
+            color_jitter=config.augment_color,
+            padding=config.augment_padding,
+        ),
+        batch_size=config.batch_size,
+        micro_batches=config.gradient_accumulation_steps,
+        seed=config.seed,
+        **common,
+    )
+    validation_samples = Samples.from_dataset(parts["validation"], processor)
+    validation_loader = EvalLoader(
+        validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
+    )
+    counts = torch.tensor([split.class_counts["train"][label] for label in LABELS], dtype=torch.float64)
+    loss = ClassificationLoss(
+        torch.tensor(split.class_weights(config.class_weights), dtype=torch.float32, device=accelerator.device),
+        label_smoothing=config.label_smoothing,
+        log_prior=(counts / counts.sum()).log().float().to(accelerator.device),
+        logit_adjustment=config.logit_adjustment,
+    )
+    kept = {name: value for name, value in config.to_dict().items() if name not in _FREE_TO_CHANGE}
+    fingerprint = {**kept, "split_sha256": split.sha256}
+    return Engine(config, accelerator, model, processor, train_loader, validation_loader, loss, fingerprint)
+
+
+def run_summary(
+    config: TrainConfig, split: Split, engine: Engine, *, seconds: float, notes: list[str]
+) -> dict[str, Any]:
+    """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
+
+    Args:
+        config: The resolved configuration.
+        split: The division of the data.
+        engine: The engine, before or after `fit`.
+        seconds: Wall time of the session so far.
+        notes: What the data report noted.
+
+    Returns:
+        Strict JSON values.
+    """
+    progress: Progress = engine.progress
+    best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), None)
+    rates = sorted(row["images_per_second"] for row in progress.history)
+    return {
+        "config": config.to_dict(),
+        "mixed_precision": engine.accelerator.mixed_precision,
+        "processes": engine.accelerator.num_processes,
+        "device": str(engine.accelerator.device),
+        "split": {key: value for key, value in split.summary().items() if key != "dropped"},
+        "class_weights": dict(zip(LABELS, split.class_weights(config.class_weights).tolist(), strict=True)),
+        "data_notes": notes,
+        "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        "finished": progress.epoch == config.epochs or engine.out_of_patience(),
+        "epochs_trained": progress.epoch,
+        "best": best,
+        "training_seconds": round(sum(row["seconds"] for row in progress.history), 1),
+        "session_seconds": round(seconds, 1),
+        "median_images_per_second": rates[len(rates) // 2] if rates else None,
+        "environment": environment(),
+    }
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-train`."""
+    start = time.perf_counter()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    config = parse_arguments(list(argv))
+    trackers: list[Any] = [name for name in config.trackers if name != "none"]
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(config.mixed_precision),
+        log_with=trackers or None,
+        project_dir=config.output_dir,
+    )
+    if accelerator.is_main_process:
+        prepare_output_dir(config)
+    accelerator.wait_for_everyone()
+
+    dataset, report = load_data(config.data)
+    split = choose_split(config, dataset)
+    engine = build_engine(config, accelerator, dataset, split)
+    accelerator.print(report.to_text())
+    accelerator.print(describe_run(config, split, engine))
+    if trackers:
+        scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers("logs", config=scalars)
+
+    directory = Path(config.output_dir)
+
+    def write_summary() -> None:
+        summary = run_summary(config, split, engine, seconds=time.perf_counter() - start, notes=report.notes)
+        atomic_write_json(directory / "train_config.json", summary)
+
+    if accelerator.is_main_process:
+        split.save(directory)
+        write_summary()
+    progress = engine.fit()
+    if accelerator.is_main_process:
+        write_summary()
+        atomic_write_json(directory / "history.json", progress.history)
+        plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
+    accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
+    accelerator.end_training()
+
+
+def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
+    """A few lines on what is about to be trained."""
+    leak = split.leakage()["test"]["all"]
+    weights = split.class_weights(config.class_weights)
+    model = engine.model
+    lines = [
+        f"Model     {config.modality}"
+        + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
+        + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
+        + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
+        f"Split     {split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
+        f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
+        "Weights   " + "  ".join(f"{label} {weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
+        f"Run       {config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
+        f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
+        f"{engine.accelerator.num_processes} process(es)",
+    ]
+    return "\n".join(lines)
+
+
+def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
+    """The last words of a run: what was reached, at what cost, and what to do next."""
+    progress = engine.progress
+    facts = environment()
+    rates = sorted(row["images_per_second"] for row in progress.history)
+    memory = f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
+    if facts["peak_cuda_mib"]:
+        memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
+    return "\n".join(
+        [
+            f"Best validation macro-F1 {progress.best_score:.4f} in epoch {progress.best_epoch} of {progress.epoch}",
+            f"Cost      {seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}",
+            f"Saved     {config.output_dir}",
+            f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
