@@ -166,7 +166,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         """(..., 3, H, W) uint8 in 0..255, or floating point in 0..255, to float32 pixel values of the same shape."""
         mean = torch.tensor(self.image_mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.image_std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        return (images.float() / 255 - mean) / std
+        return images.float().div(255).sub_(mean).div_(std)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """Prepares one picture or a list of them.

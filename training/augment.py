@@ -118,12 +118,14 @@ class Augment:
         )  # (B, 3, H, W)
         if not self.color_jitter:
             return output
-        output = output * parameters.brightness.view(-1, 1, 1, 1)
+        # Brightness b, then contrast c about the mean grey m, then the chroma matrix M, which leaves greys alone:
+        # M((b x - m) c + m) = (b c M) x + (1 - c) m. One matrix product instead of a pass over memory for each.
+        brightness, contrast = parameters.brightness, parameters.contrast
         luma = torch.tensor(_LUMA, device=output.device)
-        grey = torch.einsum("c,bchw->b", luma, output) / (output.shape[2] * output.shape[3])
-        mean = grey.view(-1, 1, 1, 1)
-        output = (output - mean) * parameters.contrast.view(-1, 1, 1, 1) + mean
-        return torch.einsum("bij,bjhw->bihw", parameters.color, output).clamp(0, 255)
+        mean_grey = brightness * (output.mean(dim=(2, 3)) @ luma)  # (B,)
+        matrix = (brightness * contrast).view(-1, 1, 1) * parameters.color
+        shift = ((1 - contrast) * mean_grey).view(-1, 1, 1)
+        return torch.bmm(matrix, output.flatten(2)).add_(shift).clamp_(0, 255).view_as(output)
 
 
 def _saturation_hue(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
