@@ -25,6 +25,7 @@ from ham10000.training.environment import environment
 from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.plots import plot_training_curves
+from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
 # What may differ between a run and its resumption without changing the result.
@@ -37,30 +38,6 @@ _FREE_TO_CHANGE = {
     "resume",
     "overwrite",
 }
-
-
-def resolve_precision(name: str) -> str:
-    """Chooses the mixed precision: `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
-
-    Args:
-        name: `auto`, `no`, `bf16` or `fp16`.
-
-    Returns:
-        What `Accelerator(mixed_precision=…)` takes.
-
-    Raises:
-        Ham10000Error: For fp16 without a GPU.
-    """
-    if name == "fp16" and not torch.cuda.is_available():
-        raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    # Emulated bf16 is slower than fp32, so only processors with the instructions count.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return "bf16" if native else "no"
 
 
 def prepare_output_dir(config: TrainConfig) -> None:
@@ -107,6 +84,8 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
     model = create_model(model_config, pretrained=False if config.resume else pretrained)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        keep_strided_depthwise_fp32(model)
     processor = create_processor(model_config, image_size=config.size)
     parts = apply_split(dataset, split)
     with accelerator.main_process_first():
