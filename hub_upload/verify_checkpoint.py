@@ -86,16 +86,24 @@ def verify_checkpoint(checkpoint: str | Path) -> dict[str, int]:
     checkpoint = Path(checkpoint).resolve()
     if not (checkpoint / "config.json").is_file():
         raise modeling.Ham10000Error(f"{str(checkpoint)!r} holds no config.json; expected a checkpoint folder.")
-    processor = modeling.Ham10000Processor.from_pretrained(checkpoint)
+    try:
+        processor = modeling.Ham10000Processor.from_pretrained(checkpoint)
+        model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
+    except OSError as error:  # transformers' error for a file that is not there
+        raise modeling.Ham10000Error(f"{str(checkpoint)!r} is no complete checkpoint folder: {error}") from error
     inputs = fixed_inputs(processor)
-    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
     with torch.inference_mode():
         expected = model(**inputs).logits
     with tempfile.TemporaryDirectory() as scratch:
         inputs_file, outputs_file = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file(inputs, inputs_file)
         # An own module cache: the copy of the code under test must come from the folder, not from an earlier load.
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
+        }
         process = subprocess.run(
             [sys.executable, "-c", _STRANGER, str(checkpoint), str(inputs_file), str(outputs_file)],
             capture_output=True,

@@ -69,6 +69,7 @@ _LIBRARY_KEYS = frozenset(
         "output_attentions",
         "tags",
         "torch_dtype",
+        "use_cache",  # transformers.Trainer sets it on any model's config before it saves
     }
 )
 
@@ -154,6 +155,14 @@ class Ham10000Config(PreTrainedConfig):
             self.label2id = {label: index for index, label in enumerate(LABELS)}
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a config from a saved one; overrides in `kwargs` are checked as the constructor's arguments are."""
+        loaded: Any = super().from_dict(config_dict, **kwargs)
+        # transformers assigns the overrides one by one, which checks types but runs no validator.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+        return loaded
+
     def validate_labels(self) -> None:
         """The label order is fixed: a checkpoint with another one would be read wrongly without any error."""
         id2label = {int(index): label for index, label in (self.id2label or {}).items()}
@@ -179,6 +188,10 @@ class Ham10000Config(PreTrainedConfig):
             vocabulary = getattr(self, name)
             if not vocabulary or len(set(vocabulary)) != len(vocabulary) or "unknown" in vocabulary:
                 raise ValueError(f"`{name}` needs distinct values without 'unknown' (missing has its own state).")
+            if any(value != value.strip().lower() for value in vocabulary):
+                raise ValueError(
+                    f"`{name}` needs lower-case values, as inputs are compared in lower case: {vocabulary}."
+                )
 
     def validate_numbers(self) -> None:
         """Ranges of the numeric fields."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .configuration_ham10000 import Ham10000Config, Ham10000Error
 from .image_processing_ham10000 import Ham10000ImageProcessor
-from .modeling_ham10000 import Ham10000ForImageClassification
+from .modeling_ham10000 import Ham10000ForImageClassification, build_backbone
 from .processing_ham10000 import Ham10000Processor
 
 
@@ -63,18 +63,18 @@ def create_processor(config: Ham10000Config, *, image_size: int | tuple[int, int
         The processor that `save_pretrained` stores with the checkpoint.
     """
     if config.uses_image:
-        backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs)
-        data_config = resolve_data_config(model=backbone)
-        height, width = data_config["input_size"][1:]
+        data_config = resolve_data_config(model=build_backbone(config))
+        # A backbone built for another size than its pretraining, such as a ViT with `img_size`, reads that size.
+        size = image_size
+        if size is None:
+            size = config.backbone_kwargs.get("img_size", data_config["input_size"][1:])
+        height, width = (size, size) if isinstance(size, int) else size
         image_processor = Ham10000ImageProcessor(
             size={"height": height, "width": width},
             resample=int(Image.Resampling[data_config["interpolation"].upper()]),
             image_mean=list(data_config["mean"]),
             image_std=list(data_config["std"]),
         )
-        if image_size is not None:
-            height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-            image_processor.size = {"height": height, "width": width}
     else:
         image_processor = Ham10000ImageProcessor()
     return Ham10000Processor(

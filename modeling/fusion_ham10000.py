@@ -72,13 +72,10 @@ class FilmFusion(nn.Module):
     def __init__(self, image_size: int, metadata_size: int):
         super().__init__()
         self.modulation = nn.Linear(metadata_size, 2 * image_size)
-        self.modulation._has_own_init = True  # type: ignore[assignment]
+        # Read by the model's `_init_weights`. The mark is on the layer itself: in custom code transformers initialises
+        # only modules that own parameters, so a method of this block would never be called.
+        self.modulation._zero_init = True  # type: ignore[assignment]
         self.output_size = image_size
-
-    def init_fusion_weights(self) -> None:
-        """Zero modulation; called by the model's weight initialisation."""
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size)."""

@@ -38,7 +38,8 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return _to_rgb(image, f"PIL image of mode {image.mode}")
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
     if isinstance(image, np.ndarray):
         return _to_rgb(_array_to_pil(image), "array")
     raise Ham10000Error(
@@ -53,9 +54,7 @@ def _decode(source: Any, name: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, Ham10000Error):
             raise
-        raise Ham10000Error(
-            f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture."
-        ) from error
+        raise _unreadable(name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> Ham10000Error:
@@ -83,9 +82,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     except Ham10000Error:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise Ham10000Error(
-            f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture."
-        ) from error
+        raise _unreadable(name, error) from error
 
 
 def _flatten(image: Image.Image) -> Image.Image:

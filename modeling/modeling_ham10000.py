@@ -88,6 +88,27 @@ class MetadataEncoder(nn.Module):
         return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
+def build_backbone(config: Ham10000Config) -> Any:
+    """Builds the timm backbone of a config with timm's own random weights and without a classifier.
+
+    Args:
+        config: The model's configuration; only `backbone` and `backbone_kwargs` are read.
+
+    Returns:
+        A timm model that gives pooled features.
+
+    Raises:
+        Ham10000Error: If timm knows no such model, or the model takes no such keyword argument.
+    """
+    try:
+        return timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise Ham10000Error(
+            f"timm cannot build the backbone {config.backbone!r} with backbone_kwargs={config.backbone_kwargs}: "
+            f"{error}. `timm.list_models()` lists the names."
+        ) from error
+
+
 class Ham10000PreTrainedModel(PreTrainedModel):
     """Weight handling shared by the HAM10000 models."""
 
@@ -104,11 +125,10 @@ class Ham10000PreTrainedModel(PreTrainedModel):
         if getattr(module, "_is_backbone", False):
             if callable(init_buffers := getattr(module, "init_non_persistent_buffers", None)):
                 init_buffers()
-        elif callable(init_weights := getattr(module, "init_fusion_weights", None)):
-            init_weights()
-        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.BatchNorm1d)) and not getattr(
-            module, "_has_own_init", False
-        ):
+        elif getattr(module, "_zero_init", False):
+            for parameter in module.parameters(recurse=False):
+                nn.init.zeros_(parameter)
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.BatchNorm1d)):
             module.reset_parameters()
 
     @classmethod
@@ -126,6 +146,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
         Raises:
             Ham10000Error: If weights are missing from the checkpoint or left over in it.
         """
+        kwargs["use_safetensors"] = True  # by default a folder without safetensors would fall back to a pickle
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -184,9 +205,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         self.metadata_encoder = None
         self.fusion = None
         if config.uses_image:
-            self.backbone = timm.create_model(
-                config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs
-            )
+            self.backbone = build_backbone(config)
             for module in self.backbone.modules():
                 setattr(module, "_is_backbone", True)  # noqa: B010 (nn.Module's attributes are typed)
             feature_size = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
@@ -283,6 +302,11 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             raise Ham10000Error("modality='metadata' needs `metadata`, got None.")
         if not self.config.uses_metadata and metadata is not None:
             raise Ham10000Error("modality='image' reads no metadata; leave `metadata` out.")
+        if pixel_values is not None and pixel_values.ndim != 4:
+            raise Ham10000Error(f"`pixel_values` must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
+        # FiLM and MetaBlock would broadcast one row of metadata over all images.
+        if pixel_values is not None and metadata is not None and len(pixel_values) != len(metadata):
+            raise Ham10000Error(f"Got {len(pixel_values)} images but {len(metadata)} rows of metadata.")
 
     def _check_metadata(self, metadata: torch.Tensor) -> None:
         fields = self.config.metadata_fields
@@ -294,4 +318,4 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
 
 
-__all__ = ["Ham10000ForImageClassification", "Ham10000Output", "Ham10000PreTrainedModel"]
+__all__ = ["Ham10000ForImageClassification", "Ham10000Output", "Ham10000PreTrainedModel", "build_backbone"]

@@ -95,6 +95,8 @@ class Ham10000Processor(ProcessorMixin):
             raise Ham10000Error("This checkpoint is metadata-only and reads no image; leave `images` out.")
         if metadata is not None and self.modality == "image":
             raise Ham10000Error("This checkpoint is image-only and reads no metadata; leave `metadata` out.")
+        if return_tensors not in ("pt", "np"):
+            raise Ham10000Error(f"`return_tensors` must be 'pt' or 'np', got {return_tensors!r}.")
         data: dict[str, Any] = {}
         if images is not None:
             data["pixel_values"] = self.image_processor(images, return_tensors=return_tensors)["pixel_values"]

@@ -13,6 +13,9 @@ from transformers import HfArgumentParser
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
 
+# Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
+DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
+
 
 def _option(default: Any, text: str) -> Any:
     if isinstance(default, (list, dict)):
@@ -36,6 +39,7 @@ class TrainConfig:
     data: str = _option(
         "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id"
     )
+    data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
     cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
 
@@ -107,6 +111,7 @@ class TrainConfig:
         self._require("augment_min_area", 0 < self.augment_min_area <= 1, "in (0, 1]")
         self._require("augment_rotation", 0 <= self.augment_rotation <= 180, "in [0, 180] degrees")
         self._require("image_size", len(self.image_size) in (1, 2) and min(self.image_size) >= 1, "one or two sides")
+        self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
         for name in ("save_every_steps", "max_gradient_norm"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
         if self.batch_size % self.gradient_accumulation_steps:
@@ -232,4 +237,4 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
     return TrainConfig(**arguments)
 
 
-__all__ = ["TrainConfig", "parse_arguments", "read_config_file"]
+__all__ = ["DATA_FIXES", "TrainConfig", "parse_arguments", "read_config_file"]

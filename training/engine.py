@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.atomic import atomic_write_json
 from ham10000.training.checkpoint import load_training_state, save_checkpoint, save_training_state
 from ham10000.training.config import TrainConfig
 from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.metrics import compute_metrics
+
+# Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
+VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
 
 
 @dataclass
@@ -92,6 +97,7 @@ def predict_logits(
     loader: EvalLoader,
     *,
     accelerator: Accelerator | None = None,
+    autocast: Callable[[], Any] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
@@ -100,7 +106,8 @@ def predict_logits(
     Args:
         model: The model, in evaluation mode.
         loader: The rows, in order.
-        accelerator: Gives autocast and gathers over processes; None runs in the model's own precision, alone.
+        accelerator: Gathers over processes; None is one process.
+        autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
             the views are averaged, and their logarithm is returned.
         progress: Whether to show a progress bar.
@@ -111,15 +118,13 @@ def predict_logits(
     Raises:
         Ham10000Error: For another number of views.
     """
-    flips: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
-    if views not in flips:
-        raise Ham10000Error(f"`views` must be one of {sorted(flips)}, got {views}.")
+    if views not in VIEWS:
+        raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")
     parts = []
-    autocast = contextlib.nullcontext if accelerator is None else accelerator.autocast
     for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
         inputs = batch.inputs
         outputs = []
-        for dimensions in flips[views if batch.pixel_values is not None else 1]:
+        for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
             if dimensions and batch.pixel_values is not None:
                 inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
             with autocast():
@@ -223,6 +228,8 @@ class Engine:
                 if self.accelerator.is_main_process:
                     save_checkpoint(self.config.output_dir, self.published_model, self.processor)
             self._save_state()
+            if self.accelerator.is_main_process:
+                atomic_write_json(Path(self.config.output_dir) / "history.json", progress.history)
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             self.accelerator.print(_describe(row, is_best=row["epoch"] == progress.best_epoch))
         return progress
@@ -286,7 +293,9 @@ class Engine:
     def _validate(self) -> dict[str, Any]:
         progress = self.progress
         model = self.published_model.eval()
-        logits = predict_logits(model, self.validation_loader, accelerator=self.accelerator)
+        logits = predict_logits(
+            model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
+        )
         steps = self.train_loader.steps_per_epoch
         return {
             "epoch": progress.epoch + 1,
@@ -351,4 +360,12 @@ def _describe(row: dict[str, Any], *, is_best: bool) -> str:
     return f"{text}  * best" if is_best else text
 
 
-__all__ = ["Engine", "Progress", "build_optimizer", "learning_rate_factor", "predict_logits", "validation_metrics"]
+__all__ = [
+    "VIEWS",
+    "Engine",
+    "Progress",
+    "build_optimizer",
+    "learning_rate_factor",
+    "predict_logits",
+    "validation_metrics",
+]

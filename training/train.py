@@ -182,6 +182,8 @@ def main(argv: Sequence[str]) -> None:
     config = parse_arguments(list(argv))
     trackers: list[Any] = [name for name in config.trackers if name != "none"]
     accelerator = Accelerator(
+        # Without this, several processes on a machine without an accelerator would not find each other.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=resolve_precision(config.mixed_precision),
         log_with=trackers or None,
         project_dir=config.output_dir,
@@ -190,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
         prepare_output_dir(config)
     accelerator.wait_for_everyone()
 
-    dataset, report = load_data(config.data)
+    dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
     split = choose_split(config, dataset)
     engine = build_engine(config, accelerator, dataset, split)
     accelerator.print(report.to_text())
@@ -211,7 +213,6 @@ def main(argv: Sequence[str]) -> None:
     progress = engine.fit()
     if accelerator.is_main_process:
         write_summary()
-        atomic_write_json(directory / "history.json", progress.history)
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
     accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
     accelerator.end_training()

@@ -1,0 +1,209 @@
+"""Pretrained backbone weights: from a local file, from our own checkpoint, or one message that says what to do."""
+
+import pickle
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
+
+BACKBONES = ["test_efficientnet", "test_vit", "test_byobnet"]  # classifiers named classifier, head and head.fc
+
+
+def timm_file(folder: Path, backbone: str, num_classes: int = 1000) -> tuple[Path, torch.nn.Module]:
+    """A file as timm publishes them, and the model that it was saved from."""
+    torch.manual_seed(11)
+    bare = timm.create_model(backbone, num_classes=num_classes).eval()
+    for name, value in bare.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_()
+    path = folder / f"{backbone}.safetensors"
+    save_file(bare.state_dict(), path)
+    return path, bare
+
+
+def edit_file(path: Path, edit) -> None:
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and an empty cache: the client reads HF_HUB_OFFLINE once, when it is imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("num_classes", [1000, 7, 0])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_a_local_file_under_timms_names(backbone: str, num_classes: int, tmp_path: Path) -> None:
+    """With the ImageNet classifier, with one of seven classes (also not ours), and without any."""
+    path, bare = timm_file(tmp_path, backbone, num_classes)
+    model = create_model(Ham10000Config(modality="image", backbone=backbone), pretrained=path)
+    assert model.training
+    pixels = torch.randn(2, 3, 160, 160)
+    expected = bare.forward_head(bare.forward_features(pixels), pre_logits=True)
+    assert torch.equal(model.eval().encode_image(pixels), expected)
+    fresh = create_model(Ham10000Config(modality="image", backbone=backbone)).eval()
+    assert not torch.allclose(fresh.encode_image(pixels), expected)
+
+
+@torch.no_grad()
+def test_the_default_backbone_from_a_local_file(tmp_path: Path) -> None:
+    """`tf_efficientnetv2_s.in21k_ft_in1k`, as a user without network would have it, as a string path."""
+    config = Ham10000Config(modality="fusion")
+    path, bare = timm_file(tmp_path, config.backbone)
+    model = create_model(config, pretrained=str(path)).eval()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, bare.state_dict()[name]), name
+
+
+@pytest.mark.shared
+@torch.no_grad()
+def test_the_real_weights_of_v2_b0(shared_dir: Path) -> None:
+    """Its README: features of scale 23, no classifier and the statistics of batch norm included."""
+    path = shared_dir / "weights" / "tf_efficientnetv2_b0.imagenet.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    config = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
+    model = create_model(config, pretrained=path).eval()
+    bare = timm.create_model("tf_efficientnetv2_b0", num_classes=0).eval()
+    bare.load_state_dict(load_file(path), strict=False)
+    pixels = torch.randn(2, 3, 96, 96)
+    assert torch.equal(model.encode_image(pixels), bare(pixels))
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+@pytest.mark.parametrize("source", ["image", "fusion"])
+def test_our_own_checkpoint_gives_its_backbone(source: str, as_folder: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = create_model(Ham10000Config(modality=source, backbone="test_efficientnet"))
+    trained.save_pretrained(tmp_path)
+    torch.manual_seed(2)
+    config = Ham10000Config(modality="fusion", fusion="gated", backbone="test_efficientnet")
+    model = create_model(config, pretrained=tmp_path if as_folder else tmp_path / "model.safetensors")
+    for name, value in trained.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+    assert model.classifier.weight.shape == (7, 256)  # the gated unit's own; the file's classifier is not looked at
+
+
+def test_a_file_without_step_counters_is_complete(tmp_path: Path) -> None:
+    path, bare = timm_file(tmp_path, "test_efficientnet")
+    edit_file(path, lambda w: [w.pop(name) for name in list(w) if name.endswith("num_batches_tracked")])
+    model = create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
+    assert torch.equal(model.backbone.conv_stem.weight, bare.conv_stem.weight)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda w: w.pop("conv_stem.weight"), r"1 missing \['conv_stem\.weight'\], 0 unexpected"),
+        (lambda w: w.pop("bn1.running_var"), r"1 missing \['bn1\.running_var'\]"),
+        (lambda w: w.update(extra=torch.zeros(1)), r"0 missing \[\], 1 unexpected \['extra'\]"),
+        (
+            lambda w: w.update({"conv_stem.weight": torch.zeros(2, 3, 3, 3)}),
+            r"1 of another shape \['conv_stem",
+        ),
+        (lambda w: w.clear(), r"missing \['conv_stem\.weight'"),
+    ],
+    ids=["missing", "no statistics", "unexpected", "shape", "empty"],
+)
+def test_weights_that_do_not_fit_name_the_tensors(edit, message: str, tmp_path: Path) -> None:
+    path, _ = timm_file(tmp_path, "test_efficientnet")
+    edit_file(path, edit)
+    with pytest.raises(Ham10000Error, match=message) as caught:
+        create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
+    assert str(path) in str(caught.value)
+    assert "'test_efficientnet'" in str(caught.value)
+
+
+def test_the_weights_of_another_backbone_do_not_fit(tmp_path: Path) -> None:
+    path, _ = timm_file(tmp_path, "test_vit")
+    with pytest.raises(Ham10000Error, match="do not fit the backbone 'test_efficientnet'"):
+        create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
+
+
+class Explosive:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.pt", "weights.safetensors"])
+def test_a_pickle_is_refused_unread(name: str, tmp_path: Path) -> None:
+    path, trace = tmp_path / name, tmp_path / "exploded"
+    path.write_bytes(pickle.dumps(Explosive(trace)))
+    with pytest.raises(Ham10000Error, match=name):
+        create_model(Ham10000Config(modality="image", backbone="test_vit"), pretrained=path)
+    assert not trace.exists()
+    pickle.loads(path.read_bytes())
+    assert trace.exists()  # it would have
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty folder", "truncated"])
+def test_a_file_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
+    path, _ = timm_file(tmp_path, "test_vit")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif kind == "absent":
+        path.unlink()
+    else:
+        path = tmp_path / "folder"
+        path.mkdir()
+    with pytest.raises(Ham10000Error, match=r"Cannot read|No pretrained weights at") as caught:
+        create_model(Ham10000Config(modality="image", backbone="test_vit"), pretrained=path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_network_and_file_one_message_names_both_ways_out() -> None:
+    config = Ham10000Config(modality="image")
+    with pytest.raises(Ham10000Error) as caught:
+        create_model(config, pretrained=True)
+    message = str(caught.value)
+    for words in (config.backbone, "internet", "local safetensors file", "timm's names", "pretrained=False"):
+        assert words in message
+    assert "\n" not in message.split("Two ways out")[1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_backbone_without_published_weights_says_so() -> None:
+    with pytest.raises(Ham10000Error, match=r"No pretrained weights exist for efficientnetv2_s.*Two ways out"):
+        create_model(Ham10000Config(modality="image", backbone="efficientnetv2_s"), pretrained=True)
+
+
+@torch.no_grad()
+def test_true_takes_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm is asked with `pretrained=True`; what it returns arrives in the backbone, after construction."""
+    torch.manual_seed(3)
+    published = timm.create_model("test_efficientnet", num_classes=0)
+    original, asked = timm.create_model, []
+
+    def create(name: str, pretrained: bool = False, **kwargs):
+        asked.append((name, pretrained, kwargs))
+        return published if pretrained else original(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    config = Ham10000Config(backbone="test_efficientnet", backbone_kwargs={"bn_eps": 1e-4})
+    model = create_model(config, pretrained=True)
+    assert asked == [("test_efficientnet", flag, {"num_classes": 0, "bn_eps": 1e-4}) for flag in (False, True)]
+    for name, value in published.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_metadata_variant_needs_no_weights() -> None:
+    model = create_model(Ham10000Config(modality="metadata"), pretrained=True)
+    assert isinstance(model, Ham10000ForImageClassification)
+    assert model.backbone is None
+    assert model(metadata=torch.zeros(2, 3)).logits.shape == (2, 7)

@@ -1,0 +1,163 @@
+import dataclasses
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
+from ham10000.training.augment import Augment
+from ham10000.training.cache import cached_images
+from ham10000.training.data import load_data
+from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_folder: Path) -> datasets.Dataset:
+    return load_data(str(synthetic_folder))[0]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Ham10000Processor:
+    return create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(24, 32))
+
+
+def make_loader(dataset, processor, tmp_path, *, kind="cache", workers=0, **options) -> TrainLoader:
+    images = open_images(dataset, processor, CPU, loader=kind, cache_dir=tmp_path, workers=workers, progress=False)
+    samples = Samples.from_dataset(dataset, processor)
+    augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
+    settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
+    return TrainLoader(samples, images, processor, CPU, **settings)
+
+
+def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
+    images = cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert images.shape == (len(dataset), 24, 32, 3)
+    loader = EvalLoader(
+        Samples.from_dataset(dataset, processor),
+        open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False),
+        processor,
+        CPU,
+        batch_size=50,
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    pixel_values = torch.cat([batch.pixel_values for batch in batches])
+    metadata = torch.cat([batch.metadata for batch in batches])
+    chosen = [0, 57, len(dataset) - 1]
+    rows = dataset.select(chosen)
+    expected = processor(
+        images=list(rows["image"]),
+        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in rows],
+    )
+    assert torch.equal(pixel_values[chosen], expected["pixel_values"])
+    torch.testing.assert_close(metadata[chosen], expected["metadata"], equal_nan=True, rtol=0, atol=0)
+
+
+def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processor, tmp_path) -> None:
+    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    (file,) = tmp_path.glob("*.npy")
+    modified = file.stat().st_mtime_ns
+    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert file.stat().st_mtime_ns == modified
+    other = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20)
+    cached_images(dataset, other.image_processor, cache_dir=tmp_path, progress=False)
+    cached_images(dataset.select(range(10)), processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"not a picture")
+    rows = {"image": [str(folder / "good.png"), str(folder / "bad.png")], "image_id": ["good", "bad"]}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
+        cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_dataloader_gives_the_same_batches(dataset, processor, tmp_path, workers) -> None:
+    subset = dataset.select(range(48))
+    fast = make_loader(subset, processor, tmp_path)
+    plain = make_loader(subset, processor, tmp_path, kind="dataloader", workers=workers)
+    for (labels, (batch,)), (plain_labels, (plain_batch,)) in zip(fast.epoch(1), plain.epoch(1), strict=True):
+        assert torch.equal(labels, plain_labels)
+        assert torch.equal(batch.pixel_values, plain_batch.pixel_values)
+        assert torch.equal(batch.labels, plain_batch.labels)
+
+
+def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, processor, tmp_path) -> None:
+    loader = make_loader(dataset, processor, tmp_path)
+    orders = [loader.order(epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(len(dataset)))
+    assert not np.array_equal(*orders)
+    assert np.array_equal(orders[1], make_loader(dataset, processor, tmp_path).order(1))
+    assert len(list(loader.epoch(0))) == loader.steps_per_epoch == len(dataset) // 16
+
+
+def test_resumed_epoch_continues_with_the_same_batches(dataset, processor, tmp_path) -> None:
+    loader = make_loader(dataset, processor, tmp_path)
+    whole = list(loader.epoch(2))
+    rest = list(loader.epoch(2, start_step=5))
+    assert len(rest) == len(whole) - 5
+    for (_, (expected,)), (_, (batch,)) in zip(whole[5:], rest, strict=True):
+        assert torch.equal(expected.pixel_values, batch.pixel_values)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_processes_and_micro_batches_share_out_the_same_global_batch(
+    dataset, processor, tmp_path, world_size, micro_batches
+) -> None:
+    (labels, (whole,)) = next(make_loader(dataset, processor, tmp_path).epoch(0))
+    pieces, shared_labels = [], []
+    for rank in range(world_size):
+        loader = make_loader(
+            dataset, processor, tmp_path, rank=rank, world_size=world_size, micro_batches=micro_batches
+        )
+        global_labels, batches = next(loader.epoch(0))
+        assert torch.equal(global_labels, labels)
+        pieces += batches
+        shared_labels.append(global_labels)
+    parts = world_size * micro_batches
+    for number, piece in enumerate(pieces):
+        # Resampling a part of the batch may round differently in the last bit.
+        torch.testing.assert_close(piece.pixel_values, whole.pixel_values[number::parts], atol=1e-4, rtol=0)
+        assert torch.equal(piece.labels, whole.labels[number::parts])
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, processor, tmp_path) -> None:
+    with pytest.raises(Ham10000Error, match="multiple of 3 processes"):
+        make_loader(dataset, processor, tmp_path, world_size=3)
+
+
+def test_metadata_only_opens_no_pictures(dataset, tmp_path) -> None:
+    processor = create_processor(Ham10000Config(modality="metadata"))
+    loader = make_loader(dataset, processor, tmp_path)
+    _, (batch,) = next(loader.epoch(0))
+    assert set(batch.inputs) == {"metadata"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_only_reads_no_metadata(dataset, tmp_path) -> None:
+    processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
+    _, (batch,) = next(make_loader(dataset, processor, tmp_path).epoch(0))
+    assert set(batch.inputs) == {"pixel_values"}
+
+
+def test_eval_loader_shares_out_every_row_once(dataset, processor, tmp_path) -> None:
+    images = open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False)
+    samples = Samples.from_dataset(dataset, processor)
+    samples = dataclasses.replace(samples, labels=torch.arange(len(samples)))  # the row number stands for the row
+    seen = []
+    for rank in range(3):
+        loader = EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3)
+        seen.append(torch.cat([batch.labels for batch in loader]))
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(len(dataset)))

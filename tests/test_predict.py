@@ -1,0 +1,423 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ham10000.modeling import (
+    LABELS,
+    MODALITIES,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Processor,
+    create_model,
+    create_processor,
+)
+from ham10000.training.predict import (
+    DISCLAIMER,
+    Sample,
+    find_pictures,
+    format_csv,
+    format_table,
+    load_checkpoint,
+    main,
+    predict,
+    read_metadata,
+)
+
+BACK = {"age": "60", "sex": "male", "localization": "back"}
+FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An untrained checkpoint of each variant, the fusion one with a temperature; read-only for tests."""
+    folder, paths = tmp_path_factory.mktemp("checkpoints"), {}
+    torch.manual_seed(0)
+    for modality in MODALITIES:
+        temperature = 0.25 if modality == "fusion" else 1.0
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=temperature)
+        model = create_model(config)
+        # The freshly drawn classifier is so small that every prediction would be one seventh.
+        torch.nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(folder / modality)
+        create_processor(config, image_size=32).save_pretrained(folder / modality)
+        paths[modality] = str(folder / modality)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four pictures, one of them in a sub-folder, with things beside them that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    (folder / ".hidden").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("b.jpg", "a.PNG", "c.tif", "more/d.jpeg"):
+        pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "._b.jpg").write_bytes(b"resource fork")
+    (folder / ".hidden" / "e.jpg").write_bytes(b"not shown")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def write_csv(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def direct(checkpoint: str, **inputs: Any) -> np.ndarray:
+    """What the model and the processor give without our code in between."""
+    model: Any = Ham10000ForImageClassification.from_pretrained(checkpoint)
+    processor = Ham10000Processor.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        logits = model.eval()(**processor(**inputs)).logits
+    return logits.double().softmax(-1).numpy()
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    assert main([*argv, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shares(records: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([[record["probabilities"][label] for label in LABELS] for record in records])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_predict_equals_model_and_processor(modality: str, checkpoints: dict[str, str], pictures: Path) -> None:
+    model, processor = load_checkpoint(checkpoints[modality])
+    inputs: dict[str, Any] = {}
+    if modality != "metadata":
+        inputs["images"] = [pictures / "b.jpg", pictures / "c.tif"]
+    if modality != "image":
+        inputs["metadata"] = [BACK, {"age": None}]
+    probabilities = predict(model, processor, inputs.get("images"), inputs.get("metadata"))
+    assert probabilities.shape == (2, 7)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_array_equal(probabilities, direct(checkpoints[modality], **inputs))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-3
+
+
+def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) -> None:
+    model, processor = load_checkpoint(checkpoints["fusion"])
+    images = find_pictures([pictures])
+    whole = predict(model, processor, images, [BACK] * 4)
+    np.testing.assert_allclose(predict(model, processor, images, [BACK] * 4, batch_size=3), whole, rtol=1e-4)
+    # A model in training mode would drop features and metadata at random.
+    model.train()
+    np.testing.assert_array_equal(predict(model, processor, images, [BACK] * 4), whole)
+    assert model.training
+    assert np.abs(predict(model, processor, images) - whole).max() > 1e-4
+    for arguments in ([], [[]], [None, []]):
+        with pytest.raises(Ham10000Error, match="Nothing to predict"):
+            predict(model, processor, *arguments)
+    with pytest.raises(Ham10000Error, match="Got 4 images but 1 rows"):
+        predict(model, processor, images, [BACK])
+    with pytest.raises(Ham10000Error, match="needs `pixel_values`"):
+        predict(model, processor, None, [BACK])
+    with pytest.raises(Ham10000Error, match="`batch_size` must be at least 1"):
+        predict(model, processor, images, batch_size=0)
+
+
+def test_find_pictures(pictures: Path) -> None:
+    names = ["a.PNG", "b.jpg", "c.tif", "more/d.jpeg"]
+    assert find_pictures([pictures]) == [pictures / name for name in names]
+    # The order given, each once.
+    assert find_pictures([pictures / "c.tif", pictures])[:2] == [pictures / "c.tif", pictures / "a.PNG"]
+    assert len(find_pictures([pictures / "c.tif", pictures])) == 4
+
+
+def test_table_of_one_picture(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = pictures / "b.jpg"
+    assert main([str(picture), "--checkpoint", checkpoints["fusion"], *FLAGS[:2], "--sex", "Male"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    expected = direct(checkpoints["fusion"], images=[picture], metadata=[{"age": 60, "sex": "male"}])[0]
+    best = LABELS[expected.argmax()]
+    config = Ham10000Config()
+    assert "age 60, sex male, localization unknown" in lines
+    assert f"Predicted: {best}, {config.label_descriptions[best]}" in lines
+    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in LABELS]
+    assert [row[0] for row in rows] == [LABELS[index] for index in np.argsort(-expected)]
+    for row in rows:
+        assert f"{expected[LABELS.index(row[0])]:.1%}" in row
+    malignant = sum(expected[LABELS.index(label)] for label in ("mel", "bcc", "akiec"))
+    assert any("malignant total (mel + bcc + akiec)" in line and f"{malignant:.1%}" in line for line in lines)
+    assert lines[-1] == DISCLAIMER
+    assert captured.err == ""
+    # The longest bar belongs to the first class, and its length is its share of 30 blocks.
+    assert abs(rows[0][-1].count("█") - 30 * expected.max()) <= 1
+
+    assert main([str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2"]) == 0
+    out = capsys.readouterr().out
+    assert sum(line.split()[0] in LABELS for line in out.splitlines() if line.split()) == 2
+
+
+def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2"]) == 0
+    captured = capsys.readouterr()
+    expected = direct(checkpoints["image"], images=find_pictures([pictures]))
+    rows = captured.out.splitlines()[1:5]
+    for row, probabilities, name in zip(rows, expected, ("a.PNG", "b.jpg", "c.tif", "d.jpeg"), strict=True):
+        first, second = np.argsort(-probabilities)[:2]
+        assert row.split()[0].endswith(name)
+        assert row.split()[1] == LABELS[first]
+        assert f"then {LABELS[second]} {probabilities[second]:.1%}" in row
+    assert captured.out.splitlines()[-1] == DISCLAIMER
+    assert "Predicting" in captured.err
+
+
+def test_names_cannot_disturb_the_terminal_or_a_spreadsheet(checkpoints: dict[str, str]) -> None:
+    model, processor = load_checkpoint(checkpoints["metadata"])
+    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg", None, {}), Sample("x" * 90 + ".jpg", None, {})]
+    probabilities = predict(model, processor, None, [{}, {}])
+    table = format_table(samples, probabilities, model, processor)
+    assert "\x1b" not in table
+    assert max(len(line) for line in table.splitlines()) < 130
+    rows = list(csv.reader(io.StringIO(format_csv(samples, probabilities))))
+    assert rows[1][0] == "'" + str(samples[0].name)
+
+
+def test_folder_equals_single_pictures(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_json(capsys, str(pictures), "--checkpoint", checkpoints["image"])
+    assert [record["image"] for record in whole] == [str(path) for path in find_pictures([pictures])]
+    for record in whole:
+        (alone,) = run_json(capsys, record["image"], "--checkpoint", checkpoints["image"])
+        assert alone["label"] == record["label"]
+        np.testing.assert_allclose(shares([alone]), shares([record]), rtol=1e-4)
+
+
+def test_json_and_csv_files(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
+    records = run_json(capsys, *argv)
+    expected = direct(checkpoints["fusion"], images=find_pictures([pictures]), metadata=[BACK] * 4)
+    np.testing.assert_array_equal(shares(records), expected)
+    assert all(record["label"] == max(record["probabilities"], key=record["probabilities"].get) for record in records)
+    for record in records:
+        values = list(record["probabilities"].values())
+        assert values == sorted(values, reverse=True)
+
+    # The suffix decides the format, and missing folders are made.
+    output = tmp_path / "new" / "predictions.csv"
+    assert main([*argv, "--output", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert DISCLAIMER in captured.err
+    rows = list(csv.DictReader(io.StringIO(output.read_text(encoding="utf-8"))))
+    assert list(rows[0]) == ["image", "label", *(f"p_{label}" for label in LABELS)]
+    assert [row["label"] for row in rows] == [record["label"] for record in records]
+    np.testing.assert_array_equal([[float(row[f"p_{label}"]) for label in LABELS] for row in rows], expected)
+    assert list(output.parent.iterdir()) == [output]
+
+    records = run_json(capsys, *argv, "--top_k", "3")
+    assert all(len(record["probabilities"]) == 3 for record in records)
+    assert "is a folder" in fails(capsys, *argv, "--output", str(tmp_path))
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("column", ["image_id", "file", "path"])
+def test_csv_metadata_equals_flags(
+    column: str,
+    delimiter: str,
+    checkpoints: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {
+        "image_id": ["a", "b", "c", "d"],
+        "file": ["a.PNG", "b.jpg", "c.tif", "d.jpeg"],
+        "path": [str(path) for path in find_pictures([pictures])],
+    }
+    lines = [["lesion_id", column, "DX", "Age", "sex", "localization"]]
+    lines += [["L1", name, "mel", "60", "male", "back"] for name in reversed(names[column])]
+    # As spreadsheets save it: with a byte order mark and Windows line ends.
+    table = write_csv(tmp_path / "table.csv", "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines))
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"]]
+    by_flags = run_json(capsys, *argv, *FLAGS)
+    assert main([*argv, "--metadata", table, "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == by_flags
+    assert captured.err.count("lesion_id, dx ignored") == 1
+
+
+def test_csv_with_missing_values(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
+    message = fails(capsys, *argv)
+    assert "no row for 1 of 4 pictures" in message
+    assert "d.jpeg" in message
+    assert "--unknown_values missing" in message
+    assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert "no column localization, which counts as missing" in captured.err
+    assert "no row for 1 of 4 pictures" in captured.err
+    metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
+    expected = direct(checkpoints["fusion"], images=find_pictures([pictures]), metadata=metadata)
+    np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
+
+
+def test_metadata_only(checkpoints: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = ["--checkpoint", checkpoints["metadata"]]
+    (record,) = run_json(capsys, *checkpoint, *FLAGS)
+    assert record["image"] is None
+    np.testing.assert_array_equal(shares([record]), direct(checkpoints["metadata"], metadata=[BACK]))
+    assert main([*checkpoint, *FLAGS]) == 0
+    assert capsys.readouterr().out.startswith("age 60, sex male, localization back\n")
+
+    table = write_csv(tmp_path / "t.csv", "age,sex,localization\n60,male,back\n,,\n0,female,face\n")
+    records = run_json(capsys, *checkpoint, "--metadata", table)
+    assert [record["image"] for record in records] == ["line 2", "line 4"]  # a row of empty cells is no row
+    metadata = [BACK, {"age": 0, "sex": "female", "localization": "face"}]
+    np.testing.assert_allclose(shares(records), direct(checkpoints["metadata"], metadata=metadata), rtol=1e-12)
+
+    assert "metadata-only; give --metadata table.csv" in fails(capsys, *checkpoint)
+    assert "reads no picture; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)
+
+
+def test_input_errors(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(pictures / "b.jpg")
+    image, fusion = ["--checkpoint", checkpoints["image"]], ["--checkpoint", checkpoints["fusion"]]
+    assert "There is no file or folder 'no.jpg'" in fails(capsys, "no.jpg", *image)
+    assert "URLs are not fetched" in fails(capsys, "https://example.org/a.jpg", *image)
+    assert "give at least one file or folder" in fails(capsys, *fusion)
+    assert "holds no picture (.jpg" in fails(capsys, str(tmp_path), *fusion)
+    assert "image-only and reads no metadata; drop --age" in fails(capsys, picture, *image, "--age", "60")
+    assert "reads no metadata; drop --metadata" in fails(capsys, picture, *image, "--metadata", "t.csv")
+    assert "give one or the other" in fails(capsys, picture, *fusion, "--age", "60", "--metadata", "t.csv")
+    message = fails(capsys, picture, *fusion, "--localization", "elbow")
+    assert "command line: unknown localization 'elbow'" in message
+    assert "lower extremity" in message
+    assert "--unknown_values missing" in message
+    assert "age '-5' is outside" in fails(capsys, picture, *fusion, "--age", "-5")
+    assert "Device 'tpu'" in fails(capsys, picture, *fusion, "--device", "tpu")
+    for argv in (["--top_k", "8"], ["--format", "xml"]):
+        with pytest.raises(SystemExit):
+            main([picture, *image, *argv])
+    with pytest.raises(Ham10000Error, match="There is no file"):
+        main(["no.jpg", *image, "--debug"])
+
+
+def test_unreadable_picture_writes_nothing(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes((pictures / "b.jpg").read_bytes())
+    (folder / "b.jpg").write_bytes((pictures / "b.jpg").read_bytes()[:500])
+    output = tmp_path / "out.csv"
+    output.write_text("earlier")
+    argv = [str(folder), "--checkpoint", checkpoints["image"], "--batch_size", "1", "--output", str(output)]
+    message = fails(capsys, *argv)
+    assert message.count("error:") == 1
+    assert f"Cannot read image file {str(folder / 'b.jpg')!r}" in message
+    assert output.read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "pictures"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image_id,age\n", "has a header but no rows"),
+        ("image_id,dx\na,mel\n", "none of"),
+        ("", "none of"),
+        ("image_id,age,Age\na,1,2\n", "there twice"),
+        ("image_id,age\na,1\na,2\n", "line 3: image_id 'a' is also in"),
+        ("image_id,age\na,1,2\n", "line 2: 3 cells, but the header has 2"),
+        ("age,sex\n60,male\n", "does not say which picture"),
+        ("image_id,age\na,1\nb,old\nc,1\nd,1\n", "t.csv, line 3: age 'old' is not a number"),
+        (
+            "image_id,sex\na,\nb,\nc,\nd,diverse\n",
+            "t.csv, line 5: unknown sex 'diverse'; expected one of female, male",
+        ),
+    ],
+)
+def test_csv_errors(
+    text: str,
+    expected: str,
+    checkpoints: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = write_csv(tmp_path / "t.csv", text)
+    assert expected in fails(capsys, str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table)
+
+
+def test_unreadable_csv(tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("image_id,age,käse\n".encode("latin-1"))
+    for name in ("latin.csv", "absent.csv"):
+        with pytest.raises(Ham10000Error, match=name):
+            read_metadata(tmp_path / name, ["age"])
+
+
+def test_checkpoint_errors(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    for name in (str(tmp_path / "absent"), "absent", "./absent", "a/b/c"):
+        with pytest.raises(Ham10000Error, match="There is no folder"):
+            load_checkpoint(name)
+    with pytest.raises(Ham10000Error, match="holds no config"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(Ham10000Error, match="`revision` is for Hub ids"):
+        load_checkpoint(checkpoints["image"], revision="main")
+    with pytest.raises(Ham10000Error, match="is a file"):
+        load_checkpoint(Path(checkpoints["image"]) / "config.json")
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in Path(checkpoints["image"]).iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(Ham10000Error, match="damaged"):
+        load_checkpoint(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(Ham10000Error, match="incomplete"):
+        load_checkpoint(copy)
+    # The weights of another variant lack the metadata branch, which must not be filled with random numbers.
+    (copy / "model.safetensors").write_bytes(weights)
+    (copy / "config.json").write_bytes((Path(checkpoints["fusion"]) / "config.json").read_bytes())
+    with pytest.raises(Ham10000Error, match="do not fit its config"):
+        load_checkpoint(copy)
+    (copy / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(Ham10000Error, match="type 'resnet'"):
+        load_checkpoint(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(Ham10000Error, match="incomplete or damaged"):
+        load_checkpoint(copy)
+
+
+def test_starts_without_the_training_stack() -> None:
+    code = (
+        "import sys, ham10000.training.predict\n"
+        "slow = {'datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn'}\n"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

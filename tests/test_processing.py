@@ -1,0 +1,498 @@
+"""The processor: every form of one picture gives the same pixels, and metadata is encoded or refused."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+from ham10000.modeling import (
+    LOCALIZATIONS,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ImageProcessor,
+    Ham10000Processor,
+    create_processor,
+    load_image,
+)
+
+ROW = {"age": 60, "sex": "male", "localization": "back"}
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """A smooth 60 x 45 colour picture, landscape and without any symmetry."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((60, 45), Image.Resampling.BICUBIC)
+
+
+def png(image: Image.Image, **kwargs) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **kwargs)
+    return buffer.getvalue()
+
+
+# --- the picture's forms
+
+
+def test_every_form_of_one_picture_gives_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
+    array = np.asarray(picture)
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(picture))
+    forms = {
+        "pil": picture,
+        "path": path,
+        "string": str(path),
+        "bytes": png(picture),
+        "bytearray": bytearray(png(picture)),
+        "uint8 HWC": array,
+        "uint8 CHW": array.transpose(2, 0, 1),
+        "uint8 not contiguous": array[::-1][::-1],
+        "uint16": array.astype(np.uint16) * 257,
+        "float32": array.astype(np.float32) / 255,
+        "float64 CHW": array.transpose(2, 0, 1) / 255,
+        "float16": (array / 255).astype(np.float16),
+        "tensor CHW": torch.from_numpy(array.copy()).permute(2, 0, 1),
+        "tensor HWC": torch.from_numpy(array.copy()),
+        "float tensor with gradient": (torch.from_numpy(array.copy()).permute(2, 0, 1) / 255).requires_grad_(),
+        "opaque RGBA": picture.convert("RGBA"),
+    }
+    processor = Ham10000ImageProcessor(size=32)
+    expected = processor(picture)["pixel_values"]
+    assert expected.shape == (1, 3, 32, 32)
+    for name, form in forms.items():
+        np.testing.assert_array_equal(np.asarray(load_image(form)), array, err_msg=name)
+        assert torch.equal(processor(form)["pixel_values"], expected), name
+    batch = processor(list(forms.values()))["pixel_values"]
+    assert torch.equal(batch, expected.expand(len(forms), -1, -1, -1))
+    assert torch.equal(processor(np.stack([array, array]))["pixel_values"], expected.expand(2, -1, -1, -1))
+
+
+def test_bfloat16_tensor_within_its_precision(picture: Image.Image) -> None:
+    tensor = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).div(255).bfloat16()
+    difference = np.asarray(load_image(tensor)).astype(int) - np.asarray(picture)
+    assert np.abs(difference).max() <= 1  # 8 significant bits: 255 * 2 ** -9 rounds by at most one step
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "YCbCr", "P", "RGBX"])
+def test_opaque_modes_are_what_pillow_converts(mode: str, picture: Image.Image) -> None:
+    image = picture.convert(mode)
+    loaded = load_image(image)
+    assert loaded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", ["HW", "HW1", "1HW"])
+def test_grey_arrays_become_three_equal_channels(dtype: type, shape: str, picture: Image.Image) -> None:
+    grey = np.asarray(picture.convert("L"))
+    array = {np.uint8: grey, np.uint16: grey.astype(np.uint16) * 257, np.float32: grey.astype(np.float32) / 255}[dtype]
+    array = {"HW": array, "HW1": array[:, :, None], "1HW": array[None]}[shape]
+    np.testing.assert_array_equal(np.asarray(load_image(array)), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(picture: Image.Image, tmp_path: Path) -> None:
+    grey = np.asarray(picture.convert("L"))
+    image = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert image.mode == "I;16"
+    image.save(tmp_path / "deep.png")
+    for form in (image, tmp_path / "deep.png", Image.fromarray(grey.astype(np.int32) * 257)):
+        np.testing.assert_array_equal(np.asarray(load_image(form))[:, :, 0], grey)
+
+
+def test_float_mode_is_read_in_zero_to_one(picture: Image.Image) -> None:
+    grey = np.asarray(picture.convert("L"))
+    image = Image.fromarray(grey.astype(np.float32) / 255)
+    assert image.mode == "F"
+    np.testing.assert_array_equal(np.asarray(load_image(image))[:, :, 1], grey)
+    with pytest.raises(Ham10000Error, match=r"\[0, 1\]"):
+        load_image(Image.fromarray(grey.astype(np.float32)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_shown_on_white(mode: str) -> None:
+    """By the source-over formula: a * colour + (1 - a) * white."""
+    image = Image.new("RGBA", (3, 1))
+    for x, alpha in enumerate((0, 51, 255)):
+        image.putpixel((x, 0), (100, 100, 100, alpha))
+    loaded = np.asarray(load_image(image.convert(mode)))[0]
+    for x, alpha in enumerate((0, 51, 255)):
+        expected = round(100 * alpha / 255 + 255 * (1 - alpha / 255))
+        assert loaded[x].tolist() == [expected] * 3
+
+
+def test_palette_and_rgb_with_a_transparent_colour() -> None:
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for form in (png(palette, transparency=0), png(palette.convert("RGB"), transparency=(10, 20, 30))):
+        assert np.asarray(load_image(form)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    assert np.asarray(load_image(png(palette))).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+# EXIF 2.32, table 6: which way the stored picture must be turned to be upright.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(orientation: int, picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    picture.save(path, exif=exif)
+    expected = UPRIGHT[orientation](np.asarray(picture))
+    np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(np.asarray(load_image(opened)), expected)
+
+
+def test_the_first_frame_of_an_animation(picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "two.tiff"
+    picture.save(path, save_all=True, append_images=[Image.new("RGB", picture.size, "red")])
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(picture))
+    with Image.open(path) as opened:
+        opened.seek(1)
+        np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(picture))
+
+
+# --- pictures that are refused
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.jpg", "https://example.org/a.jpg"])
+def test_urls_are_not_fetched(url: str) -> None:
+    with pytest.raises(Ham10000Error, match=f"URLs are not fetched.*{url}"):
+        Ham10000ImageProcessor()(url)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 0.9])
+def test_a_truncated_file_is_an_error_that_names_it(kind: str, share: float, picture: Image.Image, tmp_path: Path):
+    buffer = io.BytesIO()
+    picture.resize((300, 225)).save(buffer, kind)
+    content = buffer.getvalue()[: int(len(buffer.getvalue()) * share)]
+    path = tmp_path / f"cut.{kind.lower()}"
+    path.write_bytes(content)
+    with pytest.raises(Ham10000Error, match=f"cut.{kind.lower()}"):
+        Ham10000ImageProcessor()(path)
+    with pytest.raises(Ham10000Error, match=f"{len(content)} bytes"):
+        Ham10000ImageProcessor()(content)
+    if share > 0.5:  # enough for Pillow to open it lazily, so that the error comes at decoding
+        with Image.open(path) as opened, pytest.raises(Ham10000Error, match="PIL image of mode RGB"):
+            load_image(opened)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("nowhere/none.jpg", "nowhere/none.jpg"),
+        (Path("tests"), "tests"),
+        (b"", "0 bytes"),
+        (b"<svg></svg>", "11 bytes"),
+        (np.zeros((4, 4), np.int64), "int64"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.full((4, 4, 3), 255.0), "0, 1"),
+        (np.full((4, 4, 3), -0.1), "0, 1"),
+        (np.full((4, 4, 3), np.nan), "NaN"),
+        (np.zeros((8, 9, 2), np.uint8), r"\(8, 9, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        (np.zeros(4, np.uint8), r"\(4,\)"),
+        (7, "int"),
+        (None, "NoneType"),
+        ([], "empty"),
+        (Image.fromarray(np.full((2, 2), 70000, np.int32)), "65535"),
+        (Image.fromarray(np.full((2, 2), -1, np.int32)), "65535"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_picture_is_refused(form: object, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        Ham10000ImageProcessor()(form)
+
+
+# --- parity of the pixel values
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3, 4, 5])
+def test_parity_with_torchvision(resample: int, picture: Image.Image) -> None:
+    mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.9]
+    mode = [
+        transforms.InterpolationMode.NEAREST,
+        transforms.InterpolationMode.LANCZOS,
+        transforms.InterpolationMode.BILINEAR,
+        transforms.InterpolationMode.BICUBIC,
+        transforms.InterpolationMode.BOX,
+        transforms.InterpolationMode.HAMMING,
+    ][resample]
+    reference = transforms.Compose(
+        [transforms.Resize((40, 72), mode), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    )
+    processor = Ham10000ImageProcessor({"height": 40, "width": 72}, resample, mean, std)
+    assert torch.equal(processor(picture)["pixel_values"][0], reference(picture))
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnetv2_s.in21k_ft_in1k", "tf_efficientnetv2_b0", "test_vit"])
+def test_parity_with_timms_own_evaluation_transform(backbone: str, picture: Image.Image) -> None:
+    """timm crops where we squash: equal numbers on a square picture without its centre crop."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(backbone)
+    reference = create_transform(
+        cfg.input_size, interpolation=cfg.interpolation, mean=cfg.mean, std=cfg.std, crop_pct=1.0
+    )
+    processor = create_processor(Ham10000Config(modality="image", backbone=backbone))
+    square = picture.resize((450, 450))
+    assert torch.equal(processor(images=square)["pixel_values"][0], reference(square))
+
+
+def test_a_picture_of_the_right_size_is_not_resampled(picture: Image.Image) -> None:
+    processor = Ham10000ImageProcessor({"height": 45, "width": 60}, image_mean=[0, 0, 0], image_std=[1, 1, 1])
+    values = processor(picture)["pixel_values"][0].permute(1, 2, 0) * 255
+    np.testing.assert_array_equal(values.round().numpy(), np.asarray(picture))
+
+
+def test_resize_then_normalise_is_the_whole(picture: Image.Image) -> None:
+    """The training cache stores `resize` and the loader ends with `normalize_pixels`."""
+    processor = Ham10000ImageProcessor(size=32)
+    resized = processor.resize(picture)
+    assert (resized.dtype, resized.shape) == (np.uint8, (32, 32, 3))
+    raw = torch.from_numpy(resized.copy()).permute(2, 0, 1)
+    expected = processor(picture)["pixel_values"][0]
+    assert torch.equal(processor.normalize_pixels(raw), expected)
+    floating = raw.float()
+    assert torch.equal(processor.normalize_pixels(floating), expected)
+    assert torch.equal(floating, raw.float())  # not changed in place
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mean", "std", "side"),
+    [
+        ("tf_efficientnetv2_s.in21k_ft_in1k", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 300),
+        ("tf_efficientnetv2_b0", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 192),
+        ("test_efficientnet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 160),
+        ("test_vit", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 160),
+    ],
+)
+def test_the_numbers_are_the_backbones_own(backbone: str, mean: tuple, std: tuple, side: int) -> None:
+    processor = create_processor(Ham10000Config(modality="image", backbone=backbone)).image_processor
+    assert processor.image_mean == list(mean)
+    assert processor.image_std == list(std)
+    assert processor.size == {"height": side, "width": side}
+    assert processor.resample == 3  # bicubic
+
+
+def test_another_image_size_keeps_the_other_numbers() -> None:
+    config = Ham10000Config(backbone="test_vit")
+    assert create_processor(config, image_size=96).image_processor.size == {"height": 96, "width": 96}
+    rectangle = create_processor(config, image_size=(48, 96)).image_processor
+    assert (rectangle.size, rectangle.image_mean) == ({"height": 48, "width": 96}, [0.5, 0.5, 0.5])
+    vit = Ham10000Config(backbone="test_vit", backbone_kwargs={"img_size": 64})
+    assert create_processor(vit).image_processor.size == {"height": 64, "width": 64}
+    for size in (0, -3, (0, 5)):
+        with pytest.raises(Ham10000Error, match="size"):
+            create_processor(config, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 64}, "image_size"),
+        ({"do_resize": False}, "do_resize"),
+        ({"size": {"height": 4}}, "size"),
+        ({"size": {"shortest_edge": 4}}, "size"),
+        ({"size": 0}, "size"),
+        ({"resample": 9}, "resample"),
+        ({"image_mean": [0.5]}, "3 means"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "positive"),
+    ],
+)
+def test_wrong_image_settings(settings: dict, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        Ham10000ImageProcessor(**settings)
+
+
+def test_unknown_call_arguments_are_errors(picture: Image.Image) -> None:
+    with pytest.raises(Ham10000Error, match="do_resize"):
+        Ham10000ImageProcessor()(picture, do_resize=False)
+    with pytest.raises(Ham10000Error, match="meta_data"):
+        Ham10000Processor()(images=picture, meta_data=ROW)
+    for return_tensors in ("tf", "jax"):
+        with pytest.raises(Ham10000Error, match="return_tensors"):
+            Ham10000ImageProcessor()(picture, return_tensors=return_tensors)
+        with pytest.raises(Ham10000Error, match="return_tensors"):
+            Ham10000Processor()(metadata=ROW, return_tensors=return_tensors)
+
+
+# --- metadata
+
+
+def test_metadata_is_years_and_vocabulary_positions() -> None:
+    rows = [ROW, {"localization": "Abdomen ", "sex": "FEMALE", "age": 0}, {"age": 85.5}]
+    encoded = Ham10000Processor()(metadata=rows)["metadata"]
+    nan = math.nan
+    expected = [[60, 1, LOCALIZATIONS.index("back")], [0, 0, LOCALIZATIONS.index("abdomen")], [85.5, nan, nan]]
+    np.testing.assert_array_equal(encoded.numpy(), np.array(expected, np.float32))
+    assert encoded.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [None, math.nan, np.nan, np.float32("nan"), "", "  ", "unknown", "Unknown", "nan", "NaN", "None"],
+    ids=repr,
+)
+@pytest.mark.parametrize("field", ["age", "sex", "localization"])
+def test_every_spelling_of_missing_is_what_absent_is(field: str, missing: object) -> None:
+    processor = Ham10000Processor()
+    absent = {key: value for key, value in ROW.items() if key != field}
+    encoded = processor.encode_metadata({**ROW, field: missing})
+    assert encoded.isnan().tolist() == [[name == field for name in ("age", "sex", "localization")]]
+    np.testing.assert_array_equal(encoded.numpy(), processor.encode_metadata(absent).numpy())
+
+
+@pytest.mark.parametrize("age", [60, 60.0, "60", " 60 ", np.int64(60), np.float32(60), np.uint8(60)], ids=repr)
+def test_any_number_is_an_age(age: object) -> None:
+    assert Ham10000Processor().encode_metadata({"age": age})[0, 0] == 60
+
+
+@pytest.mark.parametrize("age", [-1, 121, 1e9, math.inf, "old", "60 years", True, [60], {"years": 60}], ids=repr)
+def test_wrong_ages_name_the_row_and_the_value(age: object) -> None:
+    with pytest.raises(Ham10000Error, match=r"row 1: age .*") as caught:
+        Ham10000Processor()(metadata=[ROW, {"age": age}])
+    assert repr(age) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "vocabulary"),
+    [("sex", "m", ("female", "male")), ("sex", 1, ("female", "male")), ("localization", "elbow", LOCALIZATIONS)],
+)
+def test_unknown_values_list_the_vocabulary_unless_allowed(field: str, value: object, vocabulary: tuple) -> None:
+    processor = Ham10000Processor()
+    with pytest.raises(Ham10000Error, match=r"row 1.*unknown_values='missing'") as caught:
+        processor(metadata=[ROW, {**ROW, field: value}])
+    for word in (field, repr(value), *vocabulary):
+        assert word in str(caught.value)
+    encoded = processor(metadata=[ROW, {**ROW, field: value}], unknown_values="missing")["metadata"]
+    assert encoded.isnan().tolist() == [[False] * 3, [name == field for name in ("age", "sex", "localization")]]
+
+
+def test_the_opt_in_itself_is_checked_and_does_not_excuse_ages() -> None:
+    with pytest.raises(Ham10000Error, match="'ignore'"):
+        Ham10000Processor()(metadata=ROW, unknown_values="ignore")
+    with pytest.raises(Ham10000Error, match="age"):
+        Ham10000Processor()(metadata={"age": 300}, unknown_values="missing")
+
+
+@pytest.mark.parametrize("key", ["dx", "dx_type", "dataset", "lesion_id", "image_id"])
+def test_columns_that_give_the_diagnosis_away_are_refused(key: str) -> None:
+    with pytest.raises(Ham10000Error, match=f"row 1: '{key}' is never an input"):
+        Ham10000Processor()(metadata=[ROW, {**ROW, key: "mel"}])
+
+
+@pytest.mark.parametrize("key", ["Age", "gender", "localisation", "site"])
+def test_misspelled_keys_are_refused(key: str) -> None:
+    with pytest.raises(Ham10000Error, match=f"unknown key '{key}'.*localization"):
+        Ham10000Processor()(metadata={key: None})
+
+
+@pytest.mark.parametrize("metadata", [[], [60], ["age"], [None]], ids=repr)
+def test_rows_must_be_mappings(metadata: list) -> None:
+    with pytest.raises(Ham10000Error, match=r"empty|expected a mapping"):
+        Ham10000Processor()(metadata=metadata)
+
+
+def test_lengths_must_agree(picture: Image.Image) -> None:
+    with pytest.raises(Ham10000Error, match="2 images but 1 row"):
+        Ham10000Processor()(images=[picture, picture], metadata=ROW)
+    with pytest.raises(Ham10000Error, match="1 images but 2 rows"):
+        Ham10000Processor()(images=picture, metadata=[ROW, ROW])
+
+
+def test_field_order_and_vocabularies_are_the_configs() -> None:
+    config = Ham10000Config(
+        modality="metadata",
+        metadata_fields=["localization", "age"],
+        localization_vocabulary=["ear", "back"],
+    )
+    processor = create_processor(config)
+    assert processor(metadata={"age": 5, "localization": "back"})["metadata"].tolist() == [[1, 5]]
+    with pytest.raises(Ham10000Error, match="unknown key 'sex'"):
+        processor(metadata=ROW)
+
+
+# --- variants, arrays, files
+
+
+def test_inputs_that_the_variant_does_not_read_are_errors(picture: Image.Image) -> None:
+    with pytest.raises(Ham10000Error, match="metadata-only"):
+        Ham10000Processor(modality="metadata")(images=picture, metadata=ROW)
+    with pytest.raises(Ham10000Error, match="image-only"):
+        Ham10000Processor(modality="image")(images=picture, metadata=ROW)
+    with pytest.raises(Ham10000Error, match="Nothing to process"):
+        Ham10000Processor()()
+    with pytest.raises(Ham10000Error, match="modality"):
+        Ham10000Processor(modality="text")
+
+
+@pytest.mark.parametrize(
+    ("modality", "names"),
+    [("image", ["pixel_values"]), ("metadata", ["metadata"]), ("fusion", ["pixel_values", "metadata"])],
+)
+def test_the_outputs_are_the_variants_inputs(modality: str, names: list, picture: Image.Image) -> None:
+    processor = Ham10000Processor(Ham10000ImageProcessor(size=16), modality=modality)
+    given = {"images": picture} if modality != "metadata" else {}
+    if modality != "image":
+        given["metadata"] = ROW
+    assert processor.model_input_names == names == list(processor(**given))
+
+
+def test_numpy_output_equals_torch_output(picture: Image.Image) -> None:
+    processor = Ham10000Processor(Ham10000ImageProcessor(size=16))
+    arrays = processor(images=[picture], metadata=[{"age": 3}], return_tensors="np")
+    tensors = processor(images=[picture], metadata=[{"age": 3}])
+    for name in ("pixel_values", "metadata"):
+        assert isinstance(arrays[name], np.ndarray)
+        np.testing.assert_array_equal(arrays[name], tensors[name].numpy())
+
+
+def test_round_trip_through_one_file(picture: Image.Image, tmp_path: Path) -> None:
+    processor = Ham10000Processor(
+        Ham10000ImageProcessor({"height": 24, "width": 40}, 2, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]),
+        metadata_fields=["localization", "sex"],
+        sex_vocabulary=["male", "female"],
+        localization_vocabulary=["ear", "back"],
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = Ham10000Processor.from_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["processor_config.json"]
+    assert {**loaded.to_dict(), "auto_map": None} == {**processor.to_dict(), "auto_map": None}
+    row = {"sex": "male", "localization": "back"}
+    before, after = processor(images=picture, metadata=row), loaded(images=picture, metadata=row)
+    assert after["metadata"].tolist() == [[1, 0]]
+    assert torch.equal(before["pixel_values"], after["pixel_values"])
+    assert torch.equal(
+        Ham10000ImageProcessor.from_pretrained(tmp_path)(picture)["pixel_values"], before["pixel_values"]
+    )
+
+
+def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path: Path) -> None:
+    Ham10000Processor().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    saved["image_processor"]["imagemean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(Ham10000Error, match="imagemean"):
+        Ham10000Processor.from_pretrained(tmp_path)

@@ -1,0 +1,351 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import get_cosine_schedule_with_warmup
+
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
+from ham10000.training.augment import Augment
+from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.data import load_data
+from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor, predict_logits
+from ham10000.training.evaluation import main as evaluate
+from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
+from ham10000.training.losses import ClassificationLoss
+from ham10000.training.train import main as train
+
+TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
+PLAIN = ["--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process; every test starts without it."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def run_training(folder: Path, data: Path | str, *options: str) -> int:
+    cache = folder.parent / "cache"
+    return train(
+        [*TINY, *PLAIN, "--data", str(data), "--output_dir", str(folder), "--cache_dir", str(cache), *options]
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "training_state.safetensors")
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in history]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
+    """Two epochs of the fusion variant with everything random switched on."""
+    AcceleratorState._reset_state(True)
+    folder = tmp_path_factory.mktemp("runs") / "fusion"
+    assert run_training(folder, synthetic_folder, "--epochs", "2", "--modality", "fusion") == 0
+    return folder
+
+
+def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert names >= {
+        "config.json",
+        "processor_config.json",
+        "model.safetensors",
+        "modeling_ham10000.py",
+        "split.csv",
+        "split.json",
+        "train_config.json",
+        "history.json",
+        "training_state.safetensors",
+    }
+    assert not [name for name in names if name.startswith(".") or name.endswith(".bin")]
+    summary = json.loads((finished_run / "train_config.json").read_text())
+    assert summary["finished"] is True
+    assert summary["config"]["image_size"] == [32]
+    assert summary["best"]["validation_macro_f1"] == max(
+        row["validation_macro_f1"] for row in json.loads((finished_run / "history.json").read_text())
+    )
+    assert summary["split"]["leakage"]["test"]["all"] == 0
+    assert summary["environment"]["peak_rss_mib"] > 100
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+    finished_run: Path, tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = tmp_path / "fusion"
+    step, calls = Engine._step, []
+
+    def failing_step(self: Engine, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 14:  # in the middle of the second epoch of 8 steps, after the state of step 12
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    options = ["--epochs", "2", "--modality", "fusion", "--save_every_steps", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_step", failing_step)
+        assert run_training(interrupted, synthetic_folder, *options) == 130
+    AcceleratorState._reset_state(True)
+    assert train(["--resume", "--output_dir", str(interrupted)]) == 0
+
+    expected, resumed = weights(finished_run), weights(interrupted)
+    assert expected.keys() == resumed.keys()
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (finished_run, interrupted)]
+    assert without_times(histories[0]) == without_times(histories[1])
+    published = [load_file(folder / "model.safetensors") for folder in (finished_run, interrupted)]
+    assert all(torch.equal(published[0][name], published[1][name]) for name in published[0])
+
+
+def test_an_existing_run_is_not_overwritten(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished_run / "model.safetensors").read_bytes()
+    assert run_training(finished_run, "synthetic:200", "--epochs", "1") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (finished_run / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--resume", "--output_dir", str(finished_run), "--learning_rate", "0.5"]) == 2
+    assert "learning_rate was 0.0005 and is now 0.5" in capsys.readouterr().err
+
+
+def test_evaluation_states_what_predictions_csv_gives(finished_run: Path, synthetic_folder: Path) -> None:
+    cache = str(finished_run.parent / "cache")
+    arguments = ["--checkpoint", str(finished_run), "--data", str(synthetic_folder), "--cache_dir", cache]
+    assert evaluate([*arguments, "--n_resamples", "200"]) == 0
+    results = json.loads((finished_run / "eval_results.json").read_text())
+    table, labels, probabilities = read_predictions(finished_run / "predictions.csv")
+    predicted = probabilities.argmax(axis=1)
+    assert results["metrics"]["accuracy"] == accuracy_score(labels, predicted)
+    assert results["metrics"]["macro_f1"] == pytest.approx(
+        f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0), abs=1e-12
+    )
+    interval = results["intervals"]["accuracy"]
+    assert interval["low"] <= results["metrics"]["accuracy"] <= interval["high"]
+    split = json.loads((finished_run / "split.json").read_text())
+    assert results["split"]["sha256"] == split["sha256"]
+    assert len(table) == split["sizes"]["test"]
+    assert {path.name for path in (finished_run / "figures").iterdir()} == {
+        "confusion_matrix.png",
+        "per_class.png",
+        "reliability.png",
+        "training_curves.png",
+    }
+
+    # The same rows through model and processor, as a user of the checkpoint would.
+    model = Ham10000ForImageClassification.from_pretrained(finished_run)
+    processor = Ham10000Processor.from_pretrained(finished_run)
+    rows = {row["image_id"]: row for row in load_data(str(synthetic_folder))[0]}
+    chosen = [rows[image_id] for image_id in table["image_id"]]
+    inputs = processor(
+        images=[row["image"] for row in chosen],
+        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in chosen],
+    )
+    with torch.inference_mode():
+        expected = model(**inputs).logits.softmax(-1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def test_evaluation_of_other_data_with_the_split_is_refused(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:
+    model = Ham10000ForImageClassification.from_pretrained(finished_run)
+    processor = Ham10000Processor.from_pretrained(finished_run)
+    dataset = load_data(str(synthetic_folder))[0]
+    device = torch.device("cpu")
+    images = open_images(dataset, processor, device, cache_dir=finished_run.parent / "cache", progress=False)
+    loader = EvalLoader(Samples.from_dataset(dataset.select(range(6)), processor), images, processor, device)
+    (batch,) = list(loader)
+    with torch.inference_mode():
+        views = [
+            model(pixel_values=batch.pixel_values.flip(dimensions), metadata=batch.metadata).logits.softmax(-1)
+            for dimensions in ([], [2], [3], [2, 3])
+        ]
+    averaged = np.exp(predict_logits(model, loader, views=4))
+    np.testing.assert_allclose(averaged, torch.stack(views).mean(0).numpy(), atol=1e-6)
+    with pytest.raises(Ham10000Error, match="views"):
+        predict_logits(model, loader, views=3)
+
+
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path, modality: str) -> None:
+    torch.manual_seed(0)
+    dataset = load_data(str(synthetic_folder))[0].select(range(0, 160, 10))
+    config = TrainConfig(
+        modality=modality,
+        backbone="test_efficientnet",
+        backbone_kwargs="{}",
+        epochs=40,
+        patience=40,
+        batch_size=16,
+        learning_rate=3e-3,
+        head_learning_rate=3e-3,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        ema_decay=0.0,
+        classifier_dropout=0.0,
+        output_dir=str(tmp_path),
+        trackers=["none"],
+    )
+    accelerator = Accelerator(cpu=True)
+    processor = create_processor(config.model_config(), image_size=32)
+    images = open_images(dataset, processor, accelerator.device, cache_dir=tmp_path / "cache", progress=False)
+    samples = Samples.from_dataset(dataset, processor)
+    assert len(samples.labels.unique()) > 2
+    train_loader = TrainLoader(
+        samples, images, processor, accelerator.device, augment=Augment(flip=False), batch_size=16
+    )
+    eval_loader = EvalLoader(samples, images, processor, accelerator.device)
+    model = Ham10000ForImageClassification(config.model_config())
+    loss = ClassificationLoss(torch.ones(7))
+    engine = Engine(config, accelerator, model, processor, train_loader, eval_loader, loss, {})
+    progress = engine.fit()
+    assert progress.history[-1]["train_loss"] < 0.1
+    assert max(row["validation_accuracy"] for row in progress.history) == 1.0
+
+
+def test_two_processes_give_the_metrics_of_one(tmp_path: Path, synthetic_folder: Path) -> None:
+    # A backbone without batch norm or dropout: what is left is arithmetic, which must not depend on the processes.
+    options = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "160"]
+    options += ["--epochs", "2", "--eval_batch_size", "7"]
+    assert run_training(tmp_path / "one", synthetic_folder, *options) == 0
+    # `--multi_gpu` is Accelerate's name for its torchrun launcher; with `--cpu` it would start one process only.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = Path(__file__).parents[1] / "training" / "train.py"
+    arguments = [*TINY, *PLAIN, "--data", str(synthetic_folder), "--cache_dir", str(tmp_path / "cache"), *options]
+    process = subprocess.run(
+        [*command, str(script), *arguments, "--output_dir", str(tmp_path / "two")], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "2 process(es)" in process.stdout
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    for row, other in zip(one, two, strict=True):
+        assert row["validation_accuracy"] == other["validation_accuracy"]
+        assert row["validation_macro_f1"] == other["validation_macro_f1"]
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert row["validation_loss"] == pytest.approx(other["validation_loss"], abs=1e-4)
+
+
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path, synthetic_folder: Path) -> None:
+    options = ["--modality", "metadata", "--epochs", "1", "--metadata_dropout", "0", "--metadata_field_dropout", "0"]
+    losses = []
+    for parts in ("1", "4"):
+        AcceleratorState._reset_state(True)
+        folder = tmp_path / parts
+        assert run_training(folder, synthetic_folder, *options, "--gradient_accumulation_steps", parts) == 0
+        losses.append(json.loads((folder / "history.json").read_text())[0]["train_loss"])
+    # The dropout of the metadata MLP draws other masks for other micro-batches; the mean loss hardly moves.
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, synthetic_folder: Path) -> None:
+    # A learning rate of nearly 0 never improves on the first epoch, so the run ends after `patience` more.
+    options = ["--modality", "metadata", "--epochs", "9", "--patience", "2", "--ema_decay", "0"]
+    rates = ["--learning_rate", "1e-12", "--head_learning_rate", "1e-12", "--weight_decay", "0"]
+    assert run_training(tmp_path / "run", synthetic_folder, *options, *rates) == 0
+    summary = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert (summary["best"]["epoch"], summary["epochs_trained"], summary["finished"]) == (1, 3, True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, synthetic_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--modality", "metadata", "--head_learning_rate", "1e30", "--warmup_fraction", "0", "--ema_decay", "0"]
+    assert run_training(tmp_path / "run", synthetic_folder, *options) == 2
+    error = capsys.readouterr().err
+    assert "The loss is nan" in error
+    assert "learning rate" in error
+
+
+def test_learning_rates_follow_transformers_cosine_schedule() -> None:
+    config = TrainConfig(warmup_fraction=0.1)
+    model = torch.nn.Linear(1, 1)
+    scheduler = get_cosine_schedule_with_warmup(torch.optim.SGD(model.parameters(), lr=1.0), 20, 200)
+    for step in range(200):
+        if step >= 20:
+            assert learning_rate_factor(step, 200, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
+        scheduler.optimizer.step()
+        scheduler.step()
+    # Unlike theirs the warm-up does not waste its first step on a learning rate of 0.
+    assert 0 < learning_rate_factor(0, 200, config) < learning_rate_factor(19, 200, config) < 1
+
+
+def test_optimizer_groups_cover_every_parameter_once() -> None:
+    config = TrainConfig(backbone="test_efficientnet", backbone_kwargs="{}", modality="fusion")
+    model = Ham10000ForImageClassification(config.model_config())
+    optimizer = build_optimizer(model, config)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in parameters} == {id(parameter) for parameter in model.parameters()}
+    assert len(parameters) == len(list(model.parameters()))
+    for group in optimizer.param_groups:
+        assert all((parameter.ndim > 1) == (group["weight_decay"] > 0) for parameter in group["params"])
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    for group in optimizer.param_groups:
+        rates = {
+            config.learning_rate if id(parameter) in backbone else config.head_learning_rate
+            for parameter in group["params"]
+        }
+        assert rates == {group["peak_lr"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "`epochs` must be at least 1"),
+        (["--backbone_kwargs", "{"], "not JSON"),
+        (["--batch_size", "30", "--gradient_accumulation_steps", "4"], "multiple"),
+        (["--metadata_fields", "age", "dx"], "can never be a model input"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--pretrained", "no/such/file.safetensors"], "No pretrained weights"),
+    ],
+)
+def test_wrong_settings_end_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run_training(tmp_path / "run", "synthetic:220", *options) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1e-3\nepochs: 3\nbackbone_kwargs: {bn_eps: 0.001}\nweight_decay: 1\n")
+    config = parse_arguments(["--config", str(file), "--epochs", "5"])
+    assert (config.learning_rate, config.epochs, config.weight_decay) == (1e-3, 5, 1.0)
+    assert config.model_config().backbone_kwargs == {"bn_eps": 0.001}
+    assert config.batch_size == TrainConfig().batch_size
+    file.write_text("leraning_rate: 1e-3\n")
+    with pytest.raises(Ham10000Error, match=r"unknown key\(s\) \['leraning_rate'\]"):
+        parse_arguments(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("examples/configs/*.yaml")), ids=lambda p: p.stem
+)
+def test_example_configs_are_valid(path: Path) -> None:
+    config = parse_arguments(["--config", str(path)])
+    assert config.modality in path.stem or path.stem == "baseline"

@@ -1,0 +1,89 @@
+"""The proof that a folder loads without this package, and that it would notice if it did not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ham10000.hub_upload import verify_checkpoint as module
+from ham10000.hub_upload.verify_checkpoint import fixed_inputs, main, verify_checkpoint
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("fusion")
+    config = Ham10000Config(modality="fusion", backbone="test_efficientnet", fusion="film", temperature=1.3)
+    create_model(config).save_pretrained(folder)
+    create_processor(config, image_size=64).save_pretrained(folder)
+    return folder
+
+
+def copy(checkpoint: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, folder / "copy"))
+
+
+def test_a_clean_process_gives_the_same_bits(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    main([str(checkpoint)])
+    assert "42 logits equal to the last bit" in capsys.readouterr().out  # 3 inputs, 7 classes, 2 Auto classes
+
+
+def test_code_in_the_folder_that_computes_something_else_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    """So the clean process does run the folder's code, and the comparison does compare."""
+    folder = copy(checkpoint, tmp_path)
+    code = folder / "modeling_ham10000.py"
+    text = code.read_text()
+    assert text.count("/ self.config.temperature") == 1
+    code.write_text(text.replace("/ self.config.temperature", "/ self.config.temperature * 1.001"))
+    with pytest.raises(Ham10000Error, match=r"Logits of AutoModel\w* .* differ by up to"):
+        verify_checkpoint(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["image", "metadata"])
+def test_the_other_variants(modality: str, tmp_path: Path) -> None:
+    config = Ham10000Config(modality=modality, backbone="test_vit", backbone_kwargs={"img_size": 64})
+    create_model(config).save_pretrained(tmp_path)
+    create_processor(config).save_pretrained(tmp_path)
+    assert verify_checkpoint(tmp_path) == {"images": 3, "logits": 42}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fusion_ham10000.py", "image_processing_ham10000.py"])
+def test_a_missing_code_file_is_noticed(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(Ham10000Error, match=f"(?s)does not load without this package.*{name.removesuffix('.py')}"):
+        verify_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
+def test_a_missing_file_is_noticed_before_any_process_starts(
+    name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(checkpoint, tmp_path)
+    (folder / name).unlink()
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(Ham10000Error, match=str(folder)):
+        verify_checkpoint(folder)
+
+
+def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {str(tmp_path.resolve())!r} holds no config.json")
+
+
+@pytest.mark.parametrize("fields", [["age", "sex", "localization"], ["localization"], ["sex", "age"]])
+def test_the_fixed_inputs_are_seeded_and_hold_missing_values(fields: list) -> None:
+    processor = create_processor(Ham10000Config(backbone="test_vit", metadata_fields=fields), image_size=(32, 48))
+    inputs, again = fixed_inputs(processor), fixed_inputs(processor)
+    assert inputs["pixel_values"].shape == (3, 3, 32, 48)
+    assert inputs["metadata"].shape == (3, len(fields))
+    assert inputs["metadata"].isnan().any(dim=1).tolist()[2]
+    assert not inputs["metadata"].isnan()[0].any()
+    assert torch.equal(inputs["pixel_values"], again["pixel_values"])
+    assert not torch.equal(inputs["pixel_values"], fixed_inputs(processor, seed=1)["pixel_values"])

@@ -1,0 +1,173 @@
+"""Evaluates a checkpoint: `python training/evaluation.py --checkpoint runs/fusion --data DIR --split test`."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.config import DATA_FIXES
+from ham10000.training.data import load_data, metadata_frame
+from ham10000.training.engine import VIEWS, predict_logits
+from ham10000.training.environment import environment
+from ham10000.training.evaluation_report import (
+    evaluate_predictions,
+    format_results,
+    predictions_table,
+    write_evaluation,
+)
+from ham10000.training.lesions import lesion_groups
+from ham10000.training.loader import EvalLoader, Samples, open_images
+from ham10000.training.metrics import softmax
+from ham10000.training.split import SPLITS, Split, apply_split, load_split
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-evaluate`."""
+    parser = argparse.ArgumentParser(prog="ham10000-evaluate", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint folder of a run")
+    parser.add_argument("--data", required=True, help="the source it was trained on, as in training")
+    parser.add_argument("--split", choices=[*SPLITS, "all"], default="test", help="part to score; all needs no split")
+    parser.add_argument("--split_file", help="split.csv to use (default: the checkpoint's own)")
+    parser.add_argument("--output_dir", help="default: the checkpoint for test, its evaluation_<split> for others")
+    parser.add_argument("--views", type=int, choices=VIEWS, default=1, help="test-time augmentation: flips to average")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--n_resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
+    parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], help="as in training")
+    add_debug_argument(parser)
+    return parser
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        Ham10000Error: For a device that does not exist.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Ham10000Error(f"Device {name!r} cannot be used: {error}. Expected auto, cpu or cuda.") from error
+    return device
+
+
+def rows_to_score(
+    dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
+) -> tuple[datasets.Dataset, Split | None]:
+    """The rows of a part by the checkpoint's own split, so that no training image is scored by mistake.
+
+    Args:
+        dataset: The whole source.
+        part: `train`, `validation`, `test`, or `all`.
+        checkpoint: The checkpoint's folder.
+        split_file: Used instead of the checkpoint's split.
+
+    Returns:
+        The rows, and the split (None for `all`).
+
+    Raises:
+        Ham10000Error: If there is no split, or it belongs to other data.
+    """
+    if part == "all":
+        return dataset, None
+    path = Path(split_file) if split_file else checkpoint / "split.csv"
+    if not path.exists():
+        raise Ham10000Error(
+            f"{str(path)!r} does not exist, so nobody knows which images the checkpoint was trained on. Give "
+            "--split_file, or --split all for data it has never seen."
+        )
+    split = load_split(path)
+    return apply_split(dataset, split)[part], split
+
+
+def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """The training history beside the checkpoint, if there is one."""
+    path = checkpoint / "history.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-evaluate`."""
+    arguments = build_parser().parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
+    if not (checkpoint / "config.json").is_file():
+        raise Ham10000Error(f"{str(checkpoint)!r} holds no config.json; expected the output_dir of a training run.")
+    model: Any = Ham10000ForImageClassification.from_pretrained(checkpoint)
+    processor = Ham10000Processor.from_pretrained(checkpoint)
+    model = model.to(device).eval()
+
+    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    for note in report.notes:
+        print(f"note: {note}")
+    rows, split = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
+    images = open_images(dataset, processor, device, cache_dir=arguments.cache_dir)
+    samples = Samples.from_dataset(rows, processor)
+    loader = EvalLoader(samples, images, processor, device, batch_size=arguments.batch_size, channels_last=True)
+    model = model.to(memory_format=torch.channels_last)
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arguments.precision)
+    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
+    start = time.perf_counter()
+    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=arguments.views, progress=True))
+    seconds = time.perf_counter() - start
+
+    frame = metadata_frame(rows)
+    lesion_ids = frame["lesion_id"].tolist()
+    columns: dict[str, Any] = {
+        "image_ids": samples.image_ids,
+        "lesion_groups": lesion_groups(lesion_ids, samples.image_ids),
+        "labels": np.asarray(samples.labels),
+        "probabilities": probabilities,
+    }
+    results = evaluate_predictions(**columns, n_resamples=arguments.n_resamples, seed=arguments.seed)
+    table = predictions_table(**columns, lesion_ids=lesion_ids)
+    default_dir = checkpoint if arguments.split == "test" else checkpoint / f"evaluation_{arguments.split}"
+    output_dir = Path(arguments.output_dir or default_dir)
+    facts = environment()
+    context = {
+        "checkpoint": checkpoint.name,
+        "data": Path(arguments.data).name,
+        "split": {"name": arguments.split, "n_images": len(samples), "n_lesions": len(set(columns["lesion_groups"]))}
+        | ({} if split is None else {key: value for key, value in split.summary().items() if key != "dropped"}),
+        "views": arguments.views,
+        "precision": arguments.precision,
+        "device": str(device),
+        "prediction_seconds": round(seconds, 2),
+        "images_per_second": round(len(samples) / seconds, 1),
+        "environment": facts,
+    }
+    write_evaluation(output_dir, results, table, read_history(checkpoint), context)
+    protocol = "all rows" if split is None else f"{split.protocol}, {arguments.split} split"
+    print(f"{checkpoint} on {arguments.data}: {protocol}")
+    if split is not None and arguments.split != "train":
+        print(f"{split.leakage()[arguments.split]['all']:.1%} of these images show a lesion that is in train")
+    print(format_results(results))
+    print(
+        f"Cost      {seconds:.1f} s, {len(samples) / seconds:,.1f} images/s, "
+        f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
+    )
+    print(f"Saved     {output_dir / 'eval_results.json'}, predictions.csv and figures/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
