@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all lint format typing clean
+.PHONY: help setup demo test test-all lint format results typing clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: setup  ## ruff and mypy
 format: setup  ## reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+results: setup  ## render the results table of the README from examples/results
+	$(BIN)/python -m ham10000.training.results render --readme README.md
 
 clean:  ## remove runs, caches and build outputs (keeps .venv)
 	rm -rf runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .typing

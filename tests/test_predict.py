@@ -21,17 +21,10 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
-from ham10000.training.predict import (
-    DISCLAIMER,
-    Sample,
-    find_pictures,
-    format_csv,
-    format_table,
-    load_checkpoint,
-    main,
-    predict,
-    read_metadata,
-)
+from ham10000.training.predict import main
+from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.prediction_inputs import Sample, find_pictures, read_metadata
+from ham10000.training.prediction_output import DISCLAIMER, format_csv, format_table
 
 BACK = {"age": "60", "sex": "male", "localization": "back"}
 FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]

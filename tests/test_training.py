@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from ham10000.training.evaluation import main as evaluate
 from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
+from ham10000.training.results import END, START, render
+from ham10000.training.results import main as results_main
 from ham10000.training.train import main as train
 
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
@@ -59,6 +62,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Pat
     folder = tmp_path_factory.mktemp("runs") / "fusion"
     assert run_training(folder, synthetic_folder, "--epochs", "2", "--modality", "fusion") == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(finished_run: Path, synthetic_folder: Path) -> Path:
+    """The same run with its test split scored."""
+    cache = str(finished_run.parent / "cache")
+    arguments = ["--checkpoint", str(finished_run), "--data", str(synthetic_folder), "--cache_dir", cache]
+    assert evaluate([*arguments, "--n_resamples", "200"]) == 0
+    return finished_run
 
 
 def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
@@ -125,10 +137,8 @@ def test_resuming_with_other_settings_is_refused(finished_run: Path, capsys: pyt
     assert "learning_rate was 0.0005 and is now 0.5" in capsys.readouterr().err
 
 
-def test_evaluation_states_what_predictions_csv_gives(finished_run: Path, synthetic_folder: Path) -> None:
-    cache = str(finished_run.parent / "cache")
-    arguments = ["--checkpoint", str(finished_run), "--data", str(synthetic_folder), "--cache_dir", cache]
-    assert evaluate([*arguments, "--n_resamples", "200"]) == 0
+def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synthetic_folder: Path) -> None:
+    finished_run = evaluated_run
     results = json.loads((finished_run / "eval_results.json").read_text())
     table, labels, probabilities = read_predictions(finished_run / "predictions.csv")
     predicted = probabilities.argmax(axis=1)
@@ -167,6 +177,45 @@ def test_evaluation_of_other_data_with_the_split_is_refused(
 ) -> None:
     assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_results_are_collected_without_places_or_image_ids(
+    evaluated_run: Path, synthetic_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(Path(__file__).parents[1] / "examples" / "results" / "published_baseline.json", tmp_path)
+    assert results_main(["collect", str(evaluated_run), "--to", str(tmp_path / "lesion-grouped")]) == 0
+    folder = tmp_path / "lesion-grouped" / "fusion"
+    collected = "".join(path.read_text() for path in folder.glob("*.json"))
+    assert str(synthetic_folder.parent) not in collected
+    assert "SYN_" not in collected
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    assert results_main(["render", "--results", str(tmp_path), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    macro_f1 = json.loads((evaluated_run / "eval_results.json").read_text())["metrics"]["macro_f1"]
+    assert f"{macro_f1:.3f} [" in text
+    assert "0.804 [0.753, 0.847]" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+def test_the_table_in_the_readme_is_the_rendered_one() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.partition(START)[2].partition(END)[0].strip() == render(root / "examples" / "results")
+
+
+def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    picture = tmp_path / "lesion.jpg"
+    load_data("synthetic:200")[0][0]["image"].save(picture)
+    snippet = snippet.replace("runs/demo/fusion", str(evaluated_run)).replace("lesion.jpg", str(picture))
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["probabilities"].shape == (1, 7)
+    assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:

@@ -28,8 +28,9 @@ def _option(default: Any, text: str) -> Any:
 class TrainConfig:
     """Everything that decides a training run. A run's `train_config.json` holds all of it, resolved.
 
-    The defaults are the recipe chosen on validation data (`examples/results/recipe_validation.md`); the published
-    baseline's recipe is `examples/configs/baseline.yaml`.
+    The defaults are the reference recipe for fine-tuning on the lesion-grouped protocol: discriminative learning
+    rates, warm-up and cosine, averaged weights, square-root class weights, strong augmentation. Its measurements are
+    in `examples/results`. The published baseline's plain recipe is `examples/configs/baseline.yaml`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: For a value of a wrong type or outside its closed set.

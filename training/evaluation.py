@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import Ham10000Error
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data import load_data, metadata_frame
@@ -30,6 +30,7 @@ from ham10000.training.evaluation_report import (
 from ham10000.training.lesions import lesion_groups
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
+from ham10000.training.prediction import choose_device, load_checkpoint
 from ham10000.training.split import SPLITS, Split, apply_split, load_split
 
 
@@ -51,22 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], help="as in training")
     add_debug_argument(parser)
     return parser
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        Ham10000Error: For a device that does not exist.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise Ham10000Error(f"Device {name!r} cannot be used: {error}. Expected auto, cpu or cuda.") from error
-    return device
 
 
 def rows_to_score(
@@ -110,11 +95,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
-    if not (checkpoint / "config.json").is_file():
-        raise Ham10000Error(f"{str(checkpoint)!r} holds no config.json; expected the output_dir of a training run.")
-    model: Any = Ham10000ForImageClassification.from_pretrained(checkpoint)
-    processor = Ham10000Processor.from_pretrained(checkpoint)
-    model = model.to(device).eval()
+    model: Any
+    model, processor = load_checkpoint(checkpoint, device=device)
 
     dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
     for note in report.notes:

@@ -137,7 +137,13 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
 
 
 def run_summary(
-    config: TrainConfig, split: Split, engine: Engine, *, seconds: float, notes: list[str]
+    config: TrainConfig,
+    split: Split,
+    engine: Engine,
+    *,
+    seconds: float,
+    notes: list[str],
+    started: dict[str, Any],
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
@@ -147,11 +153,13 @@ def run_summary(
         engine: The engine, before or after `fit`.
         seconds: Wall time of the session so far.
         notes: What the data report noted.
+        started: `environment()` at the start: the code on disk may be another one by the end.
 
     Returns:
         Strict JSON values.
     """
     progress: Progress = engine.progress
+    now = environment()
     best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), None)
     rates = sorted(row["images_per_second"] for row in progress.history)
     return {
@@ -169,14 +177,14 @@ def run_summary(
         "training_seconds": round(sum(row["seconds"] for row in progress.history), 1),
         "session_seconds": round(seconds, 1),
         "median_images_per_second": rates[len(rates) // 2] if rates else None,
-        "environment": environment(),
+        "environment": {**started, **{name: now[name] for name in ("peak_rss_mib", "peak_cuda_mib")}},
     }
 
 
 @run_cli
 def main(argv: Sequence[str]) -> None:
     """Command line of `ham10000-train`."""
-    start = time.perf_counter()
+    start, started = time.perf_counter(), environment()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     config = parse_arguments(list(argv))
@@ -204,7 +212,8 @@ def main(argv: Sequence[str]) -> None:
     directory = Path(config.output_dir)
 
     def write_summary() -> None:
-        summary = run_summary(config, split, engine, seconds=time.perf_counter() - start, notes=report.notes)
+        seconds = time.perf_counter() - start
+        summary = run_summary(config, split, engine, seconds=seconds, notes=report.notes, started=started)
         atomic_write_json(directory / "train_config.json", summary)
 
     if accelerator.is_main_process:

@@ -1,0 +1,156 @@
+"""Loads a checkpoint and predicts with it: `model, processor = load_checkpoint("runs/fusion")`."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def choose_device(name: str) -> torch.device:
+    """Finds a device, and that it works.
+
+    Args:
+        name: As torch names it, or `auto`, which is the GPU where there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        Ham10000Error: For a device that does not exist.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise Ham10000Error(f"Device {name!r} cannot be used: {error}. Expected auto, cpu or cuda.") from error
+
+
+def load_checkpoint(
+    checkpoint: str | os.PathLike[str], revision: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Ham10000ForImageClassification, Ham10000Processor]:
+    """Loads a model and its processor with this package's own classes; no code from the checkpoint runs.
+
+    Args:
+        checkpoint: A folder, which needs no network, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        device: Where the model is put.
+
+    Returns:
+        The model, in evaluation mode, and the processor.
+
+    Raises:
+        Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
+
+    Example:
+        >>> model, processor = load_checkpoint("runs/fusion")
+        >>> predict(model, processor, ["lesion.jpg"], [{"age": 60, "sex": "male"}])
+    """
+    folder = Path(checkpoint).expanduser()
+    name, is_folder = str(checkpoint), folder.is_dir()
+    if is_folder and revision is not None:
+        raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
+    if is_folder and not (folder / "config.json").is_file():
+        raise Ham10000Error(f"The folder {name!r} holds no config.json; expected the output_dir of a training run.")
+    if folder.is_file():
+        raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
+    # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
+    if not is_folder and (not _HUB_ID.fullmatch(name) or folder.parent.is_dir()):
+        raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
+    source = str(folder) if is_folder else name
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
+    try:
+        model_type = Ham10000Config.get_config_dict(source, **options)[0].get("model_type")
+        if model_type != Ham10000Config.model_type:
+            raise Ham10000Error(
+                f"{name!r} holds a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
+                "give a checkpoint of this package."
+            )
+        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
+        processor = Ham10000Processor.from_pretrained(source, **options)
+    except SafetensorError as error:
+        raise Ham10000Error(f"The weights of {name!r} are damaged: {error}. Copy or train them again.") from error
+    except RuntimeError as error:
+        # What transformers raises for a weight of another shape; its message only points to its log.
+        raise Ham10000Error(
+            f"The weights of {name!r} do not fit its config.json: they were saved with another modality, backbone or "
+            "fusion. Copy the checkpoint again."
+        ) from error
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        if is_folder:
+            raise Ham10000Error(f"The checkpoint {name!r} is incomplete or damaged: {reason}") from error
+        raise Ham10000Error(
+            f"There is no folder {name!r}, and the Hub did not give it either: {reason} "
+            "Give an existing checkpoint folder, or a Hub id `user/name` with a connection to the internet."
+        ) from error
+    return model.to(device).eval(), processor
+
+
+@torch.inference_mode()
+def predict(
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
+    images: Sequence[Any] | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    batch_size: int = 32,
+    *,
+    unknown_values: str = "error",
+    progress: bool = False,
+) -> np.ndarray:
+    """Predicts a list of pictures, of metadata rows, or of both; at most one batch of pictures is in memory.
+
+    Args:
+        model: Any variant, on any device.
+        processor: The model's processor.
+        images: Pictures in any form `load_image` reads; None for a metadata-only model.
+        metadata: One mapping a picture, as for the processor; None for an image-only model, or if nothing is known.
+        batch_size: Samples a step.
+        unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
+        progress: Whether to show a progress bar on stderr, if there is more than one batch.
+
+    Returns:
+        (samples, 7) float64 probabilities in the order of `LABELS`, calibrated by the checkpoint's temperature.
+
+    Raises:
+        Ham10000Error: For an input the variant does not read or lacks, an unreadable picture, or an unknown value.
+    """
+    if batch_size < 1:
+        raise Ham10000Error(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not images and not metadata:
+        raise Ham10000Error("Nothing to predict: give at least one picture or one row of metadata.")
+    if images is not None and metadata is not None and len(images) != len(metadata):
+        raise Ham10000Error(f"Got {len(images)} images but {len(metadata)} rows of metadata; expected one a picture.")
+    # All rows are checked before the first picture is decoded.
+    encoded = None
+    if metadata is not None:
+        encoded = processor(metadata=list(metadata), unknown_values=unknown_values)["metadata"]
+    count = len(images if images is not None else metadata or ())
+    was_training = model.training
+    model.eval()
+    logits = []
+    try:
+        with tqdm(total=count, desc="Predicting", unit="image", disable=not progress or count <= batch_size) as bar:
+            for start in range(0, count, batch_size):
+                part = slice(start, start + batch_size)
+                inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
+                if images is not None:
+                    inputs["pixel_values"] = processor(images=list(images[part]))["pixel_values"].to(model.device)
+                logits.append(model(**inputs).logits.cpu())
+                bar.update(len(logits[-1]))
+    finally:
+        model.train(was_training)
+    return torch.cat(logits).double().softmax(dim=-1).numpy()
+
+
+__all__ = ["choose_device", "load_checkpoint", "predict"]
