@@ -29,11 +29,11 @@ demo: setup  ## train, evaluate and predict all three variants on synthetic data
 
 test: setup  ## lint, type-check and run the fast tests (no network, no GPU)
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 test-all: setup  ## every test, the slow ones and those on ../shared too
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

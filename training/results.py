@@ -134,7 +134,7 @@ def render(results: Path) -> str:
             "",
             *_notes(results),
         ]
-    )
+    ).rstrip()
 
 
 def update_readme(readme: Path, markdown: str) -> None:
