@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -247,6 +248,8 @@ class Engine:
             unit="step",
             disable=not self.accelerator.is_local_main_process,
             leave=False,
+            # A log file is not redrawn: there a line every half a minute is enough.
+            mininterval=0.1 if sys.stderr.isatty() else 30,
         )
         for labels, micro_batches in steps:
             number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
