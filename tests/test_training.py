@@ -87,6 +87,8 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "training_state.safetensors",
     }
     assert not [name for name in names if name.startswith(".") or name.endswith(".bin")]
+    # safetensors alone would write files that only their owner can read.
+    assert len({path.stat().st_mode for path in finished_run.iterdir() if path.is_file()}) == 1
     summary = json.loads((finished_run / "train_config.json").read_text())
     assert summary["finished"] is True
     assert summary["config"]["image_size"] == [32]

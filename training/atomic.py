@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 
+def restore_mode(path: Path) -> None:
+    """Gives a file the permissions new files have: safetensors writes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
@@ -34,6 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = destination.with_name(f".{destination.stem}.{uuid.uuid4().hex[:12]}.tmp{destination.suffix}")
     try:
         yield temporary
+        restore_mode(temporary)
         # A rename is atomic only within one file system, which the same folder guarantees.
         temporary.replace(destination)
     finally:
@@ -73,4 +81,4 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-__all__ = ["atomic_path", "atomic_write_json", "atomic_write_text"]
+__all__ = ["atomic_path", "atomic_write_json", "atomic_write_text", "restore_mode"]

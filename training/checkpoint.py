@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.atomic import atomic_path
+from ham10000.training.atomic import atomic_path, restore_mode
 
 STATE_FILE = "training_state.safetensors"
 
@@ -43,6 +43,7 @@ def save_checkpoint(
         processor.save_pretrained(scratch)
         # The weights last: a folder with weights always has the config that explains them.
         for path in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            restore_mode(path)
             path.replace(directory / path.name)
 
 
