@@ -28,8 +28,11 @@ from ham10000.training.plots import plot_training_curves
 from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
-# What may differ between a run and its resumption without changing the result.
+# What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
 _FREE_TO_CHANGE = {
+    "data",
+    "pretrained",
+    "loader",
     "output_dir",
     "cache_dir",
     "dataloader_workers",
@@ -132,7 +135,8 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
         logit_adjustment=config.logit_adjustment,
     )
     kept = {name: value for name, value in config.to_dict().items() if name not in _FREE_TO_CHANGE}
-    fingerprint = {**kept, "split_sha256": split.sha256}
+    # `auto` may be another precision on the machine that resumes.
+    fingerprint = {**kept, "mixed_precision": accelerator.mixed_precision, "split_sha256": split.sha256}
     return Engine(config, accelerator, model, processor, train_loader, validation_loader, loss, fingerprint)
 
 
