@@ -135,8 +135,10 @@ def test_an_existing_run_is_not_overwritten(finished_run: Path, capsys: pytest.C
 
 
 def test_resuming_with_other_settings_is_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()}
     assert train(["--resume", "--output_dir", str(finished_run), "--learning_rate", "0.5"]) == 2
     assert "learning_rate was 0.0005 and is now 0.5" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()} == before
 
 
 def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synthetic_folder: Path) -> None:

@@ -90,7 +90,7 @@ def load_training_state(
     """
     path = Path(directory) / STATE_FILE
     if not path.is_file():
-        raise Ham10000Error(f"Nothing to resume: {str(path)!r} does not exist. Leave `--resume` out to start anew.")
+        raise Ham10000Error(f"Nothing to resume: {str(path)!r} does not exist. Start anew with `--overwrite`.")
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])

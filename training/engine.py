@@ -215,8 +215,6 @@ class Engine:
         Raises:
             Ham10000Error: If the loss is no longer finite.
         """
-        if self.config.resume:
-            self._resume()
         progress = self.progress
         while progress.epoch < self.config.epochs and not self.out_of_patience():
             self._train_epoch()
@@ -234,6 +232,28 @@ class Engine:
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             self.accelerator.print(_describe(row, is_best=row["epoch"] == progress.best_epoch))
         return progress
+
+    def restore(self) -> None:
+        """Takes up the run in the output folder where its last saved state left it; writes nothing.
+
+        Raises:
+            Ham10000Error: If there is no state, or it was saved with other settings or data.
+        """
+        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer)
+        for name, value in self.fingerprint.items():
+            saved = state["fingerprint"].get(name)
+            if saved != value:
+                raise Ham10000Error(
+                    f"Cannot resume {self.config.output_dir!r}: {name} was {saved!r} and is now {value!r}. "
+                    "Use the run's own settings (its train_config.json), or another output_dir."
+                )
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.accelerator.print(
+            f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps "
+            f"(best macro-F1 {self.progress.best_score:.4f} in epoch {self.progress.best_epoch})"
+        )
 
     def _train_epoch(self) -> None:
         progress, config = self.progress, self.config
@@ -330,23 +350,6 @@ class Engine:
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             save_training_state(self.config.output_dir, state, self._modules(), self.optimizer)
-
-    def _resume(self) -> None:
-        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer)
-        for name, value in self.fingerprint.items():
-            saved = state["fingerprint"].get(name)
-            if saved != value:
-                raise Ham10000Error(
-                    f"Cannot resume {self.config.output_dir!r}: {name} was {saved!r} and is now {value!r}. "
-                    "Use the run's own settings (its train_config.json), or another output_dir."
-                )
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self.accelerator.print(
-            f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps "
-            f"(best macro-F1 {self.progress.best_score:.4f} in epoch {self.progress.best_epoch})"
-        )
 
 
 def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:

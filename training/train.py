@@ -207,6 +207,9 @@ def main(argv: Sequence[str]) -> None:
     dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
     split = choose_split(config, dataset)
     engine = build_engine(config, accelerator, dataset, split)
+    if config.resume:
+        # Before anything is written: settings that do not fit must leave the run as it was.
+        engine.restore()
     accelerator.print(report.to_text())
     accelerator.print(describe_run(config, split, engine))
     if trackers:
