@@ -302,15 +302,20 @@ def test_two_processes_give_the_metrics_of_one(tmp_path: Path, synthetic_folder:
 
 
 def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path, synthetic_folder: Path) -> None:
-    options = ["--modality", "metadata", "--epochs", "1", "--metadata_dropout", "0", "--metadata_field_dropout", "0"]
-    losses = []
+    # Without batch norm and dropout only the arithmetic is left; the weights of the classes differ between the parts.
+    options = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "160"]
+    states = []
     for parts in ("1", "4"):
         AcceleratorState._reset_state(True)
         folder = tmp_path / parts
-        assert run_training(folder, synthetic_folder, *options, "--gradient_accumulation_steps", parts) == 0
-        losses.append(json.loads((folder / "history.json").read_text())[0]["train_loss"])
-    # The dropout of the metadata MLP draws other masks for other micro-batches; the mean loss hardly moves.
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        accumulation = ["--epochs", "1", "--gradient_accumulation_steps", parts]
+        assert run_training(folder, synthetic_folder, *options, *accumulation) == 0
+        states.append({name: value for name, value in weights(folder).items() if name.startswith("optimizer/")})
+    first_moments = [name for name in states[0] if name.endswith("/exp_avg")]
+    assert first_moments
+    for name in first_moments:  # the running mean of the gradients
+        scale = states[0][name].abs().max().item()
+        torch.testing.assert_close(states[0][name], states[1][name], atol=0.02 * scale + 1e-7, rtol=0)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, synthetic_folder: Path) -> None:

@@ -22,7 +22,7 @@ from ham10000.training.plots import (
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
-_TITLES = {
+METRIC_TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "weighted_f1": "weighted F1",
@@ -239,12 +239,12 @@ def format_results(results: dict[str, Any]) -> str:
         Lines of text without a final newline.
     """
     metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
-    width = max(len(title) for title in _TITLES.values())
+    width = max(len(title) for title in METRIC_TITLES.values())
     lines = [
         f"{metrics['n_images']:,} images of {bootstrap['n_lesions']:,} lesions; {bootstrap['confidence']:.0%} "
         f"intervals from {bootstrap['n_resamples']:,} bootstrap resamples of lesions"
     ]
-    lines += [f"  {_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
+    lines += [f"  {METRIC_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
     lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
     lines.append(f"  {'class':<6} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
     for label, row in metrics["per_class"].items():
@@ -259,6 +259,7 @@ def format_results(results: dict[str, Any]) -> str:
 
 __all__ = [
     "CONFIDENCE",
+    "METRIC_TITLES",
     "PROBABILITY_COLUMNS",
     "evaluate_predictions",
     "format_results",

@@ -15,19 +15,20 @@ from typing import Any
 from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.evaluation_report import METRIC_TITLES
 
 START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
 # Values of a configuration that are places on somebody's machine; only their last part is kept.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
 _FIGURES = ("confusion_matrix.png", "training_curves.png")
-_COLUMNS = {
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "auroc_macro": "AUROC",
-    "ece": "ECE",
-    "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
-}
+_COLUMNS = (
+    "macro_f1",
+    "balanced_accuracy",
+    "accuracy",
+    "auroc_macro",
+    "ece",
+    "melanoma_sensitivity_at_95_specificity",
+)
 
 
 def collect(run: Path, to: Path) -> Path:
@@ -123,7 +124,7 @@ def render(results: Path) -> str:
     Returns:
         Markdown.
     """
-    header = ["model", "protocol", "test images whose lesion is in train", *_COLUMNS.values()]
+    header = ["model", "protocol", "test images whose lesion is in train", *(METRIC_TITLES[name] for name in _COLUMNS)]
     table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *_rows(results))]
     return "\n".join(
         [
