@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,7 +185,6 @@ def test_evaluation_of_other_data_with_the_split_is_refused(
 def test_results_are_collected_without_places_or_image_ids(
     evaluated_run: Path, synthetic_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(Path(__file__).parents[1] / "examples" / "results" / "published_baseline.json", tmp_path)
     assert results_main(["collect", str(evaluated_run), "--to", str(tmp_path / "lesion-grouped")]) == 0
     folder = tmp_path / "lesion-grouped" / "fusion"
     collected = "".join(path.read_text() for path in folder.glob("*.json"))

@@ -32,6 +32,7 @@ from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
 from ham10000.training.prediction import choose_device, load_checkpoint
 from ham10000.training.split import SPLITS, Split, apply_split, load_split
+from ham10000.training.subgroups import subgroup_results
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,7 +123,15 @@ def main(argv: Sequence[str]) -> None:
         "probabilities": probabilities,
     }
     results = evaluate_predictions(**columns, n_resamples=arguments.n_resamples, seed=arguments.seed)
-    table = predictions_table(**columns, lesion_ids=lesion_ids)
+    results["subgroups"] = subgroup_results(
+        frame,
+        columns["labels"],
+        probabilities,
+        columns["lesion_groups"],
+        n_resamples=arguments.n_resamples,
+        seed=arguments.seed,
+    )
+    table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
     default_dir = checkpoint if arguments.split == "test" else checkpoint / f"evaluation_{arguments.split}"
     output_dir = Path(arguments.output_dir or default_dir)
     facts = environment()

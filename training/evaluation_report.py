@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
 from ham10000.training.atomic import atomic_path, atomic_write_json
 from ham10000.training.bootstrap import cluster_bootstrap
 from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, validate_labels, validate_probabilities
@@ -18,6 +18,7 @@ from ham10000.training.plots import (
     plot_reliability,
     plot_training_curves,
 )
+from ham10000.training.subgroup_plots import plot_subgroups
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95
@@ -110,6 +111,7 @@ def predictions_table(
     lesion_groups: Sequence[Any],
     labels: np.ndarray,
     probabilities: np.ndarray,
+    metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """The predictions as the table that `predictions.csv` holds.
 
@@ -119,9 +121,11 @@ def predictions_table(
         lesion_groups: Lesions with known duplicates merged (N,), which the intervals rest on.
         labels: Class ids (N,).
         probabilities: Probabilities (N, 7).
+        metadata: Columns age, sex and localization (N rows), for analyses by subgroup.
 
     Returns:
-        Columns image_id, lesion_id, lesion_group, dx, predicted, correct, p_akiec … p_vasc, in the order given.
+        Columns image_id, lesion_id, lesion_group, age, sex, localization (with `metadata`), dx, predicted, correct,
+        p_akiec … p_vasc, in the order given.
 
     Raises:
         Ham10000Error: For bad labels or probabilities.
@@ -134,6 +138,7 @@ def predictions_table(
             "image_id": list(image_ids),
             "lesion_id": list(lesion_ids),
             "lesion_group": list(lesion_groups),
+            **({} if metadata is None else {name: metadata[name].to_list() for name in METADATA_FIELDS}),
             "dx": names[labels],
             "predicted": names[predicted],
             "correct": predicted == labels,
@@ -185,11 +190,12 @@ def write_evaluation(
             ├── confusion_matrix.png
             ├── reliability.png
             ├── per_class.png
+            ├── subgroups.png           with subgroups only
             └── training_curves.png     with a history only
 
     Args:
         output_dir: Destination; made where it does not exist.
-        results: Result of `evaluate_predictions`.
+        results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
         predictions: Result of `predictions_table`, of the same predictions.
         history: The training history, one row per epoch, if there is one.
         context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
@@ -213,6 +219,8 @@ def write_evaluation(
     plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
     plot_reliability(labels, probabilities, figures / "reliability.png")
     plot_per_class(results, figures / "per_class.png")
+    if "subgroups" in results:
+        plot_subgroups(results["subgroups"], figures / "subgroups.png")
     if history:
         plot_training_curves(history, figures / "training_curves.png")
     try:
@@ -254,6 +262,12 @@ def format_results(results: dict[str, Any]) -> str:
             f"  {label:<6} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
             f"{_cell(cells['f1']):<21}  {auroc}"
         )
+    for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
+        if gap:
+            lines.append(
+                f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
+                f"{_cell(gap['difference'])}"
+            )
     return "\n".join(lines)
 
 

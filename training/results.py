@@ -16,6 +16,7 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.evaluation_report import METRIC_TITLES
+from ham10000.training.published import published_baseline
 
 START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
 # Values of a configuration that are places on somebody's machine; only their last part is kept.
@@ -79,7 +80,7 @@ def _cost(training: dict[str, Any]) -> str:
 
 
 def _rows(results: Path) -> list[list[str]]:
-    published = json.loads((results / "published_baseline.json").read_text(encoding="utf-8"))
+    published = published_baseline()
     rows = [
         [published["name"], published["protocol"], f"{published['leak']:.1%}"]
         + [_cell(published["intervals"].get(name)) for name in _COLUMNS]
@@ -119,7 +120,7 @@ def render(results: Path) -> str:
     """Renders the results table.
 
     Args:
-        results: Folder with `published_baseline.json` and `<protocol>/<modality>/eval_results.json`.
+        results: Folder with `<protocol>/<modality>/eval_results.json`.
 
     Returns:
         Markdown.
