@@ -1,5 +1,6 @@
 """The HAM10000 model: one class for the image, the metadata and the fusion variant."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_ham10000 import LABELS, Ham10000Config, Ham10000Error
 from .fusion_ham10000 import build_fusion
+from .pipeline_ham10000 import CUSTOM_PIPELINES
 
 
 @dataclass
@@ -160,7 +162,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves config, code and safetensors weights; `AutoModel` then finds the class that returns logits.
+        """Saves config, code and safetensors weights, so that `AutoModel` and `pipeline` work without this package.
 
         Args:
             save_directory: Folder, created if needed.
@@ -172,6 +174,8 @@ class Ham10000PreTrainedModel(PreTrainedModel):
             module = type(self).__module__.split(".")[-1]
             auto_map = dict(getattr(self.config, "auto_map", None) or {})
             self.config.auto_map = {**auto_map, "AutoModel": f"{module}.{type(self).__name__}"}
+            # The pipeline's file is copied because this one imports it.
+            self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -1,0 +1,275 @@
+"""The Inference Endpoints handler, asked as the Inference Toolkit asks it: over HTTP, in a process of its own."""
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+import ham10000.hub_upload.handler as template
+from ham10000.modeling import LABELS, PIPELINE_TASK, Ham10000Config, create_model, create_processor
+
+ROW = {"age": 60, "sex": "male", "localization": "back"}
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint folder of two variants, with the handler beside it as in a published repository."""
+    parent, folders = tmp_path_factory.mktemp("repositories"), {}
+    torch.manual_seed(0)
+    for modality in ("fusion", "metadata"):
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=0.5)
+        model = create_model(config)
+        torch.nn.init.normal_(model.classifier.weight, std=0.2)  # otherwise every score is about one seventh
+        folders[modality] = parent / modality
+        model.save_pretrained(folders[modality])
+        create_processor(config, image_size=64).save_pretrained(folders[modality])
+        shutil.copyfile(str(template.__file__), folders[modality] / "handler.py")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A PNG, and a JPEG that its EXIF orientation turns by a quarter."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images[0].save(folder / "upright.png")
+    images[1].save(folder / "turned.jpg", exif=exif)
+    return [folder / "upright.png", folder / "turned.jpg"]
+
+
+def load_handler(folder: Path) -> Any:
+    """As the toolkit does it."""
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(str(folder))
+
+
+@pytest.fixture(scope="module")
+def handlers(repositories: dict[str, Path]) -> dict[str, Any]:
+    return {modality: load_handler(folder) for modality, folder in repositories.items()}
+
+
+def encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+# What huggingface-inference-toolkit's web service does with a request, less the frameworks. This package cannot be
+# imported, and a connection to anywhere ends the process.
+TOOLKIT = """
+import importlib.util, io, json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ham10000":
+            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
+
+def no_network(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        print("A connection was opened:", event, arguments, file=sys.stderr, flush=True)
+        os._exit(3)
+
+sys.meta_path.insert(0, Absent())
+sys.addaudithook(no_network)
+
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location("handler", Path(folder, "handler.py"))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+
+from PIL import Image
+
+def deserialize(content_type, body):
+    if content_type == "application/json":
+        return json.loads(body)
+    if content_type in ("image/png", "image/jpeg"):
+        return {"inputs": Image.open(io.BytesIO(body)).convert("RGB")}
+    raise Exception(f'Content type "{content_type}" not supported.')
+
+class Service(BaseHTTPRequestHandler):
+    def do_POST(self):
+        try:
+            body = deserialize(self.headers["Content-Type"], self.rfile.read(int(self.headers["Content-Length"])))
+            if "inputs" not in body:
+                raise ValueError("Body needs to provide a inputs key")
+            query = {key: int(value) if value.isdigit() else value for key, value in parse_qsl(urlsplit(self.path)[3])}
+            if query and "parameters" not in body:
+                body["parameters"] = query
+            status, answer = 200, handler(body)
+        except Exception as error:
+            status, answer = 400, {"error": str(error)}
+        payload = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *arguments):
+        pass
+
+server = HTTPServer(("127.0.0.1", 0), Service)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextmanager
+def serve(folder: Path, scratch: Path) -> Iterator[str]:
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    with (scratch / "stderr").open("w+") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TOOLKIT, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=scratch,
+            env=environment,
+        )
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            assert port, (scratch / "stderr").read_text()[-3000:]
+            yield f"http://127.0.0.1:{port}/"
+            assert process.poll() is None, (scratch / "stderr").read_text()[-3000:]
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def post(url: str, body: Any, content_type: str = "application/json") -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_requests_to_a_process_without_this_package(
+    repositories: dict[str, Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    classify: Any = pipeline(PIPELINE_TASK, model=str(repositories["fusion"]))
+    first, second = str(pictures[0]), str(pictures[1])
+    with serve(repositories["fusion"], tmp_path) as url:
+        # a picture with metadata, as base64 in JSON
+        status, answer = post(url, {"inputs": {"image": encoded(pictures[0]), **ROW}})
+        assert (status, answer) == (200, classify({"image": first, **ROW}))
+        assert [row["score"] for row in answer] == sorted((row["score"] for row in answer), reverse=True)
+        assert {row["label"] for row in answer} == set(LABELS)
+        # the picture itself as the body, which leaves no room for metadata; parameters may stand in the query
+        for path, content_type in zip(pictures, ("image/png", "image/jpeg"), strict=True):
+            assert post(url, path.read_bytes(), content_type) == (200, classify({"image": str(path)}))
+        assert post(url + "?top_k=2", pictures[0].read_bytes(), "image/png") == (200, classify({"image": first})[:2])
+        # a list is one batch
+        rows = [{"image": encoded(pictures[0]), "age": None}, {"image": encoded(pictures[1]), **ROW}]
+        expected = classify([{"image": first}, {"image": second, **ROW}], batch_size=2, top_k=3)
+        assert post(url, {"inputs": rows, "parameters": {"top_k": 3}}) == (200, expected)
+        # mistakes are answered, and the next request is served
+        for body, message in (
+            ({"inputs": {"image": "§§§"}}, "The input: the image is not valid base64"),
+            ({"inputs": [rows[0], ROW]}, "Input 1: 'image' is missing"),
+            ({"inputs": rows[0], "parameters": {"top_k": 9}}, "`top_k` must be a whole number in 1..7, or None"),
+            ({"inputs": {**rows[0], "dx": "mel"}}, "The input: 'dx' is never an input"),
+        ):
+            status, answer = post(url, body)
+            assert status == 400
+            assert answer["error"].startswith(message)
+        assert post(url, {"inputs": rows[0]}) == (200, classify({"image": first}))
+
+
+def test_every_form_of_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
+    path = pictures[0]
+    expected = handlers["fusion"].pipeline({"image": str(path)})
+    text = encoded(path)
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    forms: list[Any] = [text, lines, f"data:image/png;base64,{text}", path.read_bytes(), bytearray(path.read_bytes())]
+    for form in (*forms, Image.open(path)):
+        assert handlers["fusion"]({"inputs": form}) == expected
+        assert handlers["fusion"]({"inputs": {"image": form}, "parameters": None}) == expected
+    answers = handlers["fusion"]({"inputs": [*forms, {"image": text}], "parameters": {"top_k": 1}})
+    assert [answer[0]["label"] for answer in answers] == [expected[0]["label"]] * 6
+    assert {len(answer) for answer in answers} == {1}
+    assert handlers["fusion"]({"inputs": []}) == []
+
+
+def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list[Path]) -> None:
+    image, path = encoded(pictures[0]), str(pictures[0])
+    for modality, picture, form in (("fusion", {"image": path}, {"image": image}), ("metadata", {}, {"image": None})):
+        handler = handlers[modality]
+        expected = handler.pipeline({**picture, **ROW})
+        assert expected != handler.pipeline({**picture})
+        assert handler({"inputs": {**form, **ROW}}) == expected
+        elbow = {**form, **ROW, "localization": "elbow"}
+        with pytest.raises(ValueError, match="The input: unknown localization 'elbow'"):
+            handler({"inputs": elbow})
+        missing = handler({"inputs": elbow, "parameters": {"unknown_values": "missing", "top_k": 2}})
+        assert missing == handler.pipeline({**picture, **ROW, "localization": None})[:2]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, 'needs {"inputs": ...}'),
+        ([], 'needs {"inputs": ...}'),
+        ({"inputs": {}, "age": 60}, "Unknown key(s) ['age'] beside \"inputs\""),
+        ({"inputs": {}, "parameters": [1]}, '"parameters" must be an object'),
+        ({"inputs": {}, "parameters": {"num_workers": 64}}, '"parameters" must be an object with some of'),
+        ({"inputs": None}, "The input: the image must be base64 text, got NoneType"),
+        ({"inputs": {"age": 60}}, "The input: 'image' is missing"),
+        ({"inputs": {"image": [[0, 1]]}}, "The input: the image must be base64 text, got list"),
+        ({"inputs": ["AAAA", "no base64!"]}, "Input 1: the image is not valid base64"),
+        ({"inputs": "QUJD"}, "The input: Cannot read image of 3 bytes"),
+        ({"inputs": ""}, "The input: the image is empty"),
+        ({"inputs": "data:image/png,%89PNG"}, "The input: a data: URL must be base64, got 'data:image/png'"),
+        ({"inputs": {"image": "HTTPS://x.test/a.jpg"}}, "The input: URLs are not fetched"),
+        ({"inputs": {"image": "PATH"}}, "The input: the image is not valid base64"),
+        ({"inputs": {"image": "AAAA", "agee": 60}}, "The input: unknown key 'agee'"),
+    ],
+)
+def test_bad_requests(data: Any, message: str, handlers: dict[str, Any], pictures: list[Path]) -> None:
+    if isinstance(data, dict) and isinstance(data.get("inputs"), dict):
+        inputs = data["inputs"]
+        # A path to a real picture, which must not be read; and a real picture where another key is at fault.
+        if inputs.get("image") == "PATH":
+            inputs = {**inputs, "image": str(pictures[0])}
+        elif inputs.get("image") == "AAAA":
+            inputs = {**inputs, "image": encoded(pictures[0])}
+        data = {**data, "inputs": inputs}
+    with pytest.raises(ValueError) as caught:
+        handlers["fusion"](data)
+    assert message in str(caught.value)
+
+
+def test_a_metadata_only_checkpoint_refuses_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
+    with pytest.raises(ValueError, match="The input: this checkpoint is metadata-only and reads no image"):
+        handlers["metadata"]({"inputs": Image.open(pictures[0])})

@@ -1,0 +1,387 @@
+"""The registered pipeline, and the copy of it that a saved folder carries for those without this package."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+from transformers.pipelines import get_supported_tasks
+from transformers.utils import logging as transformers_logging
+
+from ham10000.modeling import (
+    LABELS,
+    MODALITIES,
+    PIPELINE_TASK,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Pipeline,
+    Ham10000Processor,
+    create_model,
+    create_processor,
+)
+
+ROW = {"age": 60, "sex": "male", "localization": "back"}
+BATCHED = {"abs": 1e-6}  # a batch sums in another order
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A saved checkpoint of each variant; read-only for tests."""
+    parent, folders = tmp_path_factory.mktemp("checkpoints"), {}
+    torch.manual_seed(0)
+    for modality in MODALITIES:
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", fusion="concat", temperature=0.5)
+        model = create_model(config)
+        # The freshly drawn classifier is so small that every score would be one seventh.
+        torch.nn.init.normal_(model.classifier.weight, std=0.2)
+        model.save_pretrained(parent / modality)
+        create_processor(config, image_size=64).save_pretrained(parent / modality)
+        folders[modality] = str(parent / modality)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def pipelines(folders: dict[str, str]) -> dict[str, Any]:
+    return {modality: pipeline(PIPELINE_TASK, model=folder) for modality, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def as_dict(answer: list[dict[str, Any]]) -> dict[str, float]:
+    return {row["label"]: row["score"] for row in answer}
+
+
+def same(answers: Any, expected: list[list[dict[str, Any]]]) -> bool:
+    """Equal up to what batching changes, as many, and in the same order of labels."""
+    answers = list(answers)
+    assert [list(as_dict(answer)) for answer in answers] == [list(as_dict(answer)) for answer in expected]
+    return all(as_dict(a) == pytest.approx(as_dict(b), **BATCHED) for a, b in zip(answers, expected, strict=True))
+
+
+def some_inputs(modality: str, pictures: list[Path]) -> list[dict[str, Any]]:
+    """Five inputs of a variant, with all, some, none and null metadata."""
+    metadata: list[dict[str, Any]] = [ROW, {}, {"age": 20, "sex": None}, {"localization": "face"}, dict.fromkeys(ROW)]
+    if modality == "metadata":
+        return metadata
+    images: list[Any] = [str(pictures[0]), pictures[1], pictures[2].read_bytes(), Image.open(pictures[0])]
+    images.append(np.asarray(Image.open(pictures[1])))
+    if modality == "image":
+        return [{"image": image} for image in images]
+    return [{"image": image, **row} for image, row in zip(images, metadata, strict=True)]
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_scores_are_the_models_softmax(
+    modality: str, folders: dict[str, str], pipelines: dict[str, Any], pictures: list[Path]
+) -> None:
+    assert type(pipelines[modality]) is Ham10000Pipeline
+    model: Any = Ham10000ForImageClassification.from_pretrained(folders[modality])
+    processor = Ham10000Processor.from_pretrained(folders[modality])
+    for given in some_inputs(modality, pictures):
+        image = given.get("image")
+        row = {key: value for key, value in given.items() if key in ROW}
+        inputs = processor(images=image, metadata=None if modality == "image" else row)
+        with torch.no_grad():
+            probabilities = model(**inputs).logits.double().softmax(-1)[0].tolist()
+        answer = pipelines[modality](given)
+        assert as_dict(answer) == dict(zip(LABELS, probabilities, strict=True))
+        assert [row["score"] for row in answer] == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+        assert probabilities != pytest.approx([1 / 7] * 7, abs=1e-2)
+        assert {type(row["score"]) for row in answer} == {float}
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_batches_are_real_and_change_nothing(modality: str, pipelines: dict[str, Any], pictures: list[Path]) -> None:
+    classify, inputs, sizes = pipelines[modality], some_inputs(modality, pictures), []
+    one_by_one = [classify(given) for given in inputs]
+    different = {"image": 3, "metadata": 4, "fusion": 4}[modality]  # so a mix-up would be seen
+    assert len({json.dumps(answer) for answer in one_by_one}) == different
+    hook = classify.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append({name: len(value) for name, value in kwargs.items()}),
+        with_kwargs=True,
+    )
+    try:
+        assert same(classify(inputs, batch_size=3), one_by_one)
+    finally:
+        hook.remove()
+    names = Ham10000Processor.from_pretrained(classify.model.name_or_path).model_input_names
+    assert sizes == [dict.fromkeys(names, 3), dict.fromkeys(names, 2)]
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: list[Any]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows: list[Any]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_every_kind_of_collection(batch_size: int, pipelines: dict[str, Any], pictures: list[Path]) -> None:
+    classify = pipelines["fusion"]
+    inputs = [{"image": str(path), "age": age, "sex": None} for path, age in zip(pictures, (5, None, 80), strict=True)]
+    expected = classify(inputs)
+    assert isinstance(expected, list)
+    table = datasets.Dataset.from_list(inputs).cast_column("image", datasets.Image())
+    collections = [
+        (row for row in inputs),
+        iter(inputs),
+        map(dict, inputs),
+        Rows(inputs),
+        Stream(inputs),
+        table,
+        table.to_iterable_dataset(),
+    ]
+    for collection in collections:
+        answers = classify(collection, batch_size=batch_size)
+        assert not isinstance(answers, list), "a collection that is no list is read as it is needed"
+        assert same(answers, expected), type(collection)
+    assert classify([], batch_size=batch_size) == []
+    assert list(classify(iter([]), batch_size=batch_size)) == []
+
+
+def test_top_k_and_unknown_values(folders: dict[str, str], pictures: list[Path]) -> None:
+    classify: Any = pipeline(PIPELINE_TASK, model=folders["fusion"], top_k=2, unknown_values="missing")
+    image = str(pictures[0])
+    full = classify({"image": image}, top_k=None)
+    assert len(full) == 7
+    assert classify({"image": image}) == full[:2]
+    assert classify([{"image": image}], top_k=5) == [full[:5]]
+    # a site outside the vocabulary counts as missing here, and is an error by default
+    assert classify({"image": image, "localization": "elbow"}, top_k=7) == full
+    with pytest.raises(Ham10000Error, match="The input: unknown localization 'elbow'; expected one of abdomen, "):
+        classify({"image": image, "localization": "elbow"}, unknown_values="error")
+    for top_k in (0, 8, -1, True, 2.0, "3"):
+        with pytest.raises(Ham10000Error, match=r"`top_k` must be a whole number in 1\.\.7"):
+            classify({"image": image}, top_k=top_k)
+    with pytest.raises(Ham10000Error, match="`unknown_values` must be 'error' or 'missing', got 'ignore'"):
+        classify({"image": image}, unknown_values="ignore")
+    with pytest.raises(Ham10000Error, match=r"Unknown parameter\(s\) \['topk'\]"):
+        classify({"image": image}, topk=1)
+
+
+def test_null_is_absent_and_absent_is_legal(pipelines: dict[str, Any], pictures: list[Path]) -> None:
+    image = str(pictures[0])
+    nothing = dict.fromkeys(ROW)
+    assert pipelines["fusion"]({"image": image, **nothing}) == pipelines["fusion"]({"image": image})
+    assert pipelines["fusion"]({"image": image, **ROW}) != pipelines["fusion"]({"image": image})
+    assert pipelines["image"]({"image": image, **nothing}) == pipelines["image"]({"image": image})
+    assert pipelines["metadata"]({"image": None, **nothing}) == pipelines["metadata"]({})
+
+
+WRONG = [
+    ("fusion", {"age": 60}, "'image' is missing"),
+    ("image", {"image": None}, "'image' is missing"),
+    ("image", {"image": "GOOD", "age": 60, "sex": "male"}, "image-only .* leave 'age', 'sex' out"),
+    ("image", {"image": "GOOD", "agee": None}, "image-only .* leave 'agee' out"),
+    ("metadata", {"image": "GOOD", "age": 60}, "metadata-only and reads no image"),
+    ("fusion", "lesion.jpg", r'expected a dict such as .* got str\. .*\{"image": picture\}'),
+    ("metadata", [ROW], "expected a dict such as .* got list"),
+    ("fusion", {"image": "absent.jpg"}, "absent.jpg"),
+    ("fusion", {"image": b"no picture"}, "image of 10 bytes"),
+    ("fusion", {"image": ["GOOD", "GOOD"]}, "image of type list"),
+    ("fusion", {"image": "GOOD", "age": 130}, "age 130 is outside"),
+    ("fusion", {"image": "GOOD", "dx": "mel"}, "'dx' is never an input"),
+    ("fusion", {"image": "GOOD", "agee": None}, "unknown key 'agee'"),
+    ("metadata", {"sex": "divers"}, "unknown sex 'divers'; expected one of female, male"),
+]
+
+
+@pytest.mark.parametrize(("modality", "wrong", "message"), WRONG)
+def test_bad_input_is_named_by_its_position(
+    modality: str, wrong: Any, message: str, pipelines: dict[str, Any], pictures: list[Path]
+) -> None:
+    good = some_inputs(modality, pictures)[0]
+    if isinstance(wrong, dict) and wrong.get("image") == "GOOD":
+        wrong = {**wrong, "image": str(pictures[0])}
+    with pytest.raises(Ham10000Error, match=f"^Input 2: .*{message}"):
+        pipelines[modality]([good, good, wrong, good], batch_size=2)
+    with pytest.raises(Ham10000Error, match=f"^Input 1: .*{message}"):
+        list(pipelines[modality](given for given in (good, wrong)))
+    if not isinstance(wrong, list):
+        with pytest.raises(Ham10000Error, match=f"^The input: .*{message}"):
+            pipelines[modality](wrong)
+
+
+def test_a_url_is_not_fetched(pipelines: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/lesion.jpg"
+        with pytest.raises(Ham10000Error, match="URLs are not fetched"):
+            pipelines["fusion"]({"image": url})
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody is waiting
+            server.accept()
+
+
+def test_a_model_in_training_mode_and_one_in_half_precision(
+    folders: dict[str, str], pipelines: dict[str, Any], pictures: list[Path]
+) -> None:
+    given = {"image": str(pictures[0]), **ROW}
+    expected = pipelines["fusion"](given)
+    model: Any = Ham10000ForImageClassification.from_pretrained(folders["fusion"]).train()
+    processor = Ham10000Processor.from_pretrained(folders["fusion"])
+    assert pipeline(PIPELINE_TASK, model=model, processor=processor)(given) == expected  # type: ignore[call-overload]
+    half: Any = pipeline(PIPELINE_TASK, model=folders["fusion"], dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    assert as_dict(half(given)) == pytest.approx(as_dict(expected), abs=0.05)
+
+
+def test_a_saved_pipeline_is_a_whole_checkpoint(
+    folders: dict[str, str], pipelines: dict[str, Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    """Also: a config that was loaded and saved again still names the pipeline."""
+    pipelines["fusion"].save_pretrained(tmp_path)
+    original = Path(folders["fusion"])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in original.iterdir()}
+    for name in ("config.json", "processor_config.json", "pipeline_ham10000.py"):
+        assert (tmp_path / name).read_text() == (original / name).read_text(), name
+    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"] == {
+        "image-metadata-classification": {
+            "impl": "pipeline_ham10000.Ham10000Pipeline",
+            "pt": ["AutoModelForImageClassification"],
+            "type": "multimodal",
+        }
+    }
+    given = {"image": str(pictures[0]), **ROW}
+    assert pipeline(PIPELINE_TASK, model=str(tmp_path))(given) == pipelines["fusion"](given)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_without_a_task_and_in_silence(modality: str, folders: dict[str, str], pictures: list[Path]) -> None:
+    """The folder's config names the task; without it transformers would ask the Hub for a repository of that name."""
+    assert PIPELINE_TASK in get_supported_tasks()
+    library = transformers_logging.get_logger("transformers")
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    library.addHandler(listener)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for arguments in ({}, {"task": PIPELINE_TASK}, {"trust_remote_code": True}):
+                classify: Any = pipeline(model=folders[modality], **arguments)
+                assert type(classify) is Ham10000Pipeline
+                assert type(classify.model) is Ham10000ForImageClassification
+                classify(some_inputs(modality, pictures), batch_size=2)
+            library.warning("a canary")
+    finally:
+        library.removeHandler(listener)
+    assert said == ["a canary"]
+
+
+# A fresh process in which every import of this package fails, installed or not: what runs is the copy in the folder.
+STRANGER = """
+import json, logging, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ham10000":
+            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
+
+sys.meta_path.insert(0, Absent())
+
+from transformers import pipeline
+from transformers.utils import logging as transformers_logging
+
+said = []
+listener = logging.Handler(logging.WARNING)
+listener.emit = lambda record: said.append(record.getMessage())
+transformers_logging.get_logger("transformers").addHandler(listener)
+
+folders, inputs, picture, again = json.loads(sys.argv[1])
+task = "image-metadata-classification"
+answers = {}
+for modality, folder in folders.items():
+    classify = pipeline(task, model=folder, trust_remote_code=True)
+    answers[modality] = classify(inputs[modality], batch_size=2)
+    assert type(classify).__module__.startswith("transformers_modules."), type(classify)
+    without_task = pipeline(model=folder, trust_remote_code=True)
+    assert without_task(inputs[modality], batch_size=2) == answers[modality]
+    if modality != "metadata":
+        plain = pipeline("image-classification", model=folder, trust_remote_code=True)
+        answers[modality + " picture"] = plain(picture, top_k=7)
+try:
+    classify([inputs[modality][0], {**inputs[modality][0], "age": 500}])  # an error of the processor
+except ValueError as error:
+    answers["error"] = [type(error).__name__, str(error)]
+try:
+    pipeline(task, model=folder, trust_remote_code=False)
+except ValueError as error:
+    answers["untrusted"] = str(error)
+classify.save_pretrained(again)
+answers["said"] = said
+print(json.dumps(answers))
+"""
+
+
+def test_the_copy_in_the_folder_gives_the_same_bits(
+    folders: dict[str, str], pipelines: dict[str, Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    paths = [str(path) for path in pictures]
+    inputs: dict[str, list[Any]] = {
+        "image": [{"image": path} for path in paths],
+        "fusion": [{"image": paths[0], **ROW}, {"image": paths[1]}, {"image": paths[2], "age": None, "sex": "female"}],
+        "metadata": [ROW, {}, {"age": 30}],
+    }
+    again = tmp_path / "again"
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
+    }
+    ordered = {modality: folders[modality] for modality in ("image", "metadata", "fusion")}
+    process = subprocess.run(
+        [sys.executable, "-c", STRANGER, json.dumps([ordered, inputs, paths[0], str(again)])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    answers = json.loads(process.stdout)
+    for modality in MODALITIES:
+        assert answers[modality] == pipelines[modality](inputs[modality], batch_size=2)
+    for modality in ("image", "fusion"):
+        bare = as_dict(answers[f"{modality} picture"])
+        assert bare == pytest.approx(as_dict(pipelines[modality]({"image": paths[0]})), abs=1e-6)
+    assert answers["error"] == ["Ham10000Error", "Input 1: age 500 is outside 0..120 years; None if missing."]
+    assert "trust_remote_code=True" in answers["untrusted"]
+    assert answers["said"] == []
+    # what was loaded by remote code and saved again is as complete, and runs here
+    assert {path.name for path in again.iterdir()} == {path.name for path in Path(folders["fusion"]).iterdir()}
+    assert pipeline(PIPELINE_TASK, model=str(again))(inputs["fusion"], batch_size=2) == answers["fusion"]  # type: ignore[call-overload]
