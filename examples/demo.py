@@ -4,7 +4,8 @@
     ├── data/                        1,600 synthetic photographs in HAM10000's own layout
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
     ├── pictures/                    a few photographs that none of them was trained on
-    └── predictions.csv              the fusion model's answer to these
+    ├── predictions.csv              the fusion model's answer to these
+    └── bundle/ bundle.html          what would be published on the Hub, and its model card to look at
 
 Every step is a command line of the package, shown before it is run.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 # Before the first import of a library that reads it: the demo never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+from ham10000.hub_upload.push_to_hub import main as push_main
 from ham10000.modeling import MODALITIES
 from ham10000.training.data_report import main as data_main
 from ham10000.training.evaluation import main as evaluate_main
@@ -111,10 +112,6 @@ def main() -> None:
         run("ham10000-train", train_main, f"--modality {modality} {common} {output} {NETWORK} {RECIPE}")
         run("ham10000-evaluate", evaluate_main, f"--checkpoint {ROOT / modality} {common}")
 
-    print(f"\n$ ham10000-verify {ROOT / 'fusion'}", flush=True)
-    compared = verify_checkpoint(ROOT / "fusion")
-    print(f"loads in a process without this package; {compared['logits']} logits equal to the last bit")
-
     pictures = copy_test_pictures(6)
     checkpoint = f"--checkpoint {ROOT / 'fusion'}"
     first = sorted(pictures.iterdir())[0]
@@ -122,6 +119,10 @@ def main() -> None:
     table = f"--metadata {DATA / 'HAM10000_metadata.csv'}"
     run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table}")
     run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table} --output {ROOT / 'predictions.csv'}")
+
+    siblings = f"--sibling {ROOT / 'image'} --sibling {ROOT / 'metadata'}"
+    publication = f"--repo_id user/ham10000-fusion --dry_run --output_dir {ROOT / 'bundle'}"
+    run("ham10000-push", push_main, f"{checkpoint} {siblings} {publication}")
 
     print(f"\n{results_table()}")
     print("\nThese are synthetic pictures: the numbers show that the code works, and mean nothing about skin.")
@@ -131,6 +132,7 @@ def main() -> None:
     for figure in sorted((ROOT / "fusion" / "figures").iterdir()):
         print(f"  {figure}")
     print(f"  {ROOT / 'predictions.csv'}")
+    print(f"  {ROOT / 'bundle.html'}  the model card, as it would be published")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def subgroup_results(
             if not members.any():
                 continue
             values = {statistic: ratio(statistic, members) for statistic in STATISTICS}
-            row = {
+            row: dict[str, Any] = {
                 "group": name,
                 "n_images": int(members.sum()),
                 "n_lesions": len(np.unique(weights.index[members])),

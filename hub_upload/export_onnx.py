@@ -1,0 +1,205 @@
+"""Writes a checkpoint as one ONNX file that runs without torch: `ham10000-export-onnx runs/fusion`.
+
+runs/fusion/
+    onnx/model.onnx     inputs `pixel_values` and/or `metadata` (NaN is missing), output `logits`; any batch size
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from ham10000.hub_upload.verify_checkpoint import fixed_inputs
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.atomic import restore_mode
+from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.prediction import load_checkpoint
+
+ONNX_FILE = "onnx/model.onnx"
+TOLERANCE = 1e-4
+# A protobuf message cannot be larger than 2 GiB; larger weights go to a second file, `<name>.data`.
+_LARGEST_FILE = 2**31 - 2**24
+
+
+def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Path:
+    """Writes a checkpoint's network as ONNX, checks it against PyTorch and prints the difference.
+
+    The calibration temperature is in the graph; preparing the inputs is not, see `examples/onnx_without_torch.py`.
+
+    Args:
+        checkpoint: A checkpoint folder of any variant.
+        output: The file to write; by default `onnx/model.onnx` in the checkpoint. An existing one is replaced, but
+            only by a file that passed the check.
+
+    Returns:
+        The file. Inputs are float32, the first dimension is the batch.
+
+    Raises:
+        Ham10000Error: If the optional packages are missing, the checkpoint cannot be loaded, its backbone cannot be
+            exported, the file cannot be written, or its logits differ by more than 1e-4.
+    """
+    _require_extra()
+    checkpoint = Path(checkpoint).expanduser()
+    if not checkpoint.is_dir():
+        raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")
+    output = checkpoint / ONNX_FILE if output is None else Path(output).expanduser()
+    if output.is_dir():
+        raise Ham10000Error(f"{str(output)!r} is a folder; --output names a file, such as model.onnx.")
+    model, processor = load_checkpoint(checkpoint)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".onnx-") as scratch:
+            file = Path(scratch) / output.name
+            _write(model, fixed_inputs(processor), file)
+            difference = compare_onnx(file, model, processor)
+            weights = file.with_name(f"{file.name}.data")
+            target = output.with_name(weights.name)
+            if weights.exists():  # before the graph that names it
+                restore_mode(weights)
+                weights.replace(target)
+            elif target.exists():  # of an earlier, larger model
+                target.unlink()
+            restore_mode(file)
+            file.replace(output)
+    except OSError as error:
+        raise Ham10000Error(f"Cannot write {str(output)!r}: {error}. Choose another --output.") from error
+    print(f"Checked   logits of onnxruntime differ from PyTorch's by at most {difference:.1e}")
+    return output
+
+
+def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> float:
+    """Runs an ONNX file by onnxruntime on fixed inputs, in batches of 3, 1 and 5, and holds it to the model's logits.
+
+    Args:
+        file: From `export_onnx`.
+        model: The network it was made from, on the CPU in evaluation mode.
+        processor: The model's processor.
+
+    Returns:
+        The largest absolute difference of a logit, at most 1e-4.
+
+    Raises:
+        Ham10000Error: If onnxruntime is missing or cannot run the file, or a logit differs by more.
+    """
+    _require_extra()
+    import onnxruntime
+
+    first, second = fixed_inputs(processor), fixed_inputs(processor, seed=1)
+    batches = [
+        first,
+        {name: value[1:2] for name, value in second.items()},
+        {name: torch.cat([value, first[name][1:]]) for name, value in second.items()},
+    ]
+    differences = []
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its errors arrive as exceptions
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        for batch in batches:
+            arrays = {name: value.numpy() for name, value in batch.items()}
+            logits = torch.from_numpy(session.run(["logits"], arrays)[0])
+            with torch.inference_mode():
+                differences.append((logits - model(**batch).logits).abs().max().item())
+    except Exception as error:  # its own types, which share no base class, and ValueError for a wrong input
+        raise Ham10000Error(f"onnxruntime cannot run {str(file)!r}: {error}") from error
+    difference = max(differences)
+    if not all(value <= TOLERANCE for value in differences):  # NaN too
+        raise Ham10000Error(
+            f"{str(file)!r} is not the network it was made from: its logits differ from PyTorch's by {differences} in "
+            f"batches of 3, 1 and 5; at most {TOLERANCE:g} is expected. Do not publish it."
+        )
+    return difference
+
+
+class _Logits(nn.Module):
+    """The model with tensors in and one tensor out."""
+
+    def __init__(self, model: Ham10000ForImageClassification):
+        super().__init__()
+        self.model = model
+        # The check compares the `len` of two tensors, a plain int that would fix the batch size in the graph.
+        model._check_inputs = lambda *_: None  # type: ignore[method-assign]
+
+    def forward(self, pixel_values: torch.Tensor | None = None, metadata: torch.Tensor | None = None) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values, metadata=metadata).logits
+
+
+def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor], file: Path) -> None:
+    batch = torch.export.Dim("batch")
+    try:
+        with _quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                _Logits(model).eval(),
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes={name: {0: batch} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+            # The exporter notes down where each line of source code lies on this machine.
+            for graph in (program.model.graph, *program.model.functions.values()):
+                for node in graph.all_nodes():
+                    node.metadata_props.clear()
+                    node.doc_string = None
+            size = sum(value.nbytes for value in model.state_dict().values())
+            program.save(file, external_data=size > _LARGEST_FILE)
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise Ham10000Error(
+            f"The backbone {model.config.backbone!r} cannot be exported to ONNX by torch {torch.__version__}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _require_extra() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise Ham10000Error(
+                f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what the exporter says about its own inner workings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-export-onnx`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    parser.add_argument("--output", help=f"file to write (default: {ONNX_FILE} in the checkpoint)")
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    transformers_logging.disable_progress_bar()
+    file = export_onnx(arguments.checkpoint, arguments.output)
+    print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+
+
+__all__ = ["ONNX_FILE", "TOLERANCE", "compare_onnx", "export_onnx", "main"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
