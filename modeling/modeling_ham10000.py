@@ -159,6 +159,11 @@ class Ham10000PreTrainedModel(PreTrainedModel):
                     f"The checkpoint {str(pretrained_model_name_or_path)!r} {kind} {len(names)} weight tensor(s), "
                     f"such as {examples}. It was not saved with this config; check modality, backbone and fusion."
                 )
+        # safetensors maps the file, in which tensors lie at odd addresses, and some CPU kernels add in another order
+        # there: without memory of their own, loaded weights would give other last bits than those that were saved.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -309,7 +314,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         if pixel_values is not None and pixel_values.ndim != 4:
             raise Ham10000Error(f"`pixel_values` must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
         # FiLM and MetaBlock would broadcast one row of metadata over all images.
-        if pixel_values is not None and metadata is not None and len(pixel_values) != len(metadata):
+        if pixel_values is not None and metadata is not None and pixel_values.shape[0] != metadata.shape[0]:
             raise Ham10000Error(f"Got {len(pixel_values)} images but {len(metadata)} rows of metadata.")
 
     def _check_metadata(self, metadata: torch.Tensor) -> None:

@@ -69,15 +69,6 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def aligned(model: nn.Module) -> nn.Module:
-    """The same weights in memory of their own, as torchvision's are.
-
-    transformers leaves the weights in the mapped file, where they start at any address; for a single picture, matrix
-    products take another path there and differ in the last bit.
-    """
-    return copy.deepcopy(model)
-
-
 def pixels(count: int = 2, side: int = 224) -> torch.Tensor:
     """Smooth pictures: the pooled features of plain noise are nearly the same for any two."""
     noise = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -107,8 +98,8 @@ def assert_same_logits(folder: Path, model: nn.Module) -> None:
     ours = AutoModel.from_pretrained(folder)
     with torch.inference_mode():
         expected = model(pixels())
-        assert torch.equal(aligned(ours)(pixels()).logits, expected)
-        assert torch.allclose(ours(pixels()).logits, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(ours(pixels()).logits, expected)
+        assert torch.equal(ours(pixels()[:1]).logits, model(pixels()[:1]))
     assert (expected[0] - expected[1]).abs().max() > 0.05  # logits that say something
 
 
@@ -195,10 +186,9 @@ def test_the_cards_own_snippet_gives_the_same_probabilities(
     ours = processor(images=str(tmp_path / "lesion.jpg"))["pixel_values"]
     with torch.inference_mode():
         expected = torch.softmax(baseline(theirs), dim=1)
-        mapped, actual = (network(ours).logits.softmax(-1) for network in (model, aligned(model)))
+        actual = model(ours).logits.softmax(-1)
     assert torch.equal(ours, theirs)
     assert torch.equal(actual, expected)
-    assert torch.allclose(mapped, expected, rtol=0, atol=1e-5)
     assert 0.2 < expected.max() < 0.99
 
 

@@ -1,6 +1,5 @@
 """The model: bare timm's and torchvision's logits, the published fusion formulas, missing metadata, loading."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -447,12 +446,10 @@ def test_a_reloaded_model_gives_the_same_bits(modality: str, fusion: str, tmp_pa
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     inputs = make_inputs(model)
-    assert torch.equal(
-        Ham10000ForImageClassification.from_pretrained(tmp_path)(**inputs).logits, loaded(**inputs).logits
-    )
-    # Loaded tensors lie where the file has them, not on 64-byte boundaries, and matrix products then sum in another
-    # order (6e-7 here). Copied to fresh memory the loaded model gives the first one's bits.
-    assert torch.equal(copy.deepcopy(loaded)(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    # A single sample is where weights that lie at odd addresses of a mapped file would give other last bits.
+    single = {name: value[:1] for name, value in inputs.items()}
+    assert torch.equal(loaded(**single).logits, model(**single).logits)
 
 
 @pytest.mark.parametrize(
