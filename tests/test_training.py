@@ -158,6 +158,7 @@ def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synth
         "confusion_matrix.png",
         "per_class.png",
         "reliability.png",
+        "subgroups.png",
         "training_curves.png",
     }
 
