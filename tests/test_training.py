@@ -23,7 +23,7 @@ from ham10000.training.evaluation import main as evaluate
 from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
-from ham10000.training.results import END, START, render
+from ham10000.training.results import END, SPEED_END, SPEED_START, START, render, render_speed
 from ham10000.training.results import main as results_main
 from ham10000.training.train import main as train
 
@@ -206,7 +206,9 @@ def test_results_are_collected_without_places_or_image_ids(
 def test_the_table_in_the_readme_is_the_rendered_one() -> None:
     root = Path(__file__).parents[1]
     text = (root / "README.md").read_text(encoding="utf-8")
-    assert text.partition(START)[2].partition(END)[0].strip() == render(root / "examples" / "results")
+    results = root / "examples" / "results"
+    assert text.partition(START)[2].partition(END)[0].strip() == render(results)
+    assert text.partition(SPEED_START)[2].partition(SPEED_END)[0].strip() == render_speed(results)
 
 
 def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Path) -> None:

@@ -82,6 +82,33 @@ def cached_images(
     return np.load(path, mmap_mode="r")
 
 
+def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copies rows out of a cache.
+
+    A memory-mapped cache is read through its file: pages that are touched in the mapping count as this process's
+    memory, and after an epoch the whole cache would.
+
+    Args:
+        images: Result of `cached_images`, or any array (images, height, width, 3) uint8.
+        rows: Positions (N,).
+
+    Returns:
+        (N, height, width, 3) uint8.
+    """
+    if not isinstance(images, np.memmap) or images.filename is None or not hasattr(os, "preadv"):
+        return images[rows]
+    output = np.empty((len(rows), *images.shape[1:]), dtype=images.dtype)
+    size = output[:1].nbytes
+    descriptor = os.open(images.filename, os.O_RDONLY)
+    try:
+        for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
+            if os.preadv(descriptor, [buffer.data], images.offset + row * size) != size:
+                raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
+    finally:
+        os.close(descriptor)
+    return output
+
+
 def _decoded(
     images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, progress: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -109,4 +136,4 @@ def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-__all__ = ["cached_images", "decode", "default_cache_dir", "encoded_images"]
+__all__ = ["cached_images", "decode", "default_cache_dir", "encoded_images", "read_rows"]

@@ -69,7 +69,7 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
         peak = config.learning_rate if in_backbone else config.head_learning_rate
         decay = config.weight_decay if decays else 0.0
         settings.append({"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay})
-    return torch.optim.AdamW(settings, fused=next(model.parameters()).is_cuda)
+    return torch.optim.AdamW(settings, fused=True)
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
 from ham10000.training.augment import Augment
-from ham10000.training.cache import cached_images, decode, encoded_images
+from ham10000.training.cache import cached_images, decode, encoded_images, read_rows
 from ham10000.training.data import metadata_frame
 
 
@@ -109,7 +109,7 @@ class CachedImages(_Rows):
                 index = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
                 yield self.resident[index].permute(0, 3, 1, 2)
             else:
-                yield torch.from_numpy(self.images[rows]).to(self.device).permute(0, 3, 1, 2)
+                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device).permute(0, 3, 1, 2)
 
 
 class DecodedImages(_Rows):

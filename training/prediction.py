@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,7 @@ def predict(
     unknown_values: str = "error",
     progress: bool = False,
 ) -> np.ndarray:
-    """Predicts a list of pictures, of metadata rows, or of both; at most one batch of pictures is in memory.
+    """Predicts a list of pictures, of metadata rows, or of both; at most two batches of pictures are in memory.
 
     Args:
         model: Any variant, on any device.
@@ -136,21 +138,51 @@ def predict(
     if metadata is not None:
         encoded = processor(metadata=list(metadata), unknown_values=unknown_values)["metadata"]
     count = len(images if images is not None else metadata or ())
+    parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    pixels = iter([None] * len(parts)) if images is None else _batches(images, parts, model, processor)
     was_training = model.training
     model.eval()
     logits = []
     try:
         with tqdm(total=count, desc="Predicting", unit="image", disable=not progress or count <= batch_size) as bar:
-            for start in range(0, count, batch_size):
-                part = slice(start, start + batch_size)
+            for part, pixel_values in zip(parts, pixels, strict=True):
                 inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
-                if images is not None:
-                    inputs["pixel_values"] = processor(images=list(images[part]))["pixel_values"].to(model.device)
-                logits.append(model(**inputs).logits.cpu())
+                if pixel_values is not None:
+                    inputs["pixel_values"] = pixel_values
+                logits.append(model(**inputs).logits)
                 bar.update(len(logits[-1]))
     finally:
         model.train(was_training)
-    return torch.cat(logits).double().softmax(dim=-1).numpy()
+    return torch.cat(logits).cpu().double().softmax(dim=-1).numpy()
+
+
+def _batches(
+    images: Sequence[Any], parts: Sequence[slice], model: Ham10000ForImageClassification, processor: Ham10000Processor
+) -> Iterator[torch.Tensor]:
+    """Yields the normalised pictures of each part on the model's device; several threads decode.
+
+    A GPU computes while the next part is decoded. A CPU does not: the threads of a convolution wait for the slowest,
+    so one that shares its core with a decoder delays them all.
+    """
+    image_processor: Any = processor.image_processor
+
+    def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
+        return image_processor.normalize_pixels(stacked.to(model.device).permute(0, 3, 1, 2)).contiguous()
+
+    lookahead = 0 if model.device.type == "cpu" else 1
+    waiting: deque[list[Future[np.ndarray]]] = deque()
+    # Pillow releases the interpreter lock while it decodes and resizes.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        try:
+            for part in parts:
+                waiting.append([pool.submit(image_processor.resize, image) for image in images[part]])
+                if len(waiting) > lookahead:
+                    yield collect(waiting.popleft())
+            while waiting:
+                yield collect(waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 __all__ = ["choose_device", "load_checkpoint", "predict"]

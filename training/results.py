@@ -14,11 +14,13 @@ from typing import Any
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
+from ham10000.training.benchmark_report import render_benchmark
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.evaluation_report import METRIC_TITLES
 from ham10000.training.published import published_baseline
 
 START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
+SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"
 # Values of a configuration that are places on somebody's machine; only their last part is kept.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
 _FIGURES = ("confusion_matrix.png", "training_curves.png")
@@ -139,18 +141,31 @@ def render(results: Path) -> str:
     ).rstrip()
 
 
-def update_readme(readme: Path, markdown: str) -> None:
-    """Replaces what stands between the two markers.
+def render_speed(results: Path) -> str:
+    """Renders the tables of all benchmarks.
+
+    Args:
+        results: Folder with `benchmark*.json`, as `ham10000.training.benchmark --output` writes them.
+
+    Returns:
+        Markdown.
+    """
+    paths = sorted(results.glob("benchmark*.json"))
+    return "\n\n".join(render_benchmark(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+
+
+def update_readme(readme: Path, markdown: str, start: str = START, end: str = END) -> None:
+    """Replaces what stands between two markers.
 
     Raises:
         Ham10000Error: If the markers are not there.
     """
     text = readme.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise Ham10000Error(f"{str(readme)!r} needs the line {START!r} and, below it, {END!r}, once each.")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    atomic_write_text(readme, f"{before}{START}\n\n{markdown}\n\n{END}{after}")
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise Ham10000Error(f"{str(readme)!r} needs the line {start!r} and, below it, {end!r}, once each.")
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    atomic_write_text(readme, f"{before}{start}\n\n{markdown}\n\n{end}{after}")
 
 
 @run_cli
@@ -171,11 +186,13 @@ def main(argv: Sequence[str]) -> None:
         for run in arguments.runs:
             print(collect(run, arguments.to))
         return
-    markdown = render(arguments.results)
+    markdown, speed = render(arguments.results), render_speed(arguments.results)
     if arguments.readme:
         update_readme(arguments.readme, markdown)
+        if speed:
+            update_readme(arguments.readme, speed, SPEED_START, SPEED_END)
     else:
-        print(markdown)
+        print(f"{markdown}\n\n{speed}")
 
 
 if __name__ == "__main__":

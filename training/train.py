@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ham10000.modeling import LABELS, Ham10000Error, create_model, create_processor
+from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.augment import Augment
 from ham10000.training.checkpoint import STATE_FILE
@@ -200,6 +201,8 @@ def main(argv: Sequence[str]) -> None:
         log_with=trackers or None,
         project_dir=config.output_dir,
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if accelerator.is_main_process:
         prepare_output_dir(config)
     accelerator.wait_for_everyone()

@@ -1,0 +1,29 @@
+"""Keeps freed memory for the next step, on Linux with glibc."""
+
+import ctypes
+import sys
+
+# From malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tells malloc to reuse the memory of large freed tensors instead of returning it to the system.
+
+    By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time, step after
+    step. Kept, an EfficientNetV2-S training step at 224 px on two cores is about 1.2 times as fast, EfficientNetV2-B0
+    1.07 times (`python -m ham10000.training.benchmark`). The price is that the process stays as large as it ever was.
+
+    Returns:
+        Whether the settings took effect: False anywhere but with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+__all__ = ["keep_freed_memory"]
