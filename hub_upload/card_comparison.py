@@ -6,17 +6,9 @@ from typing import Any
 
 from ham10000.hub_upload.card_markdown import NO_BREAK, count, escape, interval, join, percent, section, table
 from ham10000.hub_upload.run_files import RunFiles, Sibling
-from ham10000.training.evaluation_report import METRIC_TITLES
+from ham10000.training.evaluation_report import METRIC_TITLES, SUMMARY_METRICS
 from ham10000.training.published import published_baseline
 
-COLUMNS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "auroc_macro",
-    "ece",
-    "melanoma_sensitivity_at_95_specificity",
-)
 _LOWER_IS_BETTER = ("ece",)
 _SHORT_TITLES = {
     "auroc_macro": "AUROC",
@@ -55,12 +47,12 @@ def comparison_table(rows: Sequence[tuple[str, RunFiles]], *, with_published: bo
     Returns:
         Markdown.
     """
-    titles = [_SHORT_TITLES.get(name, METRIC_TITLES[name]) for name in COLUMNS]
+    titles = [_SHORT_TITLES.get(name, METRIC_TITLES[name]) for name in SUMMARY_METRICS]
     cells = [
         [
             name,
             *_protocol_cells(run.evaluation),
-            *(interval(run.evaluation["intervals"][metric]) for metric in COLUMNS),
+            *(interval(run.evaluation["intervals"][metric]) for metric in SUMMARY_METRICS),
         ]
         for name, run in rows
         if run.evaluation is not None
@@ -72,12 +64,12 @@ def comparison_table(rows: Sequence[tuple[str, RunFiles]], *, with_published: bo
                 escape(published["name"]),
                 escape(published["protocol"]),
                 percent(published["leak"]),
-                *(interval(published["intervals"].get(metric)) for metric in COLUMNS),
+                *(interval(published["intervals"].get(metric)) for metric in SUMMARY_METRICS),
             ]
         )
     # Eight columns fit the page only if an interval may be broken.
     cells = [[cell.replace(NO_BREAK, " ") for cell in row] for row in cells]
-    return table(["model", "protocol", "leak", *titles], cells, align="ll" + "r" * (len(COLUMNS) + 1))
+    return table(["model", "protocol", "leak", *titles], cells, align="ll" + "r" * (len(SUMMARY_METRICS) + 1))
 
 
 def _reading(metric: str, difference: dict[str, Any], this: str) -> str:
@@ -185,7 +177,7 @@ def comparison_section(run: RunFiles, siblings: Sequence[Sibling]) -> str:
 
 
 __all__ = [
-    "COLUMNS",
+    "SUMMARY_METRICS",
     "comparison_section",
     "comparison_table",
     "leak_note",

@@ -17,10 +17,9 @@ from ham10000.hub_upload.card_markdown import (
     words,
 )
 from ham10000.hub_upload.run_files import RunFiles
-from ham10000.modeling import LABELS
+from ham10000.modeling import LABELS, MALIGNANT
 from ham10000.training.evaluation_report import METRIC_TITLES
 from ham10000.training.metrics import HEADLINE_METRICS
-from ham10000.training.subgroups import MALIGNANT
 
 # In the order a reader asks for them, with what each means.
 _MEANINGS = {

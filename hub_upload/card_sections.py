@@ -4,8 +4,7 @@ from ham10000.hub_upload.card_markdown import bullets, code, count, escape, fenc
 from ham10000.hub_upload.card_metadata import weights_license
 from ham10000.hub_upload.card_results import headline_text, protocol_text
 from ham10000.hub_upload.run_files import RunFiles
-from ham10000.modeling import LABELS
-from ham10000.training.subgroups import MALIGNANT
+from ham10000.modeling import LABELS, MALIGNANT
 
 RESEARCH_BANNER = (
     "> **For research only. Not a medical device.** Never use it for diagnosis, triage or any decision about a "

@@ -3,7 +3,6 @@
 import copy
 import csv
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
 
-# Settings that are places on somebody's machine.
-_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
-# The directories of an absolute path, POSIX or Windows, inside a sentence.
-_DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]+[\\/])+")
 _SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.synthetic` begin
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
@@ -162,33 +157,6 @@ def read_run(folder: str | Path) -> RunFiles:
     )
 
 
-def portable_training(training: dict[str, Any]) -> dict[str, Any]:
-    """A `train_config.json` without the paths of the machine it was made on.
-
-    Args:
-        training: The file's content.
-
-    Returns:
-        A copy whose places keep their last component only, in the settings as in the notes about the data.
-    """
-    portable = copy.deepcopy(training)
-    config = portable["config"]
-    places = [config[name] for name in _PLACES if isinstance(config.get(name), str)]
-    for name in _PLACES:
-        if isinstance(config.get(name), str):
-            config[name] = _last_component(config[name])
-    notes = portable.get("data_notes") or []
-    for place in sorted(places, key=len, reverse=True):
-        notes = [note.replace(place, _last_component(place)) for note in notes]
-    portable["data_notes"] = [_DIRECTORIES.sub("", note) for note in notes]
-    return portable
-
-
-def _last_component(place: str) -> str:
-    """Of a POSIX or Windows path; `pathlib` knows only the kind of the machine it runs on."""
-    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
-
-
 def _read(folder: Path, name: str, kind: type, *, required: bool = False) -> Any:
     path = folder / name
     if not path.is_file():
@@ -226,4 +194,4 @@ def _same_split(training: dict[str, Any] | None, evaluation: dict[str, Any]) -> 
     return training is not None and training["split"]["sha256"] == evaluation["split"].get("sha256")
 
 
-__all__ = ["RunFiles", "Sibling", "portable_training", "read_run"]
+__all__ = ["RunFiles", "Sibling", "read_run"]

@@ -20,6 +20,9 @@ LABEL_DESCRIPTIONS = {
     "vasc": "vascular lesion",
 }
 
+# Malignant, or a precursor: what must not be missed.
+MALIGNANT = ("mel", "bcc", "akiec")
+
 METADATA_FIELDS = ("age", "sex", "localization")
 SEXES = ("female", "male")
 # The 14 sites of HAM10000_metadata. "unknown" is not a site: it is the missing state of the field.
@@ -227,6 +230,7 @@ __all__ = [
     "LABELS",
     "LABEL_DESCRIPTIONS",
     "LOCALIZATIONS",
+    "MALIGNANT",
     "METADATA_FIELDS",
     "MODALITIES",
     "SEXES",

@@ -9,9 +9,10 @@ from card_runs import read_json, tables, training_summary, write_json, write_run
 from ham10000.hub_upload.card_cost import training_footprint
 from ham10000.hub_upload.card_markdown import code, escape, fence, table
 from ham10000.hub_upload.card_training import reproduce_command
-from ham10000.hub_upload.run_files import portable_training, read_run
+from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import parse_arguments
+from ham10000.training.portable import portable_training
 
 
 def test_escaping_shows_the_text_as_it_is() -> None:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
-from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALIGNANT, Ham10000Error
 from ham10000.training.comparison import compare_predictions, paired_differences
 from ham10000.training.evaluation_report import predictions_table, read_predictions
 from ham10000.training.metrics import softmax
 from ham10000.training.subgroup_plots import plot_subgroups
-from ham10000.training.subgroups import FIELDS, MALIGNANT, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
+from ham10000.training.subgroups import FIELDS, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
 
 N = 700
 MALIGNANT_IDS = [LABELS.index(name) for name in MALIGNANT]

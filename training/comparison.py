@@ -8,16 +8,7 @@ import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
-from ham10000.training.evaluation_report import CONFIDENCE, read_predictions
-
-COMPARED_METRICS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "auroc_macro",
-    "ece",
-    "melanoma_sensitivity_at_95_specificity",
-)
+from ham10000.training.evaluation_report import CONFIDENCE, SUMMARY_METRICS, read_predictions
 
 
 def paired_differences(
@@ -26,7 +17,7 @@ def paired_differences(
     other_probabilities: np.ndarray,
     lesion_groups: Sequence[Any] | np.ndarray,
     *,
-    metrics: Sequence[str] = COMPARED_METRICS,
+    metrics: Sequence[str] = SUMMARY_METRICS,
     n_resamples: int = 2000,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -111,4 +102,4 @@ def compare_predictions(
     }
 
 
-__all__ = ["COMPARED_METRICS", "compare_predictions", "paired_differences"]
+__all__ = ["compare_predictions", "paired_differences"]

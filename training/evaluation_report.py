@@ -23,6 +23,15 @@ from ham10000.training.subgroup_plots import plot_subgroups
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
+# What tables and comparisons of several models show.
+SUMMARY_METRICS = (
+    "macro_f1",
+    "balanced_accuracy",
+    "accuracy",
+    "auroc_macro",
+    "ece",
+    "melanoma_sensitivity_at_95_specificity",
+)
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -275,6 +284,7 @@ __all__ = [
     "CONFIDENCE",
     "METRIC_TITLES",
     "PROBABILITY_COLUMNS",
+    "SUMMARY_METRICS",
     "evaluate_predictions",
     "format_results",
     "predictions_table",

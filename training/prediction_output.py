@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import LABELS, MALIGNANT, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.atomic import atomic_write_text
 from ham10000.training.prediction_inputs import Sample
 
-MALIGNANT = ("mel", "bcc", "akiec")
 DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 _SINGLE_BAR, _COMPACT_BAR, _NAME_WIDTH = 30, 10, 44
@@ -169,4 +168,4 @@ def write_output(text: str, path: str | None = None) -> None:
     print(text, end="")
 
 
-__all__ = ["DISCLAIMER", "MALIGNANT", "format_csv", "format_json", "format_table", "write_output"]
+__all__ = ["DISCLAIMER", "format_csv", "format_json", "format_table", "write_output"]

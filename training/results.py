@@ -16,22 +16,13 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.benchmark_report import render_benchmark
 from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.evaluation_report import METRIC_TITLES
+from ham10000.training.evaluation_report import METRIC_TITLES, SUMMARY_METRICS
+from ham10000.training.portable import portable_training
 from ham10000.training.published import published_baseline
 
 START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
 SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"
-# Values of a configuration that are places on somebody's machine; only their last part is kept.
-_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
 _FIGURES = ("confusion_matrix.png", "training_curves.png")
-_COLUMNS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "auroc_macro",
-    "ece",
-    "melanoma_sensitivity_at_95_specificity",
-)
 
 
 def collect(run: Path, to: Path) -> Path:
@@ -54,10 +45,8 @@ def collect(run: Path, to: Path) -> Path:
     values = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
     if not values["train_config"]["finished"]:
         raise Ham10000Error(f"The run {str(run)!r} is not finished; continue it with --resume.")
-    config = values["train_config"]["config"]
-    for name in _PLACES:
-        config[name] = Path(config[name]).name if config[name] else config[name]
-    folder = to / config["modality"]
+    values["train_config"] = portable_training(values["train_config"])
+    folder = to / values["train_config"]["config"]["modality"]
     for name, value in values.items():
         atomic_write_json(folder / f"{name}.json", value)
     for name in _FIGURES:
@@ -85,7 +74,7 @@ def _rows(results: Path) -> list[list[str]]:
     published = published_baseline()
     rows = [
         [published["name"], published["protocol"], f"{published['leak']:.1%}"]
-        + [_cell(published["intervals"].get(name)) for name in _COLUMNS]
+        + [_cell(published["intervals"].get(name)) for name in SUMMARY_METRICS]
     ]
     for path in sorted(results.glob("*/*/eval_results.json")):
         evaluation = json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +85,7 @@ def _rows(results: Path) -> list[list[str]]:
             name += f", {config['backbone']}, {' x '.join(map(str, config['image_size']))} px"
         rows.append(
             [f"ours: {name}", split["protocol"], f"{split['leakage']['test']['all']:.1%}"]
-            + [_cell(evaluation["intervals"][column]) for column in _COLUMNS]
+            + [_cell(evaluation["intervals"][column]) for column in SUMMARY_METRICS]
         )
     return rows
 
@@ -127,7 +116,8 @@ def render(results: Path) -> str:
     Returns:
         Markdown.
     """
-    header = ["model", "protocol", "test images whose lesion is in train", *(METRIC_TITLES[name] for name in _COLUMNS)]
+    titles = [METRIC_TITLES[name] for name in SUMMARY_METRICS]
+    header = ["model", "protocol", "test images whose lesion is in train", *titles]
     table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *_rows(results))]
     return "\n".join(
         [
