@@ -11,8 +11,9 @@ def keep_freed_memory() -> bool:
     """Tells malloc to reuse the memory of large freed tensors instead of returning it to the system.
 
     By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time, step after
-    step. Kept, an EfficientNetV2-S training step at 224 px on two cores is about 1.2 times as fast, EfficientNetV2-B0
-    1.07 times (`python -m ham10000.training.benchmark`). The price is that the process stays as large as it ever was.
+    step. Kept, an EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
+    (`examples/benchmarks/allocator.py`, measured in `examples/results/allocator.json`). The price is that the process
+    stays as large as it ever was.
 
     Returns:
         Whether the settings took effect: False anywhere but with glibc.
