@@ -187,7 +187,7 @@ def measure_training(
 
 
 def measure_inference(paths: list[Path], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Files to probabilities, with the converted baseline's own network and weights on both sides."""
+    """Files to probabilities with the same network on both sides, each with random weights of its own."""
     from torchvision.models import efficientnet_v2_s
 
     device = options.device

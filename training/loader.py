@@ -85,7 +85,7 @@ class _Rows:
 
 
 class CachedImages(_Rows):
-    """Pictures from the uint8 cache: one resident tensor on a GPU where it fits, memory-mapped otherwise.
+    """Pictures from the uint8 cache: one resident tensor on a GPU where it fits, read from the file otherwise.
 
     Args:
         images: (rows, height, width, 3) uint8.

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=["fp32", "bf16", "auto"],
         help="fast path for many pictures, batch norm folded: auto is bf16 where the hardware computes it, which "
-        "moves probabilities by about 0.01; default: the plain model, to the last bit",
+        "rounds probabilities; default: the plain model, to the last bit",
     )
     add_debug_argument(parser)
     return parser
