@@ -245,6 +245,29 @@ def test_parity_with_torchvision(resample: int, picture: Image.Image) -> None:
     assert torch.equal(processor(picture)["pixel_values"][0], reference(picture))
 
 
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("size", [(40, 72), (450, 600), (700, 900), (224, 224)])
+def test_torch_resizes_within_a_level_of_pillow(resample: int, size: tuple[int, int], picture: Image.Image) -> None:
+    """One of 255 levels, two for bicubic noise, and for most values none."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8)
+    settings = {"size": {"height": size[0], "width": size[1]}, "resample": resample}
+    pillow = Ham10000ImageProcessor(**settings)
+    fast = Ham10000ImageProcessor(**settings, resizer="torch")
+    for image in (picture, Image.fromarray(noise)):
+        expected, resized = pillow.resize(image).astype(int), fast.resize(image)
+        assert (resized.shape, resized.dtype, resized.flags.c_contiguous) == ((*size, 3), np.uint8, True)
+        difference = np.abs(resized - expected)
+        assert difference.max() <= resample - 1
+        assert difference.mean() < 0.2
+
+
+def test_the_resizer_is_saved_with_the_processor(tmp_path: Path) -> None:
+    config = Ham10000Config(backbone="test_efficientnet")
+    assert create_processor(config).image_processor.resizer == "pillow"
+    create_processor(config, resizer="torch").save_pretrained(tmp_path)
+    assert Ham10000Processor.from_pretrained(tmp_path).image_processor.resizer == "torch"
+
+
 @pytest.mark.parametrize("backbone", ["tf_efficientnetv2_s.in21k_ft_in1k", "tf_efficientnetv2_b0", "test_vit"])
 def test_parity_with_timms_own_evaluation_transform(backbone: str, picture: Image.Image) -> None:
     """timm crops where we squash: equal numbers on a square picture without its centre crop."""
@@ -316,6 +339,8 @@ def test_another_image_size_keeps_the_other_numbers() -> None:
         ({"size": {"shortest_edge": 4}}, "size"),
         ({"size": 0}, "size"),
         ({"resample": 9}, "resample"),
+        ({"resizer": "opencv"}, "'opencv'"),
+        ({"resizer": "torch", "resample": 1}, "resample 1"),
         ({"image_mean": [0.5]}, "3 means"),
         ({"image_std": [0.5, 0.5, 0.0]}, "positive"),
     ],

@@ -60,6 +60,9 @@ class TrainConfig:
     metadata_field_dropout: float = _option(0.1, "probability that one field of a training sample is hidden")
     classifier_dropout: float = _option(0.2, "dropout before the classifier")
     image_size: list[int] = _option([224], "side, or height and width, in pixels")
+    resizer: Literal["pillow", "torch"] = _option(
+        "torch", "what resizes pictures, in training and in the checkpoint: torch is faster, pillow exactly timm's"
+    )
 
     epochs: int = _option(14, "epochs at most")
     patience: int = _option(6, "stop after this many epochs without a better validation macro-F1")

@@ -90,7 +90,7 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
     model = create_model(model_config, pretrained=False if config.resume else pretrained)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
-    processor = create_processor(model_config, image_size=config.size)
+    processor = create_processor(model_config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     with accelerator.main_process_first():
         images: ImageSource | None = open_images(
