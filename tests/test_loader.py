@@ -1,8 +1,13 @@
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -79,7 +84,84 @@ def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) ->
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
         cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from ham10000.modeling import Ham10000Config, create_processor
+from ham10000.training.cache import cached_images
+from ham10000.training.data import load_data
+processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
+print(len(cached_images(load_data(sys.argv[1])[0], processor.image_processor, cache_dir=sys.argv[2])))
+"""
+
+
+def start_build(source: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILD, str(source), str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def large_source(synthetic_folder: Path, dataset: datasets.Dataset) -> Path:
+    """A folder that takes long enough to be interrupted: the same pictures many times, enlarged."""
+    folder = synthetic_folder.parent / "large"
+    pictures = [image.resize((1200, 900)) for image in dataset.select(range(8))["image"]]
+    (folder / "HAM10000_images").mkdir(parents=True)
+    frame = pd.read_csv(synthetic_folder / "HAM10000_metadata.csv")
+    for number, image_id in enumerate(frame["image_id"]):
+        pictures[number % 8].save(folder / "HAM10000_images" / f"{image_id}.jpg")
+    frame.to_csv(folder / "HAM10000_metadata.csv", index=False)
+    return folder
+
+
+def test_a_killed_build_goes_on_and_a_second_builder_waits(dataset, synthetic_folder, tmp_path_factory) -> None:
+    source, cache = large_source(synthetic_folder, dataset), tmp_path_factory.mktemp("cache")
+    process = start_build(source, cache)
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size > 30 * 48 * 64 * 3 for path in cache.glob("*.partial")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (partial,) = cache.glob("*.partial")
+    done = partial.stat().st_size // (48 * 64 * 3)
+    assert 30 <= done < len(dataset)
+    with partial.open("ab") as file:
+        file.write(b"half a picture")
+
+    processes = [start_build(source, cache) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [output for output, _ in outputs] == [f"{len(dataset)}\n"] * 2
+    bars = [text for _, text in outputs if "Caching images" in text]
+    assert len(bars) == 1
+    assert f"{done}/{len(dataset)}" in bars[0]  # it began where the other had stopped
+    processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
+    (built,) = cache.glob("*.npy")
+    fresh = cached_images(
+        load_data(str(source))[0], processor.image_processor, cache_dir=cache / "new", progress=False
+    )
+    assert built.read_bytes() == Path(fresh.filename).read_bytes()
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_cache_that_cannot_be_written(dataset, processor, tmp_path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(Ham10000Error, match=r"Cannot write the image cache .*\.npy.*GB; name a folder"):
+        cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "file", progress=False)
+    limit = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+{BUILD}"""
+    folder = tmp_path / "full"
+    # The synthetic dataset needs no file of its own; the cache does.
+    command = [sys.executable, "-c", limit, "synthetic:30", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "Cannot write the image cache" in result.stderr
+    assert "File too large" in result.stderr
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,8 +1,12 @@
 """The image cache: every picture decoded and resized once, as one uint8 array on disk."""
 
+import contextlib
 import hashlib
+import io
 import json
+import math
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +14,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
-from ham10000.training.atomic import atomic_path
 
 # Part of the key: raise it when the same pictures and settings would give other bytes.
 _FORMAT = 1
@@ -51,9 +55,9 @@ def cached_images(
 ) -> np.ndarray:
     """Opens the cache of a dataset's pictures, building it first where there is none.
 
-    The file's name is a hash of the pictures (size and time of a file, or the bytes themselves) and of the size and
-    filter they are resized with, so a changed picture or setting never meets an old cache. It appears only when it is
-    complete.
+    The file's name is a hash of the pictures (size and time of a file, or the bytes themselves) and of the settings
+    they are resized with, so a changed picture or setting never meets an old cache. It appears only when it is
+    complete; a build that was killed goes on where it stopped; of several processes one builds and the others wait.
 
     Args:
         dataset: Any dataset with `image` and `image_id`.
@@ -65,21 +69,77 @@ def cached_images(
         (images, height, width, 3) uint8, memory-mapped read-only, in the dataset's order.
 
     Raises:
-        Ham10000Error: If a picture cannot be read; no file is left behind.
+        Ham10000Error: If a picture cannot be read or the cache cannot be written; no file is left behind.
     """
     images, image_ids = encoded_images(dataset), dataset["image_id"]
     height, width = image_processor.size["height"], image_processor.size["width"]
-    settings = {"format": _FORMAT, "height": height, "width": width, "resample": image_processor.resample}
+    settings = {
+        "format": _FORMAT,
+        "height": height,
+        "width": width,
+        "resample": image_processor.resample,
+        "resizer": image_processor.resizer,
+    }
     path = Path(cache_dir or default_cache_dir()) / f"{_key(images, settings)}.npy"
     if not path.is_file():
-        with atomic_path(path) as temporary:
-            shape = (len(images), height, width, 3)
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for index, picture in _decoded(images, list(image_ids), image_processor, progress):
-                array[index] = picture
-            array.flush()
-            del array
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _one_builder(path):
+                if not path.is_file():
+                    _build(path, images, list(image_ids), image_processor, progress)
+        except OSError as error:
+            gigabytes = len(images) * height * width * 3 / 1e9
+            raise Ham10000Error(
+                f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {gigabytes:.2f} GB; "
+                "name a folder with that much room as --cache_dir."
+            ) from error
     return np.load(path, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    """Holds a lock that ends with its process, however that ends."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"Another process is building {path.name}; waiting for it.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(
+    path: Path,
+    images: datasets.Dataset,
+    image_ids: list[str],
+    image_processor: Ham10000ImageProcessor,
+    progress: bool,
+) -> None:
+    """Appends picture after picture to a partial file, whose length says how many are done."""
+    partial = path.with_suffix(".partial")
+    shape = (len(images), image_processor.size["height"], image_processor.size["width"], 3)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    start, size = len(header.getvalue()), math.prod(shape[1:])
+    try:
+        with partial.open("ab") as file:
+            if file.tell() < start:
+                file.truncate(0)
+                file.write(header.getvalue())
+            done = min((file.tell() - start) // size, len(images))
+            file.truncate(start + done * size)
+            for picture in _decoded(images, image_ids, image_processor, done, progress):
+                file.write(picture.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except Exception:
+        # What is there serves nobody: a picture that is repaired, or another folder, makes another cache.
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -110,17 +170,17 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _decoded(
-    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, progress: bool
-) -> Iterator[tuple[int, np.ndarray]]:
+    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, first: int, progress: bool
+) -> Iterator[np.ndarray]:
+    """Yields the resized pictures in order, from the given row on."""
     # Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        bar = tqdm(total=len(images), desc="Caching images", unit="image", disable=not progress)
-        for start in range(0, len(images), 256):
+        bar = tqdm(total=len(images), initial=first, desc="Caching images", unit="image", disable=not progress)
+        for start in range(first, len(images), 256):
             entries = images[start : start + 256]["image"]
             names = image_ids[start : start + 256]
-            pictures = pool.map(decode, entries, names, [image_processor] * len(entries))
-            for offset, picture in enumerate(pictures):
-                yield start + offset, picture
+            for picture in pool.map(decode, entries, names, [image_processor] * len(entries)):
+                yield picture
                 bar.update()
         bar.close()
 
