@@ -4,18 +4,16 @@ python -m ham10000.training.benchmark --output examples/results/benchmark.json
 python -m ham10000.training.benchmark --render examples/results/benchmark.json
 
 Both sides take turns, so that a machine that slows down slows both; a ratio is the median over the turns of the ratio
-within a turn. The pictures are synthetic, at HAM10000's original 600x450 pixels.
+within a turn. The pictures are synthetic, at HAM10000's original 600x450 pixels and with grain,
+so that a file is as long as one of HAM10000's and takes as long to decode.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torchvision
 import transformers
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
@@ -32,20 +32,23 @@ from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.benchmark_baseline import BaselineTraining, Photographs, predict_plainly
 from ham10000.training.benchmark_report import CASES, render_benchmark
+from ham10000.training.benchmark_turns import in_own_process, measure_seconds, summarize, take_turns
 from ham10000.training.cache import cached_images
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
-from ham10000.training.engine import Engine
+from ham10000.training.engine import Engine, predict_logits
 from ham10000.training.environment import environment
-from ham10000.training.inference import optimize_for_inference
+from ham10000.training.inference import BACKENDS, optimize_for_inference
 from ham10000.training.precision import resolve_precision
 from ham10000.training.prediction import choose_device, predict
 from ham10000.training.split import make_split
-from ham10000.training.synthetic_images import Lesion, encode_jpeg, render
+from ham10000.training.synthetic_images import Lesion, render
 from ham10000.training.train import build_engine
 
 ORIGINAL_SIZE = (600, 450)
+HAM10000_SIZE = 10_015
+GRAIN = 12.0  # standard deviation in levels of 255
 
 
 def write_photographs(folder: Path, count: int, progress: bool = True) -> tuple[datasets.Dataset, list[Path]]:
@@ -54,57 +57,13 @@ def write_photographs(folder: Path, count: int, progress: bool = True) -> tuple[
     rng = np.random.default_rng(0)
     paths = [folder / f"{image_id}.jpg" for image_id in dataset["image_id"]]
     for path, label in tqdm(zip(paths, dataset["dx"], strict=True), "Drawing", count, disable=not progress):
-        path.write_bytes(encode_jpeg(render(Lesion.draw(LABELS[label], rng), rng, ORIGINAL_SIZE)))
+        picture = np.asarray(render(Lesion.draw(LABELS[label], rng), rng, ORIGINAL_SIZE))
+        grainy = np.clip(picture + rng.normal(0, GRAIN, picture.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(grainy).save(path, quality=95)
     images = datasets.Dataset.from_dict(
         {"image": [str(path) for path in paths]}, features=datasets.Features({"image": datasets.Image()})
     )
     return datasets.concatenate_datasets([images, dataset.remove_columns("image")], axis=1), paths
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def take_turns(
-    sides: dict[str, Callable[[], float]], repetitions: int, progress: bool = True
-) -> dict[str, list[float]]:
-    """Measures every side once a turn, after a turn that does not count.
-
-    Args:
-        sides: Name to a function that works once and returns a rate.
-        repetitions: Turns that count.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Name to the rates of the turns.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in tqdm(range(repetitions + 1), ", ".join(sides), unit="turn", disable=not progress, leave=False):
-        for name, work in sides.items():
-            rate = work()
-            if turn:
-                rates[name].append(rate)
-    return rates
-
-
-def summarize(rates: dict[str, list[float]], ours: str, other: str) -> dict[str, Any]:
-    """Medians of both sides, and the median of the ratio within each turn."""
-    ratios = [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
-    return {
-        "ours": statistics.median(rates[ours]),
-        "other": statistics.median(rates[other]),
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-    }
 
 
 def build_training(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> Engine:
@@ -127,33 +86,29 @@ def build_training(dataset: datasets.Dataset, options: argparse.Namespace, folde
 
 def _training_rate(steps: Iterator[Any], options: argparse.Namespace) -> float:
     next(steps)  # workers start, and the caches of the processor are those of the side that is measured
-    seconds = _seconds(lambda: [next(steps) for _ in range(options.steps)], options.device)
+    seconds = measure_seconds(lambda: [next(steps) for _ in range(options.steps)], options.device)
     return options.steps * options.batch_size / seconds
 
 
-def _baseline_process(connection: Any, paths: list[Path], labels: list[int], options: argparse.Namespace) -> None:
+def _baseline_training(paths: list[Path], labels: list[int], options: argparse.Namespace) -> Callable[[], float]:
     photographs = Photographs(paths, labels, options.image_size)
-    baseline = BaselineTraining(photographs, options.batch_size, options.device)
-    while connection.recv():
-        connection.send(_training_rate(baseline.steps(), options))
+    baseline = BaselineTraining(options.baseline, photographs, options.batch_size, options.device)
+    return lambda: _training_rate(baseline.steps(), options)
+
+
+def _baseline_inference(paths: list[Path], options: argparse.Namespace) -> Callable[[], float]:
+    model = torchvision.models.get_model(options.baseline, weights=None, num_classes=7).to(options.device).eval()
+
+    def predict_all() -> torch.Tensor:
+        return predict_plainly(model, paths, options.image_size, options.batch_size, options.device)
+
+    return lambda: len(paths) / measure_seconds(predict_all, options.device)
 
 
 def measure_training(
     dataset: datasets.Dataset, paths: list[Path], options: argparse.Namespace, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Training steps a second: the baseline, ours, and ours without anything but the step."""
-    # In processes of their own: the allocator's setting is ours, and would speed up the baseline too.
-    context = multiprocessing.get_context("spawn")
-    connection, remote = context.Pipe()
-    arguments = (remote, paths, list(dataset["dx"]), options)
-    context.Process(target=_baseline_process, args=arguments).start()
-
-    def baseline() -> float:
-        connection.send(True)
-        return connection.recv()
-
-    if options.device.type == "cpu":
-        keep_freed_memory()
     engine = build_training(dataset, options, folder)
     engine.wrapped.train()
     number = iter(range(10**9))
@@ -174,59 +129,87 @@ def measure_training(
             engine._step(next(number), *ready)
             yield
 
-    sides = {
-        "baseline": baseline,
-        "ours": lambda: _training_rate(ours(), options),
-        "ceiling": lambda: _training_rate(ceiling(), options),
-    }
-    try:
+    with in_own_process(_baseline_training, paths, list(dataset["dx"]), options) as baseline:
+        sides = {
+            "baseline": baseline,
+            "ours": lambda: _training_rate(ours(), options),
+            "ceiling": lambda: _training_rate(ceiling(), options),
+        }
         rates = take_turns(sides, options.repetitions)
-    finally:
-        connection.send(False)
     return {"training": summarize(rates, "ours", "baseline"), "ceiling": summarize(rates, "ours", "ceiling")}
 
 
 def measure_inference(paths: list[Path], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Files to probabilities with the same network on both sides, each with random weights of its own."""
-    from torchvision.models import efficientnet_v2_s
-
-    device = options.device
-    theirs = efficientnet_v2_s(weights=None, num_classes=7).to(device).eval()
     config = Ham10000Config(
         modality="image", backbone=options.backbone, backbone_kwargs=json.loads(options.backbone_kwargs)
     )
-    processor = create_processor(config, image_size=options.image_size)
-    model = optimize_for_inference(create_model(config).to(device).eval(), "auto")
+    processor = create_processor(config, image_size=options.image_size, resizer=TrainConfig.resizer)
+    model = optimize_for_inference(create_model(config).to(options.device).eval(), "auto", backend=options.backend)
     chosen = (paths * -(-options.pictures // len(paths)))[: options.pictures]
-    batch_size, size = options.batch_size, options.image_size
 
-    def rate(run: Callable[[], Any]) -> float:
-        return len(chosen) / _seconds(run, device)
+    def predict_all() -> np.ndarray:
+        return predict(model, processor, chosen, batch_size=options.batch_size)
 
-    rates = take_turns(
-        {
-            "baseline": lambda: rate(lambda: predict_plainly(theirs, chosen, size, batch_size, device)),
-            "ours": lambda: rate(lambda: predict(model, processor, chosen, batch_size=batch_size)),
-        },
-        options.repetitions,
-    )
+    with in_own_process(_baseline_inference, chosen, options) as baseline:
+        sides = {"baseline": baseline, "ours": lambda: len(chosen) / measure_seconds(predict_all, options.device)}
+        rates = take_turns(sides, options.repetitions)
     return {"inference": summarize(rates, "ours", "baseline")}
 
 
 def measure_cache(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Pictures a second and core while the uint8 cache is built."""
     cores = environment()["cpu"]["count"]
-    processor: Any = create_processor(Ham10000Config(modality="image"), image_size=options.image_size).image_processor
+    processor: Any = create_processor(
+        Ham10000Config(modality="image"), image_size=options.image_size, resizer=TrainConfig.resizer
+    ).image_processor
 
     def rate() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            seconds = _seconds(
+            seconds = measure_seconds(
                 lambda: cached_images(dataset, processor, cache_dir=fresh, progress=False), options.device
             )
         return len(dataset) / seconds / cores
 
     rates = take_turns({"ours": rate, "goal": lambda: 200.0}, options.repetitions)
     return {"cache": summarize(rates, "ours", "goal")}
+
+
+def _peak_memory(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> Callable[[], float]:
+    if options.device.type == "cpu":
+        keep_freed_memory()
+    copies = -(-HAM10000_SIZE // len(dataset))
+    whole = datasets.concatenate_datasets(
+        [
+            dataset.map(lambda row, copy=copy: {name: f"{row[name]}-{copy}" for name in ("image_id", "lesion_id")})
+            for copy in range(copies)
+        ]
+    ).select(range(HAM10000_SIZE))
+    engine = build_training(whole, options, folder)
+    engine.wrapped.train()
+
+    def gibibytes() -> float:
+        steps = engine.train_loader.epoch(0)
+        for number in range(options.steps):
+            engine._step(number, *next(steps))
+        predict_logits(engine.published_model.eval(), engine.validation_loader, autocast=engine.accelerator.autocast)
+        facts = environment()
+        return (facts["peak_cuda_mib"] or facts["peak_rss_mib"]) / 1024
+
+    return gibibytes
+
+
+def measure_memory(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+    """Peak memory of training and validation on as many pictures as HAM10000 has, in a process of its own."""
+    on_gpu = options.device.type == "cuda"
+    backbone, kwargs, batch_size, limit = (
+        (options.backbone, options.backbone_kwargs, 256, 40.0) if on_gpu else (options.memory_backbone, "{}", 32, 3.0)
+    )
+    settings = {"backbone": backbone, "backbone_kwargs": kwargs, "batch_size": batch_size}
+    own = argparse.Namespace(**{**vars(options), **settings})
+    with in_own_process(_peak_memory, dataset, own, folder) as peak:
+        used = peak()
+    return {"memory": {"ours": used, "other": limit, "ratio": limit / used, "ratios": [limit / used]}}
 
 
 def measure_cold_start(paths: list[Path], options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
@@ -239,7 +222,7 @@ def measure_cold_start(paths: list[Path], options: argparse.Namespace, folder: P
 
     def rate(arguments: list[str]) -> float:
         run = [sys.executable, *arguments]
-        return 1 / _seconds(lambda: subprocess.run(run, check=True, capture_output=True), options.device)
+        return 1 / measure_seconds(lambda: subprocess.run(run, check=True, capture_output=True), options.device)
 
     rates = take_turns(
         {"ours": lambda: rate(predicting), "imports": lambda: rate(["-c", "import torch, transformers, timm"])},
@@ -253,7 +236,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ham10000.training.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=[name for name in CASES if name != "ceiling"], default=None)
     parser.add_argument("--backbone", default="efficientnetv2_s", help="ours; the default is the baseline's network")
+    parser.add_argument("--baseline", default="efficientnet_v2_s", help="torchvision's name of the same network")
     parser.add_argument("--backbone_kwargs", default='{"bn_eps": 1e-3}')
+    parser.add_argument(
+        "--memory_backbone", default="tf_efficientnetv2_b0", help="network of the memory case on a CPU"
+    )
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="training steps a turn")
@@ -261,6 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=300, help="size of the synthetic dataset")
     parser.add_argument("--repetitions", type=int, default=3, help="turns that count, after one that does not")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what computes our predictions")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--render", type=Path, metavar="JSON", help="only print the table of earlier results")
     add_debug_argument(parser)
@@ -280,6 +268,8 @@ def main(argv: Sequence[str]) -> None:
     options.device = choose_device(options.device)
     wanted = options.cases or [name for name in CASES if name != "ceiling"]
     cases: dict[str, Any] = {}
+    if options.device.type == "cpu":
+        keep_freed_memory()  # as `ham10000-train` and `ham10000-predict --precision` do
     with tempfile.TemporaryDirectory(prefix="ham10000-benchmark-") as scratch:
         folder = Path(scratch)
         (folder / "pictures").mkdir()
@@ -290,10 +280,15 @@ def main(argv: Sequence[str]) -> None:
             cases |= measure_cache(dataset, options, folder)
         if "cold_start" in wanted:
             cases |= measure_cold_start(paths, options, folder)
+        if "memory" in wanted:
+            cases |= measure_memory(dataset, options, folder)
         if "training" in wanted:
             with contextlib.redirect_stdout(sys.stderr):
                 cases |= measure_training(dataset, paths, options, folder)
-    settings = {name: getattr(options, name) for name in ("backbone", "image_size", "batch_size", "steps", "pictures")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("backbone", "baseline", "image_size", "batch_size", "steps", "pictures", "backend")
+    }
     settings |= {"images": options.images, "repetitions": options.repetitions}
     settings |= {"precision": resolve_precision("auto"), "device": str(options.device)}
     results = {"cases": cases, "settings": settings, "environment": environment()}

@@ -46,16 +46,17 @@ class Photographs(Dataset):
 
 
 class BaselineTraining:
-    """EfficientNetV2-S of torchvision, AdamW, weighted cross-entropy, a DataLoader with two workers.
+    """A network of torchvision, AdamW, weighted cross-entropy, a DataLoader with two workers.
 
     Args:
+        network: Name of a model of torchvision; the baseline's is `efficientnet_v2_s`.
         photographs: The training set.
         batch_size: Pictures a step.
         device: Where it trains.
     """
 
-    def __init__(self, photographs: Photographs, batch_size: int, device: torch.device):
-        self.model = models.efficientnet_v2_s(weights=None, num_classes=7).to(device).train()
+    def __init__(self, network: str, photographs: Photographs, batch_size: int, device: torch.device):
+        self.model = models.get_model(network, weights=None, num_classes=7).to(device).train()
         self.loss = nn.CrossEntropyLoss(weight=torch.ones(7, device=device))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.device = device
