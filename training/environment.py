@@ -1,5 +1,6 @@
 """Where and with what a run was made: versions, machine, memory and commit, for every results file."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -38,6 +39,17 @@ def peak_rss_mib() -> float:
 def peak_cuda_mib() -> float | None:
     """Largest memory held by tensors on the current CUDA device so far, in MiB, or None without CUDA."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+
+
+def reset_peak_memory() -> None:
+    """Begins `peak_rss_mib` and `peak_cuda_mib` anew, for the next of several runs in one process.
+
+    On systems other than Linux the resident peak stays that of the whole process.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def cpu_model() -> str:
@@ -122,4 +134,4 @@ def environment() -> dict[str, Any]:
     }
 
 
-__all__ = ["cpu_model", "environment", "git_state", "peak_cuda_mib", "peak_rss_mib"]
+__all__ = ["cpu_model", "environment", "git_state", "peak_cuda_mib", "peak_rss_mib", "reset_peak_memory"]

@@ -27,7 +27,7 @@ from ham10000.training.evaluation_report import (
     predictions_table,
     write_evaluation,
 )
-from ham10000.training.lesions import lesion_groups
+from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
 from ham10000.training.prediction import choose_device, load_checkpoint
@@ -90,31 +90,62 @@ def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-evaluate`."""
-    arguments = build_parser().parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()
-    checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
+def evaluate_checkpoint(
+    checkpoint: Path,
+    dataset: datasets.Dataset,
+    *,
+    data: str,
+    part: str = "test",
+    split_file: str | None = None,
+    output_dir: Path | None = None,
+    views: int = 1,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    n_resamples: int = 2000,
+    seed: int = 0,
+    cache_dir: str | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        dataset: The whole source.
+        data: The source's name, for the record.
+        part: `train`, `validation`, `test`, or `all`.
+        split_file: Used instead of the checkpoint's split.
+        output_dir: Destination; by default the checkpoint for `test`, its `evaluation_<part>` for others.
+        views: Test-time augmentation: flips whose probabilities are averaged, a key of `VIEWS`.
+        batch_size: Images a step.
+        device: Where to predict.
+        precision: `fp32`, or autocast to `bf16` or `fp16`.
+        n_resamples: Bootstrap resamples of the intervals.
+        seed: Seed of the bootstrap.
+        cache_dir: Folder of the image cache.
+
+    Returns:
+        The folder, and the content of its `eval_results.json`.
+
+    Raises:
+        Ham10000Error: For a damaged checkpoint, or data that are not those of the split.
+    """
+    device = torch.device(device)
     model: Any
     model, processor = load_checkpoint(checkpoint, device=device)
-
-    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
-    for note in report.notes:
-        print(f"note: {note}")
-    rows, split = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
-    images = open_images(dataset, processor, device, cache_dir=arguments.cache_dir)
+    rows, split = rows_to_score(dataset, part, checkpoint, split_file)
+    images = open_images(dataset, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
-    loader = EvalLoader(samples, images, processor, device, batch_size=arguments.batch_size, channels_last=True)
+    loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
     model = model.to(memory_format=torch.channels_last)
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arguments.precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
     start = time.perf_counter()
-    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=arguments.views, progress=True))
+    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
     seconds = time.perf_counter() - start
 
     frame = metadata_frame(rows)
+    frame["photographs"] = photographs_per_lesion(dataset, frame)
     lesion_ids = frame["lesion_id"].tolist()
     columns: dict[str, Any] = {
         "image_ids": samples.image_ids,
@@ -122,40 +153,63 @@ def main(argv: Sequence[str]) -> None:
         "labels": np.asarray(samples.labels),
         "probabilities": probabilities,
     }
-    results = evaluate_predictions(**columns, n_resamples=arguments.n_resamples, seed=arguments.seed)
+    bootstrap = {"n_resamples": n_resamples, "seed": seed}
+    results = evaluate_predictions(**columns, **bootstrap)
     results["subgroups"] = subgroup_results(
-        frame,
-        columns["labels"],
-        probabilities,
-        columns["lesion_groups"],
-        n_resamples=arguments.n_resamples,
-        seed=arguments.seed,
+        frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap
     )
     table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
-    default_dir = checkpoint if arguments.split == "test" else checkpoint / f"evaluation_{arguments.split}"
-    output_dir = Path(arguments.output_dir or default_dir)
-    facts = environment()
+    output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
     context = {
         "checkpoint": checkpoint.name,
-        "data": Path(arguments.data).name,
-        "split": {"name": arguments.split, "n_images": len(samples), "n_lesions": len(set(columns["lesion_groups"]))}
+        "data": Path(data).name,
+        "split": {"name": part, "n_images": len(samples), "n_lesions": len(set(columns["lesion_groups"]))}
         | ({} if split is None else {key: value for key, value in split.summary().items() if key != "dropped"}),
-        "views": arguments.views,
-        "precision": arguments.precision,
+        "views": views,
+        "precision": precision,
+        "temperature": float(model.config.temperature),
         "device": str(device),
         "prediction_seconds": round(seconds, 2),
         "images_per_second": round(len(samples) / seconds, 1),
-        "environment": facts,
+        "environment": environment(),
     }
     write_evaluation(output_dir, results, table, read_history(checkpoint), context)
-    protocol = "all rows" if split is None else f"{split.protocol}, {arguments.split} split"
-    print(f"{checkpoint} on {arguments.data}: {protocol}")
-    if split is not None and arguments.split != "train":
-        print(f"{split.leakage()[arguments.split]['all']:.1%} of these images show a lesion that is in train")
+    return output_dir, {**results, **context}
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-evaluate`."""
+    arguments = build_parser().parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
+    load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
+    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    for note in report.notes:
+        print(f"note: {note}")
+    output_dir, results = evaluate_checkpoint(
+        checkpoint,
+        dataset,
+        data=arguments.data,
+        part=arguments.split,
+        split_file=arguments.split_file,
+        output_dir=Path(arguments.output_dir) if arguments.output_dir else None,
+        views=arguments.views,
+        batch_size=arguments.batch_size,
+        device=device,
+        precision=arguments.precision,
+        n_resamples=arguments.n_resamples,
+        seed=arguments.seed,
+        cache_dir=arguments.cache_dir,
+    )
+    split = results["split"]
+    print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
+    if "leakage" in split and arguments.split != "train":
+        print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")
     print(format_results(results))
     print(
-        f"Cost      {seconds:.1f} s, {len(samples) / seconds:,.1f} images/s, "
-        f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
+        f"Cost      {results['prediction_seconds']:.1f} s, {results['images_per_second']:,.1f} images/s, "
+        f"peak resident memory {results['environment']['peak_rss_mib']:,.0f} MiB"
     )
     print(f"Saved     {output_dir / 'eval_results.json'}, predictions.csv and figures/")
 

@@ -1,5 +1,10 @@
 """Which photographs show one lesion."""
 
+from collections import Counter
+
+import datasets
+import pandas as pd
+
 # Photographs of one lesion that HAM10000 gives two lesion ids: Abhishek, Jain, Hamarneh, "Investigating the quality of
 # DermaMNIST and Fitzpatrick17k dermatological image datasets", Scientific Data 12:196 (2025).
 KNOWN_DUPLICATE_PAIRS = (
@@ -49,4 +54,20 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     return [root(lesion) for lesion in lesion_id]
 
 
-__all__ = ["KNOWN_DUPLICATE_PAIRS", "lesion_groups"]
+def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
+    """How many photographs of each row's lesion the whole dataset holds.
+
+    Args:
+        dataset: The whole source, with `lesion_id` and `image_id`.
+        rows: Some of its rows, with `image_id`.
+
+    Returns:
+        One count for each row.
+    """
+    image_ids = list(dataset["image_id"])
+    groups = lesion_groups(list(dataset["lesion_id"]), image_ids)
+    counts, group_of = Counter(groups), dict(zip(image_ids, groups, strict=True))
+    return [counts[group_of[image_id]] for image_id in rows["image_id"]]
+
+
+__all__ = ["KNOWN_DUPLICATE_PAIRS", "lesion_groups", "photographs_per_lesion"]

@@ -21,6 +21,7 @@ from ham10000.training.checkpoint import STATE_FILE
 from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
+from ham10000.training.data_checks import DataReport
 from ham10000.training.engine import Engine, Progress
 from ham10000.training.environment import environment
 from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
@@ -30,7 +31,7 @@ from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_pre
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
-_FREE_TO_CHANGE = {
+FREE_TO_CHANGE = {
     "data",
     "pretrained",
     "loader",
@@ -135,7 +136,7 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
         log_prior=(counts / counts.sum()).log().float().to(accelerator.device),
         logit_adjustment=config.logit_adjustment,
     )
-    kept = {name: value for name, value in config.to_dict().items() if name not in _FREE_TO_CHANGE}
+    kept = {name: value for name, value in config.to_dict().items() if name not in FREE_TO_CHANGE}
     # `auto` may be another precision on the machine that resumes.
     fingerprint = {**kept, "mixed_precision": accelerator.mixed_precision, "split_sha256": split.sha256}
     return Engine(config, accelerator, model, processor, train_loader, validation_loader, loss, fingerprint)
@@ -186,28 +187,31 @@ def run_summary(
     }
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-train`."""
+def train(
+    config: TrainConfig, accelerator: Accelerator, data: tuple[datasets.Dataset, DataReport] | None = None
+) -> Progress:
+    """Trains one run from its configuration to its last epoch, and writes its folder.
+
+    Args:
+        config: The run's configuration.
+        accelerator: Device, processes and precision; may serve one run after another.
+        data: Result of `load_data` for `config.data`, where several runs share it; None reads it.
+
+    Returns:
+        The progress, with the history and the best epoch.
+
+    Raises:
+        Ham10000Error: For a folder that already holds a run, data or settings that do not fit, or a loss that is no
+            longer finite.
+    """
     start, started = time.perf_counter(), environment()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    config = parse_arguments(list(argv))
-    trackers: list[Any] = [name for name in config.trackers if name != "none"]
-    accelerator = Accelerator(
-        # Without this, several processes on a machine without an accelerator would not find each other.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=resolve_precision(config.mixed_precision),
-        log_with=trackers or None,
-        project_dir=config.output_dir,
-    )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.is_main_process:
         prepare_output_dir(config)
     accelerator.wait_for_everyone()
 
-    dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
+    dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
     split = choose_split(config, dataset)
     engine = build_engine(config, accelerator, dataset, split)
     if config.resume:
@@ -215,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
         engine.restore()
     accelerator.print(report.to_text())
     accelerator.print(describe_run(config, split, engine))
-    if trackers:
+    if accelerator.log_with:
         scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("logs", config=scalars)
 
@@ -234,6 +238,42 @@ def main(argv: Sequence[str]) -> None:
         write_summary()
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
     accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
+    return progress
+
+
+def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Accelerator:
+    """The processes, device and precision of a run.
+
+    Args:
+        config: Its precision and folder.
+        trackers: Accelerate trackers.
+
+    Returns:
+        The accelerator; one for a process.
+    """
+    names: list[Any] = list(trackers)
+    return Accelerator(
+        # Without this, several processes on a machine without an accelerator would not find each other.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=resolve_precision(config.mixed_precision),
+        log_with=names or None,
+        project_dir=config.output_dir,
+    )
+
+
+def quiet_libraries() -> None:
+    """Silences progress bars and logs of libraries, which would drown a run's own."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-train`."""
+    quiet_libraries()
+    config = parse_arguments(list(argv))
+    accelerator = build_accelerator(config, [name for name in config.trackers if name != "none"])
+    train(config, accelerator)
     accelerator.end_training()
 
 
