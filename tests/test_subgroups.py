@@ -1,6 +1,7 @@
 """Results by subgroup and paired differences, against scikit-learn, counting by hand, and planted effects."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALI
 from ham10000.training.comparison import compare_predictions, paired_differences
 from ham10000.training.evaluation_report import predictions_table, read_predictions
 from ham10000.training.metrics import softmax
-from ham10000.training.subgroup_plots import plot_subgroups
+from ham10000.training.subgroup_plots import _finding, plot_subgroups
 from ham10000.training.subgroups import FIELDS, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
 
 N = 700
@@ -57,8 +58,34 @@ def test_groups_cover_every_row_once() -> None:
     assert set(assign_groups(sites)["site"]) == set(FIELDS["site"])  # every site of HAM10000 is in a group
 
 
+def test_the_number_of_photographs_is_a_field_where_it_is_known() -> None:
+    frame = pd.DataFrame({"age": 50.0, "sex": "male", "localization": "back", "photographs": [1, 2, 3, 6]})
+    assert assign_groups(frame)["photographs"].tolist() == ["1", "2", "3 or more", "3 or more"]
+    assert "photographs" not in assign_groups(frame.drop(columns="photographs"))
+    inputs = make()
+    without = subgroup_results(**inputs, n_resamples=50)
+    inputs["metadata"]["photographs"] = np.repeat(np.random.default_rng(1).integers(1, 5, N // 2), 2)
+    results = subgroup_results(**inputs, n_resamples=50)
+    assert list(without["fields"]) == list(without["largest_gaps"]) == ["age", "sex", "site"]
+    assert {field: results["fields"][field] for field in without["fields"]} == without["fields"]
+    counts = {row["group"]: row["n_images"] for row in results["fields"]["photographs"]}
+    numbers = inputs["metadata"]["photographs"]
+    assert counts == {"1": (numbers == 1).sum(), "2": (numbers == 2).sum(), "3 or more": (numbers >= 3).sum()}
+    assert results["largest_gaps"]["photographs"]["lowest"] in counts
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"), [([1, 0], "row 1 holds 0"), ([1.0, 2.0], "float64"), ([1, None], "float64")]
+)
+def test_a_wrong_number_of_photographs_is_an_error(numbers: list, message: str) -> None:
+    frame = pd.DataFrame({"age": 50.0, "sex": "male", "localization": "back", "photographs": numbers})
+    with pytest.raises(Ham10000Error, match=f"photographs must be .*{message}"):
+        assign_groups(frame)
+
+
 def test_subgroups_equal_scikit_learn_on_their_rows() -> None:
     inputs = make()
+    inputs["metadata"]["photographs"] = np.repeat(np.random.default_rng(1).integers(1, 5, N // 2), 2)
     results = subgroup_results(**inputs, n_resamples=200)
     groups = assign_groups(inputs["metadata"])
     predicted = inputs["probabilities"].argmax(axis=1)
@@ -104,6 +131,15 @@ def test_a_planted_gap_is_named_and_none_is_not_claimed() -> None:
     assert gap["difference"]["low"] > 0.5
 
 
+def test_the_figure_names_a_gap_by_photographs() -> None:
+    inputs = make(signal=3.0)
+    few = np.arange(N) < N // 2
+    inputs["metadata"]["photographs"] = np.where(few, 1, 4)
+    inputs["probabilities"][few] = np.eye(7)[LABELS.index("nv")]
+    title = _finding(subgroup_results(**inputs, n_resamples=50))
+    assert re.fullmatch(r"Malignant found: 0% with 1 photograph\(s\), \d\d% with 3 or more photograph\(s\)", title)
+
+
 def test_small_groups_say_so_and_are_in_no_gap() -> None:
     inputs = make()
     inputs["metadata"]["sex"] = "female"
@@ -124,6 +160,7 @@ def test_an_unknown_site_is_an_error() -> None:
 
 def test_the_figure_is_drawn_for_full_and_for_empty_groups(tmp_path: Path) -> None:
     inputs = make()
+    inputs["metadata"]["photographs"] = np.where(np.arange(N) < N // 2, 1, 2)
     full = plot_subgroups(subgroup_results(**inputs, n_resamples=50), tmp_path / "full.png")
     inputs["metadata"][["age", "sex", "localization"]] = [np.nan, "unknown", "unknown"]
     empty = plot_subgroups(subgroup_results(**inputs, n_resamples=50), tmp_path / "empty.png")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ham10000.training.plots import GREY, OKABE_ITO, new_figure, save_figure, style_axes
 
-_FIELD_TITLES = {"age": "age (years)", "sex": "sex", "site": "site"}
+_FIELD_TITLES = {"age": "age (years)", "sex": "sex", "site": "site", "photographs": "photographs of the lesion"}
 
 
 def _finding(subgroups: dict[str, Any]) -> str:
@@ -17,7 +17,8 @@ def _finding(subgroups: dict[str, Any]) -> str:
     field = max(gaps, key=lambda name: gaps[name]["difference"]["estimate"])
     rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
     lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
-    return f"Malignant found: {rows[lowest]:.0%} at {field} {lowest}, {rows[highest]:.0%} at {field} {highest}"
+    where = "with {} photograph(s)" if field == "photographs" else f"at {field} {{}}"
+    return f"Malignant found: {rows[lowest]:.0%} {where.format(lowest)}, {rows[highest]:.0%} {where.format(highest)}"
 
 
 def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Results by age band, sex and site: a mean can hide a group in which a model misses its malignancies."""
+"""Results by age band, sex, site and photographs: a mean can hide a group in which malignancies are missed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,21 +28,25 @@ FIELDS = {
     "age": (*(name for _, name in _AGE_BANDS), UNKNOWN),
     "sex": ("female", "male", UNKNOWN),
     "site": (*_SITE_GROUPS, UNKNOWN),
+    # Not of the patient but of the archive: which lesions were worth a second photograph.
+    "photographs": ("1", "2", "3 or more"),
 }
 STATISTICS = ("accuracy", "malignant_sensitivity", "malignant_specificity")
 
 
 def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
-    """The age band, sex and site group of each row.
+    """The age band, sex, site group and, where it is known, the number of photographs of each row.
 
     Args:
-        metadata: Columns age (years, NaN where missing), sex and localization (`"unknown"` where missing).
+        metadata: Columns age (years, NaN where missing), sex and localization (`"unknown"` where missing); optionally
+            photographs, how many of the row's lesion the whole dataset holds.
 
     Returns:
-        Columns age, sex and site, values as in `FIELDS`.
+        Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
 
     Raises:
-        Ham10000Error: For a missing column, or a sex or site that is in no group.
+        Ham10000Error: For a missing column, a sex or site that is in no group, or a number of photographs that is not
+            a whole number of at least 1.
     """
     missing = sorted({"age", "sex", "localization"} - set(metadata.columns))
     if missing:
@@ -57,6 +61,15 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
         unknown = sorted(set(groups[field]) - set(FIELDS[field]))
         if unknown:
             raise Ham10000Error(f"{field} {unknown} belongs to no subgroup; expected some of {list(FIELDS[field])}.")
+    if "photographs" in metadata:
+        photographs = metadata["photographs"].to_numpy()
+        if not np.issubdtype(photographs.dtype, np.integer):
+            raise Ham10000Error(f"photographs must be whole numbers (int), got {photographs.dtype}.")
+        if (photographs < 1).any():
+            row = int(np.flatnonzero(photographs < 1)[0])
+            raise Ham10000Error(f"photographs must be at least 1; row {row} holds {photographs[row]}.")
+        names = np.array(FIELDS["photographs"], dtype=object)
+        groups["photographs"] = names[np.minimum(photographs, len(names)) - 1]
     return groups
 
 
@@ -64,7 +77,7 @@ def subgroup_results(
     metadata: pd.DataFrame,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    lesion_groups: Sequence[Any],
+    lesion_groups: Sequence[Any] | np.ndarray,
     *,
     n_resamples: int = 2000,
     confidence: float = 0.95,
@@ -76,7 +89,7 @@ def subgroup_results(
     Lesions are resampled over the whole set, so that a difference between groups is that of one resample.
 
     Args:
-        metadata: Columns age, sex and localization (N rows).
+        metadata: Columns age, sex and localization, optionally photographs (N rows).
         labels: Class ids (N,).
         probabilities: Probabilities (N, 7).
         lesion_groups: Lesion of each image (N,), known duplicates merged.
@@ -85,8 +98,8 @@ def subgroup_results(
         seed: Seed of the bootstrap.
 
     Returns:
-        `min_malignant_lesions`; `fields`: field to a list of groups (those with images), each with `group`,
-        `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and an interval for each of
+        `min_malignant_lesions`; `fields`: column of `assign_groups` to a list of groups (those with images), each with
+        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and an interval for each of
         `STATISTICS`; `largest_gaps`: field to the two groups, not too small, whose malignant sensitivity differs
         most, with the interval of that difference (None where fewer than two groups are large enough). The pair was
         chosen for its size, so its difference is, on average, overstated. Strict JSON.
@@ -121,9 +134,9 @@ def subgroup_results(
 
     fields: dict[str, list[dict[str, Any]]] = {}
     gaps: dict[str, dict[str, Any] | None] = {}
-    for field, names in FIELDS.items():
+    for field in groups.columns:
         rows, sensitivities = [], {}
-        for name in names:
+        for name in FIELDS[field]:
             members = (groups[field] == name).to_numpy()
             if not members.any():
                 continue
