@@ -33,7 +33,12 @@ _MEANINGS = {
     "brier": "squared error of the probabilities, 0 to 2; 0 is best",
     "nll": "log loss; 0 is best",
 }
-_SUBGROUP_FIELDS = {"age": "age band", "sex": "sex", "site": "anatomical site"}
+_SUBGROUP_FIELDS = {
+    "age": "age band",
+    "sex": "sex",
+    "site": "anatomical site",
+    "photographs": "photographs of the lesion",
+}
 
 
 def confidence(run: RunFiles) -> str:
@@ -258,13 +263,13 @@ def _subgroups(run: RunFiles) -> str:
             "The share of malignant images found, in the groups that differ most (a pair picked for its gap, which is "
             "therefore overstated on average):"
         )
-    picture = figure(run.figures, "subgroups.png", "Malignant sensitivity by age band, sex and site")
+    picture = figure(run.figures, "subgroups.png", "Malignant sensitivity by subgroup")
     tables = join(*(_subgroup_table(field, groups) for field, groups in fields.items()))
     return join(
         intro.strip(),
         bullets(_gap_text(field, groups, gaps[field]) for field, groups in fields.items() if field in gaps),
         picture,
-        details("By age, sex and site as numbers", tables) if picture else tables,
+        details("By subgroup, as numbers", tables) if picture else tables,
     )
 
 
@@ -286,7 +291,7 @@ def results_section(run: RunFiles, *more: str) -> str:
         _headline(run),
         section("Class by class", _per_class(run), level=3),
         section("What it confuses", _confusions(run), level=3),
-        section("By age, sex and site", _subgroups(run), level=3),
+        section("By subgroup", _subgroups(run), level=3),
         section("Can its probabilities be believed?", _calibration(run), level=3),
         *more,
     )

@@ -44,7 +44,8 @@ def _metadata() -> pd.DataFrame:
     # One group, under 30, stays too small to judge.
     ages = np.where(np.arange(N_IMAGES) < 5, 20.0, generator.choice([35.0, 50.0, 70.0], N_IMAGES))
     sites = generator.choice(["back", "face", "foot"], N_IMAGES)
-    return pd.DataFrame({"age": ages, "sex": generator.choice(["female", "male"], N_IMAGES), "localization": sites})
+    columns = {"age": ages, "sex": generator.choice(["female", "male"], N_IMAGES), "localization": sites}
+    return pd.DataFrame({**columns, "photographs": generator.integers(1, 4, N_IMAGES)})
 
 
 def split_summary(protocol: str = "lesion-grouped", leak: float = 0.0) -> dict[str, Any]:

@@ -194,7 +194,8 @@ def test_tables_hold_the_runs_numbers(kind: str, cards: dict[str, str], runs: di
     for name, row in zip(LABELS, metrics["confusion_matrix"], strict=True):
         assert matrix[name] == [*map(str, row), str(sum(row))]
 
-    for field, title in (("age", "age band"), ("sex", "sex"), ("site", "anatomical site")):
+    titles = {"age": "age band", "sex": "sex", "site": "anatomical site", "photographs": "photographs of the lesion"}
+    for field, title in titles.items():
         rows = find_table(text, title, "malignant sensitivity")
         groups = results["subgroups"]["fields"][field]
         assert list(rows) == [group["group"] for group in groups]
