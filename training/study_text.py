@@ -1,0 +1,178 @@
+"""Markdown and numbers of the study's report: values from the data are text, never markup."""
+
+import html
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Everything that begins markup in Markdown, GitHub's tables and links included. An underscore inside a word does not.
+_MARKUP = re.compile(r"[\\`*\[\]|~#!@{}$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//")
+_PLAIN_CODE = re.compile(r"[\w .,:;/+=()'\"%-]+", re.ASCII)
+ABSENT = "–"
+NO_BREAK = "\u00a0"  # a space where no line may end
+
+
+def _plain(value: Any) -> str:
+    """One line of text: control characters and line breaks become spaces."""
+    text = "".join(" " if unicodedata.category(char).startswith("C") else char for char in str(value))
+    return " ".join(text.split())
+
+
+def escape(value: Any) -> str:
+    """Text that shows as it is in Markdown, HTML and a table cell; markup becomes character references."""
+    return _MARKUP.sub(
+        lambda match: "".join(f"&#{ord(char)};" for char in match[0]), html.escape(_plain(value), False)
+    )
+
+
+def code(value: Any) -> str:
+    """Text in a fixed-width font, escaped."""
+    text = _plain(value)
+    return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else f"<code>{escape(text)}</code>"
+
+
+def fence(language: str, text: str) -> str:
+    """A code block that its content cannot end."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{ticks}{language}\n{text.strip()}\n{ticks}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str | None = None) -> str:
+    """A table of ready cells, an empty one shown as a dash; nothing at all without rows.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells, already escaped.
+        align: `l` or `r` per column; by default the first is left, the others right.
+
+    Returns:
+        Markdown.
+    """
+    rows = list(rows)
+    marks = [{"l": ":---", "r": "---:"}[letter] for letter in align or "l" + "r" * (len(header) - 1)]
+    lines = ["| " + " | ".join(cell or ABSENT for cell in cells) + " |" for cells in (header, marks, *rows)]
+    return "\n".join(lines) if rows else ""
+
+
+def details(summary: str, body: str) -> str:
+    """A part that is shown on a click, or nothing."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>" if body else ""
+
+
+def bullets(items: Iterable[str]) -> str:
+    """A list of the items that are not empty."""
+    return "\n".join(f"- {item}" for item in items if item)
+
+
+def join(*blocks: str) -> str:
+    """Blocks one below the other, without the empty ones."""
+    return "\n\n".join(block for block in blocks if block)
+
+
+def section(title: str, *blocks: str, level: int = 2) -> str:
+    """A heading and its blocks; nothing at all if all of them are empty."""
+    body = join(*blocks)
+    return f"{'#' * level} {title}\n\n{body}" if body else ""
+
+
+def words(items: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 lesion`, `2 lesions`, `1,002 lesions`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def defined(value: Any) -> bool:
+    """Whether this is a number that can be shown."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def decimal(value: Any, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with fixed digits; a dash where there is none."""
+    return f"{value:{'+' if signed else ''}.{digits}f}" if defined(value) else ABSENT
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.{digits}f}{NO_BREAK}%" if defined(share) else ABSENT
+
+
+def p_text(p: Any) -> str:
+    """A p-value for a table cell."""
+    if not defined(p):
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_phrase(p: Any) -> str:
+    """A p-value for a sentence, such as `p = 0.018`."""
+    if not defined(p):
+        return "p undefined"
+    return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
+
+
+def bounds(value: dict[str, Any], *, signed: bool = False, shares: bool = False) -> str:
+    """` [low, high]`, with a space before it, or nothing where there are none."""
+    if not (defined(value.get("low")) and defined(value.get("high"))):
+        return ""
+    low, high = (percent(value[end]) if shares else decimal(value[end], signed=signed) for end in ("low", "high"))
+    return f" [{low},{NO_BREAK}{high}]"
+
+
+def interval(value: dict[str, Any] | None, *, signed: bool = False, shares: bool = False) -> str:
+    """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
+
+    Args:
+        value: `estimate`, `low` and `high`; any may be None.
+        signed: Whether to show the sign of positive numbers, as differences need it.
+        shares: Whether to show percentages.
+    """
+    if value is None or not defined(value.get("estimate")):
+        return ABSENT
+    text = percent(value["estimate"]) if shares else decimal(value["estimate"], signed=signed)
+    return text + bounds(value, signed=signed, shares=shares)
+
+
+def over_seeds(value: dict[str, Any] | None, *, signed: bool = False) -> str:
+    """`mean ± SD [low, high]`, without what is undefined (the SD of one seed, for one)."""
+    if value is None or not defined(value.get("mean")):
+        return ABSENT
+    spread = f"{NO_BREAK}±{NO_BREAK}{value['sd']:.3f}" if defined(value.get("sd")) else ""
+    return decimal(value["mean"], signed=signed) + spread + bounds(value, signed=signed)
+
+
+def leaves_out_zero(value: dict[str, Any] | None) -> bool | None:
+    """Whether an interval lies on one side of 0; None where it has no bounds."""
+    if value is None or not (defined(value.get("low")) and defined(value.get("high"))):
+        return None
+    return value["low"] > 0 or value["high"] < 0
+
+
+__all__ = [
+    "ABSENT",
+    "NO_BREAK",
+    "bounds",
+    "bullets",
+    "code",
+    "decimal",
+    "defined",
+    "details",
+    "escape",
+    "fence",
+    "interval",
+    "join",
+    "leaves_out_zero",
+    "over_seeds",
+    "p_phrase",
+    "p_text",
+    "percent",
+    "plural",
+    "section",
+    "table",
+    "words",
+]
