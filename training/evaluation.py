@@ -153,7 +153,7 @@ def evaluate_checkpoint(
         "labels": np.asarray(samples.labels),
         "probabilities": probabilities,
     }
-    bootstrap = {"n_resamples": n_resamples, "seed": seed}
+    bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     results = evaluate_predictions(**columns, **bootstrap)
     results["subgroups"] = subgroup_results(
         frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap

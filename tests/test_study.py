@@ -1,0 +1,226 @@
+"""The study as a user runs it: from the command line, killed and continued, its numbers found again by other ways."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score, log_loss
+from transformers import AutoModel, AutoProcessor
+
+import ham10000.modeling  # noqa: F401  (registers the Auto classes)
+from ham10000.modeling import LABELS
+from ham10000.training.comparison import compare_predictions
+from ham10000.training.data import load_data, metadata_frame
+from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.split import load_split
+from ham10000.training.study import main
+from ham10000.training.study_report import study_markdown
+
+PROTOCOLS = ("lesion-grouped", "image-stratified")
+VARIANTS = ("metadata", "image", "fusion-concat")
+TINY = [
+    "--data",
+    "synthetic:200",
+    "--backbone",
+    "test_efficientnet",
+    "--backbone_kwargs",
+    "{}",
+    "--pretrained",
+    "none",
+]
+TINY += ["--image_size", "32", "--epochs", "2", "--n_resamples", "200", "--seeds", "1"]
+BOTH = [f"--protocol={name}" for name in PROTOCOLS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study")
+    cache = ["--cache_dir", str(path / "cache")]
+    assert main([*TINY, *BOTH, *cache, "--views", "2", "--output_dir", str(path / "study")]) == 0
+    return path / "study"
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> dict:
+    return json.loads((folder / "study.json").read_text())
+
+
+def test_it_writes_every_run_and_the_report(folder: Path, study: dict) -> None:
+    assert list(study["protocols"]) == list(PROTOCOLS)
+    for protocol in PROTOCOLS:
+        assert list(study["protocols"][protocol]["variants"]) == list(VARIANTS)
+    assert (folder / "study.md").read_text() == study_markdown(study)
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"results.png", "comparisons.png", "shortcuts.png", "sweeps.png", "leakage.png"} <= pictures
+    assert str(folder.parent) not in json.dumps(study)  # no paths of this machine
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_its_numbers_are_those_of_the_runs_own_evaluation(folder, study, protocol, variant) -> None:
+    evaluation = json.loads((folder / protocol / f"{variant}-seed0" / "eval_results.json").read_text())
+    found = study["protocols"][protocol]["variants"][variant]
+    for name in ("macro_f1", "accuracy", "auroc_macro", "ece"):
+        row, interval = found["metrics"][name], evaluation["intervals"][name]
+        assert row["mean"] == pytest.approx(interval["estimate"], abs=1e-12)
+        assert (row["low"], row["high"]) == pytest.approx((interval["low"], interval["high"]), abs=0.02)
+        assert row["sd"] is None
+    assert (
+        found["subgroups"]["fields"]["sex"][0]["n_images"] == evaluation["subgroups"]["fields"]["sex"][0]["n_images"]
+    )
+    table, labels, probabilities = read_predictions(folder / protocol / f"{variant}-seed0" / "predictions.csv")
+    predicted = probabilities.argmax(axis=1)
+    expected = f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0)
+    assert found["metrics"]["macro_f1"]["mean"] == pytest.approx(expected)
+    assert np.diag(found["confusion_matrix"]).sum() == (labels == predicted).sum()
+    assert sum(map(sum, found["confusion_matrix"])) == pytest.approx(len(table))
+
+
+def test_the_difference_is_that_of_the_paired_bootstrap(folder: Path, study: dict) -> None:
+    runs = folder / "lesion-grouped"
+    expected = compare_predictions(
+        runs / "fusion-concat-seed0" / "predictions.csv", runs / "image-seed0" / "predictions.csv", n_resamples=200
+    )
+    (found,) = [c for c in study["protocols"]["lesion-grouped"]["comparisons"] if c["kind"] == "metadata"]
+    for name in ("macro_f1", "balanced_accuracy", "accuracy"):
+        for key in ("estimate", "low", "high"):
+            assert found["metrics"][name][key] == pytest.approx(expected["differences"][name][key], abs=1e-12)
+    kinds = [c["kind"] for c in study["protocols"]["lesion-grouped"]["comparisons"]]
+    assert kinds == ["metadata", "tta", "tta"]
+
+
+def test_the_temperature_is_fitted_on_validation_and_in_the_checkpoint(folder: Path, study: dict) -> None:
+    run = folder / "lesion-grouped" / "fusion-concat-seed0"
+    found = study["protocols"]["lesion-grouped"]["variants"]["fusion-concat"]
+    (temperature,) = found["temperatures"]
+    model, processor = AutoModel.from_pretrained(run).eval(), AutoProcessor.from_pretrained(run)
+    assert model.config.temperature == temperature != 1
+    table, labels, probabilities = read_predictions(run / "predictions.csv")
+    rows = load_data("synthetic:200")[0]
+    index = {image_id: k for k, image_id in enumerate(rows["image_id"])}
+    chosen = rows.select([index[image_id] for image_id in table["image_id"][:8]])
+    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in chosen]
+    with torch.inference_mode():
+        logits = model(**processor(images=list(chosen["image"]), metadata=metadata)).logits
+    np.testing.assert_allclose(logits.double().softmax(-1), probabilities[:8], atol=1e-5)
+
+    assert found["metrics"]["nll"]["mean"] == pytest.approx(log_loss(labels, probabilities, labels=range(7)))
+    raw = torch.tensor(probabilities).log().mul(temperature).softmax(-1).numpy()
+    assert found["metrics"]["nll_uncalibrated"]["mean"] == pytest.approx(log_loss(labels, raw, labels=range(7)))
+    _, labels, raw = read_predictions(run / "evaluation_validation" / "predictions.csv")
+    losses = {t: log_loss(labels, torch.tensor(raw).log().div(t).softmax(-1).numpy(), labels=range(7))
+              for t in (temperature * 0.97, temperature, temperature * 1.03)}  # fmt: skip
+    assert min(losses, key=lambda t: losses[t]) == temperature
+
+
+def test_leakage_is_told_by_the_split(folder: Path, study: dict) -> None:
+    protocols = study["protocols"]
+    assert all(v["leakage"] is None for v in protocols["lesion-grouped"]["variants"].values())
+    split = load_split(folder / "image-stratified" / "image-seed0")
+    share = split.leakage()["test"]["all"]
+    leakage = protocols["image-stratified"]["variants"]["image"]["leakage"]
+    assert share > 0.1
+    assert leakage["seen"]["n_images"] / split.sizes["test"] == pytest.approx(share)
+    table, labels, probabilities = read_predictions(folder / "image-stratified" / "image-seed0" / "predictions.csv")
+    train = set(split.table.loc[split.table["split"] == "train", "lesion_id"])
+    seen = table["lesion_id"].isin(train).to_numpy()
+    right = probabilities.argmax(axis=1) == labels
+    assert leakage["seen"]["metrics"]["accuracy"]["mean"] == pytest.approx(right[seen].mean())
+    assert leakage["unseen"]["metrics"]["accuracy"]["mean"] == pytest.approx(right[~seen].mean())
+
+
+def test_photographs_are_counted_over_the_whole_dataset(folder: Path, study: dict) -> None:
+    frame = metadata_frame(load_data("synthetic:200")[0])
+    counts = frame.groupby("lesion_id")["image_id"].transform("size")
+    test = pd.read_csv(folder / "image-stratified" / "image-seed0" / "predictions.csv")["image_id"]
+    single = counts[frame["image_id"].isin(test)] == 1
+    fields = study["protocols"]["image-stratified"]["variants"]["image"]["subgroups"]["fields"]
+    groups = {row["group"]: row["n_images"] for row in fields["photographs"]}
+    assert groups["1"] == single.sum()
+    assert sum(groups.values()) == len(test)
+
+
+def test_what_is_done_is_not_done_again(folder: Path, study: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    evaluations = {path: path.stat().st_mtime_ns for path in folder.rglob("eval_results.json")}
+    cache = ["--cache_dir", str(folder.parent / "cache")]
+    assert main([*TINY, *BOTH, *cache, "--views", "2", "--output_dir", str(folder)]) == 0
+    assert capsys.readouterr().out.count("done before") == 6
+    assert len(weights) == 12  # a checkpoint and a state for each run
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert {path: path.stat().st_mtime_ns for path in evaluations} == evaluations
+    assert json.loads((folder / "study.json").read_text())["protocols"] == study["protocols"]
+
+
+def test_a_killed_study_goes_on_to_the_same_result(folder: Path, study: dict, tmp_path: Path) -> None:
+    options = [*TINY, "--variants", "image", "fusion-concat", "--views", "1", "--save_every_steps", "1"]
+    options += ["--cache_dir", str(folder.parent / "cache"), "--output_dir", str(tmp_path)]
+    command = [sys.executable, "-m", "ham10000.training.study", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = tmp_path / "lesion-grouped" / "fusion-concat-seed0"
+    deadline = time.monotonic() + 180
+    while not (second / "training_state.safetensors").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not json.loads((second / "train_config.json").read_text())["finished"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "lesion-grouped/image-seed0: done before" in result.stdout
+    assert "lesion-grouped/fusion-concat-seed0: resumed, calibrated, evaluated, perturbed" in result.stdout
+    for name in ("image-seed0", "fusion-concat-seed0"):
+        ours, other = (root / "lesion-grouped" / name / "model.safetensors" for root in (tmp_path, folder))
+        assert ours.read_bytes() == other.read_bytes()
+    found = json.loads((tmp_path / "study.json").read_text())["protocols"]["lesion-grouped"]
+    expected = study["protocols"]["lesion-grouped"]["variants"]["fusion-concat"]
+    assert found["variants"]["fusion-concat"]["metrics"] == expected["metrics"]
+    assert found["variants"]["fusion-concat"]["shortcuts"] == expected["shortcuts"]
+
+
+def test_folds_score_every_image_once_and_seeds_have_a_spread(tmp_path: Path) -> None:
+    options = [*TINY[:-2], "--variants", "metadata", "--folds", "3", "--seeds", "2", "--views", "1"]
+    assert main([*options, "--output_dir", str(tmp_path)]) == 0
+    study = json.loads((tmp_path / "study.json").read_text())
+    protocol = study["protocols"]["lesion-grouped"]
+    assert protocol["evaluated"]["n_images"] == 200
+    assert sum(protocol["evaluated"]["class_counts"].values()) == 200
+    row = protocol["variants"]["metadata"]["metrics"]["macro_f1"]
+    assert row["sd"] == pytest.approx(np.std(row["per_seed"], ddof=1))
+    values = []
+    for seed in range(2):
+        parts = [read_predictions(tmp_path / "lesion-grouped" / f"metadata-fold{k}-seed{seed}" / "predictions.csv")
+                 for k in range(3)]  # fmt: skip
+        ids = pd.concat([table["image_id"] for table, _, _ in parts])
+        assert ids.is_unique
+        labels, predicted = (np.concatenate(x) for x in zip(*[(y, p.argmax(1)) for _, y, p in parts], strict=True))
+        values.append(f1_score(labels, predicted, average="macro", labels=range(len(LABELS)), zero_division=0))
+    assert row["per_seed"] == pytest.approx(values)
+    assert row["mean"] == pytest.approx(np.mean(values))
+
+
+def test_other_settings_and_other_options_are_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(folder / "lesion-grouped", tmp_path / "lesion-grouped")
+    assert main([*TINY, "--epochs", "3", "--output_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "metadata-seed0' holds a run with epochs 2, but the study asks for 3" in error
+    assert not (tmp_path / "study.json").exists()
+    for option in ("--seed=3", "--modality", "--resume"):
+        assert main([*TINY, option, "image"]) == 2
+        assert f"{option.split('=')[0]} is set by the study" in capsys.readouterr().err
+    assert main([*TINY[:-2], "--seeds", "0"]) == 2
+    assert "--seeds 0" in capsys.readouterr().err
+    state = tmp_path / "lesion-grouped" / "fusion-concat-seed0" / "shortcuts.npz"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert main([*TINY, "--views", "2", "--output_dir", str(tmp_path)]) == 2
+    assert "shortcuts.npz' is damaged" in capsys.readouterr().err

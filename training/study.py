@@ -1,0 +1,144 @@
+"""The study: does metadata improve on the image, and at the price of which shortcuts?
+
+accelerate launch training/study.py --data DIR --protocol lesion-grouped --seeds 5 --output_dir runs/study
+
+trains every variant on the same splits and seeds, and writes study.json, study.md and figures. Interrupt it when you
+like: the same command goes on where it stopped. Options it does not know are those of `ham10000-train`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.atomic import atomic_write_json, atomic_write_text
+from ham10000.training.cli import run_cli
+from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.data import load_data
+from ham10000.training.engine import VIEWS
+from ham10000.training.environment import environment
+from ham10000.training.evaluation_report import CONFIDENCE
+from ham10000.training.portable import portable_training
+from ham10000.training.split import PROTOCOLS
+from ham10000.training.study_analysis import StudyAnalysis
+from ham10000.training.study_data import STUDY_FORMAT
+from ham10000.training.study_figures import plot_study
+from ham10000.training.study_report import study_markdown
+from ham10000.training.study_runs import VARIANTS, StudyRun, finish_run, plan_runs
+from ham10000.training.train import build_accelerator, quiet_libraries
+
+# What a study decides for each run; its own options say it for all.
+_OWN_OPTIONS = ("modality", "fusion", "seed", "fold", "split_file", "trackers", "resume", "overwrite")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the options of `ham10000-study` that `ham10000-train` does not have."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="may be given twice; lesion-grouped")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["metadata", "image", "fusion-concat"])
+    parser.add_argument("--seeds", type=int, default=5, help="training seeds 0, 1, … of every variant")
+    parser.add_argument("--folds", type=int, help="cross-validation: every image is scored out of fold")
+    parser.add_argument(
+        "--views", type=int, choices=VIEWS, default=4, help="test-time augmentation to compare; 1: none"
+    )
+    parser.add_argument("--n_resamples", type=int, default=2000, help="bootstrap resamples")
+    parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
+    return parser
+
+
+def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
+    """The study's own options, and the settings that all its runs share.
+
+    Raises:
+        Ham10000Error: For an option that the study sets itself, or a number out of range.
+    """
+    options, rest = build_parser().parse_known_args(list(argv))
+    for name in _OWN_OPTIONS:
+        if any(argument.split("=")[0] == f"--{name}" for argument in rest):
+            raise Ham10000Error(f"--{name} is set by the study for each of its runs; see `ham10000-study --help`.")
+    if options.seeds < 1 or options.n_resamples < 2:
+        raise Ham10000Error(
+            f"--seeds {options.seeds} and --n_resamples {options.n_resamples} must be at least 1 and 2."
+        )
+    config = parse_arguments([*rest, "--output_dir", options.output_dir])
+    options.protocol = sorted(set(options.protocol or [PROTOCOLS[0]]), key=PROTOCOLS.index)
+    options.variants = sorted(set(options.variants), key=VARIANTS.index)
+    return options, config
+
+
+def write_study(
+    study_dir: Path, options: argparse.Namespace, config: TrainConfig, runs: Sequence[StudyRun], dataset: Any
+) -> dict[str, Any]:
+    """Computes and writes study.json from finished runs, and renders study.md and the figures from it.
+
+    Returns:
+        The content of study.json.
+    """
+    study: dict[str, Any] = {
+        "format": STUDY_FORMAT,
+        "settings": {
+            "config": portable_training({"config": config.to_dict()})["config"],
+            "protocols": options.protocol,
+            "variants": options.variants,
+            "seeds": list(range(options.seeds)),
+            "folds": options.folds,
+            "views": options.views,
+            "n_resamples": options.n_resamples,
+            "confidence": CONFIDENCE,
+            "data": Path(config.data).name,
+            "environment": environment(),
+        },
+        "protocols": {},
+    }
+    for protocol in options.protocol:
+        print(f"Analysing {protocol}", flush=True)
+        analysis = StudyAnalysis(
+            study_dir,
+            [run for run in runs if run.protocol == protocol],
+            dataset,
+            views=options.views,
+            n_resamples=options.n_resamples,
+        )
+        study["protocols"][protocol] = analysis.results()
+    # First what took minutes; the rest is rendered from it.
+    atomic_write_json(study_dir / "study.json", study)
+    plot_study(study, study_dir / "figures")
+    atomic_write_text(study_dir / "study.md", study_markdown(study))
+    return study
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-study`."""
+    options, config = parse_study(argv)
+    quiet_libraries()
+    study_dir = Path(options.output_dir)
+    runs = plan_runs(options.protocol, options.variants, range(options.seeds), options.folds)
+    accelerator = build_accelerator(config)
+    data = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
+    start = time.perf_counter()
+    for number, run in enumerate(runs, 1):
+        accelerator.print(f"--- run {number} of {len(runs)}: {run.name}", flush=True)
+        run_config = run.config(config, study_dir, options.folds)
+        done = finish_run(run, run_config, accelerator, data, views=options.views, n_resamples=options.n_resamples)
+        accelerator.print(f"--- {run.name}: {done}; {(time.perf_counter() - start) / 60:.1f} min so far", flush=True)
+    is_main = accelerator.is_main_process
+    accelerator.end_training()
+    if is_main:
+        study = write_study(study_dir, options, config, runs, data[0])
+        for protocol in study["protocols"].values():
+            for comparison in protocol["comparisons"]:
+                print(comparison["sentence"])
+        print(f"Saved     {study_dir / 'study.md'}, study.json and figures/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

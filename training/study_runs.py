@@ -1,0 +1,245 @@
+"""The runs of a study: which there are, and how each is trained, calibrated and scored, once."""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate import Accelerator
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.allocator import release_freed_memory
+from ham10000.training.atomic import atomic_path, atomic_write_json
+from ham10000.training.calibration import apply_temperature, fit_temperature, save_temperature
+from ham10000.training.checkpoint import STATE_FILE
+from ham10000.training.config import TrainConfig
+from ham10000.training.data_checks import DataReport
+from ham10000.training.environment import reset_peak_memory
+from ham10000.training.evaluation import evaluate_checkpoint
+from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.loader import EvalLoader, Samples, open_images
+from ham10000.training.prediction import load_checkpoint
+from ham10000.training.shortcuts import perturbed_probabilities
+from ham10000.training.split import apply_split, load_split
+from ham10000.training.train import FREE_TO_CHANGE, train
+
+FUSIONS = ("concat", "gated", "metablock", "film")
+VARIANTS = ("metadata", "image", *(f"fusion-{kind}" for kind in FUSIONS))
+TTA_FOLDER = "evaluation_tta"
+# A killed run loses at most so many steps, where the configuration does not say another number.
+_SAVE_EVERY_STEPS = 200
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One training run of a study.
+
+    Attributes:
+        protocol: How the data is split.
+        variant: One of `VARIANTS`.
+        seed: Training seed.
+        fold: Test fold in cross-validation, None without it.
+    """
+
+    protocol: str
+    variant: str
+    seed: int
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the study's."""
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.protocol}/{self.variant}{fold}-seed{self.seed}"
+
+    def config(self, base: TrainConfig, study_dir: Path, folds: int | None) -> TrainConfig:
+        """The run's configuration: the study's, with what makes it this run.
+
+        Args:
+            base: The settings all runs share.
+            study_dir: The study's folder.
+            folds: Number of folds, None without cross-validation.
+
+        Returns:
+            The configuration, which resumes if the folder holds a state to resume from.
+        """
+        directory = study_dir / self.name
+        modality, _, kind = self.variant.partition("-")
+        values: dict[str, Any] = {
+            "protocol": self.protocol,
+            "modality": modality,
+            "fusion": kind or base.fusion,
+            "seed": self.seed,
+            "folds": folds,
+            "fold": self.fold or 0,
+            "output_dir": str(directory),
+            "trackers": ["none"],
+            "save_every_steps": base.save_every_steps or _SAVE_EVERY_STEPS,
+            "resume": (directory / STATE_FILE).is_file(),
+            "overwrite": not (directory / STATE_FILE).is_file(),
+        }
+        return dataclasses.replace(base, **values)
+
+
+def plan_runs(
+    protocols: Sequence[str], variants: Sequence[str], seeds: Sequence[int], folds: int | None
+) -> list[StudyRun]:
+    """All runs of a study, in an order in which an unfinished one can be compared early: seed by seed."""
+    return [
+        StudyRun(protocol, variant, seed, fold)
+        for seed in seeds
+        for protocol in protocols
+        for fold in (range(folds) if folds else [None])
+        for variant in variants
+    ]
+
+
+def is_trained(directory: Path, config: TrainConfig) -> bool:
+    """Whether a folder holds the finished run of a configuration.
+
+    Raises:
+        Ham10000Error: If it holds a run with other settings.
+    """
+    path = directory / "train_config.json"
+    if not path.is_file():
+        return False
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    wanted = config.to_dict()
+    for name, value in summary["config"].items():
+        # The fusion block of a model without one, and keys this version does not know, decide nothing.
+        irrelevant = name == "fusion" and config.modality != "fusion"
+        if name in FREE_TO_CHANGE or name not in wanted or irrelevant:
+            continue
+        if wanted[name] != value:
+            raise Ham10000Error(
+                f"{str(directory)!r} holds a run with {name} {value!r}, but the study asks for {wanted[name]!r}. Use "
+                "its settings, another --output_dir, or delete the folder."
+            )
+    return bool(summary["finished"])
+
+
+def finish_run(
+    run: StudyRun,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    data: tuple[datasets.Dataset, DataReport],
+    *,
+    views: int,
+    n_resamples: int,
+) -> str:
+    """Does whatever of a run is not done: training, calibration, evaluation, perturbed metadata.
+
+    Every step is complete on disk before the next begins, and is recognised by what it wrote.
+
+    Args:
+        run: The run.
+        config: Its configuration.
+        accelerator: Serves all runs of the study.
+        data: Result of `load_data`.
+        views: Views of the evaluation with test-time augmentation; 1 leaves it out.
+        n_resamples: Bootstrap resamples of the run's own evaluation.
+
+    Returns:
+        What was done, in words.
+    """
+    directory, done = Path(config.output_dir), []
+    if not is_trained(directory, config):
+        done.append("resumed" if config.resume else "trained")
+        release_freed_memory()
+        reset_peak_memory()
+        train(config, accelerator, data)
+        accelerator.free_memory()
+    if accelerator.is_main_process:
+        options = {"data": config.data, "device": accelerator.device, "cache_dir": config.cache_dir}
+        if calibrate(directory, data[0], options):
+            done.append("calibrated")
+        temperature = _read(directory / "config.json")["temperature"]
+        wanted = [(directory, 1)] + ([(directory / TTA_FOLDER, views)] if views > 1 else [])
+        for folder, number in wanted:
+            known = _read(folder / "eval_results.json")
+            if (known.get("temperature"), known.get("views")) != (temperature, number):
+                evaluate_checkpoint(
+                    directory, data[0], output_dir=folder, views=number, n_resamples=n_resamples, **options
+                )
+                done.append("evaluated" if number == 1 else f"evaluated with {number} views")
+        if run.variant != "image" and perturb_metadata(directory, data[0], options, temperature):
+            done.append("perturbed")
+    accelerator.wait_for_everyone()
+    return ", ".join(done) or "done before"
+
+
+def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any]) -> bool:
+    """Fits the temperature on validation and saves it into the checkpoint's config, then writes `calibration.json`.
+
+    Killed in between, it finds the same temperature again: what the config says by then is taken out first.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    record = directory / "calibration.json"
+    if record.is_file():
+        return False
+    folder, results = evaluate_checkpoint(directory, dataset, part="validation", n_resamples=200, **options)
+    _, labels, probabilities = read_predictions(folder / "predictions.csv")
+    earlier = results["temperature"]
+    uncalibrated = apply_temperature(probabilities, 1 / earlier)
+    temperature = fit_temperature(labels, uncalibrated)
+    save_temperature(directory, temperature)
+    atomic_write_json(record, {"temperature": temperature, "fitted_on": "validation", "n_images": len(labels)})
+    return True
+
+
+def perturb_metadata(directory: Path, dataset: datasets.Dataset, options: dict[str, Any], temperature: float) -> bool:
+    """Writes `shortcuts.npz`: the test predictions under every perturbation of the metadata.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    path = directory / "shortcuts.npz"
+    if path.is_file() and float(read_perturbed(path)["temperature"]) == temperature:
+        return False
+    model, processor = load_checkpoint(directory, device=options["device"])
+    rows = apply_split(dataset, load_split(directory))["test"]
+    images = open_images(dataset, processor, options["device"], cache_dir=options["cache_dir"])
+    loader = EvalLoader(Samples.from_dataset(rows, processor), images, processor, options["device"], batch_size=64)
+    perturbed = perturbed_probabilities(model, loader, seed=0)
+    arrays: dict[str, Any] = {"image_id": np.array(loader.samples.image_ids), "temperature": np.array(temperature)}
+    with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
+        np.savez(file, **(arrays | perturbed))
+    return True
+
+
+def read_perturbed(path: Path) -> dict[str, np.ndarray]:
+    """Reads a `shortcuts.npz`.
+
+    Raises:
+        Ham10000Error: If it is damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise Ham10000Error(f"{str(path)!r} is damaged ({error}); delete it, and the study makes it anew.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+__all__ = [
+    "FUSIONS",
+    "TTA_FOLDER",
+    "VARIANTS",
+    "StudyRun",
+    "calibrate",
+    "finish_run",
+    "is_trained",
+    "perturb_metadata",
+    "plan_runs",
+    "read_perturbed",
+]
