@@ -188,9 +188,16 @@ def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any
     _, labels, probabilities = read_predictions(folder / "predictions.csv")
     earlier = results["temperature"]
     uncalibrated = apply_temperature(probabilities, 1 / earlier)
-    temperature = fit_temperature(labels, uncalibrated)
+    note = None
+    try:
+        temperature = fit_temperature(labels, uncalibrated)
+    except Ham10000Error as error:
+        # A model that is always right, or no better than chance, on a small validation set: nothing to fit to.
+        temperature, note = 1.0, str(error)
+        print(f"note: {directory.name} keeps temperature 1: {error}")
     save_temperature(directory, temperature)
-    atomic_write_json(record, {"temperature": temperature, "fitted_on": "validation", "n_images": len(labels)})
+    facts = {"temperature": temperature, "fitted_on": "validation", "n_images": len(labels), "note": note}
+    atomic_write_json(record, facts)
     return True
 
 
