@@ -64,8 +64,8 @@ def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> lis
     Returns:
         One count for each row.
     """
-    image_ids = list(dataset["image_id"])
-    groups = lesion_groups(list(dataset["lesion_id"]), image_ids)
+    image_ids = dataset["image_id"][:]
+    groups = lesion_groups(dataset["lesion_id"][:], image_ids)
     counts, group_of = Counter(groups), dict(zip(image_ids, groups, strict=True))
     return [counts[group_of[image_id]] for image_id in rows["image_id"]]
 

@@ -59,7 +59,8 @@ class Samples:
         if "metadata" in processor.model_input_names:
             rows: Any = frame[processor.metadata_fields].to_dict("records")
             metadata = processor.encode_metadata(rows)
-        return cls(list(dataset["image_id"]), torch.tensor(dataset["dx"], dtype=torch.int64), metadata)
+        # Whole columns at once: row by row, 10,000 rows take seconds.
+        return cls(frame["image_id"].tolist(), torch.tensor(dataset["dx"][:], dtype=torch.int64), metadata)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -185,7 +186,7 @@ def open_images(
     if loader == "dataloader":
         return DecodedImages(dataset, image_processor, device, workers)
     images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
-    return CachedImages(images, list(dataset["image_id"]), device)
+    return CachedImages(images, dataset["image_id"][:], device)
 
 
 def mix_seeds(*parts: int) -> int:
