@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
 from ham10000.training.augment import Augment
+from ham10000.training.checkpoint import training_states
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor, predict_logits
@@ -23,8 +25,7 @@ from ham10000.training.evaluation import main as evaluate
 from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
-from ham10000.training.results import END, SPEED_END, SPEED_START, START, render, render_speed
-from ham10000.training.results import main as results_main
+from ham10000.training.split import load_split
 from ham10000.training.train import main as train
 
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
@@ -47,7 +48,7 @@ def run_training(folder: Path, data: Path | str, *options: str) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "training_state.safetensors")
+    return load_file(training_states(folder)[0])
 
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "split.json",
         "train_config.json",
         "history.json",
-        "training_state.safetensors",
+        "training_state-00000016.safetensors",
     }
     assert not [name for name in names if name.startswith(".") or name.endswith(".bin")]
     # safetensors alone would write files that only their owner can read.
@@ -181,34 +182,6 @@ def test_evaluation_of_other_data_with_the_split_is_refused(
 ) -> None:
     assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2
     assert "error:" in capsys.readouterr().err
-
-
-def test_results_are_collected_without_places_or_image_ids(
-    evaluated_run: Path, synthetic_folder: Path, tmp_path: Path
-) -> None:
-    assert results_main(["collect", str(evaluated_run), "--to", str(tmp_path / "lesion-grouped")]) == 0
-    folder = tmp_path / "lesion-grouped" / "fusion"
-    collected = "".join(path.read_text() for path in folder.glob("*.json"))
-    assert str(synthetic_folder.parent) not in collected
-    assert "SYN_" not in collected
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    assert results_main(["render", "--results", str(tmp_path), "--readme", str(readme)]) == 0
-    text = readme.read_text()
-    macro_f1 = json.loads((evaluated_run / "eval_results.json").read_text())["metrics"]["macro_f1"]
-    assert f"{macro_f1:.3f} [" in text
-    assert "0.804 [0.753, 0.847]" in text
-    assert "old" not in text
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-
-
-def test_the_table_in_the_readme_is_the_rendered_one() -> None:
-    root = Path(__file__).parents[1]
-    text = (root / "README.md").read_text(encoding="utf-8")
-    results = root / "examples" / "results"
-    assert text.partition(START)[2].partition(END)[0].strip() == render(results)
-    assert text.partition(SPEED_START)[2].partition(SPEED_END)[0].strip() == render_speed(results)
 
 
 def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Path) -> None:
@@ -334,8 +307,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     options = ["--modality", "metadata", "--head_learning_rate", "1e30", "--warmup_fraction", "0", "--ema_decay", "0"]
     assert run_training(tmp_path / "run", synthetic_folder, *options) == 2
     error = capsys.readouterr().err
-    assert "The loss is nan" in error
+    found = re.search(r"The loss is nan in epoch (\d+), step (\d+), on the images ([\w, ]+)\.", error)
+    assert found, error
     assert "learning rate" in error
+    # The order is a permutation by (seed, epoch), and the batch holds 20 rows of it.
+    rows = load_split(tmp_path / "run").table.query("split == 'train'")["image_id"].to_numpy()
+    order = np.random.default_rng((0, int(found[1]) - 1)).permutation(len(rows))
+    step = int(found[2]) - 1
+    assert found[3].split(", ") == rows[order[20 * step : 20 * step + 20]].tolist()
 
 
 def test_learning_rates_follow_transformers_cosine_schedule() -> None:

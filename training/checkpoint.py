@@ -6,12 +6,13 @@ runs/fusion/
     split.csv, split.json                      who was trained on, with a hash
     train_config.json                          the resolved configuration, environment and result
     history.json                               one row per epoch
-    training_state.safetensors                 model, optimiser and average, to resume from
+    training_state-STEP.safetensors            model, optimiser and average after so many steps, to resume from
     logs/                                      TensorBoard
 """
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import nn
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.atomic import atomic_path, restore_mode
 
-STATE_FILE = "training_state.safetensors"
+_STATE_FILES = "training_state-*.safetensors"
 
 
 def save_checkpoint(
@@ -47,11 +48,19 @@ def save_checkpoint(
             path.replace(directory / path.name)
 
 
+def training_states(directory: str | Path) -> list[Path]:
+    """The states to resume from in a run's folder, the newest first."""
+    return sorted(Path(directory).glob(_STATE_FILES), reverse=True)
+
+
 def save_training_state(
     directory: str | Path,
     state: dict[str, Any],
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    keep: int = 1,
 ) -> None:
     """Writes everything a resumed run needs into one safetensors file, tensors and JSON together.
 
@@ -60,6 +69,8 @@ def save_training_state(
         state: JSON values: counters, history, the best result.
         modules: Modules whose parameters and buffers are saved, by name.
         optimizer: Its state is saved; learning rates are not, they are a function of the step.
+        step: Optimiser steps done since the run began.
+        keep: States to keep; older ones go once this one is complete.
     """
     tensors = {}
     for prefix, module in modules.items():
@@ -68,35 +79,52 @@ def save_training_state(
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimizer/{index}/{name}"] = value.detach().contiguous()
-    with atomic_path(Path(directory) / STATE_FILE) as temporary:
+    with atomic_path(Path(directory) / f"training_state-{step:08d}.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    for path in training_states(directory)[keep:]:
+        path.unlink()
 
 
 def load_training_state(
-    directory: str | Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+    directory: str | Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Reads what `save_training_state` wrote back into the modules and the optimiser.
+
+    A damaged state is passed over for the one before it.
 
     Args:
         directory: The run's folder.
         modules: As when saving.
         optimizer: Likewise, over the same parameters in the same order.
+        warn: Told about each state that is passed over.
 
     Returns:
         The JSON values.
 
     Raises:
-        Ham10000Error: If there is no state, it is damaged, or it belongs to another model.
+        Ham10000Error: If there is no state, all are damaged, or it belongs to another model.
     """
-    path = Path(directory) / STATE_FILE
-    if not path.is_file():
-        raise Ham10000Error(f"Nothing to resume: {str(path)!r} does not exist. Start anew with `--overwrite`.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise Ham10000Error(f"{str(path)!r} is damaged ({error}); delete it to start anew.") from error
+    paths = training_states(directory)
+    if not paths:
+        raise Ham10000Error(
+            f"Nothing to resume: {str(directory)!r} holds no {_STATE_FILES}. Start anew with `--overwrite`."
+        )
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            break
+        except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+            warn(f"warning: {str(path)!r} is damaged ({error}) and passed over")
+    else:
+        raise Ham10000Error(
+            f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}. Start anew with "
+            "`--overwrite`."
+        )
     for prefix, module in modules.items():
         own = {
             name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")
@@ -119,4 +147,4 @@ def load_training_state(
     return state
 
 
-__all__ = ["STATE_FILE", "load_training_state", "save_checkpoint", "save_training_state"]
+__all__ = ["load_training_state", "save_checkpoint", "save_training_state", "training_states"]

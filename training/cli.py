@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.interruption import Interrupted
 
 
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
 
     Returns:
         A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct,
-        with one message on stderr (the traceback with `--debug`); 130 when interrupted.
+        with one message on stderr (the traceback with `--debug`); 130 when interrupted by Ctrl-C, 143 by SIGTERM.
 
     Example:
         >>> @run_cli
@@ -41,6 +42,9 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            return 128 + error.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -98,13 +98,21 @@ class TrainConfig:
     save_every_steps: int | None = _option(
         None, "also save the training state every so many steps, not only each epoch"
     )
+    keep_checkpoints: int = _option(2, "training states to keep: a damaged one is passed over for the one before it")
     trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
     resume: bool = _option(False, "continue the run in output_dir where it stopped, with its own settings")
     overwrite: bool = _option(False, "start anew in an output_dir that already holds a run")
 
     def __post_init__(self) -> None:
         """Checks every value; the types are checked by `strict`."""
-        for name in ("epochs", "patience", "batch_size", "gradient_accumulation_steps", "eval_batch_size"):
+        for name in (
+            "epochs",
+            "patience",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "eval_batch_size",
+            "keep_checkpoints",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "head_learning_rate"):
             self._require(name, getattr(self, name) > 0, "positive")

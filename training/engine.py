@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +21,16 @@ from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.checkpoint import load_training_state, save_checkpoint, save_training_state
 from ham10000.training.config import TrainConfig
+from ham10000.training.interruption import Interrupted
 from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.metrics import compute_metrics
 
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+
+# Steps between two looks at the loss, each of which waits for the device.
+_READ_EVERY = 20
 
 
 @dataclass
@@ -200,22 +205,28 @@ class Engine:
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
         self.optimizer = build_optimizer(self.model, config)
         self.wrapped, self.prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+        self.stop_signal: Callable[[], int] = lambda: 0
 
     @property
     def published_model(self) -> Ham10000ForImageClassification:
         """The weights that are validated and saved: the average where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def fit(self) -> Progress:
+    def fit(self, stop_signal: Callable[[], int] = lambda: 0) -> Progress:
         """Trains until the last epoch or until validation macro-F1 has not improved for `patience` epochs.
+
+        Args:
+            stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
 
         Returns:
             The progress, with the history and the best epoch.
 
         Raises:
             Ham10000Error: If the loss is no longer finite.
+            Interrupted: If a signal has come.
         """
         progress = self.progress
+        self.stop_signal = stop_signal
         while progress.epoch < self.config.epochs and not self.out_of_patience():
             self._train_epoch()
             row = self._validate()
@@ -239,7 +250,7 @@ class Engine:
         Raises:
             Ham10000Error: If there is no state, or it was saved with other settings or data.
         """
-        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer)
+        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer, self.accelerator.print)
         for name, value in self.fingerprint.items():
             saved = state["fingerprint"].get(name)
             if saved != value:
@@ -261,6 +272,7 @@ class Engine:
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.accelerator.device)
         start, earlier_seconds = time.perf_counter(), progress.seconds
         steps = self.train_loader.epoch(progress.epoch, progress.step)
+        unread: list[torch.Tensor] = []
         bar = tqdm(
             total=self.train_loader.steps_per_epoch,
             initial=progress.step,
@@ -273,20 +285,42 @@ class Engine:
         )
         for labels, micro_batches in steps:
             number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
-            loss_sum += self._step(number, labels, micro_batches)
+            unread.append(self._step(number, labels, micro_batches))
+            loss_sum += unread[-1]
             progress.step += 1
             bar.update()
             # Reading the loss waits for the device, so it is read now and then.
-            if progress.step % 20 == 0 or progress.step == self.train_loader.steps_per_epoch:
-                self._check_finite(loss_sum.item())
+            is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
+            if is_read:
+                self._check_finite(unread)
+                unread.clear()
                 bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
-            if config.save_every_steps and progress.step % config.save_every_steps == 0:
+            signum = self._agreed_signal(is_read)
+            if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
+                self._check_finite(unread)
                 progress.loss_sum = loss_sum.item()
                 progress.seconds = earlier_seconds + time.perf_counter() - start
                 self._save_state()
+            if signum:
+                bar.close()
+                raise Interrupted(
+                    f"Stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1}, after step "
+                    f"{progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
+                    f"--resume --output_dir {config.output_dir}",
+                    signum,
+                )
         bar.close()
         progress.loss_sum = loss_sum.item()
         progress.seconds = earlier_seconds + time.perf_counter() - start
+
+    def _agreed_signal(self, is_read: bool) -> int:
+        """The signal that has come to any process; several ask each other only when the loss is read anyway."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_signal()
+        if not is_read:
+            return 0
+        received = torch.tensor([self.stop_signal()], device=self.accelerator.device)
+        return int(self.accelerator.gather(received).max())
 
     def _step(self, number: int, labels: torch.Tensor, micro_batches: list[Any]) -> torch.Tensor:
         """One optimiser step; returns the loss of the global batch."""
@@ -334,12 +368,18 @@ class Engine:
         progress = self.progress
         return progress.best_epoch > 0 and progress.epoch - progress.best_epoch >= self.config.patience
 
-    def _check_finite(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise Ham10000Error(
-                f"The loss is {value} in epoch {self.progress.epoch + 1}, before step {self.progress.step + 1}. Lower "
-                "the learning rate, or use bf16 or no mixed precision. The last saved state is untouched."
-            )
+    def _check_finite(self, losses: list[torch.Tensor]) -> None:
+        """Raises for the first of the last steps' losses that is not finite, and names its images."""
+        values = torch.stack(losses).tolist() if losses else []
+        for back, value in zip(range(len(values), 0, -1), values, strict=True):
+            if not math.isfinite(value):
+                step = self.progress.step - back
+                names = self.train_loader.image_ids(self.progress.epoch, step)
+                raise Ham10000Error(
+                    f"The loss is {value} in epoch {self.progress.epoch + 1}, step {step + 1}, on the images "
+                    f"{', '.join(names)}. Lower the learning rate, or use bf16 or no mixed precision; if it happens "
+                    "again at another learning rate, look at these images. The last saved state is untouched."
+                )
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model} | ({} if self.average is None else {"average": self.average.module})
@@ -349,7 +389,15 @@ class Engine:
             state = {"progress": asdict(self.progress), "fingerprint": self.fingerprint}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
-            save_training_state(self.config.output_dir, state, self._modules(), self.optimizer)
+            step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
+            save_training_state(
+                self.config.output_dir,
+                state,
+                self._modules(),
+                self.optimizer,
+                step=step,
+                keep=self.config.keep_checkpoints,
+            )
 
 
 def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:

@@ -303,6 +303,11 @@ class TrainLoader(_Loader):
         """(rows,) the permutation of an epoch."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
 
+    def image_ids(self, epoch: int, step: int) -> list[str]:
+        """The images of one step's global batch."""
+        index = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        return [self.samples.image_ids[row] for row in index]
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
         """Yields the steps of an epoch.
 

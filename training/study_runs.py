@@ -16,7 +16,7 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.allocator import release_freed_memory
 from ham10000.training.atomic import atomic_path, atomic_write_json
 from ham10000.training.calibration import apply_temperature, fit_temperature, save_temperature
-from ham10000.training.checkpoint import STATE_FILE
+from ham10000.training.checkpoint import training_states
 from ham10000.training.config import TrainConfig
 from ham10000.training.data_checks import DataReport
 from ham10000.training.environment import reset_peak_memory
@@ -80,8 +80,8 @@ class StudyRun:
             "output_dir": str(directory),
             "trackers": ["none"],
             "save_every_steps": base.save_every_steps or _SAVE_EVERY_STEPS,
-            "resume": (directory / STATE_FILE).is_file(),
-            "overwrite": not (directory / STATE_FILE).is_file(),
+            "resume": bool(training_states(directory)),
+            "overwrite": not training_states(directory),
         }
         return dataclasses.replace(base, **values)
 

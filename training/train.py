@@ -1,9 +1,10 @@
 """Trains one variant: `accelerate launch training/train.py --modality fusion --data DIR --output_dir runs/fusion`."""
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
 
 from ham10000.modeling import LABELS, Ham10000Error, create_model, create_processor
 from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import STATE_FILE
+from ham10000.training.checkpoint import training_states
 from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import DataReport
 from ham10000.training.engine import Engine, Progress
 from ham10000.training.environment import environment
+from ham10000.training.interruption import noted_signals
 from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.plots import plot_training_curves
@@ -40,6 +43,7 @@ FREE_TO_CHANGE = {
     "dataloader_workers",
     "trackers",
     "save_every_steps",
+    "keep_checkpoints",
     "resume",
     "overwrite",
 }
@@ -58,8 +62,35 @@ def prepare_output_dir(config: TrainConfig) -> None:
             "or choose another --output_dir."
         )
     if config.overwrite and not config.resume:
-        (directory / STATE_FILE).unlink(missing_ok=True)
+        for path in training_states(directory):
+            path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
+    # Half-written files of a process that was killed; nobody else writes here while we hold the lock.
+    for path in directory.glob(".*.tmp*"):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        Ham10000Error: If another process trains into the folder, or it cannot be written.
+    """
+    lock = FileLock(directory / "run.lock")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Ham10000Error(
+            f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
+        ) from error
+    except OSError as error:
+        raise Ham10000Error(f"Cannot write to {str(directory)!r}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
@@ -201,16 +232,28 @@ def train(
         The progress, with the history and the best epoch.
 
     Raises:
-        Ham10000Error: For a folder that already holds a run, data or settings that do not fit, or a loss that is no
-            longer finite.
+        Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
+            that do not fit, or a loss that is no longer finite.
+        Interrupted: After SIGTERM or SIGINT, with the state saved.
     """
-    start, started = time.perf_counter(), environment()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    if accelerator.is_main_process:
-        prepare_output_dir(config)
-    accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(only_writer(Path(config.output_dir)))
+            prepare_output_dir(config)
+        accelerator.wait_for_everyone()
+        stop_signal = stack.enter_context(noted_signals())
+        return _train(config, accelerator, data, stop_signal)
 
+
+def _train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    data: tuple[datasets.Dataset, DataReport] | None,
+    stop_signal: Callable[[], int],
+) -> Progress:
+    start, started = time.perf_counter(), environment()
     dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
     split = choose_split(config, dataset)
     engine = build_engine(config, accelerator, dataset, split)
@@ -233,7 +276,7 @@ def train(
     if accelerator.is_main_process:
         split.save(directory)
         write_summary()
-    progress = engine.fit()
+    progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
         write_summary()
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
