@@ -24,6 +24,7 @@ from torch import nn
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.atomic import atomic_path, restore_mode
 
+SCRATCH_PREFIX = ".checkpoint-"
 _STATE_FILES = "training_state-*.safetensors"
 
 
@@ -39,7 +40,7 @@ def save_checkpoint(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".checkpoint-") as scratch:
+    with tempfile.TemporaryDirectory(dir=directory, prefix=SCRATCH_PREFIX) as scratch:
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
         # The weights last: a folder with weights always has the config that explains them.
@@ -147,4 +148,4 @@ def load_training_state(
     return state
 
 
-__all__ = ["load_training_state", "save_checkpoint", "save_training_state", "training_states"]
+__all__ = ["SCRATCH_PREFIX", "load_training_state", "save_checkpoint", "save_training_state", "training_states"]

@@ -238,10 +238,11 @@ class Engine:
                 if self.accelerator.is_main_process:
                     save_checkpoint(self.config.output_dir, self.published_model, self.processor)
             self._save_state()
-            if self.accelerator.is_main_process:
-                atomic_write_json(Path(self.config.output_dir) / "history.json", progress.history)
+            self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             self.accelerator.print(_describe(row, is_best=row["epoch"] == progress.best_epoch))
+        # Killed between the last state and its history, a run has nothing left to do but this.
+        self._write_history()
         return progress
 
     def restore(self) -> None:
@@ -358,7 +359,9 @@ class Engine:
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / steps,
             **validation_metrics(logits, self.validation_loader.samples.labels),
-            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            # Not the optimiser's own: after a resumption at the end of an epoch it has not been set yet.
+            "learning_rate": self.optimizer.param_groups[-1]["peak_lr"]
+            * learning_rate_factor((progress.epoch + 1) * steps - 1, self.total_steps, self.config),
             "seconds": progress.seconds,
             "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
         }
@@ -367,6 +370,10 @@ class Engine:
         """Whether `patience` epochs have passed since the best one."""
         progress = self.progress
         return progress.best_epoch > 0 and progress.epoch - progress.best_epoch >= self.config.patience
+
+    def _write_history(self) -> None:
+        if self.accelerator.is_main_process:
+            atomic_write_json(Path(self.config.output_dir) / "history.json", self.progress.history)
 
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from ham10000.modeling import LABELS, Ham10000Error, create_model, create_proces
 from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import training_states
+from ham10000.training.checkpoint import SCRATCH_PREFIX, training_states
 from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
@@ -65,9 +66,11 @@ def prepare_output_dir(config: TrainConfig) -> None:
         for path in training_states(directory):
             path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
-    # Half-written files of a process that was killed; nobody else writes here while we hold the lock.
-    for path in directory.glob(".*.tmp*"):
+    # What a process that was killed had half written; nobody else writes here while we hold the lock.
+    for path in [*directory.glob(".*.tmp*"), *directory.glob("figures/.*.tmp*")]:
         path.unlink()
+    for path in directory.glob(f"{SCRATCH_PREFIX}*"):
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
