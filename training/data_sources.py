@@ -1,7 +1,5 @@
 """Where rows come from: every kind of `--data` is read into one raw table of strings beside its images."""
 
-import csv
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,10 +14,18 @@ import pyarrow.parquet as pq
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.data_tables import (
+    COLUMNS,
+    REQUIRED_COLUMNS,
+    checked_columns,
+    read_csv,
+    read_jsonl,
+    read_table,
+    string_frame,
+)
+from ham10000.training.isic import is_one_hot, labels_from_one_hot, read_sites, rename_columns
 from ham10000.training.synthetic import make_synthetic
 
-COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
-REQUIRED_COLUMNS = ("image_id", "dx", "age", "sex", "localization")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 DEFAULT_SYNTHETIC_SIZE = 800
@@ -28,7 +34,8 @@ _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_me
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
     "`synthetic` or `synthetic:N` (N images); a folder with HAM10000_metadata[.csv] and HAM10000_images_part_1/2; "
-    "a folder with metadata.csv or metadata.jsonl (imagefolder); a folder of .parquet files; or a Hub id `user/name`"
+    "a folder with metadata.csv or metadata.jsonl (imagefolder); a folder of .parquet files; a csv of pictures below "
+    "its folder, or a folder with *GroundTruth.csv, in HAM10000's or ISIC's one-hot format; or a Hub id `user/name`"
 )
 
 
@@ -71,6 +78,8 @@ def read_source(source: str, *, synthetic_size: int | None = None, seed: int = 0
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _read_folder(source, folder)
+    if folder.is_file() and folder.suffix.lower() in (".csv", ".tsv", ".tab"):
+        return _read_labelled(source, folder)
     if folder.exists():
         raise Ham10000Error(f"{source} is a file; give the folder that holds it. A source is {_KINDS_OF_SOURCE}.")
     if _HUB_ID.fullmatch(source):
@@ -85,7 +94,7 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
     n_images = int(number) if number else size or DEFAULT_SYNTHETIC_SIZE
     rows = make_synthetic(n_images, seed=seed)
     images = [row.pop("image") for row in rows]
-    frame = _string_frame(pd.DataFrame(rows))
+    frame = string_frame(pd.DataFrame(rows))
     frame["file"], frame["row"] = source, range(1, len(frame) + 1)
     notes = [f"synthetic pictures and metadata, not patients: {n_images} images, generator seed {seed}"]
     return RawSource(source, frame, _image_dataset(images), [False] * len(frame), notes)
@@ -94,6 +103,12 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
 def _read_folder(source: str, folder: Path) -> RawSource:
     if any((folder / name).is_file() for name in _OFFICIAL_METADATA):
         return _read_official(source, folder)
+    truths = sorted(folder.rglob("*GroundTruth.csv"))
+    if len(truths) > 1:
+        names = [str(path.relative_to(folder)) for path in truths]
+        raise Ham10000Error(f"{source} holds several ground truths, {names}; give one of these files as the source.")
+    if truths:
+        return _read_labelled(source, truths[0], folder)
     tables = [path for pattern in ("metadata.csv", "metadata.jsonl") for path in sorted(folder.rglob(pattern))]
     if tables:
         return _read_imagefolder(source, folder, tables)
@@ -113,7 +128,7 @@ def _read_official(source: str, folder: Path) -> RawSource:
     if len({table.read_bytes() for table in tables}) > 1:
         names = [table.name for table in tables]
         raise Ham10000Error(f"{source} holds {names} with different contents; keep the one that is right.")
-    frame, notes = _read_csv(tables[0])
+    frame, notes = read_csv(tables[0])
     found, copies = _find_images(folder)
     if copies:
         notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
@@ -125,7 +140,7 @@ def _read_official(source: str, folder: Path) -> RawSource:
     return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], notes)
 
 
-def _find_images(folder: Path) -> tuple[dict[str, str], int]:
+def _find_images(folder: Path, *, every_folder: bool = False) -> tuple[dict[str, str], int]:
     """Maps image ids to files, and counts the files that repeat one already found.
 
     Kaggle's mirror ships every folder a second time in lower case. scandir reads names only: asking the file system
@@ -133,7 +148,7 @@ def _find_images(folder: Path) -> tuple[dict[str, str], int]:
     """
     found: dict[str, os.DirEntry[str]] = {}
     copies = 0
-    for entry in _image_entries(folder, top=True):
+    for entry in _image_entries(folder, top=not every_folder):
         image_id = entry.name.rsplit(".", 1)[0]
         first = found.setdefault(image_id, entry)
         if first is entry:
@@ -157,82 +172,43 @@ def _image_entries(folder: str | Path, *, top: bool = False) -> Iterator[os.DirE
                 yield entry
 
 
-def _read_csv(path: Path, required: tuple[str, ...] = REQUIRED_COLUMNS) -> tuple[pd.DataFrame, list[str]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record."""
-    try:
-        # utf-8-sig drops the byte order mark that spreadsheets write.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header_line = stream.readline()
-            delimiter = max(",\t;", key=header_line.count)
-            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
-            reader = csv.reader(stream, delimiter=delimiter)
-            rows, lines = [], []
-            for row in reader:
-                line = reader.line_num + 1
-                if not any(row):
-                    continue
-                if len(row) != len(header):
-                    raise Ham10000Error(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}.")
-                rows.append(row)
-                lines.append(line)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise Ham10000Error(f"{path} is not a UTF-8 text table: {error}.") from error
-    return _checked_columns(pd.DataFrame(rows, columns=header, dtype=object), path, lines, required)
-
-
-def _read_jsonl(path: Path, required: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
-    rows, lines = [], []
-    with path.open(encoding="utf-8-sig") as stream:
-        for line, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
-            if not isinstance(record, dict):
-                raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
-            rows.append(record)
-            lines.append(line)
-    return _checked_columns(pd.DataFrame(rows, dtype=object), path, lines, required)
-
-
-def _checked_columns(
-    frame: pd.DataFrame, origin: str | Path, lines: list[int], required: tuple[str, ...]
-) -> tuple[pd.DataFrame, list[str]]:
-    """Completes optional columns; a missing required one is an error that names all of them."""
-    absent = [name for name in required if name not in frame.columns]
-    if absent:
-        raise Ham10000Error(
-            f"{origin}: column(s) {absent} are missing; it has {[str(name) for name in frame.columns]}. "
-            f"Expected {list(required)}, and {[name for name in COLUMNS if name not in required]} if known."
-        )
-    if frame.columns.has_duplicates:
-        raise Ham10000Error(f"{origin}: a column name occurs twice in {list(frame.columns)}.")
-    notes = []
-    if "image_id" not in frame.columns:
-        frame["image_id"] = [
-            str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in frame.file_name
-        ]
-        notes.append(f"{origin}: no column image_id; the file names without suffix are the ids")
-    if "lesion_id" not in frame.columns:
-        frame["lesion_id"] = frame["image_id"]
-        notes.append(f"{origin}: no column lesion_id; every image counts as a lesion of its own")
-    for name in ("dx_type", "dataset"):
+def _read_labelled(source: str, table: Path, folder: Path | None = None) -> RawSource:
+    """One table of labels, HAM10000's or ISIC's; metadata may be absent, or in ISIC's *Metadata.csv beside it."""
+    folder = folder or table.parent
+    (frame, lines), notes = read_table(table), []
+    frame = rename_columns(frame)
+    if "dx" not in frame.columns and is_one_hot(frame.columns):
+        frame["dx"] = labels_from_one_hot(frame, table, lines)
+    if "image_id" not in frame.columns and "file_name" in frame.columns:
+        frame["image_id"] = frame["file_name"]
+    if "image_id" in frame.columns:
+        bare = frame["image_id"].str.strip()
+        has_suffix = bare.str.lower().str.endswith(tuple(IMAGE_SUFFIXES))
+        frame["image_id"] = bare.where(~has_suffix, bare.str.rsplit(".", n=1).str[0])
+        extras = [path for path in sorted(table.parent.glob("*Metadata.csv")) if path != table]
+        for path in extras[:1]:
+            extra, _ = read_table(path)
+            extra = rename_columns(extra)
+            wanted = [name for name in ("lesion_id", "age", "sex", "localization") if name not in frame.columns]
+            wanted = [name for name in wanted if name in extra.columns]
+            if wanted and "image_id" in extra.columns:
+                frame = frame.merge(extra[["image_id", *wanted]].drop_duplicates("image_id"), "left", "image_id")
+                notes.append(f"{', '.join(wanted)} from {path.name}")
+                if "lesion_id" in wanted and (alone := frame["lesion_id"].isna()).any():
+                    frame["lesion_id"] = frame["lesion_id"].fillna(frame["image_id"])
+                    notes.append(f"{alone.sum():,} images without a row there count as lesions of their own")
+    for name in ("age", "sex", "localization"):
         if name not in frame.columns:
             frame[name] = "unknown"
-            notes.append(f"{origin}: no column {name}; filled with 'unknown'")
-    extra = ["file_name"] if "file_name" in required else []
-    frame = _string_frame(frame[[*COLUMNS, *extra]])
-    frame["file"], frame["row"] = str(origin), lines
-    return frame, notes
-
-
-def _string_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    def text(value: Any) -> str:
-        return "" if value is None or value != value else str(value).strip()
-
-    return pd.DataFrame({name: [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
+            notes.append(f"{table}: no column {name}; every value counts as missing")
+    if "localization" in frame.columns:
+        frame["localization"], site_notes = read_sites(frame["localization"].fillna("unknown"))
+        notes += site_notes
+    frame, column_notes = checked_columns(frame, table, lines, ("image_id", "dx"))
+    found, _ = _find_images(folder, every_folder=True)
+    paths = [found.get(image_id) for image_id in frame["image_id"]]
+    images = [{"bytes": None, "path": path} for path in paths]
+    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], [*notes, *column_notes])
 
 
 def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSource:
@@ -240,7 +216,7 @@ def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSourc
     frames, notes, paths = [], [], []
     listings: dict[str, set[str]] = {}
     for table in tables:
-        frame, table_notes = _read_csv(table, required) if table.suffix == ".csv" else _read_jsonl(table, required)
+        frame, table_notes = read_csv(table, required) if table.suffix == ".csv" else read_jsonl(table, required)
         for name, row in zip(frame["file_name"], frame["row"], strict=True):
             parts = name.replace("\\", "/").split("/")
             if ".." in parts or not parts[-1] or Path(name).is_absolute():
@@ -320,7 +296,7 @@ def _from_dataset(source: str, table: datasets.Dataset, sizes: dict[str, int]) -
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
             frame[name] = [None if value is None else feature.int2str(value) for value in frame[name]]
-    frame, notes = _checked_columns(frame, source, list(range(1, len(frame) + 1)), REQUIRED_COLUMNS)
+    frame, notes = checked_columns(frame, source, list(range(1, len(frame) + 1)), REQUIRED_COLUMNS)
     frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
     frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
     images = table.select_columns(["image"]).cast_column("image", datasets.Image())

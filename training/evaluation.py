@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.atomic import atomic_path
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data import load_data, metadata_frame
@@ -25,8 +26,10 @@ from ham10000.training.evaluation_report import (
     evaluate_predictions,
     format_results,
     predictions_table,
+    read_predictions,
     write_evaluation,
 )
+from ham10000.training.isic import submission_table
 from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
@@ -50,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
+    parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
     parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], help="as in training")
     add_debug_argument(parser)
     return parser
@@ -82,6 +86,14 @@ def rows_to_score(
         )
     split = load_split(path)
     return apply_split(dataset, split)[part], split
+
+
+def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
+    """How many images of a dataset are in the training part of a checkpoint's split; 0 where it has none."""
+    if not (checkpoint / "split.csv").is_file():
+        return 0
+    table = load_split(checkpoint).table
+    return len(set(table.loc[table["split"] == "train", "image_id"]) & set(dataset["image_id"][:]))
 
 
 def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
@@ -202,7 +214,15 @@ def main(argv: Sequence[str]) -> None:
         seed=arguments.seed,
         cache_dir=arguments.cache_dir,
     )
+    if arguments.isic_submission:
+        table, _, probabilities = read_predictions(output_dir / "predictions.csv")
+        with atomic_path(arguments.isic_submission) as temporary:
+            submission_table(table["image_id"].tolist(), probabilities).to_csv(temporary, index=False)
     split = results["split"]
+    if known := images_trained_on(checkpoint, dataset) if arguments.split == "all" else 0:
+        print(
+            f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
+        )
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
     if "leakage" in split and arguments.split != "train":
         print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")
