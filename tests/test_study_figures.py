@@ -87,6 +87,9 @@ def test_the_title_counts_fusions_that_disagree() -> None:
     found = study["protocols"]["lesion-grouped"]["comparisons"]
     found[1]["verdict"] = "hurts"
     assert title(DRAW["comparisons"](study)).startswith("Metadata helps in 2 of 3 fusions and hurts in 1")
+    for row in found:
+        row["verdict"] = "cannot be told apart"
+    assert title(DRAW["comparisons"](study)).startswith("None of 3 fusions can be told apart from the image alone")
 
 
 def test_the_title_of_the_shortcuts_names_the_dearest_field() -> None:

@@ -135,6 +135,8 @@ def _comparison_title(study: dict[str, Any]) -> str:
         items = comparisons(protocol, "metadata")
         if len(items) > 1:
             counts = [sum(item["verdict"] == verdict for item in items) for verdict in ("helps", "hurts")]
+            if not any(counts):
+                return f"None of {len(items)} fusions can be told apart from the image alone ({name})"
             return f"Metadata helps in {counts[0]} of {len(items)} fusions and hurts in {counts[1]} ({name})"
         for item in items:
             primary = item["metrics"][item["primary"]]
