@@ -55,6 +55,9 @@ FORBIDDEN_FIELDS = {
 MODALITIES = ("image", "metadata", "fusion")
 FUSIONS = ("concat", "gated", "metablock", "film")
 
+# Arguments of `timm.create_model` that would make a config read files or fetch weights.
+_FORBIDDEN_BACKBONE_KWARGS = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+
 # Not fields of ours, but legitimate in a config.json or in a `from_pretrained` call.
 _LIBRARY_KEYS = frozenset(
     {
@@ -175,6 +178,15 @@ class Ham10000Config(PreTrainedConfig):
             raise ValueError(f"`label2id` must be the inverse of `id2label`, got {self.label2id}.")
         if set(self.label_descriptions) != set(LABELS):
             raise ValueError(f"`label_descriptions` must have one entry for each of {list(LABELS)}.")
+
+    def validate_backbone(self) -> None:
+        """A config comes from strangers: it names a network, never a file, a folder or a repository."""
+        if ":" in self.backbone or "/" in self.backbone or "\\" in self.backbone:
+            raise ValueError(f"`backbone` must be the name of a timm model, not a place, got {self.backbone!r}.")
+        for name in _FORBIDDEN_BACKBONE_KWARGS:
+            if name in self.backbone_kwargs:
+                value = self.backbone_kwargs[name]
+                raise ValueError(f"`backbone_kwargs` cannot hold {name!r}, got {value!r}: a config reads no file.")
 
     def validate_metadata_schema(self) -> None:
         """The metadata tensor is (batch, len(metadata_fields)), so its columns must be known and harmless."""

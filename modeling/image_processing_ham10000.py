@@ -1,6 +1,7 @@
 """Turns a picture in any of the usual forms into the backbone's pixel values."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from .configuration_ham10000 import Ham10000Error
 _TORCH_MODES = {2: "bilinear", 3: "bicubic"}
 _LIBRARY_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 _RESAMPLES = {int(method): method for method in Image.Resampling}
+# Raster formats only: Pillow hands EPS files, whatever their name, to Ghostscript, which runs the program in them.
+Image.init()  # loads the plugins, of which a build of Pillow may lack some
+PICTURE_FORMATS = tuple({"BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
+# Far above any backbone's; a saved size beyond it is a mistake, or an attempt to exhaust the memory.
+MAX_SIDE = 4096
 
 
 def load_image(image: Any) -> Image.Image:
@@ -41,8 +47,11 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return _to_rgb(image, f"PIL image of mode {image.mode}")
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
+        try:
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
+        except (NotImplementedError, RuntimeError, TypeError) as error:  # sparse, quantised, on the meta device
+            raise Ham10000Error(f"Cannot read an image tensor of {image.dtype}, {image.layout}: {error}.") from error
     if isinstance(image, np.ndarray):
         return _to_rgb(_array_to_pil(image), "array")
     raise Ham10000Error(
@@ -52,20 +61,23 @@ def load_image(image: Any) -> Image.Image:
 
 def _decode(source: Any, name: str) -> Image.Image:
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=PICTURE_FORMATS) as image:
             return _to_rgb(image, name)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, Ham10000Error):
-            raise
+    except Ham10000Error:
+        raise
+    except Exception as error:  # by format and damage, Pillow raises a dozen types: struct.error, IndexError, ...
         raise _unreadable(name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> Ham10000Error:
-    return Ham10000Error(f"Cannot read {name}: {error}. Expected a complete JPEG, PNG or similar picture.")
+    reason = str(error) or type(error).__name__
+    return Ham10000Error(f"Cannot read {name}: {reason}. Expected a complete JPEG, PNG or similar picture.")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
+        if 0 in image.size:
+            raise Ham10000Error(f"The {name} is empty: {image.width} x {image.height} pixels.")
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
         image = ImageOps.exif_transpose(image)
@@ -78,13 +90,16 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
                 raise Ham10000Error(f"The {name} holds values outside 0..65535; convert it to 8 or 16 bits.")
             return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
         if image.mode == "F":
-            return _array_to_pil(np.asarray(image)).convert("RGB")
+            try:
+                return _array_to_pil(np.asarray(image)).convert("RGB")
+            except Ham10000Error as error:
+                raise Ham10000Error(f"The {name} cannot be used: {error}") from error
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return _flatten(image)
         return image.convert("RGB")
     except Ham10000Error:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as in `_decode`; an opened PIL image decodes only here
         raise _unreadable(name, error) from error
 
 
@@ -149,12 +164,12 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             )
         super().__init__(**kwargs)
         size = 224 if size is None else size
-        self.size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+        self.size = _checked_size(size)
+        if not isinstance(resample, int):
+            raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample!r}.")
         self.resample = int(resample)
-        self.image_mean = [0.485, 0.456, 0.406] if image_mean is None else [float(value) for value in image_mean]
-        self.image_std = [0.229, 0.224, 0.225] if image_std is None else [float(value) for value in image_std]
-        if set(self.size) != {"height", "width"} or min(self.size.values()) < 1:
-            raise Ham10000Error(f"`size` must be a positive int or {{'height': h, 'width': w}}, got {size}.")
+        self.image_mean = _three_numbers("image_mean", [0.485, 0.456, 0.406] if image_mean is None else image_mean)
+        self.image_std = _three_numbers("image_std", [0.229, 0.224, 0.225] if image_std is None else image_std)
         self.resizer = resizer
         if resizer not in ("pillow", "torch") or (resizer == "torch" and self.resample not in _TORCH_MODES):
             raise Ham10000Error(
@@ -163,8 +178,8 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             )
         if self.resample not in _RESAMPLES:
             raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample}.")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise Ham10000Error(f"Expected 3 means and 3 positive standard deviations, got {image_mean}, {image_std}.")
+        if min(self.image_std) <= 0:
+            raise Ham10000Error(f"`image_std`: expected 3 positive standard deviations, got {image_std}.")
 
     def resize(self, image: Any) -> np.ndarray:
         """Any picture `load_image` reads to (height, width, 3) uint8."""
@@ -213,4 +228,28 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixel_values.numpy() if return_tensors == "np" else pixel_values})
 
 
-__all__ = ["Ham10000ImageProcessor", "load_image"]
+def _checked_size(size: Any) -> dict[str, int]:
+    sides = {"height": size, "width": size} if isinstance(size, int) else size
+    try:
+        sides = dict(sides)
+        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides.values())
+    except (TypeError, ValueError):
+        sides, whole = {}, False
+    if set(sides) != {"height", "width"} or not whole or not all(1 <= side <= MAX_SIDE for side in sides.values()):
+        raise Ham10000Error(
+            f"`size` must be a positive int or {{'height': h, 'width': w}}, at most {MAX_SIDE}, got {size!r}."
+        )
+    return sides
+
+
+def _three_numbers(name: str, values: Any) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise Ham10000Error(f"`{name}`: expected 3 means and 3 positive standard deviations, got {values!r}.")
+    return numbers
+
+
+__all__ = ["MAX_SIDE", "PICTURE_FORMATS", "Ham10000ImageProcessor", "load_image"]

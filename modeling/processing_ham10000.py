@@ -2,9 +2,10 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
@@ -50,10 +51,17 @@ class Ham10000Processor(ProcessorMixin):
         super().__init__(image_processor or Ham10000ImageProcessor(), **kwargs)
         if modality not in MODALITIES:
             raise Ham10000Error(f"`modality` must be one of {list(MODALITIES)}, got {modality!r}.")
+        if not hasattr(self.image_processor, "normalize_pixels"):
+            other = type(self.image_processor).__name__
+            raise Ham10000Error(f"The image processor must be a Ham10000ImageProcessor, got {other}.")
         self.modality = modality
-        self.metadata_fields = list(metadata_fields)
-        self.sex_vocabulary = list(sex_vocabulary)
-        self.localization_vocabulary = list(localization_vocabulary)
+        self.metadata_fields = _checked_names("metadata_fields", metadata_fields)
+        for name in self.metadata_fields:
+            if name not in METADATA_FIELDS:
+                reason = FORBIDDEN_FIELDS.get(name, f"expected some of {list(METADATA_FIELDS)}")
+                raise Ham10000Error(f"`metadata_fields` cannot hold {name!r}: {reason}.")
+        self.sex_vocabulary = _checked_names("sex_vocabulary", sex_vocabulary)
+        self.localization_vocabulary = _checked_names("localization_vocabulary", localization_vocabulary)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -124,6 +132,8 @@ class Ham10000Processor(ProcessorMixin):
         """
         if unknown_values not in ("error", "missing"):
             raise Ham10000Error(f"`unknown_values` must be 'error' or 'missing', got {unknown_values!r}.")
+        if not isinstance(metadata, Iterable):
+            raise Ham10000Error(f"`metadata` must be a mapping or a list of them, got {metadata!r}.")
         rows = [metadata] if isinstance(metadata, Mapping) else list(metadata)
         if not rows:
             raise Ham10000Error("`metadata` is empty; expected at least one row.")
@@ -154,19 +164,32 @@ class Ham10000Processor(ProcessorMixin):
                 raise Ham10000Error(f"Metadata row {number}: unknown key {key!r}; expected {self.metadata_fields}.")
 
 
+def _checked_names(name: str, values: Any) -> list[str]:
+    names: list[Any] = list(values) if isinstance(values, (list, tuple)) else [None]
+    if not all(isinstance(value, str) and value == value.strip().lower() != "" for value in names):
+        raise Ham10000Error(f"`{name}` must be a list of lower-case names, got {values!r}.")
+    if len(set(names)) != len(names):
+        raise Ham10000Error(f"`{name}` has a name twice: {values!r}.")
+    return names
+
+
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip().lower() in ("", "unknown", "nan", "none")
-    return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+    # Not math.isnan, which overflows on integers beyond a float.
+    return value is None or (isinstance(value, numbers.Real) and value != value)
 
 
 def _encode_age(value: Any, number: int) -> float:
-    if value is False or value is True:
+    if isinstance(value, (bool, np.bool_)):
         raise Ham10000Error(f"Metadata row {number}: age {value!r} is not a number of years.")
     if _is_missing(value):
         return math.nan
     try:
-        age = float(value)
+        # Python reads "6_0" as 60; in a table it is a slip.
+        age = float(value.replace("_", "?") if isinstance(value, str) else value)
+    except OverflowError:
+        age = math.inf
     except (TypeError, ValueError) as error:
         raise Ham10000Error(
             f"Metadata row {number}: age {value!r} is not a number; expected years in 0..{MAX_AGE}, or None."

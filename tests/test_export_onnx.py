@@ -175,7 +175,7 @@ def test_a_file_that_fails_the_check_does_not_replace_a_good_one(exported: dict[
     folder = copied(exported, "metadata", tmp_path)
     before = (folder / "onnx" / "model.onnx").read_bytes()
     model, _ = load_checkpoint(folder)
-    model.classifier.weight.data = torch.full((7, 64), torch.nan)
+    model.classifier.weight.data = torch.full((7, 64), 3e38)  # finite, but no logit is
     model.save_pretrained(folder)
     with pytest.raises(Ham10000Error, match="is not the network it was made from"):
         export_onnx(folder)

@@ -368,7 +368,6 @@ def test_wrong_inputs_say_what_was_expected(modality: str, inputs: dict, message
         ("efficientnetv2_xxs", {}, "Unknown model"),
         ("test_vit", {"imgsize": 64}, "imgsize"),
         ("test_vit", {"num_classes": 3}, "num_classes"),
-        ("test_vit", {"pretrained": True}, "pretrained"),
     ],
 )
 def test_a_backbone_that_timm_cannot_build(backbone: str, kwargs: dict, message: str) -> None:

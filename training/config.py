@@ -179,7 +179,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Ham10000Error(f"Cannot read the config file {str(path)!r}: {error}") from error
     values = {} if values is None else values
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
@@ -194,6 +194,9 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
     for item in dataclasses.fields(TrainConfig):
+        if item.type in (int, int | None) and isinstance(values.get(item.name), str):
+            # As a default of argparse it would be refused without the name of the file.
+            raise Ham10000Error(f"{path}: {item.name} must be a whole number, got {values[item.name]!r}.")
         # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
         if item.name in values and item.type is float and isinstance(values[item.name], (int, str)):
             try:

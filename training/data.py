@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ham10000.modeling.configuration_ham10000 import LABELS
+from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data_checks import DataReport, check_rows
 from ham10000.training.data_sources import COLUMNS, IMAGE_FEATURES, read_source
 
@@ -118,7 +119,8 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
             return False
         image = stored[index]["image"]
         try:
-            with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as picture:
+            source = io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]
+            with Image.open(source, formats=PICTURE_FORMATS) as picture:
                 picture.draft("L", (picture.width // 8, picture.height // 8))
                 picture.load()
         # Pillow raises OSError, SyntaxError, ValueError or struct.error, by format and kind of damage.

@@ -177,6 +177,8 @@ def _read_labelled(source: str, table: Path, folder: Path | None = None) -> RawS
     folder = folder or table.parent
     (frame, lines), notes = read_table(table), []
     frame = rename_columns(frame)
+    if frame.columns.has_duplicates:
+        raise Ham10000Error(f"{table}: two columns mean the same; read as {list(frame.columns)}. Keep one of them.")
     if "dx" not in frame.columns and is_one_hot(frame.columns):
         frame["dx"] = labels_from_one_hot(frame, table, lines)
     if "image_id" not in frame.columns and "file_name" in frame.columns:
@@ -225,7 +227,10 @@ def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSourc
                 )
             parent = str(table.parent.joinpath(*parts[:-1]))
             if parent not in listings:
-                listings[parent] = {entry.name for entry in os.scandir(parent)} if Path(parent).is_dir() else set()
+                try:
+                    listings[parent] = {entry.name for entry in os.scandir(parent)} if Path(parent).is_dir() else set()
+                except OSError as error:  # such as a name that is too long
+                    raise Ham10000Error(f"{table}, line {row}: file_name {name[:100]!r}: {error.strerror}.") from error
             paths.append(f"{parent}{os.sep}{parts[-1]}" if parts[-1] in listings[parent] else None)
         frames.append(frame.drop(columns="file_name"))
         notes += table_notes

@@ -29,25 +29,38 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
         The rows as strings, and the line of each.
 
     Raises:
-        Ham10000Error: For a row with another number of fields, or a file that is no UTF-8 text.
+        Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
+            twice, or a file that is no UTF-8 text.
     """
+    end = 0
     try:
         # utf-8-sig drops the byte order mark that spreadsheets write.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             header_line = stream.readline()
             delimiter = max(",\t;", key=header_line.count)
-            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
-            reader = csv.reader(stream, delimiter=delimiter)
+            # Strict: otherwise a quote that is never closed takes in all rows that follow.
+            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter, strict=True), [])]
+            if len(set(header)) != len(header):
+                raise Ham10000Error(f"{path}: a column name occurs twice in {header}.")
+            end = 1
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             rows, lines = [], []
             for row in reader:
-                line = reader.line_num + 1
+                line, end = end + 1, reader.line_num + 1
                 if not any(row):
                     continue
+                if end != line:
+                    raise Ham10000Error(
+                        f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the "
+                        "cell on one line."
+                    )
                 if len(row) != len(header):
                     raise Ham10000Error(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}.")
                 rows.append(row)
                 lines.append(line)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
+        raise Ham10000Error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise Ham10000Error(f"{path} is not a UTF-8 text table: {error}.") from error
     return pd.DataFrame(rows, columns=header, dtype=object), lines
 
@@ -56,21 +69,24 @@ def read_jsonl(path: Path, required: tuple[str, ...]) -> tuple[pd.DataFrame, lis
     """Reads one JSON object a line and completes its columns; see `checked_columns`.
 
     Raises:
-        Ham10000Error: For a line that is no JSON object.
+        Ham10000Error: For a line that is no JSON object, or a file that is no UTF-8 text.
     """
     rows, lines = [], []
-    with path.open(encoding="utf-8-sig") as stream:
-        for line, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
-            if not isinstance(record, dict):
-                raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
-            rows.append(record)
-            lines.append(line)
+    try:
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Ham10000Error(f"{path} is not a UTF-8 text file: {error}.") from error
+    for line, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
+            raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
+        if not isinstance(record, dict):
+            raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+        rows.append(record)
+        lines.append(line)
     return checked_columns(pd.DataFrame(rows, dtype=object), path, lines, required)
 
 

@@ -1,5 +1,6 @@
 """Loads a checkpoint and predicts with it: `model, processor = load_checkpoint("runs/fusion")`."""
 
+import json
 import os
 import re
 from collections import deque
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -69,6 +71,8 @@ def load_checkpoint(
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
     if not is_folder and (not _HUB_ID.fullmatch(name) or folder.parent.is_dir()):
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
+    if is_folder:
+        _check_index(folder)
     source = str(folder) if is_folder else name
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
     try:
@@ -80,6 +84,8 @@ def load_checkpoint(
             )
         model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
         processor = Ham10000Processor.from_pretrained(source, **options)
+    except (Ham10000Error, StrictDataclassError):
+        raise
     except SafetensorError as error:
         raise Ham10000Error(f"The weights of {name!r} are damaged: {error}. Copy or train them again.") from error
     except RuntimeError as error:
@@ -96,7 +102,50 @@ def load_checkpoint(
             f"There is no folder {name!r}, and the Hub did not give it either: {reason} "
             "Give an existing checkpoint folder, or a Hub id `user/name` with a connection to the internet."
         ) from error
+    except (AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        # What transformers raises for a file of JSON that is sound, but not what it expects there.
+        raise Ham10000Error(
+            f"The checkpoint {name!r} is damaged: its config.json or processor_config.json cannot be used "
+            f"({type(error).__name__}: {str(error)[:300]}). Copy it again."
+        ) from error
+    _check_match(name, model, processor)
     return model.to(device).eval(), processor
+
+
+def _check_index(folder: Path) -> None:
+    """Refuses an index of sharded weights that names a file outside the checkpoint: transformers would follow it."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise Ham10000Error(
+            f"The checkpoint {str(folder)!r} is damaged: {path.name} is no index of weights: {error!r}"
+        ) from error
+    if outside := sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name):
+        raise Ham10000Error(
+            f"The checkpoint {str(folder)!r} is refused: {path.name} names {outside[0]!r}, outside the folder."
+        )
+
+
+def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> None:
+    """A processor of another checkpoint would be read wrongly without any error, and NaN would spread silently."""
+    fields = ["modality"]
+    if model.config.uses_metadata:
+        fields += ["metadata_fields", "sex_vocabulary", "localization_vocabulary"]
+    for field in fields:
+        ours, theirs = getattr(model.config, field), getattr(processor, field)
+        if ours != theirs:
+            raise Ham10000Error(
+                f"The checkpoint {name!r} does not fit together: {field} is {ours} in config.json, but {theirs} in "
+                "processor_config.json. Copy both from one run."
+            )
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise Ham10000Error(
+                f"The weights of {name!r} hold NaN or infinite values, in {key!r}: their training failed."
+            )
 
 
 @torch.inference_mode()

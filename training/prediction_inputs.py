@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,11 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
     pictures: list[Path] = []
     for item in inputs:
         path = Path(item)
-        if path.is_dir():
+        try:
+            exists, is_folder = path.exists(), path.is_dir()
+        except OSError as error:  # such as a name that is too long
+            raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
+        if is_folder:
             found = []
             for folder, folders, names in os.walk(path):
                 folders[:] = [name for name in folders if not name.startswith(".")]
@@ -75,7 +79,7 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
             pictures += sorted(found)
-        elif path.exists():
+        elif exists:
             pictures.append(path)
         elif str(item).startswith(("http://", "https://")):
             raise Ham10000Error(f"URLs are not fetched, got {str(item)!r}: download the picture and give its path.")
@@ -106,24 +110,26 @@ def read_metadata(path: str | os.PathLike[str], fields: Sequence[str]) -> Metada
         raise Ham10000Error(f"Cannot read the metadata {str(path)!r}: {error}. Expected a UTF-8 csv file.") from error
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader, [])]
+    rows = _csv_rows(path, text, delimiter)
+    header = [name.strip().lower() for name in next(rows, (1, []))[1]]
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise Ham10000Error(f"{path}: the column(s) {repeated} are there twice; keep one of each.")
     if not set(header) & set(fields):
         raise Ham10000Error(f"{path} has the columns {header}, but none of {list(fields)}.")
     key = next((name for name in KEY_COLUMNS if name in header), None)
     table = MetadataTable(path, [], {}, _column_note(path, header, key, fields))
-    for cells in reader:
+    for line, cells in rows:
         if not any(cell.strip() for cell in cells):
             continue
-        where = f"{path}, line {reader.line_num}"
+        where = f"{path}, line {line}"
         if len(cells) != len(header):
             raise Ham10000Error(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote the cells.")
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         metadata = {name: values[name] for name in fields if name in values}
-        row = Sample(values[key] if key else f"line {reader.line_num}", None, metadata, where)
+        row = Sample(values[key] if key else f"line {line}", None, metadata, where)
         table.rows.append(row)
+        if key and (not row.name or "\0" in row.name):
+            raise Ham10000Error(f"{where}: {key} is {row.name!r}; every row needs the name of its picture.")
         if key and row.name:
             other = table.by_picture.setdefault(row.name, row)
             if other is not row:
@@ -133,6 +139,22 @@ def read_metadata(path: str | os.PathLike[str], fields: Sequence[str]) -> Metada
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
     return table
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields each row with its line; strict, as otherwise an unclosed quote takes in all rows that follow."""
+    reader, end = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if line != end:
+                raise Ham10000Error(
+                    f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the cell "
+                    "on one line."
+                )
+            yield line, cells
+    except csv.Error as error:
+        raise Ham10000Error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
 
 
 def _column_note(path: Path, header: list[str], key: str | None, fields: Sequence[str]) -> str:

@@ -272,12 +272,14 @@ def load_split(path: str | Path) -> Split:
         if "fold" in table.columns:
             table["fold"] = table["fold"].astype(np.int64)
         split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"])
+        if split.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {split.protocol!r} does not exist")
         found, groups = split.summary(), lesion_groups(table["lesion_id"].tolist(), table["image_id"].tolist())
     except FileNotFoundError as error:
         raise Ham10000Error(
             f"A saved split is split.csv beside split.json; {error.filename} does not exist."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise Ham10000Error(f"{csv_path} with {json_path.name} is no saved split: {error!r}.") from error
     if table["group"].tolist() != groups:
         raise Ham10000Error(f"{csv_path} was edited: its column group does not follow from lesion_id and image_id.")
@@ -288,7 +290,10 @@ def load_split(path: str | Path) -> Split:
                 f"{csv_path} was edited: its {name} is {found[name]}, but {json_path.name} records "
                 f"{saved.get(name)}. Restore the file, or make the split anew."
             )
-    split.check()
+    try:
+        split.check()
+    except Ham10000Error as error:
+        raise Ham10000Error(f"{csv_path}: {error}") from error
     return split
 
 

@@ -1,0 +1,61 @@
+"""What a case of the bad-input corpus is, and how it is judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from ham10000.modeling import Ham10000Error
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and what it must come to.
+
+    Attributes:
+        category: Kind of input, as the count is reported.
+        name: Name of the test.
+        build: Makes the input in a folder; its files are the only ones there.
+        run: Reads the input.
+        error: Fragments of the one error's message (the folder's own path may be among them); None if it is read.
+        check: Asserts the documented result, if it is read.
+    """
+
+    category: str
+    name: str
+    build: Callable[[Path], Any]
+    run: Callable[[Any], Any]
+    error: tuple[str, ...] | None = None
+    check: Callable[[Any], None] | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.category}-{self.name}"
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder below a folder with its size and time of change."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")
+    }
+
+
+def judge(case: Case, folder: Path) -> None:
+    """Runs a case: the documented result or one error that says what it must, and nothing written either way."""
+    assert (case.error is None) != (case.check is None), "a case ends in an error or in a result"
+    subject = case.build(folder)
+    before = listing(folder)
+    if case.check:
+        case.check(case.run(subject))
+    else:
+        with pytest.raises((Ham10000Error, StrictDataclassError)) as caught:
+            case.run(subject)
+        message = str(caught.value)
+        for fragment in case.error or ():
+            assert fragment in message, f"{fragment!r} is not in: {message}"
+        assert len(message) < 4000
+        assert "Traceback" not in message
+    assert listing(folder) == before

@@ -1,0 +1,239 @@
+"""Cases of the bad-input corpus: pictures, as files and in memory."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bad_input import Case
+from PIL import Image
+
+from ham10000.modeling import load_image
+from ham10000.modeling.image_processing_ham10000 import Ham10000ImageProcessor
+
+Check = Callable[[Any], None]
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth picture that is bright on the left and dark on the right."""
+    row = np.linspace(230, 20, width, dtype=np.float64)
+    pixels = np.stack([np.tile(row, (height, 1)), np.tile(row[::-1], (height, 1)), np.full((height, width), 128)], -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be any size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def pixels_at(size: tuple[int, int], at: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 0) -> Check:
+    """The result is RGB of a size, with a colour at a place."""
+
+    def check(image: Image.Image) -> None:
+        assert (image.mode, image.size) == ("RGB", size)
+        found: Any = image.getpixel(at)
+        assert max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= tolerance, found
+
+    return check
+
+
+def same_as(expected: Image.Image, tolerance: int = 0) -> Check:
+    """The result is RGB with these pixels, as far as the format keeps them."""
+
+    def check(image: Image.Image) -> None:
+        assert (image.mode, image.size) == ("RGB", expected.size)
+        difference = np.asarray(image).astype(int) - np.asarray(expected.convert("RGB")).astype(int)
+        assert np.abs(difference).max() <= tolerance
+
+    return check
+
+
+def file_case(
+    name: str, content: bytes, *, error: tuple[str, ...] | None = None, check: Check | None = None, file: str = "a.jpg"
+) -> Case:
+    def build(folder: Path) -> Path:
+        (folder / file).write_bytes(content)
+        return folder / file
+
+    # The file is named in every refusal.
+    return Case("picture file", name, build, load_image, None if error is None else (file, *error), check)
+
+
+def memory_case(name: str, value: Any, *, error: tuple[str, ...] | None = None, check: Check | None = None) -> Case:
+    return Case("picture in memory", name, lambda folder: value, load_image, error, check)
+
+
+JPEG, PNG = encoded(picture(), "JPEG", quality=95), encoded(picture(), "PNG")
+GIF, TIFF = encoded(picture(), "GIF"), encoded(picture(), "TIFF")
+WEBP, BMP = encoded(picture(), "WEBP", lossless=True), encoded(picture(), "BMP")
+UNREADABLE = ("Cannot read image file", "Expected a complete JPEG, PNG")
+RED = Image.new("RGB", (4, 2), (255, 0, 0))
+_EXIF = Image.Exif()
+_EXIF[0x0112] = 6  # to be turned by 90 degrees clockwise
+_BROKEN_EXIF = b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 20
+_GREY16 = np.linspace(0, 65535, 12).reshape(3, 4).astype(np.uint16)
+_ALPHA = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
+_HALF = Image.new("LA", (4, 2), (0, 255))
+
+
+def _frames(kind: str, **options: Any) -> bytes:
+    return encoded(RED, kind, save_all=True, append_images=[Image.new("RGB", (4, 2), (0, 0, 255))], **options)
+
+
+FILES = [
+    *[
+        file_case(f"{kind} cut to {share:.0%}", data[: int(len(data) * share)], error=UNREADABLE)
+        for kind, data in {"jpeg": JPEG, "png": PNG, "tiff": TIFF, "bmp": BMP, "webp": WEBP}.items()
+        for share in (0.05, 0.5, 0.8)
+    ],
+    file_case("gif cut to 5%", GIF[: len(GIF) // 20], error=UNREADABLE),
+    file_case("zero bytes", b"", error=UNREADABLE),
+    file_case("one byte", b"\xff", error=UNREADABLE),
+    file_case("text named jpg", b"this is not a picture\n" * 20, error=UNREADABLE),
+    file_case("html named jpg", b"<!DOCTYPE html><html>404</html>", error=UNREADABLE),
+    file_case("zip named png", b"PK\x03\x04" + b"\0" * 60, error=UNREADABLE, file="a.png"),
+    file_case("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", error=UNREADABLE),
+    file_case("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', error=UNREADABLE, file="a.svg"),
+    # Pillow would hand this to Ghostscript.
+    file_case(
+        "postscript named jpg",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n",
+        error=(*UNREADABLE, "cannot identify"),
+    ),
+    file_case("a bomb of 20,000 x 20,000", png_header(20_000, 20_000), error=(*UNREADABLE, "exceeds limit")),
+    file_case("a bomb of 2 billion a side", png_header(2**31 - 1, 2**31 - 1), error=(*UNREADABLE, "exceeds limit")),
+    file_case("a png of no pixels", png_header(0, 10), error=("Cannot read",)),
+    file_case("a png with wrong data", PNG[:60] + bytes(20) + PNG[80:], error=UNREADABLE),
+    file_case("png named jpg", PNG, check=same_as(picture())),
+    file_case("jpeg named png", JPEG, check=same_as(picture(), 12), file="a.png"),
+    file_case("no suffix", PNG, check=same_as(picture()), file="picture"),
+    file_case(
+        "cmyk", encoded(RED.convert("CMYK"), "JPEG", quality=95), check=pixels_at((4, 2), (1, 1), (255, 0, 0), 9)
+    ),
+    file_case("cmyk tiff", encoded(RED.convert("CMYK"), "TIFF"), check=pixels_at((4, 2), (1, 1), (255, 0, 0))),
+    file_case("grey", encoded(Image.new("L", (4, 2), 77), "JPEG"), check=pixels_at((4, 2), (1, 1), (77, 77, 77), 1)),
+    file_case("bilevel", encoded(Image.new("1", (4, 2), 1), "PNG"), check=pixels_at((4, 2), (1, 1), (255, 255, 255))),
+    file_case("palette", encoded(RED.convert("P"), "PNG"), check=pixels_at((4, 2), (1, 1), (255, 0, 0), 1)),
+    file_case("alpha", encoded(_ALPHA, "PNG"), check=pixels_at((4, 2), (1, 1), (255, 255, 255))),
+    file_case("alpha webp", encoded(_ALPHA, "WEBP", lossless=True), check=pixels_at((4, 2), (1, 1), (255, 255, 255))),
+    file_case("grey with alpha", encoded(_HALF, "PNG"), check=pixels_at((4, 2), (1, 1), (0, 0, 0))),
+    file_case(
+        "16 bit grey", encoded(Image.fromarray(_GREY16), "PNG"), check=pixels_at((4, 3), (3, 2), (255, 255, 255))
+    ),
+    file_case("16 bit tiff", encoded(Image.fromarray(_GREY16), "TIFF"), check=pixels_at((4, 3), (0, 0), (0, 0, 0))),
+    file_case(
+        "floating point tiff",
+        encoded(Image.fromarray(np.full((2, 3), 0.5, np.float32)), "TIFF"),
+        check=pixels_at((3, 2), (0, 0), (128, 128, 128)),
+    ),
+    file_case(
+        "tiff with NaN",
+        encoded(Image.fromarray(np.full((2, 3), np.nan, np.float32)), "TIFF"),
+        error=("[0, 1] without NaN", "nan"),
+    ),
+    file_case("animated gif", _frames("GIF"), check=pixels_at((4, 2), (1, 1), (255, 0, 0), 1)),
+    file_case("animated webp", _frames("WEBP", lossless=True), check=pixels_at((4, 2), (1, 1), (255, 0, 0))),
+    file_case("tiff of two pages", _frames("TIFF"), check=pixels_at((4, 2), (1, 1), (255, 0, 0))),
+    file_case(
+        "exif turned", encoded(picture(), "JPEG", exif=_EXIF), check=pixels_at((30, 40), (15, 1), (230, 20, 128), 12)
+    ),
+    file_case("broken exif", encoded(picture(), "JPEG", exif=_BROKEN_EXIF), check=same_as(picture(), 40)),
+    file_case(
+        "1 x 1", encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), check=pixels_at((1, 1), (0, 0), (9, 8, 7))
+    ),
+    file_case("one row of 20,000", encoded(picture(20_000, 1), "PNG"), check=same_as(picture(20_000, 1))),
+    file_case("one column of 20,000", encoded(picture(1, 20_000), "PNG"), check=same_as(picture(1, 20_000))),
+    file_case("bytes after the end", JPEG + b"trailing" * 100, check=same_as(picture(), 12)),
+    Case("picture file", "absent", lambda folder: folder / "no.jpg", load_image, ("no.jpg", "No such file")),
+    Case("picture file", "a folder", lambda folder: folder, load_image, ("Cannot read image file", "directory")),
+    Case("picture file", "a path with NUL", lambda folder: f"{folder}/a\0.jpg", load_image, ("Cannot read", "null")),
+    Case("picture file", "a name too long", lambda folder: f"{folder}/{'a' * 300}", load_image, ("name too long",)),
+    Case("picture file", "a url", lambda folder: "https://example.org/a.jpg", load_image, ("URLs are not fetched",)),
+]
+
+ZEROS = np.zeros((4, 6, 3), np.float32)
+IN_MEMORY = [
+    *[
+        memory_case(f"array of {value}", np.where(np.arange(72).reshape(4, 6, 3) == 5, value, ZEROS), error=fragments)
+        for value, fragments in {
+            np.nan: ("[0, 1] without NaN", "nan"),
+            np.inf: ("[0, 1]", "inf"),
+            -np.inf: ("[0, 1]", "-inf"),
+            1.01: ("[0, 1]", "1.01"),
+            -0.01: ("[0, 1]", "-0.01"),
+            255.0: ("[0, 1]", "255"),
+        }.items()
+    ],
+    *[
+        memory_case(f"shape {shape}", np.zeros(shape, np.uint8), error=("C of 1, 3 or 4", str(shape)))
+        for shape in [(), (3,), (5, 6, 2), (5, 6, 7), (2, 4, 6), (1, 4, 6, 3), (0, 6, 3), (4, 0, 3), (0, 0)]
+    ],
+    *[
+        memory_case(f"dtype {dtype}", np.zeros((4, 6, 3), dtype), error=("uint8, uint16 or floating", dtype))
+        for dtype in ("int8", "int32", "int64", "uint32", "bool", "complex64", "object")
+    ],
+    memory_case("empty bytes", b"", error=("image of 0 bytes",)),
+    memory_case("text as bytes", b"not a picture", error=("image of 13 bytes",)),
+    memory_case("a bomb as bytes", png_header(30_000, 30_000), error=("exceeds limit",)),
+    memory_case("None", None, error=("NoneType",)),
+    memory_case("a number", 5, error=("type int",)),
+    memory_case("a list of numbers", [[1, 2], [3, 4]], error=("type list",)),
+    memory_case("an open file", io.BytesIO(PNG), error=("type BytesIO",)),
+    memory_case("PIL image of no pixels", Image.new("RGB", (0, 5)), error=("0 x 5",)),
+    memory_case("integers beyond 16 bits", Image.fromarray(np.full((2, 2), 70_000, np.int32)), error=("0..65535",)),
+    memory_case("negative integers", Image.fromarray(np.full((2, 2), -1, np.int32)), error=("0..65535",)),
+    memory_case("sparse tensor", torch.zeros(4, 6).to_sparse(), error=("image tensor", "sparse")),
+    memory_case("tensor without data", torch.zeros(4, 6, device="meta"), error=("image tensor",)),
+    memory_case("float8 tensor", torch.zeros(4, 6).to(torch.float8_e4m3fn), error=("image tensor", "float8")),
+    memory_case("tensor of NaN", torch.full((3, 4, 6), torch.nan), error=("without NaN",)),
+    memory_case("channels first", torch.zeros(3, 4, 6), check=pixels_at((6, 4), (1, 1), (0, 0, 0))),
+    memory_case("grey array", np.full((4, 6), 65535, np.uint16), check=pixels_at((6, 4), (1, 1), (255, 255, 255))),
+    memory_case("transparent array", np.zeros((4, 6, 4), np.uint8), check=pixels_at((6, 4), (1, 1), (255, 255, 255))),
+    memory_case("not contiguous", np.zeros((8, 6, 3), np.uint8)[::-2], check=pixels_at((6, 4), (1, 1), (0, 0, 0))),
+]
+
+
+def _settings_case(name: str, settings: dict[str, Any], *fragments: str) -> Case:
+    run: Callable[[Any], Any] = lambda folder: Ham10000ImageProcessor(**settings)  # noqa: E731
+    return Case("picture settings", name, lambda folder: folder, run, fragments)
+
+
+SETTINGS = [
+    _settings_case("size as text", {"size": "224"}, "`size`", "'224'"),
+    _settings_case("size zero", {"size": 0}, "`size`", "0"),
+    _settings_case("size true", {"size": True}, "`size`", "True"),
+    _settings_case("size beyond memory", {"size": 10**9}, "`size`", "4096", "1000000000"),
+    _settings_case("size of text", {"size": {"height": "a", "width": 3}}, "`size`", "'a'"),
+    _settings_case("size without width", {"size": {"height": 3}}, "`size`", "width"),
+    _settings_case("a broken size", {"size": {"height": 3.5, "width": 3}}, "`size`", "3.5"),
+    _settings_case("mean as text", {"image_mean": ["a", 1, 1]}, "image_mean", "'a'"),
+    _settings_case("one mean", {"image_mean": 0.5}, "image_mean", "0.5"),
+    _settings_case("mean NaN", {"image_mean": [float("nan"), 0, 0]}, "image_mean", "nan"),
+    _settings_case("deviation infinite", {"image_std": [float("inf"), 1, 1]}, "image_std", "inf"),
+    _settings_case("deviation zero", {"image_std": [0, 1, 1]}, "positive", "[0, 1, 1]"),
+    _settings_case("resample as text", {"resample": "bicubic"}, "`resample`", "'bicubic'"),
+    _settings_case("resample unknown", {"resample": 99}, "`resample`", "99"),
+    _settings_case("unknown setting", {"colour": 1}, "colour"),
+]
+
+CASES = [*FILES, *IN_MEMORY, *SETTINGS]

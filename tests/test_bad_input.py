@@ -1,0 +1,224 @@
+"""The bad-input corpus: each case ends in the documented result or in one error that says where and what."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bad_checkpoints
+import bad_pictures
+import bad_splits
+import bad_tables
+import pytest
+from bad_input import Case, judge, listing
+from transformers.utils import logging as transformers_logging
+
+from ham10000.training import data_report, evaluation, predict, train
+from ham10000.training.data_tables import read_table
+
+CASES = [*bad_checkpoints.CASES, *bad_pictures.CASES, *bad_splits.CASES, *bad_tables.CASES]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A working folder and a cache of our own: what is written by mistake must not land in the repository."""
+    verbosity = transformers_logging.get_verbosity()
+    folder = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("HOME", str(folder))
+    yield
+    # The command lines silence transformers for their process, which here is that of the other tests.
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_case(case: Case, tmp_path: Path) -> None:
+    judge(case, tmp_path)
+    assert not Path("payload-ran").exists(), "code in a pickle ran"
+
+
+def test_the_corpus_is_large_and_no_case_is_there_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Counter(case.category for case in CASES) + Counter({"command line": len(COMMANDS)})
+    refused = Counter(case.category for case in CASES if case.error is not None) + Counter(
+        {"command line": len(COMMANDS)}
+    )
+    with capsys.disabled():
+        print(f"\nbad-input corpus: {counts.total()} cases, {refused.total()} of them refused")
+        for category, count in sorted(counts.items()):
+            print(f"  {category:<20} {count:>4} cases, {refused[category]:>4} refused")
+    assert counts.total() >= 200
+    twice = [name for name, count in Counter(case.id for case in CASES).items() if count > 1]
+    assert not twice
+
+
+# Through the command lines: (program, arguments made in a folder, fragments of the message).
+Command = tuple[str, Callable[[Path], Sequence[str]], tuple[str, ...]]
+PROGRAMS: dict[str, Callable[..., int]] = {
+    "predict": predict.main,
+    "data": data_report.main,
+    "train": train.main,
+    "evaluate": evaluation.main,
+}
+
+
+def _picture(name: str, content: bytes) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        checkpoint = bad_checkpoints.write_checkpoint(folder)
+        (folder / name).write_bytes(content)
+        (folder / "good.jpg").write_bytes(bad_pictures.JPEG)
+        output = str(folder / "out.csv")
+        return [str(folder / "good.jpg"), str(folder / name), "--checkpoint", str(checkpoint), "--output", output]
+
+    return build
+
+
+def _flags(*flags: str) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        arguments = _picture("b.jpg", bad_pictures.JPEG)(folder)
+        return [*arguments, *flags] if flags[0].startswith("--") else [*flags, *arguments]
+
+    return build
+
+
+def _metadata(text: str | bytes) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        (folder / "m.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+        return [*_picture("b.jpg", bad_pictures.JPEG)(folder), "--metadata", str(folder / "m.csv")]
+
+    return build
+
+
+def _checkpoint(edit: Callable[[Path], Any]) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        arguments = _picture("b.jpg", bad_pictures.JPEG)(folder)
+        edit(folder / "checkpoint")
+        return arguments
+
+    return build
+
+
+def _table(table: str | bytes, *options: str) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        (folder / "data").mkdir()
+        bad_tables.write_folder(folder / "data", table)
+        return ["--data", str(folder / "data"), *[option.replace("HERE", str(folder)) for option in options]]
+
+    return build
+
+
+def _train_config(text: str) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        (folder / "c.yaml").write_text(text)
+        return ["--config", str(folder / "c.yaml"), "--output_dir", str(folder / "run")]
+
+    return build
+
+
+def _train_split(edit: Callable[[Path], Any]) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        (folder / "split").mkdir()
+        for name, text in bad_splits.files().items():
+            (folder / "split" / name).write_text(text, encoding="utf-8", newline="")
+        edit(folder / "split")
+        file = str(folder / "split" / "split.csv")
+        return [
+            "--checkpoint",
+            str(bad_checkpoints.write_checkpoint(folder)),
+            "--data",
+            "synthetic:220",
+            "--split_file",
+            file,
+        ]
+
+    return build
+
+
+SIXTY = bad_tables.as_text(bad_tables.with_value("age", "sixty"))
+PATHS = bad_tables.as_text(bad_tables.with_value("image_id", "../ISIC_2"))
+QUOTE = bad_tables.as_text(bad_tables.with_value("dataset", '"vidir'))
+COMMANDS: list[Command] = [
+    ("predict", _picture("zero.jpg", b""), ("zero.jpg", "Cannot read")),
+    ("predict", _picture("text.jpg", b"text"), ("text.jpg", "Cannot read")),
+    ("predict", _picture("cut.jpg", bad_pictures.JPEG[:300]), ("cut.jpg", "Cannot read")),
+    ("predict", _picture("bomb.png", bad_pictures.png_header(20_000, 20_000)), ("bomb.png", "exceeds limit")),
+    ("predict", _flags("--age", "sixty"), ("age", "'sixty'", "0..120")),
+    ("predict", _flags("--age", "-5"), ("age", "'-5'")),
+    ("predict", _flags("--age", "9" * 400), ("age", "0..120")),
+    ("predict", _flags("--sex", "m"), ("sex", "'m'", "female, male", "--unknown_values missing")),
+    ("predict", _flags("--localization", "elbow"), ("localization", "'elbow'", "abdomen")),
+    ("predict", _flags("no.jpg"), ("no.jpg",)),
+    ("predict", _flags("a" * 300), ("aaa", "too long")),
+    ("predict", _flags("https://example.org/a.jpg"), ("URLs are not fetched",)),
+    ("predict", _metadata("image_id,age\ngood,60\nb,sixty\n"), ("m.csv", "line 3", "age", "'sixty'")),
+    ("predict", _metadata("image_id,sex\ngood,male\nb,x\n"), ("m.csv", "line 3", "sex", "'x'")),
+    ("predict", _metadata("image_id,age\ngood,60\n"), ("m.csv", "no row", "b.jpg")),
+    ("predict", _metadata('image_id,age\ngood,60\n"b,7\n'), ("m.csv", "line 3", "quote")),
+    ("predict", _metadata("image_id,age\nb,é\n".encode("latin-1")), ("m.csv", "UTF-8")),
+    ("predict", _checkpoint(bad_checkpoints.absent("processor_config.json")), ("incomplete or damaged",)),
+    ("predict", _checkpoint(bad_checkpoints.cut(0.5)), ("weights", "damaged")),
+    ("predict", _checkpoint(bad_checkpoints.only_pickle), ("model.safetensors",)),
+    ("predict", _checkpoint(bad_checkpoints.setting("config.json", colour=1)), ("colour", "Known keys")),
+    ("predict", _checkpoint(bad_checkpoints.setting("config.json", temperature=0)), ("temperature",)),
+    ("predict", _checkpoint(bad_checkpoints.setting("config.json", model_type="vit")), ("'vit'",)),
+    ("data", _table(SIXTY, "--save_split", "HERE/s"), ("HAM10000_metadata.csv", "row 4", "age = 'sixty'", "ISIC_2")),
+    ("data", _table(PATHS, "--export", "HERE/e"), ("row 4", "'../ISIC_2'")),
+    ("data", _table(QUOTE, "--save_split", "HERE/s"), ("line 4", "quote")),
+    ("data", _table("", "--save_split", "HERE/s"), ("missing", "image_id")),
+    ("data", _table("é".encode("latin-1")), ("UTF-8",)),
+    ("data", _table(bad_tables.GOOD, "--save_split", "HERE/s"), ("cannot be split",)),
+    ("data", lambda folder: ["--data", str(folder / "no")], ("There is no folder",)),
+    ("data", lambda folder: ["--data", "synthetic:many"], ("synthetic:N", "'many'")),
+    ("train", _table(SIXTY, "--output_dir", "HERE/run", "--backbone", "test_efficientnet"), ("row 4", "'sixty'")),
+    ("train", _train_config("epoch: 3\n"), ("c.yaml", "'epoch'", "Known keys")),
+    ("train", _train_config("epochs: 0\n"), ("epochs", "0")),
+    ("train", _train_config("learning_rate: fast\n"), ("c.yaml", "learning_rate", "'fast'")),
+    ("train", _train_config("metadata_fields: [dx]\n"), ("dx", "label itself")),
+    ("train", _train_config("batch_size: 10\ngradient_accumulation_steps: 3\n"), ("batch_size", "10")),
+    ("evaluate", _train_split(bad_splits.put("split", "test", 3)), ("split.csv", "edited", "sha256")),
+    ("evaluate", _train_split(lambda folder: (folder / "split.json").unlink()), ("split.json", "does not exist")),
+    ("evaluate", _train_split(bad_splits.content("split.csv", "")), ("split.csv", "no saved split")),
+    ("evaluate", lambda folder: ["--checkpoint", str(folder), "--data", "synthetic:220"], ("holds no config.json",)),
+    (
+        "evaluate",
+        lambda folder: ["--checkpoint", str(bad_checkpoints.write_checkpoint(folder)), "--data", "synthetic:220"],
+        ("split.csv", "--split all"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "fragments"), COMMANDS, ids=[f"{c[0]}-{' '.join(c[2])[:40]}" for c in COMMANDS]
+)
+def test_the_command_line_ends_with_one_message(
+    program: str,
+    arguments: Callable[[Path], Sequence[str]],
+    fragments: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = list(arguments(tmp_path))
+    before = listing(tmp_path)
+    assert PROGRAMS[program](argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("error: ") == 1, captured.err
+    for fragment in fragments:
+        assert fragment in captured.err
+    assert "Traceback" not in captured.err + captured.out
+    # Training holds its folder before it reads the data, so that nobody else begins there.
+    after = {name: entry for name, entry in listing(tmp_path).items() if name not in ("run", "run/run.lock")}
+    assert after == before
+
+
+def test_a_million_rows_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    with path.open("w") as stream:
+        stream.write(",".join(bad_tables.COLUMNS) + "\n")
+        stream.writelines(f"HAM_{i // 2},ISIC_{i},nv,histo,{i % 100},male,back,vidir\n" for i in range(1_000_000))
+    frame, lines = read_table(path)
+    assert len(frame) == len(lines) == 1_000_000
+    assert (lines[0], lines[-1]) == (2, 1_000_001)
+    assert frame["image_id"].iloc[-1] == "ISIC_999999"

@@ -1,0 +1,336 @@
+"""What must hold for any input, tried on inputs that hypothesis makes up.
+
+`HAM10000_PROPERTIES=long` tries three times as many; `examples/fuzz.py` does so for as long as it is told.
+"""
+
+# ruff: noqa: PT017 (an error is one of two right outcomes here, and is looked at where it is caught)
+
+import csv
+import io
+import math
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_score, roc_auc_score
+
+from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
+from ham10000.training.data import FEATURES
+from ham10000.training.data_checks import check_rows
+from ham10000.training.data_sources import COLUMNS
+from ham10000.training.data_tables import read_jsonl, read_table, string_frame
+from ham10000.training.metrics import compute_metrics
+from ham10000.training.prediction_inputs import read_metadata
+from ham10000.training.split import Split, load_split, make_split
+from ham10000.training.weighted_metrics import WeightedMetrics
+
+_FACTOR = {"fast": 1, "long": 3}[os.environ.get("HAM10000_PROPERTIES", "fast")]
+
+
+def examples(count: int) -> Any:
+    """Fast: always the same inputs, so that a failure is one of the change; long: others every time."""
+    return settings(
+        max_examples=count * _FACTOR,
+        derandomize=_FACTOR == 1,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+PROCESSOR = Ham10000Processor()
+FIELDS = ("age", "sex", "localization")
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=10**300, max_value=10**400),
+    st.floats(),
+    st.fractions(),
+    st.decimals(),
+    st.text(max_size=20),
+    st.binary(max_size=4),
+    st.lists(st.integers(), max_size=2),
+    st.sampled_from([*SEXES, *LOCALIZATIONS, "unknown", " Male ", "60", np.float32(61), np.bool_(True), 5j]),
+)
+
+
+# The metadata processor.
+
+
+@examples(400)
+@given(st.dictionaries(st.sampled_from([*FIELDS, "dx", "skin"]), anything))
+def test_any_mapping_is_a_row_in_range_or_an_error_that_names_the_row(row: dict[str, Any]) -> None:
+    try:
+        encoded = PROCESSOR.encode_metadata(row)
+    except Ham10000Error as error:
+        assert "Metadata row 0" in str(error)
+        return
+    assert set(row) <= set(FIELDS)
+    assert encoded.shape == (1, 3)
+    assert encoded.dtype == torch.float32
+    for value, size in zip(encoded[0].tolist(), (120, len(SEXES) - 1, len(LOCALIZATIONS) - 1), strict=True):
+        assert math.isnan(value) or 0 <= value <= size
+
+
+@examples(200)
+@given(anything)
+def test_anything_but_rows_is_an_error(value: Any) -> None:
+    assume(not isinstance(value, dict))
+    with pytest.raises(Ham10000Error):
+        PROCESSOR.encode_metadata(value)
+
+
+@examples(100)
+@given(st.sampled_from([("sex", v) for v in SEXES] + [("localization", v) for v in LOCALIZATIONS]), st.data())
+def test_every_value_is_found_in_any_case_and_padding(entry: tuple[str, str], data: st.DataObject) -> None:
+    field, value = entry
+    upper = data.draw(st.lists(st.booleans(), min_size=len(value), max_size=len(value)))
+    padding = st.text(" \t\n\u00a0", max_size=3)
+    written = "".join(c.upper() if up else c for c, up in zip(value, upper, strict=True))
+    written = data.draw(padding) + written + data.draw(padding)
+    index = int(PROCESSOR.encode_metadata({field: written})[0, FIELDS.index(field)])
+    assert (SEXES if field == "sex" else LOCALIZATIONS)[index] == value
+
+
+@examples(100)
+@given(st.floats(0, 120, width=32), st.sampled_from(["{!r}", " {} ", "{:.6f}", "{:e}"]))
+def test_an_age_is_read_from_any_way_of_writing_it(age: float, form: str) -> None:
+    expected = float(form.format(age))
+    assume(expected <= 120)
+    assert PROCESSOR.encode_metadata({"age": form.format(age)})[0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
+# Pictures.
+
+DTYPES = st.sampled_from(["uint8", "uint16", "float16", "float32", "float64", "int32", "bool", "int64", ">u2", ">f4"])
+
+
+@examples(300)
+@given(
+    DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))),
+    st.booleans(),
+)
+def test_any_array_is_a_picture_or_an_error(array: np.ndarray, as_tensor: bool) -> None:
+    if as_tensor:
+        assume(array.dtype.isnative)
+    try:
+        image = load_image(torch.from_numpy(array) if as_tensor else array)
+    except Ham10000Error:
+        allowed = array.dtype in ("uint8", "uint16") or (
+            np.issubdtype(array.dtype, np.floating) and array.size and array.min() >= 0 and array.max() <= 1
+        )
+        channels_fit = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+        assert not (allowed and channels_fit and array.size), f"{array.dtype} {array.shape} should be read"
+        return
+    assert image.mode == "RGB"
+    assert array.size in {image.width * image.height * channels for channels in (1, 3, 4)}
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        np.testing.assert_array_equal(np.asarray(image), array)
+
+
+@examples(60)
+@given(
+    hnp.arrays("uint8", st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+    st.sampled_from(["PNG", "BMP", "TIFF", "WEBP"]),
+)
+def test_lossless_files_give_their_pixels_back(array: np.ndarray, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(np.asarray(load_image(stream.getvalue())), array)
+
+
+# Tables.
+
+cells = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(['"', ",", "\n", '"a', "a;b", "nv", "60"])
+tables = st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), max_size=6))
+
+
+@examples(200)
+@given(tables, st.sampled_from(",;\t"), st.sampled_from(["\n", "\r\n"]))
+def test_every_row_comes_back_or_an_error_names_a_line(rows: list[list[str]], delimiter: str, end: str) -> None:
+    width = len(rows[0]) if rows else 3
+    header = [f"column {i}" for i in range(width)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows([header, *rows])
+        try:
+            frame, lines = read_table(path)
+        except Ham10000Error as error:
+            assert "t.csv" in str(error)
+            assert "line " in str(error)
+            assert width == 1 or any("\n" in c or "\r" in c for row in rows for c in row), error
+            return
+        if width == 1:
+            return  # without a delimiter in the header nobody can know it
+        assert frame.to_numpy().tolist() == [row for row in rows if any(row)]
+        written = path.read_bytes().decode().split("\n")
+        for row, line in zip((row for row in rows if any(row)), lines, strict=True):
+            assert next(csv.reader([written[line - 1]], delimiter=delimiter)) == row
+
+
+@examples(200)
+@given(st.binary(max_size=60) | st.text(st.sampled_from('ab,;\t"\n\r\0é{}[]:'), max_size=40).map(str.encode))
+def test_any_file_is_a_table_or_an_error_that_names_it(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        path.write_bytes(b"image_id,dx,age,sex,localization\n" + data)
+        for read in (read_table, lambda path: read_jsonl(path, ("dx",)), lambda path: read_metadata(path, FIELDS)):
+            try:
+                read(path)
+            except Ham10000Error as error:
+                assert "t.csv" in str(error)
+        path.write_bytes(data)
+        for read in (read_table, lambda path: read_jsonl(path, ("dx",)), lambda path: read_metadata(path, FIELDS)):
+            try:
+                read(path)
+            except Ham10000Error as error:
+                assert "t.csv" in str(error)
+
+
+values = st.text(max_size=6) | st.sampled_from(
+    ["male", "back", "60", "nv", "MEL", "", "unknown", "-5", "9" * 400, "1e999"]
+)
+records = st.fixed_dictionaries(
+    {name: values for name in COLUMNS if name != "image_id"} | {"image_id": st.sampled_from("abcde") | values}
+)
+
+
+@examples(150)
+@given(st.lists(records, min_size=1, max_size=6), st.booleans())
+def test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row(rows: list[dict[str, str]], lenient: bool) -> None:
+    frame = string_frame(pd.DataFrame(rows, dtype=object)[list(COLUMNS)])
+    frame["file"], frame["row"] = "t.csv", range(2, len(rows) + 2)
+    options = {"drop_duplicates": lenient, "drop_unknown_labels": lenient, "invalid_to_missing": lenient}
+    nothing = np.zeros(len(rows), dtype=bool)
+    try:
+        kept, keep, report = check_rows(
+            frame, source="t", missing_images=nothing, unreadable_images=None, notes=[], **options
+        )
+    except Ham10000Error as error:
+        assert "t.csv, row" in str(error) or "no row is left" in str(error)
+        return
+    assert report.rows == len(kept) == keep.sum()
+    assert keep.all() or (lenient and report.notes)
+    assert set(kept["dx"]) <= set(LABELS)
+    assert kept["age"].dropna().between(0, 120).all()
+    assert set(kept["sex"]) <= {*SEXES, "unknown"}
+    assert set(kept["localization"]) <= {*LOCALIZATIONS, "unknown"}
+    assert not kept["image_id"].str.contains(r"[/\\]|\.\.").any()
+    assert kept["image_id"].is_unique
+
+
+# The split.
+
+_NO_IMAGES = datasets.Features({name: FEATURES[name] for name in COLUMNS})
+
+
+@examples(25)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=60), st.data())
+def test_no_lesion_is_on_two_sides_whatever_the_sizes(lesions: list[tuple[int, int]], data: st.DataObject) -> None:
+    folds = data.draw(st.integers(3, 6))
+    fold, seed = data.draw(st.integers(0, folds - 1)), data.draw(st.integers(0, 99))
+    lesions = lesions + [(label, 2) for label in range(7) for _ in range(data.draw(st.sampled_from([0, 4, 8])))]
+    rows = [(f"L{i}", label) for i, (label, size) in enumerate(lesions) for _ in range(size)]
+    table: dict[str, list[Any]] = {name: ["x"] * len(rows) for name in COLUMNS}
+    table |= {"image_id": [f"I{i}" for i in range(len(rows))], "lesion_id": [lesion for lesion, _ in rows]}
+    table |= {"dx": [label for _, label in rows], "age": [50.0] * len(rows)}
+    dataset = datasets.Dataset.from_dict(table, features=_NO_IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            split = make_split(dataset, folds=folds, fold=fold, seed=seed)
+        except Ham10000Error as error:
+            assert any(text in str(error) for text in ("without an image", "cannot be split", "needs lesion ids"))
+            return
+    assert sorted(split.table["image_id"]) == sorted(table["image_id"])
+    assert (split.table.groupby("lesion_id")["split"].nunique() == 1).all()
+    for part in ("train", "validation", "test"):
+        assert set(split.table.loc[split.table["split"] == part, "dx"]) == set(LABELS)
+    with tempfile.TemporaryDirectory() as folder:
+        split.save(folder)
+        assert_same_split(load_split(folder), split)
+
+
+def assert_same_split(loaded: Split, split: Split) -> None:
+    pd.testing.assert_frame_equal(loaded.table, split.table, check_dtype=False)
+    assert (loaded.protocol, loaded.seed, loaded.folds, loaded.fold) == (
+        split.protocol,
+        split.seed,
+        split.folds,
+        split.fold,
+    )
+    assert loaded.sha256 == split.sha256
+
+
+# The metrics.
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities with ties, some classes perhaps absent."""
+    count = draw(st.integers(2, 40))
+    labels = draw(hnp.arrays("int64", count, elements=st.integers(0, 6)))
+    scores = draw(hnp.arrays("int64", (count, 7), elements=st.integers(0, 4))) + 0.1
+    return labels, scores / scores.sum(axis=1, keepdims=True)
+
+
+NUMBERS = ("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "ece", "nll", "brier")
+
+
+@examples(40)
+@given(predictions(), st.randoms(use_true_random=False))
+def test_metrics_do_not_depend_on_the_order_of_rows(sample: tuple[np.ndarray, np.ndarray], random: Any) -> None:
+    labels, probabilities = sample
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    one, other = compute_metrics(labels, probabilities), compute_metrics(labels[order], probabilities[order])
+    assert one["confusion_matrix"] == other["confusion_matrix"]
+    for name in (*NUMBERS, "auroc_macro", "melanoma_sensitivity_at_95_specificity"):
+        assert one[name] == pytest.approx(other[name], abs=1e-12)
+
+
+@examples(40)
+@given(predictions(), st.data())
+def test_weights_are_repetitions_and_scikit_learns_sample_weights(
+    sample: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    labels, probabilities = sample
+    count = len(labels)
+    weights = data.draw(hnp.arrays("int64", count, elements=st.integers(1, 4)))
+    names = (*NUMBERS, *(f"auroc:{label}" for label in LABELS))
+    weighted = WeightedMetrics(labels, probabilities, np.arange(count), count, names)(weights[None])
+    repeated = compute_metrics(labels.repeat(weights), probabilities.repeat(weights, axis=0))
+    for name in NUMBERS:
+        assert weighted[name][0] == pytest.approx(repeated[name], abs=1e-9)
+    predicted = probabilities.argmax(axis=1)
+    common: dict[str, Any] = {"sample_weight": weights, "zero_division": 0}
+    present = np.unique(labels)
+    expected = {
+        "accuracy": accuracy_score(labels, predicted, sample_weight=weights),
+        "macro_f1": f1_score(labels, predicted, labels=range(7), average="macro", **common),
+        "weighted_f1": f1_score(labels, predicted, labels=range(7), average="weighted", **common),
+        "balanced_accuracy": recall_score(labels, predicted, labels=present, average="macro", **common),
+        "brier": brier_score_loss(labels, probabilities, sample_weight=weights, labels=range(7), scale_by_half=False),
+    }
+    for name, value in expected.items():
+        assert weighted[name][0] == pytest.approx(value, abs=1e-9)
+    for k, label in enumerate(LABELS):
+        positive = labels == k
+        if positive.any() and not positive.all():
+            auroc = roc_auc_score(positive, probabilities[:, k], sample_weight=weights)
+            assert weighted[f"auroc:{label}"][0] == pytest.approx(auroc, abs=1e-9)
+        else:
+            assert math.isnan(weighted[f"auroc:{label}"][0])
