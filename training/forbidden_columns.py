@@ -17,8 +17,8 @@ from sklearn.preprocessing import OneHotEncoder
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
 from ham10000.training.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.lesions import lesion_groups
+from ham10000.training.markdown_text import words
 from ham10000.training.metrics import validate_probabilities
-from ham10000.training.study_text import words
 
 _FORBIDDEN = ("dx_type", "dataset")
 _METRICS = ("macro_f1", "balanced_accuracy")

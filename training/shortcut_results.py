@@ -7,10 +7,10 @@ import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, METADATA_FIELDS, Ham10000Error
 from ham10000.training.bootstrap import ClusterWeights, bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.markdown_text import words
 from ham10000.training.metrics import MELANOMA, validate_labels, validate_probabilities
 from ham10000.training.shortcuts import MISSING_SHARES, SWEEP_AGES
 from ham10000.training.significance import bootstrap_p_value, holm
-from ham10000.training.study_text import words
 
 # A field is named where the loss from shuffling it has a Holm-corrected p below this.
 ALPHA = 0.05

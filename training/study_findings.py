@@ -2,6 +2,18 @@
 
 from typing import Any
 
+from ham10000.training.markdown_text import (
+    bounds,
+    decimal,
+    defined,
+    escape,
+    interval,
+    leaves_out_zero,
+    p_phrase,
+    percent,
+    plural,
+    words,
+)
 from ham10000.training.study_data import (
     SUBGROUP_TITLES,
     TITLES,
@@ -15,18 +27,6 @@ from ham10000.training.study_data import (
     n_seeds,
     smallest_detectable,
     subgroup,
-)
-from ham10000.training.study_text import (
-    bounds,
-    decimal,
-    defined,
-    escape,
-    interval,
-    leaves_out_zero,
-    p_phrase,
-    percent,
-    plural,
-    words,
 )
 
 VERDICTS = {

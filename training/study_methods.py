@@ -6,9 +6,9 @@ import shlex
 from typing import Any
 
 from ham10000.training.config import TrainConfig
+from ham10000.training.markdown_text import bullets, code, escape, fence, join, percent, section, words
 from ham10000.training.portable import portable_training
 from ham10000.training.study_data import TITLES, n_seeds
-from ham10000.training.study_text import bullets, code, escape, fence, join, percent, section, words
 
 REFERENCES = (
     "Davison & Hinkley 1997, *Bootstrap Methods and their Application*, Cambridge University Press.",

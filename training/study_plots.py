@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ham10000.training.markdown_text import defined
 from ham10000.training.plots import GREY, OKABE_ITO, new_figure, style_axes
-from ham10000.training.study_text import defined
 
 # The same variant has the same colour and marker in every figure.
 _STYLES = {

@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling.configuration_ham10000 import LABELS
+from ham10000.training.markdown_text import defined, percent
 from ham10000.training.plots import GREY, OKABE_ITO
 from ham10000.training.study_data import (
     TITLES,
@@ -31,7 +32,6 @@ from ham10000.training.study_plots import (
     say_undefined,
     set_title,
 )
-from ham10000.training.study_text import defined, percent
 
 _PANELS = ("macro_f1", "balanced_accuracy", "auroc_macro", "melanoma_sensitivity_at_95_specificity")
 _VERDICT_COLOURS = {"helps": OKABE_ITO["blue"], "hurts": OKABE_ITO["vermilion"]}

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ham10000.training.markdown_text import defined, leaves_out_zero, percent, words
 from ham10000.training.plots import GREY, OKABE_ITO, style_axes
 from ham10000.training.study_data import (
     first_protocol,
@@ -32,7 +33,6 @@ from ham10000.training.study_plots import (
     set_title,
     variant_legend,
 )
-from ham10000.training.study_text import defined, leaves_out_zero, percent, words
 
 _FIELDS = {"age": "age (years)"}
 _WAYS = (("shuffled", OKABE_ITO["vermilion"], "o", -0.17), ("unknown", OKABE_ITO["blue"], "s", 0.17))

@@ -3,13 +3,7 @@
 from typing import Any
 
 from ham10000.training.evaluation_report import METRIC_TITLES, SUMMARY_METRICS
-from ham10000.training.published import published_baseline
-from ham10000.training.study_data import check_study, leak, metric, n_seeds
-from ham10000.training.study_findings import short_answer
-from ham10000.training.study_methods import limits, methods, repeat
-from ham10000.training.study_sections import class_changes, comparison, forbidden, results
-from ham10000.training.study_sections_shortcuts import cost, leakage, shortcuts, subgroups
-from ham10000.training.study_text import (
+from ham10000.training.markdown_text import (
     bullets,
     code,
     escape,
@@ -22,6 +16,12 @@ from ham10000.training.study_text import (
     table,
     words,
 )
+from ham10000.training.published import published_baseline
+from ham10000.training.study_data import check_study, leak, metric, n_seeds
+from ham10000.training.study_findings import short_answer
+from ham10000.training.study_methods import limits, methods, repeat
+from ham10000.training.study_sections import class_changes, comparison, forbidden, results
+from ham10000.training.study_sections_shortcuts import cost, leakage, shortcuts, subgroups
 
 _RESEARCH_ONLY = (
     "> **Research only. No model here is a medical device, and none must ever be used for diagnosis or for decisions "

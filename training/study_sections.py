@@ -3,9 +3,7 @@
 from typing import Any
 
 from ham10000.modeling.configuration_ham10000 import LABEL_DESCRIPTIONS, LABELS, MALIGNANT
-from ham10000.training.study_data import TITLES, available_figures, fusions, metric, smallest_detectable
-from ham10000.training.study_findings import seed_note
-from ham10000.training.study_text import (
+from ham10000.training.markdown_text import (
     ABSENT,
     bullets,
     code,
@@ -22,6 +20,8 @@ from ham10000.training.study_text import (
     table,
     words,
 )
+from ham10000.training.study_data import TITLES, available_figures, fusions, metric, smallest_detectable
+from ham10000.training.study_findings import seed_note
 
 _RESULT_METRICS = (
     "macro_f1",

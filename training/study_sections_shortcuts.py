@@ -3,10 +3,7 @@
 from typing import Any
 
 from ham10000.modeling.configuration_ham10000 import MALIGNANT
-from ham10000.training.study_data import SUBGROUP_TITLES, TITLES, leak, subgroup, subgroup_rows, subgroup_variants
-from ham10000.training.study_findings import gap_text
-from ham10000.training.study_sections import by_protocol, picture
-from ham10000.training.study_text import (
+from ham10000.training.markdown_text import (
     bullets,
     defined,
     details,
@@ -20,6 +17,9 @@ from ham10000.training.study_text import (
     table,
     words,
 )
+from ham10000.training.study_data import SUBGROUP_TITLES, TITLES, leak, subgroup, subgroup_rows, subgroup_variants
+from ham10000.training.study_findings import gap_text
+from ham10000.training.study_sections import by_protocol, picture
 
 _LEAK_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 

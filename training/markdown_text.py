@@ -1,4 +1,4 @@
-"""Markdown and numbers of the study's report: values from the data are text, never markup."""
+"""Markdown and numbers of reports and cards: values from files are text, never markup."""
 
 import html
 import math
@@ -9,12 +9,13 @@ from typing import Any
 
 # Everything that begins markup in Markdown, GitHub's tables and links included. An underscore inside a word does not.
 _MARKUP = re.compile(r"[\\`*\[\]|~#!@{}$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//")
+# A value of these characters only can stand between backticks as it is.
 _PLAIN_CODE = re.compile(r"[\w .,:;/+=()'\"%-]+", re.ASCII)
 ABSENT = "–"
 NO_BREAK = "\u00a0"  # a space where no line may end
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """One line of text: control characters and line breaks become spaces."""
     text = "".join(" " if unicodedata.category(char).startswith("C") else char for char in str(value))
     return " ".join(text.split())
@@ -22,14 +23,12 @@ def _plain(value: Any) -> str:
 
 def escape(value: Any) -> str:
     """Text that shows as it is in Markdown, HTML and a table cell; markup becomes character references."""
-    return _MARKUP.sub(
-        lambda match: "".join(f"&#{ord(char)};" for char in match[0]), html.escape(_plain(value), False)
-    )
+    return _MARKUP.sub(lambda match: "".join(f"&#{ord(char)};" for char in match[0]), html.escape(plain(value), False))
 
 
 def code(value: Any) -> str:
     """Text in a fixed-width font, escaped."""
-    text = _plain(value)
+    text = plain(value)
     return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else f"<code>{escape(text)}</code>"
 
 
@@ -171,6 +170,7 @@ __all__ = [
     "p_phrase",
     "p_text",
     "percent",
+    "plain",
     "plural",
     "section",
     "table",
