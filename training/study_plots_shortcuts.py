@@ -188,7 +188,7 @@ def _subgroup_title(study: dict[str, Any]) -> str:
     values = protocol["variants"][lead]
     found = largest_gap(values)
     if found is None:
-        return "Too few malignant lesions in every group to tell them apart"
+        return "Too few groups with enough malignant lesions to compare"
     field, gap = found
     within = "" if leaves_out_zero(gap["difference"]) else "; within chance"
     low, high = (

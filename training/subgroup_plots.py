@@ -13,7 +13,7 @@ def _finding(subgroups: dict[str, Any]) -> str:
     """The largest difference between two groups, in words."""
     gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
     if not gaps:
-        return "Too few malignant lesions in every group to tell them apart"
+        return "Too few groups with enough malignant lesions to compare"
     field = max(gaps, key=lambda name: gaps[name]["difference"]["estimate"])
     rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
     lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
