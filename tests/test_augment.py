@@ -105,3 +105,11 @@ def test_output_stays_in_range() -> None:
     assert output.max() <= 255
     assert output.shape == images.shape
     assert output.dtype == torch.float32
+
+
+def test_a_smaller_result_equals_torch_interpolate() -> None:
+    images = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parameters = Augment(flip=False).sample(2, torch.Generator().manual_seed(0))
+    smaller = Augment(flip=False).apply(images, parameters, (12, 16))
+    expected = torch.nn.functional.interpolate(images.float(), size=(12, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(smaller, expected, atol=1e-3, rtol=0)

@@ -15,6 +15,7 @@ from PIL import Image
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
 from ham10000.training.augment import Augment
 from ham10000.training.cache import cached_images
+from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
 
@@ -92,6 +93,7 @@ import sys
 from pathlib import Path
 from ham10000.modeling import Ham10000Config, create_processor
 from ham10000.training.cache import cached_images
+from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
 processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
 print(len(cached_images(load_data(sys.argv[1])[0], processor.image_processor, cache_dir=sys.argv[2])))
@@ -192,6 +194,17 @@ def test_resumed_epoch_continues_with_the_same_batches(dataset, processor, tmp_p
     assert len(rest) == len(whole) - 5
     for (_, (expected,)), (_, (batch,)) in zip(whole[5:], rest, strict=True):
         assert torch.equal(expected.pixel_values, batch.pixel_values)
+
+
+def test_pictures_grow_over_the_epochs(dataset, processor, tmp_path) -> None:
+    config = TrainConfig(epochs=5, image_size=[160, 192], train_scales=[0.5, 1.0])
+    sizes = [config.train_size(epoch) for epoch in range(5)]
+    assert sizes == [(80, 96), (96, 128), (128, 144), (144, 176), (160, 192)]  # shares .5, .625, … in steps of 16
+    assert TrainConfig(image_size=[150, 200]).train_size(3) == (150, 200)
+    loader = make_loader(dataset, processor, tmp_path, size=lambda epoch: [(16, 16), (24, 32)][epoch])
+    for epoch, shape in enumerate([(16, 3, 16, 16), (16, 3, 24, 32)]):
+        _, (batch,) = next(iter(loader.epoch(epoch)))
+        assert batch.pixel_values.shape == shape
 
 
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])

@@ -252,6 +252,25 @@ def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path, modalit
     assert max(row["validation_accuracy"] for row in progress.history) == 1.0
 
 
+def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path, synthetic_folder: Path, finished_run: Path) -> None:
+    options = ["--epochs", "1", "--modality", "fusion", "--freeze_backbone", "true", "--head_learning_rate", "0.1"]
+    options += [
+        "--pretrained",
+        str(finished_run / "model.safetensors"),
+        "--mixup",
+        "0.2",
+        "--train_scales",
+        "0.5",
+        "1",
+    ]
+    assert run_training(tmp_path / "frozen", synthetic_folder, *options) == 0
+    before, after = load_file(finished_run / "model.safetensors"), load_file(tmp_path / "frozen" / "model.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(name.startswith("backbone.") for name in changed)
+    assert {name for name in after if name.startswith("classifier.")} <= changed
+
+
 def test_two_processes_give_the_metrics_of_one(tmp_path: Path, synthetic_folder: Path) -> None:
     # A backbone without batch norm or dropout: what is left is arithmetic, which must not depend on the processes.
     options = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "160"]
@@ -355,6 +374,9 @@ def test_optimizer_groups_cover_every_parameter_once() -> None:
         (["--backbone_kwargs", "{"], "not JSON"),
         (["--batch_size", "30", "--gradient_accumulation_steps", "4"], "multiple"),
         (["--metadata_fields", "age", "dx"], "can never be a model input"),
+        (["--freeze_backbone", "true"], "`freeze_backbone` must be false for a model without a backbone, or with a"),
+        (["--train_scales", "0.5", "1.5"], "`train_scales` must be two shares in (0, 1]"),
+        (["--mixup", "-1"], "`mixup` must be 0 or more"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--pretrained", "no/such/file.safetensors"], "No pretrained weights"),
     ],

@@ -102,17 +102,21 @@ class Augment:
             color=_saturation_hue(uniform(1 - jitter, 1 + jitter), uniform(-jitter, jitter) * 0.1 * 2 * math.pi),
         )
 
-    def apply(self, images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor:
+    def apply(
+        self, images: torch.Tensor, parameters: AugmentParameters, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Augments a batch.
 
         Args:
             images: (batch, 3, height, width) uint8.
             parameters: As `sample` gives them, on the same device.
+            size: (height, width) of the result, no larger than the images; by default theirs.
 
         Returns:
-            (batch, 3, height, width) float32 in 0..255, on the images' device.
+            (batch, 3, *size) float32 in 0..255, on the images' device.
         """
-        grid = F.affine_grid(parameters.affine, list(images.shape), align_corners=False)
+        # Another size costs nothing more: the one resampling there is makes it.
+        grid = F.affine_grid(parameters.affine, [*images.shape[:2], *(size or images.shape[2:])], align_corners=False)
         output = F.grid_sample(
             images.float(), grid, mode="bilinear", padding_mode=self.padding, align_corners=False
         )  # (B, 3, H, W)

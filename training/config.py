@@ -59,7 +59,11 @@ class TrainConfig:
     metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")
     metadata_field_dropout: float = _option(0.1, "probability that one field of a training sample is hidden")
     classifier_dropout: float = _option(0.2, "dropout before the classifier")
+    freeze_backbone: bool = _option(False, "train the rest only, on a backbone that stays as it was loaded")
     image_size: list[int] = _option([224], "side, or height and width, in pixels")
+    train_scales: list[float] = _option(
+        [1.0, 1.0], "training pictures' sides in the first and last epoch, as shares of image_size, linear in between"
+    )
     resizer: Literal["pillow", "torch"] = _option(
         "torch", "what resizes pictures, in training and in the checkpoint: torch is faster, pillow exactly timm's"
     )
@@ -81,6 +85,8 @@ class TrainConfig:
     logit_adjustment: float = _option(0.0, "tau of logit adjustment (Menon et al. 2021); 0 is off")
     ema_decay: float = _option(0.998, "exponential moving average of the weights; 0 is off")
 
+    mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off")
+    cutmix: float = _option(0.0, "alpha of CutMix (Yun et al. 2019); 0 is off, with mixup each takes every other step")
     augment_flip: bool = _option(True, "random horizontal and vertical flips")
     augment_rotation: float = _option(45.0, "random rotation up to this many degrees")
     augment_min_area: float = _option(0.5, "random resized crop of at least this share of the area; 1 is off")
@@ -118,11 +124,21 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "positive")
         for name in ("warmup_fraction", "label_smoothing", "ema_decay", "augment_color"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("weight_decay", "logit_adjustment", "dataloader_workers"):
+        for name in ("weight_decay", "logit_adjustment", "dataloader_workers", "mixup", "cutmix"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("augment_min_area", 0 < self.augment_min_area <= 1, "in (0, 1]")
         self._require("augment_rotation", 0 <= self.augment_rotation <= 180, "in [0, 180] degrees")
         self._require("image_size", len(self.image_size) in (1, 2) and min(self.image_size) >= 1, "one or two sides")
+        self._require(
+            "train_scales",
+            len(self.train_scales) == 2 and 0 < min(self.train_scales) and max(self.train_scales) <= 1,
+            "two shares in (0, 1]",
+        )
+        self._require(
+            "freeze_backbone",
+            not self.freeze_backbone or (self.modality != "metadata" and self.pretrained != "none"),
+            "false for a model without a backbone, or with a random one",
+        )
         self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
         for name in ("save_every_steps", "max_gradient_norm"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
@@ -154,6 +170,20 @@ class TrainConfig:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return (self.image_size[0], self.image_size[-1])
+
+    def train_size(self, epoch: int) -> tuple[int, int]:
+        """(height, width) of the training pictures in an epoch, counted from 0.
+
+        Small pictures first are EfficientNetV2's progressive learning (Tan & Le, ICML 2021, arXiv:2104.00298); training
+        below the size of evaluation follows Touvron et al. (NeurIPS 2019, arXiv:1906.06423).
+        """
+        first, last = self.train_scales
+        scale = last if self.epochs == 1 else first + (last - first) * epoch / (self.epochs - 1)
+        if scale == 1:
+            return self.size
+        # Steps of 16 pixels, so that few sizes occur: each costs a new plan for the convolutions.
+        height, width = (max(16, round(scale * side / 16) * 16) for side in self.size)
+        return (min(height, self.size[0]), min(width, self.size[1]))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""

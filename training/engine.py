@@ -25,6 +25,7 @@ from ham10000.training.interruption import Interrupted
 from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.metrics import compute_metrics
+from ham10000.training.mixing import Targets, mix_batch
 
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
@@ -68,6 +69,8 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
     settings = []
     for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
@@ -270,6 +273,9 @@ class Engine:
     def _train_epoch(self) -> None:
         progress, config = self.progress, self.config
         self.wrapped.train()
+        if config.freeze_backbone:
+            # Its batch norm keeps the statistics it came with, and drop path does not drop what cannot adapt.
+            self.model.backbone.eval()
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.accelerator.device)
         start, earlier_seconds = time.perf_counter(), progress.seconds
         steps = self.train_loader.epoch(progress.epoch, progress.step)
@@ -334,9 +340,20 @@ class Engine:
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
+            targets: Targets = [(batch.labels, 1.0)]
+            if batch.pixel_values is not None:
+                batch.pixel_values, targets = mix_batch(
+                    batch.pixel_values,
+                    batch.labels,
+                    mixup=config.mixup,
+                    cutmix=config.cutmix,
+                    seed=mix_seeds(config.seed, number, index),
+                )
             with _gradient_sync(self.accelerator, self.wrapped, is_last):
                 logits = self.wrapped(**batch.inputs).logits
-                loss = self.loss(logits, batch.labels) / normalizer
+                # The partners are the same samples in another order, so their weights have the same sum.
+                losses = [share * self.loss(logits, target) for target, share in targets]
+                loss = torch.stack(losses).sum() / normalizer
                 # Data parallelism averages gradients over processes; the loss is already divided by the whole batch.
                 self.accelerator.backward(loss * world_size)
             total += loss.detach()

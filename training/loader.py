@@ -1,6 +1,6 @@
 """Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,6 +253,7 @@ class TrainLoader(_Loader):
         rank: Number of this process.
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
+        size: (height, width) of an epoch's pictures, by its number from 0; by default the image source's own.
 
     Raises:
         Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
@@ -272,6 +273,7 @@ class TrainLoader(_Loader):
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = False,
+        size: Callable[[int], tuple[int, int]] | None = None,
     ):
         super().__init__(
             samples,
@@ -293,6 +295,7 @@ class TrainLoader(_Loader):
         self.augment = augment
         self.micro_batches = micro_batches
         self.seed = seed
+        self.size = size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -328,6 +331,7 @@ class TrainLoader(_Loader):
                 positions.append(position)
                 plan.append(index[position])
         pictures = self._pictures(plan)
+        size = None if self.size is None else self.size(epoch)
         for step in range(start_step, self.steps_per_epoch):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
@@ -338,7 +342,7 @@ class TrainLoader(_Loader):
                 pixels = next(pictures)
                 if pixels is not None:
                     own = parameters.select(torch.from_numpy(positions[number])).to(self.device)
-                    pixels = self.augment.apply(pixels, own)
+                    pixels = self.augment.apply(pixels, own, size)
                 batches.append(self._batch(plan[number], pixels))
             yield self.samples.labels[index].to(self.device), batches
 

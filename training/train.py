@@ -125,6 +125,8 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
     model = create_model(model_config, pretrained=False if config.resume else pretrained)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
+    if config.freeze_backbone:
+        model.backbone.requires_grad_(False)
     processor = create_processor(model_config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     with accelerator.main_process_first():
@@ -156,6 +158,7 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
         ),
         batch_size=config.batch_size,
         micro_batches=config.gradient_accumulation_steps,
+        size=config.train_size,
         seed=config.seed,
         **common,
     )
