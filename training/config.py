@@ -131,7 +131,7 @@ class TrainConfig:
         self._require("image_size", len(self.image_size) in (1, 2) and min(self.image_size) >= 1, "one or two sides")
         self._require(
             "train_scales",
-            len(self.train_scales) == 2 and 0 < min(self.train_scales) and max(self.train_scales) <= 1,
+            len(self.train_scales) == 2 and min(self.train_scales) > 0 and max(self.train_scales) <= 1,
             "two shares in (0, 1]",
         )
         self._require(
@@ -174,15 +174,15 @@ class TrainConfig:
     def train_size(self, epoch: int) -> tuple[int, int]:
         """(height, width) of the training pictures in an epoch, counted from 0.
 
-        Small pictures first are EfficientNetV2's progressive learning (Tan & Le, ICML 2021, arXiv:2104.00298); training
-        below the size of evaluation follows Touvron et al. (NeurIPS 2019, arXiv:1906.06423).
+        Small pictures first are EfficientNetV2's progressive learning (Tan & Le, ICML 2021, arXiv:2104.00298);
+        training below the size of evaluation follows Touvron et al. (NeurIPS 2019, arXiv:1906.06423).
         """
         first, last = self.train_scales
         scale = last if self.epochs == 1 else first + (last - first) * epoch / (self.epochs - 1)
         if scale == 1:
             return self.size
         # Steps of 16 pixels, so that few sizes occur: each costs a new plan for the convolutions.
-        height, width = (max(16, round(scale * side / 16) * 16) for side in self.size)
+        height, width = (max(16, int(scale * side / 16 + 0.5) * 16) for side in self.size)
         return (min(height, self.size[0]), min(width, self.size[1]))
 
     def to_dict(self) -> dict[str, Any]:

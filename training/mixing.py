@@ -12,10 +12,10 @@ def mix_batch(
 ) -> tuple[torch.Tensor, Targets]:
     """Mixes each picture with the one opposite in the batch.
 
-    mixup adds the two pictures (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one into
-    the other (Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2). One share holds for the whole batch, drawn
-    from Beta(alpha, alpha) and at least one half, so that a picture mixed keeps the larger part of itself: the metadata
-    beside it stay its own. Both kinds on, a fair coin chooses between them.
+    mixup adds the two pictures (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one
+    into the other (Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2). One share holds for the whole batch,
+    drawn from Beta(alpha, alpha) and at least one half, so that a picture keeps the larger part of itself: the
+    metadata beside it stay its own. With both kinds on, a fair coin chooses.
 
     Args:
         pixel_values: (batch, 3, height, width) float, normalised.
