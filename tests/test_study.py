@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score, log_loss
 from transformers import AutoModel, AutoProcessor
 
@@ -224,3 +225,48 @@ def test_other_settings_and_other_options_are_refused(folder: Path, tmp_path: Pa
     state.write_bytes(state.read_bytes()[:1000])
     assert main([*TINY, "--views", "2", "--output_dir", str(tmp_path)]) == 2
     assert "shortcuts.npz' is damaged" in capsys.readouterr().err
+
+
+def test_fusion_may_start_from_the_image_run_of_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "fusion.yaml"
+    settings.write_text("pretrained: image\nfreeze_backbone: true\nepochs: 1\n")
+    options = [*TINY, "--views", "1", "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "study")]
+    options += ["--variants", "image", "fusion-concat", "--variant_config", f"fusion={settings}"]
+    assert main(options) == 0
+    runs = tmp_path / "study" / "lesion-grouped"
+    image, fusion = (load_file(runs / f"{name}-seed0" / "model.safetensors") for name in ("image", "fusion-concat"))
+    backbone = [name for name in fusion if name.startswith("backbone.")]
+    assert len(backbone) > 10
+    assert all(torch.equal(fusion[name], image[name]) for name in backbone)
+    trained = json.loads((runs / "fusion-concat-seed0" / "train_config.json").read_text())["config"]
+    assert (trained["epochs"], trained["freeze_backbone"]) == (1, True)
+    assert json.loads((runs / "image-seed0" / "train_config.json").read_text())["config"]["epochs"] == 2
+    report = (tmp_path / "study" / "study.md").read_text()
+    assert "--variant_config fusion=fusion.yaml" in report
+    assert "**Settings of fusion**, over those shared: pretrained image, freeze_backbone True, epochs 1." in report
+    assert str(tmp_path) not in report
+    # Again, with nothing left to do.
+    before = (runs / "fusion-concat-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert main(options) == 0
+    assert "fusion-concat-seed0: done before" in capsys.readouterr().out
+    assert (runs / "fusion-concat-seed0" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "message"),
+    [
+        ("epochs: 3", "picture={}", "takes MODALITY=FILE with one of"),
+        ("epochs: 3", "{}", "takes MODALITY=FILE with one of"),
+        ("seed: 3", "fusion={}", "seed cannot differ between the variants of a study"),
+        ("pretrained: image", "metadata={}", "only fusion can start from"),
+        ("pretrained: image", "fusion={}", "which --variants must name"),
+        ("epoch: 3", "fusion={}", "unknown key"),
+    ],
+)
+def test_wrong_variant_settings(tmp_path: Path, capsys, text: str, option: str, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    options = ["--variants", "metadata", "fusion-concat", "--variant_config", option.format(path)]
+    assert main([*TINY, *options, "--output_dir", str(tmp_path / "study")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()

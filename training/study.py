@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ham10000.modeling import Ham10000Error
+from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.cli import run_cli
-from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.config import TrainConfig, parse_arguments, read_config_file
 from ham10000.training.data import load_data
 from ham10000.training.engine import VIEWS
 from ham10000.training.environment import environment
@@ -27,7 +27,7 @@ from ham10000.training.study_analysis import StudyAnalysis
 from ham10000.training.study_data import STUDY_FORMAT
 from ham10000.training.study_figures import plot_study
 from ham10000.training.study_report import study_markdown
-from ham10000.training.study_runs import VARIANTS, StudyRun, finish_run, plan_runs
+from ham10000.training.study_runs import IMAGE_RUN, VARIANTS, StudyRun, finish_run, plan_runs
 from ham10000.training.train import build_accelerator, quiet_libraries
 
 # What a study decides for each run; its own options say it for all.
@@ -44,6 +44,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="may be given twice; lesion-grouped")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["metadata", "image", "fusion-concat"])
+    parser.add_argument(
+        "--variant_config",
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE",
+        help="settings of one modality's runs, over those that all share; repeatable. For fusion, `pretrained: image` "
+        "in the file starts from the image run of the same seed",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 0, 1, … of every variant")
     parser.add_argument("--folds", type=int, help="cross-validation: every image is scored out of fold")
     parser.add_argument(
@@ -71,7 +79,24 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     config = parse_arguments([*rest, "--output_dir", options.output_dir])
     options.protocol = sorted(set(options.protocol or [PROTOCOLS[0]]), key=PROTOCOLS.index)
     options.variants = sorted(set(options.variants), key=VARIANTS.index)
+    options.variant_config = dict(_read_variant_config(text, options.variants) for text in options.variant_config)
     return options, config
+
+
+def _read_variant_config(text: str, variants: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Parses `MODALITY=FILE`: the modality, and the file's name and values."""
+    modality, separator, path = text.partition("=")
+    if not separator or modality not in MODALITIES:
+        raise Ham10000Error(f"--variant_config takes MODALITY=FILE with one of {', '.join(MODALITIES)}, got {text!r}.")
+    values = read_config_file(path)
+    if forbidden := sorted({*_OWN_OPTIONS, "protocol", "folds", "data", "output_dir"} & set(values)):
+        raise Ham10000Error(f"{path}: {', '.join(forbidden)} cannot differ between the variants of a study.")
+    if values.get("pretrained") == IMAGE_RUN and (modality != "fusion" or "image" not in variants):
+        raise Ham10000Error(
+            f"{path}: pretrained {IMAGE_RUN!r} is the image run of the study, which only fusion can start from, and "
+            "which --variants must name."
+        )
+    return modality, {"file": Path(path).name, "values": values}
 
 
 def write_study(
@@ -88,6 +113,7 @@ def write_study(
             "config": portable_training({"config": config.to_dict()})["config"],
             "protocols": options.protocol,
             "variants": options.variants,
+            "variant_config": options.variant_config,
             "seeds": list(range(options.seeds)),
             "folds": options.folds,
             "views": options.views,
@@ -124,10 +150,11 @@ def main(argv: Sequence[str]) -> None:
     runs = plan_runs(options.protocol, options.variants, range(options.seeds), options.folds)
     accelerator = build_accelerator(config)
     data = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
+    overrides = {modality: entry["values"] for modality, entry in options.variant_config.items()}
     start = time.perf_counter()
     for number, run in enumerate(runs, 1):
         accelerator.print(f"--- run {number} of {len(runs)}: {run.name}", flush=True)
-        run_config = run.config(config, study_dir, options.folds)
+        run_config = run.config(config, study_dir, options.folds, overrides)
         done = finish_run(run, run_config, accelerator, data, views=options.views, n_resamples=options.n_resamples)
         accelerator.print(f"--- {run.name}: {done}; {(time.perf_counter() - start) / 60:.1f} min so far", flush=True)
     is_main = accelerator.is_main_process

@@ -9,6 +9,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.markdown_text import bullets, code, escape, fence, join, percent, section, words
 from ham10000.training.portable import portable_training
 from ham10000.training.study_data import TITLES, n_seeds
+from ham10000.training.study_runs import IMAGE_RUN
 
 REFERENCES = (
     "Davison & Hinkley 1997, *Bootstrap Methods and their Application*, Cambridge University Press.",
@@ -71,6 +72,9 @@ def methods(study: dict[str, Any]) -> str:
             "since the test takes its pairs as independent"
             + ("; with several seeds on the averaged probabilities." if several else "."),
         ]
+    items += [
+        _own_settings(modality, entry["values"]) for modality, entry in settings.get("variant_config", {}).items()
+    ]
     items.append(
         "**Calibration**: one temperature a run, fitted on the validation set by the log loss (Guo et al. 2017) and "
         "saved with the checkpoint. It changes no ranking within an image and so no predicted class."
@@ -85,6 +89,23 @@ def methods(study: dict[str, Any]) -> str:
             "the mean over the seeds."
         )
     return section("Methods", bullets(items), "References:", bullets(REFERENCES))
+
+
+def _own_settings(modality: str, values: dict[str, Any]) -> str:
+    """What sets one modality's runs apart from the others."""
+    listed = ", ".join(f"{escape(name)} {escape(str(value))}" for name, value in values.items())
+    text = f"**Settings of {escape(modality)}**, over those shared: {listed}."
+    if values.get("pretrained") != IMAGE_RUN:
+        return text
+    if values.get("freeze_backbone"):
+        return (
+            f"{text} Its backbone is that of the image run of the same seed, unchanged: what differs is the metadata "
+            "and the layers after the backbone."
+        )
+    return (
+        f"{text} It starts from the backbone that the image run of the same seed ended with, and so has seen every "
+        "training image more often than the image variant."
+    )
 
 
 def limits(study: dict[str, Any]) -> str:
@@ -107,8 +128,9 @@ def limits(study: dict[str, Any]) -> str:
                 if not study["settings"]["folds"]
                 else "Intervals are conditional on the recipe and on one division into folds; the models of different "
                 "folds share most of their training images.",
-                "Settings were chosen on data of the same source, for all variants alike; a variant tuned for itself "
-                "might gain.",
+                "Settings were chosen on data of the same source"
+                + ("" if study["settings"].get("variant_config") else ", for all variants alike")
+                + "; a variant tuned for itself might gain.",
                 "The classes are those of HAM10000 and not exhaustive, and only part of the labels is histologically "
                 "confirmed.",
             ]
@@ -134,6 +156,8 @@ def study_command(settings: dict[str, Any]) -> str:
     seeds = settings["seeds"]
     config = portable_training({"config": {**settings["config"], "data": settings["data"]}})["config"]
     words_ = ["ham10000-study", "--data", str(config["data"])]
+    for modality, entry in settings.get("variant_config", {}).items():
+        words_ += ["--variant_config", f"{modality}={entry['file']}"]
     for protocol in settings["protocols"]:
         words_ += ["--protocol", protocol]
     words_ += ["--seeds", str(len(seeds)), "--variants", *settings["variants"]]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from ham10000.training.train import FREE_TO_CHANGE, train
 
 FUSIONS = ("concat", "gated", "metablock", "film")
 VARIANTS = ("metadata", "image", *(f"fusion-{kind}" for kind in FUSIONS))
+# As `pretrained` of a fusion run: the backbone of the image run beside it.
+IMAGE_RUN = "image"
 TTA_FOLDER = "evaluation_tta"
 # A killed run loses at most so many steps, where the configuration does not say another number.
 _SAVE_EVERY_STEPS = 200
@@ -57,22 +59,39 @@ class StudyRun:
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.protocol}/{self.variant}{fold}-seed{self.seed}"
 
-    def config(self, base: TrainConfig, study_dir: Path, folds: int | None) -> TrainConfig:
+    @property
+    def modality(self) -> str:
+        """`metadata`, `image` or `fusion`."""
+        return self.variant.partition("-")[0]
+
+    def config(
+        self,
+        base: TrainConfig,
+        study_dir: Path,
+        folds: int | None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> TrainConfig:
         """The run's configuration: the study's, with what makes it this run.
 
         Args:
             base: The settings all runs share.
             study_dir: The study's folder.
             folds: Number of folds, None without cross-validation.
+            overrides: For a modality, settings that its runs do not share with the others. `pretrained: image` is the
+                backbone of the image run of the same protocol, seed and fold.
 
         Returns:
             The configuration, which resumes if the folder holds a state to resume from.
         """
         directory = study_dir / self.name
-        modality, _, kind = self.variant.partition("-")
+        kind = self.variant.partition("-")[2]
+        own = dict((overrides or {}).get(self.modality, {}))
+        if own.get("pretrained") == IMAGE_RUN:
+            own["pretrained"] = str(study_dir / dataclasses.replace(self, variant="image").name / "model.safetensors")
         values: dict[str, Any] = {
+            **own,
             "protocol": self.protocol,
-            "modality": modality,
+            "modality": self.modality,
             "fusion": kind or base.fusion,
             "seed": self.seed,
             "folds": folds,
@@ -240,6 +259,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 __all__ = [
     "FUSIONS",
+    "IMAGE_RUN",
     "TTA_FOLDER",
     "VARIANTS",
     "StudyRun",
