@@ -166,6 +166,11 @@ class Engine:
     Randomness is reseeded from (seed, step) before every step, so dropout and metadata dropout of a resumed run equal
     those of an uninterrupted one without any saved generator state.
 
+    Batch norm is not synchronised between processes: torch's SyncBatchNorm exists for GPUs only, waits for every
+    process in every layer, and would make a run on CPUs another one. In training each process normalises by its own
+    share of the batch; the running statistics that are validated, saved and resumed from are those of the main
+    process. A network without batch norm, such as a ViT or a ConvNeXt, gives the same result on any number of them.
+
     Args:
         config: The run's configuration.
         accelerator: Device, processes, precision, trackers.
@@ -304,21 +309,27 @@ class Engine:
                 self._save_state()
             if signum:
                 bar.close()
-                raise Interrupted(
+                # A launcher ends the others as soon as one process is gone, and the main one may still be saving.
+                self.accelerator.wait_for_everyone()
+                message = (
                     f"Stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1}, after step "
                     f"{progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
-                    f"--resume --output_dir {config.output_dir}",
-                    signum,
+                    f"--resume --output_dir {config.output_dir}"
                 )
+                raise Interrupted(message if self.accelerator.is_main_process else "", signum)
         bar.close()
         progress.loss_sum = loss_sum.item()
         progress.seconds = earlier_seconds + time.perf_counter() - start
 
     def _agreed_signal(self, is_read: bool) -> int:
-        """The signal that has come to any process; several ask each other only when the loss is read anyway."""
+        """The signal that has come to any process; several must agree, or one would wait for the others for ever.
+
+        On GPUs they ask each other only when the loss is read anyway, which is soon. On CPUs asking costs nothing, and
+        so many steps could take longer than the half minute that a launcher leaves.
+        """
         if self.accelerator.num_processes == 1:
             return self.stop_signal()
-        if not is_read:
+        if not is_read and self.accelerator.device.type != "cpu":
             return 0
         received = torch.tensor([self.stop_signal()], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max())
@@ -351,6 +362,7 @@ class Engine:
     def _validate(self) -> dict[str, Any]:
         progress = self.progress
         model = self.published_model.eval()
+        self._share_statistics(model)
         logits = predict_logits(
             model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
         )
@@ -365,6 +377,17 @@ class Engine:
             "seconds": progress.seconds,
             "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
         }
+
+    def _share_statistics(self, model: nn.Module) -> None:
+        """Gives every process the buffers of the main one, which are those that are saved.
+
+        Data parallelism exchanges gradients, not the running statistics of batch norm: each process follows its own
+        part of the batch, and its average of the weights with it. Validated as they are, the epochs would be compared
+        by a mixture of networks, none of which is saved.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed since the best one."""
