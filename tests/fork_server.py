@@ -6,6 +6,7 @@ before its n-th operation on the files of a folder, in the middle of its n-th tr
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -64,21 +65,21 @@ class ForkServer:
         return json.loads(self.process.stdout.readline())
 
     def start(self, command: str, argv: Sequence[str], **options: Any) -> Child:
-        """Starts `train`, `evaluate` or `study`; `options` are those of `_run`."""
+        """Starts `train`, `evaluate`, `study` or the `script` that `argv` names; `options` are those of `_run`."""
         self.count += 1
         output = self.folder / f"{self.count}.txt"
         request = {"command": command, "argv": [str(item) for item in argv], "output": str(output), **options}
         return Child(self, self.ask({"start": request})["pid"], output)
 
-    def start_ranks(self, world_size: int, argv: Sequence[str]) -> list[Child]:
-        """Starts `train` in several processes that know each other, as a launcher does."""
+    def start_ranks(self, world_size: int, argv: Sequence[str], command: str = "train") -> list[Child]:
+        """Starts a command in several processes that know each other, as a launcher does."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
         common |= {"LOCAL_WORLD_SIZE": str(world_size)}
         return [
-            self.start("train", argv, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            self.start(command, argv, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(world_size)
         ]
 
@@ -168,6 +169,10 @@ def _run(
         _kill_in_state(state)
     if picture is not None:
         _kill_at_picture(picture)
+    if command == "script":
+        runpy.run_path(argv[0], run_name="__main__")
+        sys.stdout.flush()
+        return 0
     from ham10000.training import evaluation, study, train
 
     code = {"train": train, "evaluate": evaluation, "study": study}[command].main(argv)

@@ -279,7 +279,8 @@ class Engine:
         start, earlier_seconds = time.perf_counter(), progress.seconds
         steps = self.train_loader.epoch(progress.epoch, progress.step)
         unread: list[torch.Tensor] = []
-        bar = tqdm(
+        # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
+        with tqdm(
             total=self.train_loader.steps_per_epoch,
             initial=progress.step,
             desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
@@ -288,38 +289,40 @@ class Engine:
             leave=False,
             # A log file is not redrawn: there a line every half a minute is enough.
             mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
-        for labels, micro_batches in steps:
-            number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
-            unread.append(self._step(number, labels, micro_batches))
-            loss_sum += unread[-1]
-            progress.step += 1
-            bar.update()
-            # Reading the loss waits for the device, so it is read now and then.
-            is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
-            if is_read:
-                self._check_finite(unread)
-                unread.clear()
-                bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
-            signum = self._agreed_signal(is_read)
-            if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
-                self._check_finite(unread)
-                progress.loss_sum = loss_sum.item()
-                progress.seconds = earlier_seconds + time.perf_counter() - start
-                self._save_state()
-            if signum:
-                bar.close()
-                # A launcher ends the others as soon as one process is gone, and the main one may still be saving.
-                self.accelerator.wait_for_everyone()
-                message = (
-                    f"Stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1}, after step "
-                    f"{progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
-                    f"--resume --output_dir {config.output_dir}"
-                )
-                raise Interrupted(message if self.accelerator.is_main_process else "", signum)
-        bar.close()
+        ) as bar:
+            for labels, micro_batches in steps:
+                number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
+                unread.append(self._step(number, labels, micro_batches))
+                loss_sum += unread[-1]
+                progress.step += 1
+                bar.update()
+                # Reading the loss waits for the device, so it is read now and then.
+                is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
+                if is_read:
+                    self._check_finite(unread)
+                    unread.clear()
+                    bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
+                signum = self._agreed_signal(is_read)
+                if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
+                    self._check_finite(unread)
+                    progress.loss_sum = loss_sum.item()
+                    progress.seconds = earlier_seconds + time.perf_counter() - start
+                    self._save_state()
+                if signum:
+                    self._stop(signum)
         progress.loss_sum = loss_sum.item()
         progress.seconds = earlier_seconds + time.perf_counter() - start
+
+    def _stop(self, signum: int) -> None:
+        """Ends the run, whose state is being saved by the main process."""
+        # A launcher ends the others as soon as one process is gone.
+        self.accelerator.wait_for_everyone()
+        message = (
+            f"Stopped by {signal.Signals(signum).name} in epoch {self.progress.epoch + 1}, after step "
+            f"{self.progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
+            f"--resume --output_dir {self.config.output_dir}"
+        )
+        raise Interrupted(message if self.accelerator.is_main_process else "", signum)
 
     def _agreed_signal(self, is_read: bool) -> int:
         """The signal that has come to any process; several must agree, or one would wait for the others for ever.

@@ -1,5 +1,6 @@
 """What a run meets when one of its other processes dies, said as one error."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from ham10000.modeling import Ham10000Error
 
 # Parts of what gloo and NCCL say when the other end of a connection is gone.
 _LOST_CONNECTION = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout")
+_SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
 
 
 @contextmanager
@@ -29,7 +31,8 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
     except RuntimeError as error:
         go_on = f"The last saved state is untouched; continue with --resume --output_dir {output_dir}"
         text = str(error)
-        cause = text.splitlines()[0].rstrip(". ") if text else type(error).__name__
+        # gloo begins with the line of its source and ends with general advice.
+        cause = _SOURCE_LINE.sub("", text).split("\n")[0].partition(". ")[0].rstrip(". ") or type(error).__name__
         if "DataLoader worker" in text:
             raise Ham10000Error(
                 f"A worker of the DataLoader died ({cause}). Where nobody killed it, memory or shared memory ran out: "
