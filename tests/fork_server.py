@@ -54,7 +54,13 @@ class ForkServer:
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            # One thread each: several run at once, and sums must not depend on how many cores there are.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,13 @@ from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
 from ham10000.training.checkpoint import training_states
+from ham10000.training.data import load_data
+from ham10000.training.study_runs import calibrate
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--epochs", "2", "--batch_size", "16", "--trackers", "none", "--save_every_steps", "3"]
-STUDY = [
-    "--backbone",
-    "test_efficientnet",
-    "--image_size",
-    "32",
-    "--pretrained",
-    "none",
-    "--epochs",
-    "1",
-    "--seeds",
-    "1",
-]
-STUDY += ["--batch_size", "16", "--save_every_steps", "4", "--variants", "metadata", "fusion-concat", "--views", "1"]
-STUDY += ["--n_resamples", "20"]
+STUDY = ["--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none", "--epochs", "1"]
+STUDY += ["--seeds=1", "--batch_size=16", "--save_every_steps=4", "--views=1", "--n_resamples=20"]
 # What says when and with what a result was made; everything else is the result.
 CIRCUMSTANCES = {"environment", "prediction_seconds", "images_per_second", "seconds", "cost"}
 
@@ -76,9 +67,9 @@ class Commands:
         places = ["--data", self.data, "--checkpoint", folder, "--cache_dir", self.root / "cache"]
         return self.forks.run("evaluate", [*places, "--n_resamples", "20", *options], **moment)
 
-    def study(self, folder: Path, **moment: Any) -> Child:
+    def study(self, folder: Path, variants: Sequence[str], **moment: Any) -> Child:
         places = ["--data", self.data, "--output_dir", folder, "--cache_dir", self.root / "cache"]
-        return self.forks.run("study", [*STUDY, *places], **moment)
+        return self.forks.run("study", [*STUDY, "--variants", *variants, *places], **moment)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +78,17 @@ def commands(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module")
-def trained(commands: Commands) -> Path:
-    folder = commands.root / "undisturbed"
-    child = commands.train(folder)
+def counted(commands: Commands) -> tuple[Path, int]:
+    """An undisturbed run, and the number of operations on its files."""
+    folder, counter = commands.root / "undisturbed", commands.root / "run-operations"
+    child = commands.train(folder, watched=str(folder), counter=str(counter))
     assert child.wait() == 0, child.text
-    return folder
+    return folder, int(counter.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(counted: tuple[Path, int]) -> Path:
+    return counted[0]
 
 
 def test_killed_while_the_cache_is_built(commands: Commands, trained: Path, tmp_path: Path) -> None:
@@ -126,35 +123,27 @@ def test_killed_in_the_middle_of_a_state(commands: Commands, trained: Path, tmp_
     assert leftovers(folder) == []
 
 
-def killed_at_file_operations(
-    commands: Commands, trained: Path, tmp_path: Path, kills: int, seed: int
-) -> tuple[list[int], int]:
-    """Kills runs before random file operations and resumes them; returns the operations and how many there are."""
-    counter = tmp_path / "operations"
-    assert commands.train(tmp_path / "run", watched=str(tmp_path / "run"), counter=str(counter)).wait() == 0
-    total, moments, numbers = int(counter.read_text()), random.Random(seed), []
-    for number in range(kills):
-        folder = tmp_path / f"run{number}"
-        numbers.append(moments.randint(1, total))
-        assert commands.train(folder, watched=str(folder), file_operation=numbers[-1]).wait() == -9
+def kill_runs(commands: Commands, counted: tuple[Path, int], root: Path, *, kills: int, seed: int) -> None:
+    """Kills runs before random operations on their files, and resumes them."""
+    undisturbed, total = counted
+    assert total > 50
+    for number, moment in enumerate(random.Random(seed).sample(range(1, total + 1), kills)):
+        folder = root / str(number)
+        assert commands.train(folder, watched=str(folder), file_operation=moment).wait() == -9
         begun = (folder / "train_config.json").exists()
         child = commands.train(folder, *(["--resume"] if begun else []))
         assert child.wait() == 0, child.text
-        assert_same_run(folder, trained)
+        assert_same_run(folder, undisturbed)
         assert leftovers(folder) == []
-    return numbers, total
 
 
-def test_killed_between_the_files_of_a_run(commands: Commands, trained: Path, tmp_path: Path) -> None:
-    numbers, total = killed_at_file_operations(commands, trained, tmp_path, kills=2, seed=1)
-    assert total > 50
-    assert len(set(numbers)) == len(numbers)
+def test_killed_between_the_files_of_a_run(commands, counted, tmp_path) -> None:
+    kill_runs(commands, counted, tmp_path, kills=2, seed=1)
 
 
 @pytest.mark.slow
-def test_killed_between_the_files_of_a_run_many_times(commands: Commands, trained: Path, tmp_path: Path) -> None:
-    numbers, _ = killed_at_file_operations(commands, trained, tmp_path, kills=40, seed=2)
-    assert len(set(numbers)) > 20
+def test_killed_between_the_files_of_a_run_many_times(commands, counted, tmp_path) -> None:
+    kill_runs(commands, counted, tmp_path, kills=40, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +181,7 @@ def test_killed_before_every_file_operation_of_an_evaluation(commands, trained, 
     kill_evaluations(commands, trained, evaluated, tmp_path, list(range(1, evaluated[1] + 1)))
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_over_an_earlier_one_leaves_no_mixture(commands, trained, evaluated, tmp_path) -> None:
     folder = tmp_path / "evaluation"
     options = ["--output_dir", str(folder)]
@@ -213,43 +203,48 @@ def assert_same_study(folder: Path, other: Path) -> None:
     for study in (found, expected):
         del study["settings"]["config"]["output_dir"]
     assert results(found) == results(expected)
-    runs = sorted(path.parent.relative_to(other) for path in other.rglob("history.json"))
-    assert len(runs) == 2
-    for run in runs:
+    for run in sorted(path.parent.relative_to(other) for path in other.rglob("history.json")):
         assert_same_run(folder / run, other / run)
         assert_same_evaluation(folder / run, other / run)
         assert_same_evaluation(folder / run / "evaluation_validation", other / run / "evaluation_validation")
-        assert (folder / run / "config.json").read_bytes() == (other / run / "config.json").read_bytes()
-        assert (folder / run / "calibration.json").read_bytes() == (other / run / "calibration.json").read_bytes()
-        assert (folder / run / "shortcuts.npz").read_bytes() == (other / run / "shortcuts.npz").read_bytes()
+        for name in ("config.json", "calibration.json", "shortcuts.npz"):
+            assert (folder / run / name).read_bytes() == (other / run / name).read_bytes()
 
 
-@pytest.fixture(scope="module")
-def studied(commands: Commands) -> tuple[Path, int]:
-    """An undisturbed study, and the number of file operations it took."""
-    folder, counter = commands.root / "study", commands.root / "study-operations"
-    child = commands.study(folder, watched=str(folder), counter=str(counter))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("metadata",), id="metadata"),
+        pytest.param(("metadata", "fusion-concat"), id="two variants", marks=pytest.mark.slow),
+    ],
+)
+def studied(commands: Commands, request: pytest.FixtureRequest) -> tuple[tuple[str, ...], Path, int]:
+    """Variants, an undisturbed study of them, and the number of operations on its files."""
+    folder = commands.root / f"study-{len(request.param)}"
+    counter = folder.with_suffix(".operations")
+    child = commands.study(folder, request.param, watched=str(folder), counter=str(counter))
     assert child.wait() == 0, child.text
-    return folder, int(counter.read_text())
+    assert len(list(folder.rglob("history.json"))) == len(request.param)
+    return request.param, folder, int(counter.read_text())
 
 
-def kill_study(commands: Commands, studied: tuple[Path, int], folder: Path, *, kills: int, seed: int) -> None:
+def kill_study(commands: Commands, studied: Any, folder: Path, *, kills: int, seed: int) -> None:
     """Kills one study again and again, each time so many random file operations on."""
-    expected, total = studied
+    variants, expected, total = studied
     moments, killed = random.Random(seed), 0
     for _ in range(kills):
-        moment = moments.randint(1, 2 * total // kills)
-        code = commands.study(folder, watched=str(folder), file_operation=moment).wait()
+        moment = moments.randint(1, 2 * total // (kills + 1))
+        code = commands.study(folder, variants, watched=str(folder), file_operation=moment).wait()
         killed += code == -9
         assert code in (0, -9)
-    assert killed >= kills // 2
-    last = commands.study(folder)
+    assert killed > kills // 2
+    last = commands.study(folder, variants)
     assert last.wait() == 0, last.text
     assert_same_study(folder, expected)
 
 
-def test_a_study_killed_twice(commands, studied, tmp_path) -> None:
-    kill_study(commands, studied, tmp_path / "study", kills=2, seed=4)
+def test_a_killed_study(commands, studied, tmp_path) -> None:
+    kill_study(commands, studied, tmp_path / "study", kills=1, seed=5)
 
 
 @pytest.mark.slow
@@ -258,17 +253,14 @@ def test_a_study_killed_twelve_times(commands, studied, tmp_path, seed) -> None:
     kill_study(commands, studied, tmp_path / "study", kills=12, seed=seed)
 
 
-def test_a_study_killed_between_temperature_and_record(commands, studied, tmp_path) -> None:
-    # The config holds the temperature already, and what it was fitted on is not recorded: it is found again exactly.
-    expected, _ = studied
-    folder = tmp_path / "study"
-    shutil.copytree(expected, folder)
-    for run in folder.glob("*/*-seed0"):
-        for name in ("calibration.json", "eval_results.json", "predictions.csv", "shortcuts.npz"):
-            (run / name).unlink(missing_ok=True)
-    (folder / "study.json").unlink()
-    last = commands.study(folder)
-    assert last.wait() == 0, last.text
-    for run in expected.glob("*/*-seed0"):
-        for name in ("config.json", "calibration.json", "predictions.csv"):
-            assert (folder / run.relative_to(expected) / name).read_bytes() == (run / name).read_bytes()
+def test_killed_between_a_temperature_and_its_record(commands, studied, tmp_path) -> None:
+    # The config holds the temperature already; found again from the same predictions, it is the same to the last bit.
+    run = studied[1] / "lesion-grouped" / "metadata-seed0"
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert json.loads((run / "config.json").read_text())["temperature"] != 1
+    (copy / "calibration.json").unlink()
+    options = {"data": str(commands.data), "device": "cpu", "cache_dir": str(commands.root / "cache")}
+    assert calibrate(copy, load_data(str(commands.data))[0], options)
+    for name in ("config.json", "calibration.json", "evaluation_validation/predictions.csv"):
+        assert (copy / name).read_bytes() == (run / name).read_bytes()
