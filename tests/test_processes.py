@@ -157,7 +157,7 @@ def resume_alone(forks: ForkServer, folder: Path, copy: Path) -> None:
     assert len(history(copy)) == 2
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(
     forks, synthetic_folder, undisturbed, tmp_path, victim
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(
     assert_same_weights(folder, undisturbed)
 
 
-@pytest.mark.parametrize("to", ["one", "twice"])
+@pytest.mark.parametrize("to", [pytest.param("one", marks=pytest.mark.slow), "twice"])
 def test_a_signal_ends_all_processes_after_the_same_step(forks, synthetic_folder, undisturbed, tmp_path, to) -> None:
     folder = tmp_path / "run"
     ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
