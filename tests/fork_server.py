@@ -4,6 +4,7 @@ As a module of tests it is the client, as a script the server. A child can be to
 before its n-th operation on the files of a folder, in the middle of its n-th training state, or at its n-th picture.
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -212,6 +213,7 @@ def _serve() -> None:
 
                     traceback.print_exc()
                 finally:
+                    atexit._run_exitfuncs()  # as an interpreter does, which waits for its workers here
                     sys.stderr.flush()
                     os._exit(code)
             print(json.dumps({"pid": pid}), flush=True)

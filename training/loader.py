@@ -151,8 +151,9 @@ class DecodedImages(_Rows):
 
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C and schedulers signal every process of a job; the parent finishes its step, and needs its workers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Only once: the parent ends a worker that hangs, on a lock that a killed one held, by SIGTERM again.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _stack_or_fail(pictures: list[np.ndarray | Ham10000Error]) -> np.ndarray | Ham10000Error:
