@@ -1,7 +1,9 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 from ham10000.training.data import load_data
 from ham10000.training.data_export import write_official_layout
@@ -21,3 +23,11 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """220 synthetic photographs in the official layout; read-only for tests."""
     folder = tmp_path_factory.mktemp("data") / "official"
     return write_official_layout(folder, load_data("synthetic:220")[0])
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts command lines within a second each, and kills them at chosen moments."""
+    server = ForkServer(tmp_path_factory.mktemp("output"))
+    yield server
+    server.close()

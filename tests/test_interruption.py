@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
 from ham10000.training.checkpoint import training_states
@@ -33,26 +32,28 @@ def arguments(folder: Path, data: Path, *options: str) -> list[str]:
     return [*OPTIONS, *places, *options]
 
 
-def start(folder: Path, data: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ham10000.training.train", *arguments(folder, data, *options)]
-    # Slow enough to be stopped in the middle.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def start(forks: ForkServer, folder: Path, data: Path, *options: str) -> Child:
+    return forks.start("train", arguments(folder, data, *options))
 
 
-def wait_for_states(process: subprocess.Popen, folder: Path, count: int = 1) -> None:
+def wait_for_states(child: Child, folder: Path, count: int = 1) -> None:
     deadline = time.monotonic() + 120
     while len(training_states(folder)) < count:
-        assert process.poll() is None, process.communicate()
+        assert child.is_running(), child.text
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
+def kill(child: Child) -> None:
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
-    AcceleratorState._reset_state(True)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path, forks: ForkServer) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert main(arguments(folder, synthetic_folder)) == 0
+    child = start(forks, folder, synthetic_folder)
+    assert child.wait() == 0, child.text
     return folder
 
 
@@ -64,45 +65,45 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_says_how_to_go_on(signum, code, undisturbed, synthetic_folder, tmp_path) -> None:
+def test_a_stopped_run_says_how_to_go_on(signum, code, undisturbed, forks, synthetic_folder, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = start(folder, synthetic_folder, "--epochs", "40")
-    wait_for_states(process, folder)
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code
+    child = start(forks, folder, synthetic_folder, "--epochs", "40")
+    wait_for_states(child, folder)
+    os.kill(child.pid, signum)
+    assert child.wait() == code
+    error = child.text
     message = error.strip().splitlines()[-1]
     assert message.startswith(f"Stopped by {signum.name} in epoch ")
     assert message.endswith(f"Continue with --resume --output_dir {folder}")
     assert "Traceback" not in error
 
 
-def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, synthetic_folder, tmp_path) -> None:
+def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, forks, synthetic_folder, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = start(folder, synthetic_folder)
-    wait_for_states(process, folder)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    child = start(forks, folder, synthetic_folder)
+    wait_for_states(child, folder)
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait() == 143
     stopped = json.loads((folder / "train_config.json").read_text())
-    assert process.returncode == 143
     assert not stopped["finished"]
     assert main(["--resume", "--output_dir", str(folder)]) == 0
     assert_same(folder, undisturbed)
 
 
-def test_one_folder_has_one_writer_and_a_dead_one_is_none(synthetic_folder, undisturbed, tmp_path, capsys) -> None:
+def test_one_folder_has_one_writer_and_a_dead_one_is_none(
+    forks, synthetic_folder, undisturbed, tmp_path, capsys
+) -> None:
     folder = tmp_path / "run"
-    process = start(folder, synthetic_folder, "--epochs", "40")
-    wait_for_states(process, folder, 2)
+    child = start(forks, folder, synthetic_folder, "--epochs", "40")
+    wait_for_states(child, folder, 2)
     before = (folder / "train_config.json").read_bytes()
     for options in (["--overwrite"], ["--resume"]):
         assert main(arguments(folder, synthetic_folder, *options)) == 2
         assert f"Another process is training into '{folder}'" in capsys.readouterr().err
         AcceleratorState._reset_state(True)
     assert (folder / "train_config.json").read_bytes() == before
-    assert process.poll() is None
-    process.kill()
-    process.communicate()
+    assert child.is_running()
+    kill(child)
     half = folder / ".training_state-00000099.0123456789ab.tmp.safetensors"
     half.write_bytes(b"killed while it was written")
     assert main(arguments(folder, synthetic_folder, "--overwrite")) == 0
@@ -110,12 +111,11 @@ def test_one_folder_has_one_writer_and_a_dead_one_is_none(synthetic_folder, undi
     assert_same(folder, undisturbed)
 
 
-def test_a_damaged_state_is_passed_over(undisturbed, synthetic_folder, tmp_path, capsys) -> None:
+def test_a_damaged_state_is_passed_over(undisturbed, forks, synthetic_folder, tmp_path, capsys) -> None:
     folder = tmp_path / "run"
-    process = start(folder, synthetic_folder, "--keep_checkpoints", "3")
-    wait_for_states(process, folder, 2)
-    process.kill()
-    process.communicate()
+    child = start(forks, folder, synthetic_folder, "--keep_checkpoints", "3")
+    wait_for_states(child, folder, 2)
+    kill(child)
     newest, before, *_ = training_states(folder)
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2])
@@ -128,12 +128,11 @@ def test_a_damaged_state_is_passed_over(undisturbed, synthetic_folder, tmp_path,
     assert before != newest
 
 
-def test_nothing_but_damage_is_said(undisturbed, synthetic_folder, tmp_path, capsys) -> None:
+def test_nothing_but_damage_is_said(undisturbed, forks, synthetic_folder, tmp_path, capsys) -> None:
     folder = tmp_path / "run"
-    process = start(folder, synthetic_folder)
-    wait_for_states(process, folder)
-    process.kill()
-    process.communicate()
+    child = start(forks, folder, synthetic_folder)
+    wait_for_states(child, folder)
+    kill(child)
     for path in training_states(folder):
         path.write_bytes(b"damaged")
     files = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -146,7 +145,7 @@ def test_nothing_but_damage_is_said(undisturbed, synthetic_folder, tmp_path, cap
     }
 
 
-def test_so_many_states_are_kept(undisturbed, synthetic_folder, tmp_path, capsys) -> None:
+def test_so_many_states_are_kept(undisturbed, forks, synthetic_folder, tmp_path, capsys) -> None:
     assert len(training_states(undisturbed)) == 2
     assert main(arguments(tmp_path / "run", synthetic_folder, "--keep_checkpoints", "1")) == 0
     assert training_states(tmp_path / "run") == [tmp_path / "run" / training_states(undisturbed)[0].name]

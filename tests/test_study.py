@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -162,24 +160,23 @@ def test_what_is_done_is_not_done_again(folder: Path, study: dict, capsys: pytes
     assert json.loads((folder / "study.json").read_text())["protocols"] == study["protocols"]
 
 
-def test_a_killed_study_goes_on_to_the_same_result(folder: Path, study: dict, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_to_the_same_result(forks, folder: Path, study: dict, tmp_path: Path) -> None:
     options = [*TINY, "--variants", "image", "fusion-concat", "--views", "1", "--save_every_steps", "1"]
     options += ["--cache_dir", str(folder.parent / "cache"), "--output_dir", str(tmp_path)]
-    command = [sys.executable, "-m", "ham10000.training.study", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = forks.start("study", options)
     second = tmp_path / "lesion-grouped" / "fusion-concat-seed0"
     deadline = time.monotonic() + 180
     while not list(second.glob("training_state-*.safetensors")):
-        assert process.poll() is None
+        assert child.is_running(), child.text
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
     assert not json.loads((second / "train_config.json").read_text())["finished"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "lesion-grouped/image-seed0: done before" in result.stdout
-    assert "lesion-grouped/fusion-concat-seed0: resumed, calibrated, evaluated, perturbed" in result.stdout
+    result = forks.run("study", options)
+    assert result.wait() == 0, result.text
+    assert "lesion-grouped/image-seed0: done before" in result.text
+    assert "lesion-grouped/fusion-concat-seed0: resumed, calibrated, evaluated, perturbed" in result.text
     for name in ("image-seed0", "fusion-concat-seed0"):
         ours, other = (root / "lesion-grouped" / name / "model.safetensors" for root in (tmp_path, folder))
         assert ours.read_bytes() == other.read_bytes()

@@ -1,10 +1,10 @@
 """The image cache: every picture decoded and resized once, as one uint8 array on disk."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -57,7 +57,9 @@ def cached_images(
 
     The file's name is a hash of the pictures (size and time of a file, or the bytes themselves) and of the settings
     they are resized with, so a changed picture or setting never meets an old cache. It appears only when it is
-    complete; a build that was killed goes on where it stopped; of several processes one builds and the others wait.
+    complete, and one that is damaged all the same is built again, with a warning; a build that was killed goes on
+    where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
+    read-only, and may be deleted under a process that has opened it.
 
     Args:
         dataset: Any dataset with `image` and `image_id`.
@@ -81,19 +83,40 @@ def cached_images(
         "resizer": image_processor.resizer,
     }
     path = Path(cache_dir or default_cache_dir()) / f"{_key(images, settings)}.npy"
-    if not path.is_file():
-        try:
+    header = _header((len(images), height, width, 3))
+    size = len(header) + len(images) * height * width * 3
+    try:
+        if not _is_whole(path, header, size):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _one_builder(path):
-                if not path.is_file():
-                    _build(path, images, image_ids, image_processor, progress)
-        except OSError as error:
-            gigabytes = len(images) * height * width * 3 / 1e9
-            raise Ham10000Error(
-                f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {gigabytes:.2f} GB; "
-                "name a folder with that much room as --cache_dir."
-            ) from error
+                if not _is_whole(path, header, size):
+                    if path.is_file():
+                        tqdm.write(
+                            f"warning: the image cache {str(path)!r} is damaged; building it again.", sys.stderr
+                        )
+                    _build(path, header, images, image_ids, image_processor, progress)
+    except OSError as error:
+        gigabytes = size / 1e9
+        raise Ham10000Error(
+            f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {gigabytes:.2f} GB; "
+            "name a folder with that much room as --cache_dir."
+        ) from error
     return np.load(path, mmap_mode="r")
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _is_whole(path: Path, header: bytes, size: int) -> bool:
+    """Whether a cache is there, of the right length and shape: a copy may have been cut short, a disk have failed."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(len(header)) == header
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @contextlib.contextmanager
@@ -113,6 +136,7 @@ def _one_builder(path: Path) -> Iterator[None]:
 
 def _build(
     path: Path,
+    header: bytes,
     images: datasets.Dataset,
     image_ids: list[str],
     image_processor: Ham10000ImageProcessor,
@@ -120,22 +144,24 @@ def _build(
 ) -> None:
     """Appends picture after picture to a partial file, whose length says how many are done."""
     partial = path.with_suffix(".partial")
-    shape = (len(images), image_processor.size["height"], image_processor.size["width"], 3)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    start, size = len(header.getvalue()), math.prod(shape[1:])
+    start, size = len(header), image_processor.size["height"] * image_processor.size["width"] * 3
     try:
         with partial.open("ab") as file:
             if file.tell() < start:
                 file.truncate(0)
-                file.write(header.getvalue())
+                file.write(header)
             done = min((file.tell() - start) // size, len(images))
             file.truncate(start + done * size)
             for picture in _decoded(images, image_ids, image_processor, done, progress):
                 file.write(picture.tobytes())
             file.flush()
             os.fsync(file.fileno())
+            # Where the folder was deleted meanwhile, and the lock with it, another builder's half file has this name.
+            if os.fstat(file.fileno()).st_ino != partial.stat().st_ino:
+                raise FileNotFoundError(errno.ENOENT, "the folder was deleted while the cache was built")
         partial.replace(path)
+    except FileNotFoundError:
+        raise
     except Exception:
         # What is there serves nobody: a picture that is repaired, or another folder, makes another cache.
         partial.unlink(missing_ok=True)
@@ -159,7 +185,11 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return images[rows]
     output = np.empty((len(rows), *images.shape[1:]), dtype=images.dtype)
     size = output[:1].nbytes
-    descriptor = os.open(images.filename, os.O_RDONLY)
+    try:
+        descriptor = os.open(images.filename, os.O_RDONLY)
+    except FileNotFoundError:
+        # Deleted under a running job: the mapping still holds the pictures.
+        return images[rows]
     try:
         for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
             if os.preadv(descriptor, [buffer.data], images.offset + row * size) != size:

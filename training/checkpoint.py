@@ -11,7 +11,6 @@ runs/fusion/
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.atomic import atomic_path, restore_mode
+from ham10000.training.atomic import atomic_path, restore_mode, scratch_folder, writing
 
-SCRATCH_PREFIX = ".checkpoint-"
 _STATE_FILES = "training_state-*.safetensors"
 
 
@@ -37,14 +35,16 @@ def save_checkpoint(
         directory: The run's folder.
         model: The model, with the weights to publish.
         processor: Its processor.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written or is full; an earlier checkpoint in it stays whole.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=SCRATCH_PREFIX) as scratch:
+    with writing(directory, SafetensorError), scratch_folder(directory) as scratch:
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
         # The weights last: a folder with weights always has the config that explains them.
-        for path in sorted(Path(scratch).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             restore_mode(path)
             path.replace(directory / path.name)
 
@@ -72,6 +72,9 @@ def save_training_state(
         optimizer: Its state is saved; learning rates are not, they are a function of the step.
         step: Optimiser steps done since the run began.
         keep: States to keep; older ones go once this one is complete.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written or is full; the earlier states stay.
     """
     tensors = {}
     for prefix, module in modules.items():
@@ -80,10 +83,11 @@ def save_training_state(
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimizer/{index}/{name}"] = value.detach().contiguous()
-    with atomic_path(Path(directory) / f"training_state-{step:08d}.safetensors") as temporary:
+    path = Path(directory) / f"training_state-{step:08d}.safetensors"
+    with writing(path, SafetensorError), atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    for path in training_states(directory)[keep:]:
-        path.unlink()
+    for older in training_states(directory)[keep:]:
+        older.unlink(missing_ok=True)
 
 
 def load_training_state(
@@ -148,4 +152,4 @@ def load_training_state(
     return state
 
 
-__all__ = ["SCRATCH_PREFIX", "load_training_state", "save_checkpoint", "save_training_state", "training_states"]
+__all__ = ["load_training_state", "save_checkpoint", "save_training_state", "training_states"]

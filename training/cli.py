@@ -1,6 +1,7 @@
 """What the command lines share: a mistake of the user's is one message, a mistake of ours is a traceback."""
 
 import argparse
+import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -23,8 +24,9 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         main: Takes the arguments without the program's name.
 
     Returns:
-        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct,
-        with one message on stderr (the traceback with `--debug`); 130 when interrupted by Ctrl-C, 143 by SIGTERM.
+        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct or
+        a machine that refuses, with one message on stderr (the traceback with `--debug`); 130 when interrupted by
+        Ctrl-C, 143 by SIGTERM.
 
     Example:
         >>> @run_cli
@@ -42,8 +44,16 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            # Without a number it is a library's own; with one the machine refused: no permission, no room, no file.
+            if "--debug" in arguments or error.errno in (None, errno.EPIPE):
+                raise
+            where = "" if error.filename is None else f": {str(error.filename)!r}"
+            print(f"error: {error.strerror or error}{where}.", file=sys.stderr)
+            return 2
         except Interrupted as error:
-            print(error, file=sys.stderr)
+            if str(error):
+                print(error, file=sys.stderr)
             return 128 + error.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -106,7 +106,10 @@ class TrainConfig:
     )
     keep_checkpoints: int = _option(2, "training states to keep: a damaged one is passed over for the one before it")
     trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
-    resume: bool = _option(False, "continue the run in output_dir where it stopped, with its own settings")
+    resume: bool = _option(
+        False,
+        "continue the run in output_dir where it stopped (anew if it had saved nothing), with its own settings",
+    )
     overwrite: bool = _option(False, "start anew in an output_dir that already holds a run")
 
     def __post_init__(self) -> None:

@@ -169,6 +169,11 @@ class Engine:
     Randomness is reseeded from (seed, step) before every step, so dropout and metadata dropout of a resumed run equal
     those of an uninterrupted one without any saved generator state.
 
+    Batch norm is not synchronised between processes: torch's SyncBatchNorm exists for GPUs only, waits for every
+    process in every layer, and would make a run on CPUs another one. In training each process normalises by its own
+    share of the batch; the running statistics that are validated, saved and resumed from are those of the main
+    process. A network without batch norm, such as a ViT or a ConvNeXt, gives the same result on any number of them.
+
     Args:
         config: The run's configuration.
         accelerator: Device, processes, precision, trackers.
@@ -280,7 +285,8 @@ class Engine:
         start, earlier_seconds = time.perf_counter(), progress.seconds
         steps = self.train_loader.epoch(progress.epoch, progress.step)
         unread: list[torch.Tensor] = []
-        bar = tqdm(
+        # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
+        with tqdm(
             total=self.train_loader.steps_per_epoch,
             initial=progress.step,
             desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
@@ -289,42 +295,50 @@ class Engine:
             leave=False,
             # A log file is not redrawn: there a line every half a minute is enough.
             mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
-        for labels, micro_batches in steps:
-            number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
-            unread.append(self._step(number, labels, micro_batches))
-            loss_sum += unread[-1]
-            progress.step += 1
-            bar.update()
-            # Reading the loss waits for the device, so it is read now and then.
-            is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
-            if is_read:
-                self._check_finite(unread)
-                unread.clear()
-                bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
-            signum = self._agreed_signal(is_read)
-            if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
-                self._check_finite(unread)
-                progress.loss_sum = loss_sum.item()
-                progress.seconds = earlier_seconds + time.perf_counter() - start
-                self._save_state()
-            if signum:
-                bar.close()
-                raise Interrupted(
-                    f"Stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1}, after step "
-                    f"{progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
-                    f"--resume --output_dir {config.output_dir}",
-                    signum,
-                )
-        bar.close()
+        ) as bar:
+            for labels, micro_batches in steps:
+                number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
+                unread.append(self._step(number, labels, micro_batches))
+                loss_sum += unread[-1]
+                progress.step += 1
+                bar.update()
+                # Reading the loss waits for the device, so it is read now and then.
+                is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
+                if is_read:
+                    self._check_finite(unread)
+                    unread.clear()
+                    bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
+                signum = self._agreed_signal(is_read)
+                if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
+                    self._check_finite(unread)
+                    progress.loss_sum = loss_sum.item()
+                    progress.seconds = earlier_seconds + time.perf_counter() - start
+                    self._save_state()
+                if signum:
+                    self._stop(signum)
         progress.loss_sum = loss_sum.item()
         progress.seconds = earlier_seconds + time.perf_counter() - start
 
+    def _stop(self, signum: int) -> None:
+        """Ends the run, whose state is being saved by the main process."""
+        # A launcher ends the others as soon as one process is gone.
+        self.accelerator.wait_for_everyone()
+        message = (
+            f"Stopped by {signal.Signals(signum).name} in epoch {self.progress.epoch + 1}, after step "
+            f"{self.progress.step} of {self.train_loader.steps_per_epoch}; the state is saved. Continue with "
+            f"--resume --output_dir {self.config.output_dir}"
+        )
+        raise Interrupted(message if self.accelerator.is_main_process else "", signum)
+
     def _agreed_signal(self, is_read: bool) -> int:
-        """The signal that has come to any process; several ask each other only when the loss is read anyway."""
+        """The signal that has come to any process; several must agree, or one would wait for the others for ever.
+
+        On GPUs they ask each other only when the loss is read anyway, which is soon. On CPUs asking costs nothing, and
+        so many steps could take longer than the half minute that a launcher leaves.
+        """
         if self.accelerator.num_processes == 1:
             return self.stop_signal()
-        if not is_read:
+        if not is_read and self.accelerator.device.type != "cpu":
             return 0
         received = torch.tensor([self.stop_signal()], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max())
@@ -368,6 +382,7 @@ class Engine:
     def _validate(self) -> dict[str, Any]:
         progress = self.progress
         model = self.published_model.eval()
+        self._share_statistics(model)
         logits = predict_logits(
             model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
         )
@@ -382,6 +397,17 @@ class Engine:
             "seconds": progress.seconds,
             "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
         }
+
+    def _share_statistics(self, model: nn.Module) -> None:
+        """Gives every process the buffers of the main one, which are those that are saved.
+
+        Data parallelism exchanges gradients, not the running statistics of batch norm: each process follows its own
+        part of the batch, and its average of the weights with it. Validated as they are, the epochs would be compared
+        by a mixture of networks, none of which is saved.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed since the best one."""

@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.atomic import atomic_path, atomic_write_json
+from ham10000.training.atomic import (
+    atomic_write_text,
+    remove_leftovers,
+    restore_mode,
+    scratch_folder,
+    to_json,
+    writing,
+)
 from ham10000.training.bootstrap import cluster_bootstrap
 from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, validate_labels, validate_probabilities
 from ham10000.training.plots import (
@@ -22,6 +29,8 @@ from ham10000.training.subgroup_plots import plot_subgroups
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95
+# Every file of an evaluation is written in a second; what is older was left by a process that was killed.
+_STALE_SECONDS = 600.0
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
 # What tables and comparisons of several models show.
 SUMMARY_METRICS = (
@@ -190,7 +199,7 @@ def write_evaluation(
     history: Sequence[dict[str, Any]] | None = None,
     context: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes an evaluation, every file atomically and `eval_results.json` last, so that its presence means complete.
+    """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
 
         output_dir/
         ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
@@ -213,29 +222,40 @@ def write_evaluation(
         Path of `eval_results.json`.
 
     Raises:
-        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON.
+        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON, or a folder that
+            cannot be written.
     """
     context = context or {}
     clashes = sorted(set(context) & set(results))
     if clashes:
         raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
-    output_dir = Path(output_dir)
-    with atomic_path(output_dir / "predictions.csv") as temporary:
-        # No float_format: pandas writes the shortest text that reads back as the same number.
-        predictions.to_csv(temporary, index=False, lineterminator="\n")
-    _, labels, probabilities = read_predictions(output_dir / "predictions.csv")
-    figures = output_dir / "figures"
-    plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
-    plot_reliability(labels, probabilities, figures / "reliability.png")
-    plot_per_class(results, figures / "per_class.png")
-    if "subgroups" in results:
-        plot_subgroups(results["subgroups"], figures / "subgroups.png")
-    if history:
-        plot_training_curves(history, figures / "training_curves.png")
     try:
-        return atomic_write_json(output_dir / "eval_results.json", {**results, **context})
+        text = to_json({**results, **context})
     except (TypeError, ValueError) as error:
         raise Ham10000Error(f"eval_results.json would not be strict JSON: {error}.") from error
+    output_dir = Path(output_dir)
+    remove_leftovers(output_dir, older_than=_STALE_SECONDS)
+    with writing(output_dir), scratch_folder(output_dir) as scratch:
+        # No float_format: pandas writes the shortest text that reads back as the same number.
+        predictions.to_csv(scratch / "predictions.csv", index=False, lineterminator="\n")
+        _, labels, probabilities = read_predictions(scratch / "predictions.csv")
+        figures = scratch / "figures"
+        plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
+        plot_reliability(labels, probabilities, figures / "reliability.png")
+        plot_per_class(results, figures / "per_class.png")
+        if "subgroups" in results:
+            plot_subgroups(results["subgroups"], figures / "subgroups.png")
+        if history:
+            plot_training_curves(history, figures / "training_curves.png")
+        last = atomic_write_text(scratch / "eval_results.json", text)
+        # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
+        # predictions.
+        (output_dir / last.name).unlink(missing_ok=True)
+        (output_dir / "figures").mkdir(exist_ok=True)
+        for path in [scratch / "predictions.csv", *figures.iterdir(), last]:
+            restore_mode(path)
+            path.replace(output_dir / path.relative_to(scratch))
+    return output_dir / last.name
 
 
 def _cell(interval: dict[str, Any]) -> str:

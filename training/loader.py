@@ -1,5 +1,6 @@
 """Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,29 @@ class DecodedImages(_Rows):
             self.pictures,  # type: ignore[arg-type]
             batch_sampler=[rows.tolist() for rows in plan],
             num_workers=self.workers,
-            collate_fn=np.stack,
+            collate_fn=_stack_or_fail,
             pin_memory=False,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         for pictures in loader:
+            if isinstance(pictures, Ham10000Error):
+                raise pictures
             yield torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C and schedulers signal every process of a job; the parent finishes its step, and needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Only once: the parent ends a worker that hangs, on a lock that a killed one held, by SIGTERM again.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _stack_or_fail(pictures: list[np.ndarray | Ham10000Error]) -> np.ndarray | Ham10000Error:
+    """One array, or the first error: raised in a worker, it would come with the worker's traceback in its message."""
+    for picture in pictures:
+        if isinstance(picture, Ham10000Error):
+            return picture
+    return np.stack(pictures)  # type: ignore[arg-type]
 
 
 class _Pictures:
@@ -152,8 +171,11 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        return decode(self.images[row]["image"], self.image_ids[row], self.image_processor)
+    def __getitem__(self, row: int) -> np.ndarray | Ham10000Error:
+        try:
+            return decode(self.images[row]["image"], self.image_ids[row], self.image_processor)
+        except Ham10000Error as error:
+            return error
 
 
 def open_images(

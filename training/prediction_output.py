@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ham10000.modeling import LABELS, MALIGNANT, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import LABELS, MALIGNANT, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.atomic import atomic_write_text
 from ham10000.training.prediction_inputs import Sample
 
@@ -154,10 +154,7 @@ def write_output(text: str, path: str | None = None) -> None:
         Ham10000Error: If the file cannot be written.
     """
     if path:
-        try:
-            atomic_write_text(path, text)
-        except OSError as error:
-            raise Ham10000Error(f"Cannot write --output {path!r}: {error}.") from error
+        atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
         return
     encoding = sys.stdout.encoding or "utf-8"

@@ -7,11 +7,14 @@ like: the same command goes on where it stopped. Options it does not know are th
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
@@ -21,7 +24,9 @@ from ham10000.training.data import load_data
 from ham10000.training.engine import VIEWS
 from ham10000.training.environment import environment
 from ham10000.training.evaluation_report import CONFIDENCE
+from ham10000.training.interruption import Interrupted
 from ham10000.training.portable import portable_training
+from ham10000.training.run_folder import only_writer
 from ham10000.training.split import PROTOCOLS
 from ham10000.training.study_analysis import StudyAnalysis
 from ham10000.training.study_data import STUDY_FORMAT
@@ -147,15 +152,39 @@ def main(argv: Sequence[str]) -> None:
     options, config = parse_study(argv)
     quiet_libraries()
     study_dir = Path(options.output_dir)
-    runs = plan_runs(options.protocol, options.variants, range(options.seeds), options.folds)
     accelerator = build_accelerator(config)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(only_writer(study_dir))
+        run_study(study_dir, options, config, accelerator)
+
+
+def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Does whatever of a study is not done, and writes its report.
+
+    Args:
+        study_dir: The study's folder, held for this process.
+        options: The study's own options.
+        config: The settings all runs share.
+        accelerator: Serves all runs.
+
+    Raises:
+        Ham10000Error: As the runs do.
+        Interrupted: After SIGTERM or SIGINT in training, with the state saved.
+    """
+    runs = plan_runs(options.protocol, options.variants, range(options.seeds), options.folds)
     data = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
     overrides = {modality: entry["values"] for modality, entry in options.variant_config.items()}
     start = time.perf_counter()
     for number, run in enumerate(runs, 1):
         accelerator.print(f"--- run {number} of {len(runs)}: {run.name}", flush=True)
         run_config = run.config(config, study_dir, options.folds, overrides)
-        done = finish_run(run, run_config, accelerator, data, views=options.views, n_resamples=options.n_resamples)
+        try:
+            done = finish_run(run, run_config, accelerator, data, views=options.views, n_resamples=options.n_resamples)
+        except Interrupted as error:
+            # What continues the run alone would not continue the study.
+            text = str(error) and f"{str(error).partition(' Continue')[0]} Continue the study with the same command"
+            raise Interrupted(text, error.signum) from error
         accelerator.print(f"--- {run.name}: {done}; {(time.perf_counter() - start) / 60:.1f} min so far", flush=True)
     is_main = accelerator.is_main_process
     accelerator.end_training()

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from ham10000.modeling import Ham10000Error
 from ham10000.training.allocator import release_freed_memory
 from ham10000.training.atomic import atomic_path, atomic_write_json
-from ham10000.training.calibration import apply_temperature, fit_temperature, save_temperature
+from ham10000.training.calibration import fit_temperature, save_temperature
 from ham10000.training.checkpoint import training_states
 from ham10000.training.config import TrainConfig
 from ham10000.training.data_checks import DataReport
@@ -195,7 +195,8 @@ def finish_run(
 def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any]) -> bool:
     """Fits the temperature on validation and saves it into the checkpoint's config, then writes `calibration.json`.
 
-    Killed in between, it finds the same temperature again: what the config says by then is taken out first.
+    Killed in between, it finds the same temperature again, to the last bit: what the config says by then is taken out
+    first.
 
     Returns:
         Whether there was anything to do.
@@ -203,10 +204,10 @@ def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any
     record = directory / "calibration.json"
     if record.is_file():
         return False
-    folder, results = evaluate_checkpoint(directory, dataset, part="validation", n_resamples=200, **options)
-    _, labels, probabilities = read_predictions(folder / "predictions.csv")
-    earlier = results["temperature"]
-    uncalibrated = apply_temperature(probabilities, 1 / earlier)
+    if _read(directory / "config.json")["temperature"] != 1:
+        save_temperature(directory, 1.0)
+    folder, _ = evaluate_checkpoint(directory, dataset, part="validation", n_resamples=200, **options)
+    _, labels, uncalibrated = read_predictions(folder / "predictions.csv")
     note = None
     try:
         temperature = fit_temperature(labels, uncalibrated)

@@ -2,10 +2,9 @@
 
 import contextlib
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,24 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
 
-from ham10000.modeling import LABELS, Ham10000Error, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import SCRATCH_PREFIX, training_states
 from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import DataReport
 from ham10000.training.engine import Engine, Progress
 from ham10000.training.environment import environment
+from ham10000.training.failures import lost_processes_explained
 from ham10000.training.interruption import noted_signals
 from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.plots import plot_training_curves
 from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
+from ham10000.training.run_folder import as_begun, begin_run, only_writer, prepare_output_dir
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
@@ -50,52 +49,6 @@ FREE_TO_CHANGE = {
 }
 
 
-def prepare_output_dir(config: TrainConfig) -> None:
-    """Refuses to mix two runs in one folder.
-
-    Raises:
-        Ham10000Error: If the folder holds a run and neither `resume` nor `overwrite` was asked for.
-    """
-    directory = Path(config.output_dir)
-    if (directory / "train_config.json").exists() and not (config.resume or config.overwrite):
-        raise Ham10000Error(
-            f"{str(directory)!r} already holds a run. Continue it with --resume, replace it with --overwrite, "
-            "or choose another --output_dir."
-        )
-    if config.overwrite and not config.resume:
-        for path in training_states(directory):
-            path.unlink()
-    directory.mkdir(parents=True, exist_ok=True)
-    # What a process that was killed had half written; nobody else writes here while we hold the lock.
-    for path in [*directory.glob(".*.tmp*"), *directory.glob("figures/.*.tmp*")]:
-        path.unlink()
-    for path in directory.glob(f"{SCRATCH_PREFIX}*"):
-        shutil.rmtree(path)
-
-
-@contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock ends with the process, however that ends.
-
-    Raises:
-        Ham10000Error: If another process trains into the folder, or it cannot be written.
-    """
-    lock = FileLock(directory / "run.lock")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Ham10000Error(
-            f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
-        ) from error
-    except OSError as error:
-        raise Ham10000Error(f"Cannot write to {str(directory)!r}: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
     """The split of the run: its own when resuming, a given file's, or a new one."""
     own = Path(config.output_dir) / "split.csv"
@@ -106,7 +59,25 @@ def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
     return make_split(dataset, protocol=config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
 
 
-def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: datasets.Dataset, split: Split) -> Engine:
+def build_model(config: TrainConfig) -> Ham10000ForImageClassification:
+    """The model at the beginning of a run, from the run's seed.
+
+    Raises:
+        Ham10000Error: If there is no such backbone, or no such weights.
+    """
+    set_seed(config.seed)
+    pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
+    # Resuming overwrites the weights anyway, and must not need the network or the file again.
+    return create_model(config.model_config(), pretrained=False if config.resume else pretrained)
+
+
+def build_engine(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    dataset: datasets.Dataset,
+    split: Split,
+    model: Ham10000ForImageClassification | None = None,
+) -> Engine:
     """Puts model, loaders and loss together.
 
     Args:
@@ -114,15 +85,13 @@ def build_engine(config: TrainConfig, accelerator: Accelerator, dataset: dataset
         accelerator: Device, processes and precision.
         dataset: The whole source.
         split: Its division.
+        model: Result of `build_model`; None builds it.
 
     Returns:
         The engine, ready for `fit`.
     """
-    set_seed(config.seed)
+    model = build_model(config) if model is None else model
     model_config = config.model_config()
-    pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
-    # Resuming overwrites the weights anyway, and must not need the network or the file again.
-    model = create_model(model_config, pretrained=False if config.resume else pretrained)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
     if config.freeze_backbone:
@@ -240,31 +209,36 @@ def train(
     Raises:
         Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
             that do not fit, or a loss that is no longer finite.
-        Interrupted: After SIGTERM or SIGINT, with the state saved.
+        Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    begun = as_begun(config)
+    if begun is not config:
+        accelerator.print(f"note: {config.output_dir!r} was ended before it had saved a step; starting it again")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(lost_processes_explained(config.output_dir))
         if accelerator.is_main_process:
             stack.enter_context(only_writer(Path(config.output_dir)))
-            prepare_output_dir(config)
+            prepare_output_dir(begun)
         accelerator.wait_for_everyone()
-        stop_signal = stack.enter_context(noted_signals())
-        return _train(config, accelerator, data, stop_signal)
+        return _train(begun, accelerator, data)
 
 
 def _train(
     config: TrainConfig,
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport] | None,
-    stop_signal: Callable[[], int],
 ) -> Progress:
     start, started = time.perf_counter(), environment()
     dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
     split = choose_split(config, dataset)
-    engine = build_engine(config, accelerator, dataset, split)
+    # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
+    model = build_model(config)
+    if accelerator.is_main_process and not config.resume:
+        begin_run(config)
+    engine = build_engine(config, accelerator, dataset, split, model)
     if config.resume:
-        # Before anything is written: settings that do not fit must leave the run as it was.
         engine.restore()
     accelerator.print(report.to_text())
     accelerator.print(describe_run(config, split, engine))
@@ -282,7 +256,8 @@ def _train(
     if accelerator.is_main_process:
         split.save(directory)
         write_summary()
-    progress = engine.fit(stop_signal)
+    with noted_signals() as stop_signal:
+        progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
         write_summary()
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
