@@ -51,6 +51,8 @@ def build(output: Path, packages: tuple[str, ...] = PACKAGES) -> None:
         importlib.import_module(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        # pdoc finds the modules of a package itself, unless its `__init__.py` has an `__all__`.
+        warnings.filterwarnings("ignore", message=r"(?s).*has already been added")
         pdoc.pdoc(*names, output_directory=output)
     for guide in sorted((ROOT / "examples" / "guides").glob("*.md")):
         page = render_preview(guide.read_text(encoding="utf-8"), guide.parent)

@@ -47,7 +47,7 @@ def draw() -> plt.Figure:
     axes.imshow(picture, extent=(0.2, 1.9, 2.55, 3.83), aspect="auto", zorder=2)
     axes.text(1.05, 2.38, "picture (here synthetic)", ha="center", fontsize=9, color="#444444")
     box(axes, 0.2, 1.45, "age 60\nsex male\nsite back", ORANGE, 1.7, 0.95)
-    axes.text(1.05, 0.77, "metadata, each may be unknown", ha="center", fontsize=9, color="#444444")
+    axes.text(1.05, 0.77, "each field may be unknown", ha="center", fontsize=9, color="#444444")
     for y, text, colour in ((3.4, "image\ntimm backbone", BLUE), (2.3, "fusion\nof both", GREEN)):
         box(axes, 2.75, y, text, colour)
     box(axes, 2.75, 1.2, "metadata\nMLP", ORANGE)
