@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all lint format results typing clean
+.PHONY: help setup demo test test-all lint format results docs typing clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ format: setup  ## reformat the code
 
 results: setup  ## render the results table of the README from examples/results
 	$(BIN)/python -m ham10000.training.results render --readme README.md
+
+docs: setup  ## API documentation from the docstrings, in build/docs (no network)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/docs/build_docs.py
 
 clean:  ## remove runs, caches and build outputs (keeps .venv)
 	rm -rf runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .typing
