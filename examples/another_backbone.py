@@ -1,4 +1,4 @@
-"""Any timm backbone in any variant: what it needs, that it is timm's to the last bit, and a short training run of each.
+"""Any timm backbone in any variant: what it needs, that it is timm's to the last bit, and a short run of each.
 
     python examples/another_backbone.py --backbones convnext_tiny.in12k_ft_in1k vit_small_patch16_224.augreg_in1k \
         --pretrained timm --data HAM10000/ --image_size 224 --epochs 10

@@ -2,9 +2,9 @@
 
     python examples/stream_from_hub.py --repo_id user/dataset --revision 0123abc… --steps 2000 --image_size 224
 
-The dataset needs the columns image, image_id, lesion_id, dx, age, sex and localization. The revision is pinned, because
-a dataset that changes under a run is another experiment. Without --repo_id the script writes the same layout, Parquet
-shards in `data/`, from synthetic pictures and streams these, without a network.
+The dataset needs the columns image, image_id, lesion_id, dx, age, sex and localization. The revision is pinned,
+because a dataset that changes under a run is another experiment. Without --repo_id the script writes the same layout,
+Parquet shards in `data/`, from synthetic pictures and streams these, without a network.
 
 A stream cannot be stratified: nobody has seen all of it. So the side of a lesion is decided by a hash of its id alone,
 which keeps its photographs together, on any machine and in any order.
