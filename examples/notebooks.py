@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
@@ -48,7 +48,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         The notebook with its new outputs, cleaned.
 
     Raises:
-        Ham10000Error: If a cell fails.
+        Ham10000Error: If a cell fails, or the kernel dies.
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,6 +65,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
             client.execute(env=environment)
         except CellExecutionError as error:
             raise Ham10000Error(f"{path.name} stopped with {error.ename}: {error.evalue}") from error
+        except DeadKernelError as error:
+            raise Ham10000Error(f"The kernel of {path.name} died: out of memory, or somebody ended it.") from error
     return clean(notebook)
 
 
