@@ -20,6 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000Processor, create_model, create_processor
 from ham10000.training.checkpoint import save_checkpoint
@@ -45,9 +46,12 @@ def open_stream(source: str, revision: str | None) -> datasets.IterableDataset:
     """Opens all rows of a dataset for streaming; pictures stay encoded until they are used.
 
     Raises:
-        Ham10000Error: For a column that is missing.
+        Ham10000Error: If it cannot be reached or read, or a column is missing.
     """
-    stream = datasets.load_dataset(source, split="train", streaming=True, revision=revision)
+    try:
+        stream = datasets.load_dataset(source, split="train", streaming=True, revision=revision)
+    except (datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise Ham10000Error(f"The dataset {source!r} cannot be opened at revision {revision!r}: {error}") from error
     wanted = {"image", "image_id", "lesion_id", "dx", "age", "sex", "localization"}
     if missing := sorted(wanted - set(stream.column_names or [])):
         raise Ham10000Error(f"{source}: columns {missing} are missing; it has {stream.column_names}.")
@@ -69,7 +73,10 @@ def batches(
             {name: rows[name][i] for name in processor.metadata_fields} for i in range(len(rows["dx"]))
         ]
         inputs = dict(processor(images=[image["bytes"] for image in rows["image"]], metadata=metadata))
-        yield {**inputs, "labels": torch.tensor([LABELS.index(to_name(dx)) for dx in rows["dx"]])}
+        names = [to_name(dx) for dx in rows["dx"]]
+        if unknown := sorted(set(names) - set(LABELS)):
+            raise Ham10000Error(f"The dataset has the dx {unknown}, expected {', '.join(LABELS)}. Rename them first.")
+        yield {**inputs, "labels": torch.tensor([LABELS.index(name) for name in names])}
 
 
 @run_cli

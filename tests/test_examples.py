@@ -19,13 +19,14 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from ham10000.modeling import Ham10000Config, create_model, create_processor
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.checkpoint import save_checkpoint, training_states
 from ham10000.training.data import load_data
 from ham10000.training.evaluation import evaluate_checkpoint
 from ham10000.training.metrics import compute_metrics
 from ham10000.training.prediction import load_checkpoint, predict
 from ham10000.training.split import apply_split, load_split, make_split
+from ham10000.training.synthetic import make_synthetic
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Without batch norm, whose statistics each process keeps for itself.
@@ -179,6 +180,22 @@ def test_streaming_from_parquet_leaves_a_checkpoint(tmp_path: Path, capsys) -> N
 def test_streaming_wants_a_pinned_revision(capsys) -> None:
     assert load_example("stream_from_hub").main(["--repo_id", "user/data"]) == 2
     assert "--revision" in capsys.readouterr().err
+
+
+def test_a_stream_that_cannot_be_used_is_one_message(tmp_path: Path, capsys, monkeypatch) -> None:
+    example = load_example("stream_from_hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    arguments = ["--repo_id", str(tmp_path / "empty"), "--revision", "0123abc", "--output_dir", str(tmp_path)]
+    assert example.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: The dataset ")
+    assert "cannot be opened at revision '0123abc'" in message
+    row = {"dx": "naevus", "image": make_synthetic(7)[0]["image"], "age": 60, "sex": "male", "localization": "back"}
+    stream = datasets.Dataset.from_list([row]).to_iterable_dataset()
+    processor = create_processor(Ham10000Config(modality="fusion", backbone="test_resnet"), image_size=32)
+    with pytest.raises(Ham10000Error, match=r"has the dx \['naevus'\], expected akiec"):
+        next(example.batches(stream, processor, 1))
 
 
 def launch(command: list[str], folder: Path, data: Path, epochs: int, **variables: str) -> subprocess.Popen:
