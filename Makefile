@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all lint format results docs typing clean
+.PHONY: help setup demo test test-all lint format results docs typing clean notebooks
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ typing:  ## (re)create the links the type checkers follow
 
 demo: setup  ## train, evaluate and predict all three variants on synthetic data (no network)
 	$(BIN)/python examples/demo.py
+
+notebooks: setup  ## execute the notebooks of examples/ again, on synthetic data (no network)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py
 
 test: setup  ## lint, type-check and run the fast tests (no network, no GPU)
 	$(MAKE) --no-print-directory lint

@@ -1,0 +1,305 @@
+"""The example scripts as a user runs them: what they leave on disk, and that it is what they say it is."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.training.checkpoint import save_checkpoint, training_states
+from ham10000.training.data import load_data
+from ham10000.training.evaluation import evaluate_checkpoint
+from ham10000.training.metrics import compute_metrics
+from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.split import apply_split, load_split, make_split
+from ham10000.training.synthetic import make_synthetic
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# Without batch norm, whose statistics each process keeps for itself.
+FLAT = ["--backbone", "test_vit", "--backbone_kwargs", '{"img_size": 32}', "--image_size", "32"]
+FLAT += ["--pretrained", "none", "--trackers", "none"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed(text: str, name: str) -> list[float]:
+    """The numbers on the line that begins with a name."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{name} ")]
+    return [float(value) for value in re.findall(r"\d\.\d{3}", line)]
+
+
+def test_fine_tuning_saves_what_it_scored(tmp_path: Path, synthetic_folder: Path, capsys) -> None:
+    config = Ham10000Config(modality="fusion", backbone="test_resnet")
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "start", create_model(config), create_processor(config, image_size=32))
+    data, folder = synthetic_folder / "HAM10000_metadata.csv", tmp_path / "tuned"
+    arguments = ["--checkpoint", str(tmp_path / "start"), "--data", str(data), "--output_dir", str(folder)]
+    assert load_example("finetune_own_data").main([*arguments, "--epochs", "1"]) == 0
+    before, after = printed(capsys.readouterr().out, "nll")
+
+    dataset, _ = load_data(str(data))
+    cache = str(tmp_path / "cache")
+    split = str(folder / "split.csv")
+    scored = {}
+    for name in ("start", "tuned"):
+        _, results = evaluate_checkpoint(
+            tmp_path / name,
+            dataset,
+            data="mine",
+            split_file=split,
+            output_dir=tmp_path / f"scores-{name}",
+            cache_dir=cache,
+            n_resamples=2,
+        )
+        scored[name] = results["metrics"]["nll"]
+    assert (before, after) == pytest.approx((scored["start"], scored["tuned"]), abs=6e-4)
+    assert before != after
+    sides = load_split(split).table.groupby("lesion_id")["split"].nunique()
+    assert sides.max() == 1
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("start", "tuned")]
+    assert weights[0].keys() == weights[1].keys()
+    assert not torch.equal(weights[0]["classifier.weight"], weights[1]["classifier.weight"])
+
+
+@pytest.mark.slow
+def test_fine_tuning_adapts_to_another_camera(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, EXAMPLES / "finetune_own_data.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    before, after = printed(process.stdout, "nll")
+    assert after < before
+    before, after = printed(process.stdout, "balanced_accuracy")
+    assert after > before
+
+
+def test_another_backbone_is_timms(tmp_path: Path, synthetic_folder: Path, capsys) -> None:
+    arguments = ["--backbones", "test_vit", "--data", str(synthetic_folder), "--output_dir", str(tmp_path)]
+    example = load_example("another_backbone")
+    assert example.main([*arguments, "--epochs", "1"]) == 0
+    assert "embedding equal to timm's: yes" in capsys.readouterr().out
+    model, _ = load_checkpoint(tmp_path / "test_vit")
+    bare = timm.create_model("test_vit", num_classes=0, img_size=64).eval()
+    bare.load_state_dict(model.backbone.state_dict())
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), bare(pixels))
+    # no cross-talk: a size is told only to those networks that are built for one
+    assert example.backbone_kwargs("test_resnet", 64) == {}
+    assert example.backbone_kwargs("vit_tiny_patch16_224", 64) == {"img_size": 64}
+
+
+def test_a_misspelled_backbone_is_one_message(capsys) -> None:
+    assert load_example("another_backbone").main(["--backbones", "convnext_tinny"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_the_trainer_saves_a_checkpoint_of_this_package(tmp_path: Path, synthetic_folder: Path, capsys) -> None:
+    arguments = ["--data", str(synthetic_folder), "--output_dir", str(tmp_path), "--image_size", "32"]
+    assert load_example("transformers_trainer").main([*arguments, "--epochs", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "its probabilities differ by at most 0\n" in text
+    # the same numbers by the package's own prediction
+    model, processor = load_checkpoint(tmp_path)
+    dataset, _ = load_data(str(synthetic_folder))
+    test = apply_split(dataset, make_split(dataset, "lesion-grouped"))["test"]
+    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in test]
+    results = compute_metrics(np.array(test["dx"]), predict(model, processor, list(test["image"]), metadata))
+    for name in ("accuracy", "macro_f1", "nll"):
+        assert printed(text, name) == pytest.approx([results[name]], abs=6e-4)
+
+
+def test_a_stream_is_read_batch_by_batch_and_parts_lesions(tmp_path: Path, synthetic_folder: Path) -> None:
+    example = load_example("stream_from_hub")
+    rows, _ = load_data(str(synthetic_folder))
+    read: list[str] = []
+
+    def generate() -> Iterator[dict]:
+        for row in rows.cast_column("image", datasets.Image(decode=False)):
+            read.append(row["image_id"])
+            data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            yield {**row, "image": {"bytes": data, "path": None}}
+
+    features = rows.features.copy()
+    stream = datasets.IterableDataset.from_generator(generate, features=features)
+    stream = stream.cast_column("image", datasets.Image(decode=False))
+    processor = create_processor(Ham10000Config(modality="fusion", backbone="test_resnet"), image_size=32)
+    batches = example.batches(stream, processor, 8)
+    read.clear()
+    first = next(batches)
+    assert first["pixel_values"].shape == (8, 3, 32, 32)
+    assert first["labels"].tolist() == rows["dx"][:8]
+    assert len(read) <= 9  # of 220
+    shares = [example.is_test(lesion) for lesion in set(rows["lesion_id"])]
+    assert 0.1 < np.mean(shares) < 0.3
+
+
+def test_streaming_from_parquet_leaves_a_checkpoint(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "stream"
+    arguments = ["--synthetic", "100", "--steps", "3", "--image_size", "32", "--output_dir", str(folder)]
+    assert load_example("stream_from_hub").main(arguments) == 0
+    text = capsys.readouterr().out
+    assert len(list((folder / "data" / "data").glob("train-0000?-of-00004.parquet"))) == 4
+    model, processor = load_checkpoint(folder)
+    dataset, _ = load_data(str(folder / "data"))
+    test = dataset.filter(lambda row: load_example("stream_from_hub").is_test(row["lesion_id"]))
+    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in test]
+    results = compute_metrics(np.array(test["dx"]), predict(model, processor, list(test["image"]), metadata))
+    assert f"{len(test)} test photographs" in text
+    assert printed(text, "nll") == pytest.approx([results["nll"]], abs=6e-4)
+
+
+def test_streaming_wants_a_pinned_revision(capsys) -> None:
+    assert load_example("stream_from_hub").main(["--repo_id", "user/data"]) == 2
+    assert "--revision" in capsys.readouterr().err
+
+
+def test_a_stream_that_cannot_be_used_is_one_message(tmp_path: Path, capsys, monkeypatch) -> None:
+    example = load_example("stream_from_hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    arguments = ["--repo_id", str(tmp_path / "empty"), "--revision", "0123abc", "--output_dir", str(tmp_path)]
+    assert example.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: The dataset ")
+    assert "cannot be opened at revision '0123abc'" in message
+    row = {"dx": "naevus", "image": make_synthetic(7)[0]["image"], "age": 60, "sex": "male", "localization": "back"}
+    stream = datasets.Dataset.from_list([row]).to_iterable_dataset()
+    processor = create_processor(Ham10000Config(modality="fusion", backbone="test_resnet"), image_size=32)
+    with pytest.raises(Ham10000Error, match=r"has the dx \['naevus'\], expected akiec"):
+        next(example.batches(stream, processor, 1))
+
+
+def launch(command: list[str], folder: Path, data: Path, epochs: int, **variables: str) -> subprocess.Popen:
+    arguments = ["--modality", "image", *FLAT, "--data", str(data), "--output_dir", str(folder)]
+    arguments += ["--cache_dir", str(data.parent / "cache"), "--epochs", str(epochs), "--batch_size", "20"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **variables}
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=EXAMPLES.parent,
+    )
+
+
+@pytest.mark.slow
+def test_several_processes_by_the_launch_script(tmp_path: Path, synthetic_folder: Path) -> None:
+    script = ["bash", str(EXAMPLES / "multi_process.sh")]
+    process = launch(script, tmp_path / "run", synthetic_folder, 1)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert "2 process(es)" in text
+    # the same line again goes on, and finds nothing left to do
+    again = launch(script, tmp_path / "run", synthetic_folder, 1)
+    text, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, text
+    assert "Resuming after 1 epochs" in text
+    load_checkpoint(tmp_path / "run")
+
+
+# What the batch script needs of Slurm, on one machine: `srun` starts the tasks and hands signals on to each.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+pids=()
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}"' TERM
+code=0
+for pid in "${pids[@]}"; do
+    while true; do
+        status=0; wait "$pid" || status=$?
+        kill -0 "$pid" 2> /dev/null || break
+    done
+    [[ $status == 0 ]] || code=$status
+done
+exit $code
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$SCONTROL_LOG"; fi
+"""
+
+
+@pytest.mark.slow
+def test_a_preempted_slurm_job_is_requeued_and_ends_as_if_nothing_had_been(tmp_path, synthetic_folder) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    variables = {
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_SUBMIT_DIR": str(EXAMPLES.parent),
+        "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
+    }
+    script = ["bash", str(EXAMPLES / "slurm" / "train.sbatch")]
+    undisturbed = launch(script, tmp_path / "undisturbed", synthetic_folder, 20, **variables)
+    text, _ = undisturbed.communicate(timeout=400)
+    assert undisturbed.returncode == 0, text
+    assert "2 process(es)" in text
+    assert not (tmp_path / "scontrol.log").exists()
+
+    folder = tmp_path / "run"
+    first = launch(script, folder, synthetic_folder, 20, **variables)
+    deadline = time.monotonic() + 300
+    while not training_states(folder):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-f", str(tools / "srun")], capture_output=True, text=True).stdout.split()
+    assert children
+    os.kill(int(children[0]), signal.SIGTERM)
+    text, _ = first.communicate(timeout=300)
+    assert first.returncode == 143, text
+    assert "Stopped by SIGTERM" in text
+    assert (tmp_path / "scontrol.log").read_text() == f"requeue {os.getpid()}\n"
+
+    second = launch(script, folder, synthetic_folder, 20, **variables)
+    text, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, text
+    assert "Resuming after" in text
+    weights = [load_file(path / "model.safetensors") for path in (tmp_path / "undisturbed", folder)]
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
+
+
+def test_the_readme_of_the_examples_names_every_one() -> None:
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in [*EXAMPLES.iterdir(), *(EXAMPLES / "slurm").iterdir()]:
+        if path.suffix in (".py", ".sh", ".ipynb", ".sbatch") and path.name != "rank.sh":
+            assert path.name in text, f"examples/README.md does not name {path.name}"
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (EXAMPLES / target).exists(), f"examples/README.md links to {target}"

@@ -1,0 +1,80 @@
+"""The committed notebooks: sound as they stand, and still running from their first cell to their last."""
+
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import notebooks  # noqa: E402
+
+NAMES = ("ham10000_image_baseline.ipynb", "ham10000_fusion_study.ipynb")
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[tuple[int, list[str]]]:
+    """What each code cell shows, by kind: numbers may differ between machines, the kinds may not."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        (number, sorted({kind for output in cell.outputs for kind in output.get("data", {"stream": 0})}))
+        for number, cell in enumerate(code)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_committed_notebook_is_clean_and_complete(name: str) -> None:
+    assert notebooks.problems(name, (EXAMPLES / name).read_text(encoding="utf-8")) == []
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    nbformat.validate(notebook)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert 'DATA = "synthetic"' in text
+    assert "never for diagnosis" in text
+    shown = [kind for _, kinds in outputs(notebook) for kind in kinds]
+    assert shown.count("image/png") >= 4
+
+
+def test_every_notebook_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.ipynb")} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda code: code[0].update(execution_count=None), "was not executed"),
+        (lambda code: code.reverse(), "was not executed"),
+        (lambda code: code[0]["outputs"].append(nbformat.v4.new_output("error", ename="E", evalue="")), "an error"),
+        (
+            lambda code: code[0]["outputs"].append(nbformat.v4.new_output("stream", text="saved /home/me/x.png")),
+            "a path of a machine: /home/me/x.png",
+        ),
+        (lambda code: code[0].update(source="#" * notebooks.MAX_BYTES), "bytes"),
+    ],
+)
+def test_what_a_notebook_must_not_be_is_found(change, message: str) -> None:
+    cells = [nbformat.v4.new_code_cell(f"{number}", execution_count=number) for number in (1, 2)]
+    change(cells)
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=notebooks.METADATA)
+    (found,) = notebooks.problems("bad.ipynb", nbformat.writes(notebook))
+    assert message in found
+
+
+def test_a_cell_that_fails_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [nbformat.v4.new_code_cell("raise ValueError('no such picture')")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebooks.METADATA), tmp_path / "bad.ipynb")
+    before = (tmp_path / "bad.ipynb").read_bytes()
+    assert notebooks.main([str(tmp_path / "bad.ipynb")]) == 2
+    assert "bad.ipynb stopped with ValueError: no such picture" in capsys.readouterr().err
+    assert (tmp_path / "bad.ipynb").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_and_shows_what_the_committed_one_shows(name: str, tmp_path: Path) -> None:
+    assert notebooks.main([str(EXAMPLES / name), "--output_dir", str(tmp_path)]) == 0
+    committed, executed = (nbformat.read(folder / name, as_version=4) for folder in (EXAMPLES, tmp_path))
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in committed.cells]
+    assert outputs(executed) == outputs(committed)
+    assert json.loads((tmp_path / name).read_text())["metadata"] == notebooks.METADATA
