@@ -7,7 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT
 from ham10000.training.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
 from ham10000.training.plots import GREY, OKABE_ITO, style_axes
-from ham10000.training.prediction_output import malignant_total
+from ham10000.training.prediction_output import malignant_total, points
 
 # One colour and marker a class: the malignant ones warm, so that they are told from the benign at a glance.
 _STYLES = {
@@ -45,20 +45,21 @@ def draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
         axes.text(share + 0.01, position - offset, f"{share:.1%}", va="center", fontsize=10)
         if without is not None and compared:
             change = 100 * (share - without[index])
-            text = f"{without[index]:.1%} ({change:+.1f} points by the metadata)"
+            text = f"{without[index]:.1%} ({points(change)})"
             axes.text(without[index] + 0.01, position + offset, text, va="center", fontsize=8.5, color=GREY)
     if without is not None and compared:
         axes.barh(positions + offset, without[order], height, color="#BDBDBD", label="metadata unknown")
-        axes.legend(loc="lower right", fontsize=10, frameon=False)
+        title = "In brackets: what the metadata\nadds, in percentage points"
+        axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
     axes.set_yticks(positions, [_class_name(LABELS[index]) for index in order], fontsize=9)
     for tick, index in zip(axes.get_yticklabels(), order, strict=True):
         if LABELS[index] in MALIGNANT:
             tick.set_color(OKABE_ITO["vermilion"])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.0 if not compared else 1.25)
+    axes.set_xlim(0, 1.12)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_xlabel(f"Red: counted in the malignant total ({' + '.join(MALIGNANT)})", fontsize=10, color=GREY)
+    axes.set_xlabel(f"In colour: counted in the malignant total ({' + '.join(MALIGNANT)})", fontsize=10, color=GREY)
 
 
 def _class_name(label: str) -> str:
@@ -109,7 +110,7 @@ def draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
     for row, column in np.ndindex(*changes.shape):
         value = changes[row, column]
-        text = "0" if abs(value) < 0.05 else f"{value:+.1f}" if abs(value) < 9.95 else f"{value:+.0f}"
+        text = points(value, digits=1 if abs(value) < 9.95 else 0)
         strong = abs(value) > 0.7 * scale
         colour = "white" if strong else "black" if abs(value) >= 0.05 else "#A0A0A0"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)

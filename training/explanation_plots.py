@@ -60,6 +60,8 @@ def plot_explanation(explanation: "Explanation", path: str | os.PathLike[str] | 
     heights["changes"] = 4.1 if effects.rows else 0.0
     names = [name for name, height in heights.items() if height]
     figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
+    # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr]
     parts = np.atleast_1d(figure.subfigures(len(names), 1, height_ratios=[heights[name] for name in names]))
     for name, part in zip(names, parts, strict=True):
         if name == "pictures":
@@ -72,7 +74,7 @@ def plot_explanation(explanation: "Explanation", path: str | os.PathLike[str] | 
             draw_age_sweep(sweep, effects)
         else:
             draw_probabilities(part.subplots(), effects)
-    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=13, linespacing=1.4)
+    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
     if path is not None:
         with warnings.catch_warnings():
@@ -88,12 +90,12 @@ def _title(explanation: "Explanation") -> str:
     best = int(np.argmax(effects.baseline))
     total = malignant_total(effects.baseline)
     given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
-    name = shown_name(explanation.name) if explanation.name else ""
-    return (
-        plain(f"Predicted: {LABELS[best]} {effects.baseline[best]:.1%}, malignant total {total:.1%}")
-        + "\n"
-        + plain(";  ".join(part for part in (name, given, calibration_note(explanation.temperature)) if part))
+    note = calibration_note(explanation.temperature)
+    lines = (
+        f"Predicted: {LABELS[best]} {effects.baseline[best]:.1%}, malignant total {total:.1%}; {note}",
+        "; ".join(part for part in (shown_name(explanation.name), given) if part),
     )
+    return "\n".join(plain(line) for line in lines if line)
 
 
 def _draw_pictures(part: SubFigure, explanation: "Explanation") -> None:
@@ -109,6 +111,8 @@ def _draw_pictures(part: SubFigure, explanation: "Explanation") -> None:
     part.supxlabel(
         "Grad-CAM: yellow is where the evidence for the class is strongest. Each map is scaled by its own maximum, so "
         "compare places, not strengths.",
+        x=0.012,
+        ha="left",
         fontsize=10,
         color=GREY,
     )

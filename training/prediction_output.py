@@ -26,6 +26,11 @@ def malignant_total(row: np.ndarray) -> float:
     return float(sum(row[LABELS.index(label)] for label in MALIGNANT))
 
 
+def points(value: float, digits: int = 1) -> str:
+    """A difference in percentage points with its sign; `0` where rounding leaves nothing."""
+    return f"{value:+.{digits}f}" if abs(value) >= 0.05 else "0"
+
+
 def is_calibrated(temperature: float) -> bool:
     """Whether a checkpoint has a temperature of its own: a config starts with 1, and a fitted one is never just 1."""
     return float(temperature) != 1.0
@@ -143,6 +148,7 @@ __all__ = [
     "format_json",
     "is_calibrated",
     "malignant_total",
+    "points",
     "shown_name",
     "write_output",
 ]

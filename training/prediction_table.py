@@ -8,7 +8,7 @@ import numpy as np
 from ham10000.modeling import LABELS, MALIGNANT, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.metadata_effects import describe_metadata
 from ham10000.training.prediction_inputs import Sample
-from ham10000.training.prediction_output import DISCLAIMER, calibration_note, malignant_total, shown_name
+from ham10000.training.prediction_output import DISCLAIMER, calibration_note, malignant_total, points, shown_name
 
 DEFAULT_WIDTH = 100
 _LONGEST_BAR, _SHORTEST_BAR, _COMPACT_BAR = 30, 8, 10
@@ -75,7 +75,7 @@ def _one(
 
     def numbers(share: float, other: float | None, bar: str) -> tuple[str, ...]:
         shown = (f"{share:.1%}", bar)
-        return shown if other is None else (*shown, f"{other:.1%}", f"{100 * (share - other):+.1f}")
+        return shown if other is None else (*shown, f"{other:.1%}", points(100 * (share - other)))
 
     lines = ["", f"Predicted: {best}, {descriptions[best]}", ""]
     if unknown is not None:
