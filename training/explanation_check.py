@@ -67,7 +67,8 @@ def sanity_check(
 
     The cascading parameter randomisation of Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity checks for
     saliency maps", NeurIPS 2018, arXiv:1810.03292, section 3.1. A method that explains the model has correlations
-    that fall towards 0.
+    that fall towards 0. The maps are signed: a random network's are often negative everywhere, which Grad-CAM shows
+    as nothing at all, and nothing has no ranks.
 
     Args:
         model: As for `grad_cam`.
@@ -83,7 +84,7 @@ def sanity_check(
     Raises:
         Ham10000Error: As `grad_cam`.
     """
-    original = grad_cam(model, pixel_values, class_ids, metadata)
+    original = grad_cam(model, pixel_values, class_ids, metadata, signed=True)
     children = [name for name, child in model.backbone.named_children() if child.state_dict()]
     head = [name for name, child in model.named_children() if name != "backbone" and child.state_dict()]
     steps = [("head", head), *((f"backbone.{name}", [f"backbone.{name}"]) for name in reversed(children))]
@@ -92,7 +93,8 @@ def sanity_check(
     for title, names in steps:
         done += names
         # Each copy is drawn anew with the same seed, so a step keeps the random weights of the steps before it.
-        maps = grad_cam(randomized_copy(model, done, seed=seed), pixel_values, class_ids, metadata)
+        copied = randomized_copy(model, done, seed=seed)
+        maps = grad_cam(copied, pixel_values, class_ids, metadata, signed=True)
         results.append(RandomizationStep(title, rank_correlations(original, maps)))
     return results
 

@@ -15,6 +15,8 @@ def grad_cam(
     pixel_values: torch.Tensor,
     class_ids: Sequence[int] | torch.Tensor,
     metadata: torch.Tensor | None = None,
+    *,
+    signed: bool = False,
 ) -> torch.Tensor:
     """Grad-CAM on the last feature map of the backbone, the one that its pooling reads.
 
@@ -29,9 +31,12 @@ def grad_cam(
         pixel_values: (batch, 3, height, width) float, as the processor makes them.
         class_ids: (batch,) the class explained of each picture.
         metadata: (batch, fields) float, for a fusion model; None means that everything is missing.
+        signed: Whether to keep what speaks against the class, which equation 2 sets to 0: the map is then divided by
+            its largest magnitude.
 
     Returns:
-        (batch, height, width) float32 in [0, 1] on the CPU; all 0 where nothing speaks for the class.
+        (batch, height, width) float32 on the CPU in [0, 1], or [-1, 1] if signed; all 0 where nothing speaks for the
+        class.
 
     Raises:
         Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
@@ -68,6 +73,7 @@ def grad_cam(
             with torch.no_grad():
                 features = backbone.forward_features(pixel_values.to(device, dtype).clone())
             dimension = _channel_dimension(model, features)
+            options: dict[str, Any] = {"target": targets.to(device).clone(), "relu_attributions": not signed}
 
             def score(feature_map: torch.Tensor) -> torch.Tensor:
                 """(batch, channels, h, w) to (batch, 7) logits."""
@@ -78,14 +84,14 @@ def grad_cam(
             with torch.enable_grad():
                 # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
                 maps = layer_grad_cam(score, layer).attribute(
-                    features.movedim(dimension, 1).float(), target=targets.to(device), relu_attributions=True
+                    features.movedim(dimension, 1).float(), **options
                 )  # (B, 1, h, w)
     finally:
         model.train(was_training)
     size = tuple(pixel_values.shape[-2:])
     enlarged: torch.Tensor = interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
-    strongest = enlarged.amax(dim=(1, 2), keepdim=True)
-    return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged)).clamp(0, 1)
+    strongest = enlarged.abs().amax(dim=(1, 2), keepdim=True)
+    return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged))
 
 
 def _load_captum() -> tuple[Any, Any]:

@@ -64,7 +64,7 @@ def _one(
     best = LABELS[order[0]]
     compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
-    room = width - len(f"  {'':<6} {'':>7}  ") - len(compared) - 1
+    room = width - len(f"  {'':<7} {'':>7}  ") - len(compared) - 1
     longest = max(len(text) for text in descriptions.values())
     name_width = max(_LEAST_NAME, min(longest, room - _SHORTEST_BAR))
     bar_width = max(_SHORTEST_BAR, min(_LONGEST_BAR, room - name_width))
