@@ -6,6 +6,7 @@ A map that stays the same when the weights are random shows the picture's edges,
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def randomized_copy(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = type(model)(model.config).state_dict()
+        config: Any = model.config
+        fresh = type(model)(config).state_dict()
     randomized = copy.deepcopy(model).eval()
     chosen = {
         name: value

@@ -109,7 +109,7 @@ def draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     scale = max(_LEAST_SCALE, float(np.abs(changes).max()))
     axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
     for row, column in np.ndindex(*changes.shape):
-        value = changes[row, column]
+        value = float(changes[row, column])
         text = points(value, digits=1 if abs(value) < 9.95 else 0)
         strong = abs(value) > 0.7 * scale
         colour = "white" if strong else "black" if abs(value) >= 0.05 else "#A0A0A0"

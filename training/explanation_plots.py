@@ -61,11 +61,11 @@ def plot_explanation(explanation: "Explanation", path: str | os.PathLike[str] | 
     names = [name for name, height in heights.items() if height]
     figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
     # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr]
-    parts = np.atleast_1d(figure.subfigures(len(names), 1, height_ratios=[heights[name] for name in names]))
-    for name, part in zip(names, parts, strict=True):
-        if name == "pictures":
-            _draw_pictures(part, explanation)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    parts = figure.subfigures(len(names), 1, squeeze=False, height_ratios=[heights[name] for name in names])
+    for name, part in zip(names, parts[:, 0], strict=True):
+        if explanation.picture is not None and name == "pictures":
+            _draw_pictures(part, explanation, explanation.picture)
         elif name == "changes":
             draw_changes(part.subplots(), effects)
         elif "age" in effects.given:
@@ -98,14 +98,14 @@ def _title(explanation: "Explanation") -> str:
     return "\n".join(plain(line) for line in lines if line)
 
 
-def _draw_pictures(part: SubFigure, explanation: "Explanation") -> None:
+def _draw_pictures(part: SubFigure, explanation: "Explanation", picture: Image.Image) -> None:
     """The picture, then the same picture under each heat map."""
     panels = part.subplots(1, 1 + len(explanation.heatmaps))
-    _show(panels[0], explanation.picture, "The picture")
+    _show(panels[0], picture, "The picture")
     for number, (axes, (label, heatmap)) in enumerate(zip(panels[1:], explanation.heatmaps.items(), strict=True)):
         share = explanation.effects.baseline[LABELS.index(label)]
         which = "the predicted class" if number == 0 else f"{share:.1%}"
-        _show(axes, overlay_heatmap(explanation.picture, heatmap), f"What speaks for {label} ({which})")
+        _show(axes, overlay_heatmap(picture, heatmap), f"What speaks for {label} ({which})")
         if not heatmap.any():
             axes.set_xlabel(f"No region speaks for {label}.", fontsize=10, color=GREY)
     part.supxlabel(
@@ -118,9 +118,8 @@ def _draw_pictures(part: SubFigure, explanation: "Explanation") -> None:
     )
 
 
-def _show(axes: Axes, picture: Image.Image | None, title: str) -> None:
-    if picture is not None:
-        axes.imshow(np.asarray(picture), interpolation="bilinear")
+def _show(axes: Axes, picture: Image.Image, title: str) -> None:
+    axes.imshow(np.asarray(picture), interpolation="bilinear")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xticks([])
     axes.set_yticks([])
