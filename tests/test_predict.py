@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from ham10000.modeling import (
 from ham10000.training.predict import main
 from ham10000.training.prediction import load_checkpoint, predict
 from ham10000.training.prediction_inputs import Sample, find_pictures, read_metadata
-from ham10000.training.prediction_output import DISCLAIMER, format_csv, format_table
+from ham10000.training.prediction_output import DISCLAIMER, format_csv
+from ham10000.training.prediction_table import format_table
 
 BACK = {"age": "60", "sex": "male", "localization": "back"}
 FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
@@ -157,12 +159,96 @@ def test_table_of_one_picture(checkpoints: dict[str, str], pictures: Path, capsy
     assert any("malignant total (mel + bcc + akiec)" in line and f"{malignant:.1%}" in line for line in lines)
     assert lines[-1] == DISCLAIMER
     assert captured.err == ""
-    # The longest bar belongs to the first class, and its length is its share of 30 blocks.
-    assert abs(rows[0][-1].count("█") - 30 * expected.max()) <= 1
+    # The metadata is what changed: the columns on the right are the same picture without it.
+    without = direct(checkpoints["fusion"], images=[picture])[0]
+    for row in rows:
+        index = LABELS.index(row[0])
+        assert row[-2] == f"{without[index]:.1%}"
+        change = 100 * (expected[index] - without[index])
+        assert row[-1] == (f"{change:+.1f}" if abs(change) >= 0.05 else "0")
+    other = LABELS[without.argmax()]
+    assert any(
+        line.startswith("With its metadata unknown the prediction would ") and f"be {other}" in line for line in lines
+    )
+    assert "Probabilities are calibrated (temperature 0.25)." in lines
 
     assert main([str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2"]) == 0
     out = capsys.readouterr().out
-    assert sum(line.split()[0] in LABELS for line in out.splitlines() if line.split()) == 2
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in LABELS]
+    assert len(rows) == 2
+    # The longest bar belongs to the first class, and its length is its share of 30 blocks.
+    share = direct(checkpoints["image"], images=[picture])[0].max()
+    assert abs(rows[0][-1].count("█") - 30 * share) <= 1
+    assert "Probabilities are NOT calibrated" in out
+    assert "unknown" not in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_table_fits_the_terminal(
+    columns: int, checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for argv in ([str(pictures / "b.jpg"), *FLAGS], [str(pictures)]):
+        assert main([*argv, "--checkpoint", checkpoints["fusion"]]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        numbers = [line for line in lines if "%" in line]
+        assert len(numbers) >= 4
+        assert max(len(line) for line in numbers) < columns
+
+
+def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path) -> None:
+    """Bars without block characters keep the columns behind them in place."""
+    command = [sys.executable, "-m", "ham10000.training.predict", str(pictures / "b.jpg"), *FLAGS]
+    command += ["--checkpoint", checkpoints["fusion"]]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    result = subprocess.run(command, capture_output=True, env=environment)
+    text = result.stdout.decode("ascii")
+    assert "#" in text
+    assert "\\u" not in text
+    ends = {len(line) for line in text.splitlines() if line.split()[:1] and line.split()[0] in LABELS}
+    assert len(ends) == 1
+
+
+def test_explain(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, fusion = pictures / "b.jpg", ["--checkpoint", checkpoints["fusion"]]
+    figure = tmp_path / "new" / "out.png"
+    expected = run_json(capsys, str(picture), *fusion, *FLAGS)
+    assert main([str(picture), *fusion, *FLAGS, "--json", "--explain", str(figure), "--explain_class", "df"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == expected
+    assert f"wrote {figure}" in captured.err
+    with Image.open(figure) as drawn:
+        assert drawn.format == "PNG"
+
+    folder = tmp_path / "figures"
+    argv = [str(pictures / "a.PNG"), str(pictures / "more"), "--checkpoint", checkpoints["image"]]
+    assert main([*argv, "--explain", str(folder)]) == 0
+    assert "Explaining" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "d.png"]
+
+    (tmp_path / "a.png").write_bytes(picture.read_bytes())
+    image = ["--checkpoint", checkpoints["image"]]
+    assert "2 samples; give a folder" in fails(capsys, *argv, "--explain", "out.png")
+    assert "expected .png, .pdf, .svg" in fails(capsys, str(picture), *image, "--explain", "out.jpg")
+    message = fails(capsys, str(tmp_path / "a.png"), *image, "--explain", str(tmp_path))
+    assert "would overwrite the picture" in message
+    assert "give --explain out.png too" in fails(capsys, str(picture), *image, "--explain_class", "mel")
+
+
+def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
+    from ham10000.training.explanation_files import explanation_paths
+
+    names = ["x/a.jpg", "y/A.jpg", "z/../ev il$.jpg"]
+    samples = [Sample(name, Path(name)) for name in names] + [Sample("../../etc/cron"), Sample(None)]
+    assert [path.name for path in explanation_paths(samples, str(tmp_path / "new"))] == [
+        "a.png",
+        "A_2.png",
+        "ev_il.png",
+        "etc_cron.png",
+        "row_5.png",
+    ]
 
 
 def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +310,30 @@ def test_json_and_csv_files(
     assert [row["label"] for row in rows] == [record["label"] for record in records]
     np.testing.assert_array_equal([[float(row[f"p_{label}"]) for label in LABELS] for row in rows], expected)
     assert list(output.parent.iterdir()) == [output]
+
+    malignant = expected[:, [LABELS.index(label) for label in ("mel", "bcc", "akiec")]].sum(axis=1)
+    np.testing.assert_allclose([record["malignant_total"] for record in records], malignant, rtol=1e-12)
+    assert all(record["calibrated"] is True for record in records)
+    assert run_json(capsys, str(pictures / "b.jpg"), "--checkpoint", checkpoints["image"])[0]["calibrated"] is False
+
+    # The short flags are the same formats.
+    for short, long in (("--json", "json"), ("--csv", "csv")):
+        texts = []
+        for flags in ([short], ["--format", long]):
+            assert main([*argv, *flags]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+    with pytest.raises(SystemExit):
+        main([*argv, "--json", "--csv"])
+
+    assert main([*argv, "--format", "isic"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(rows[0]) == ["image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert [row["image"] for row in rows] == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
+    (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
+    twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
+    assert "the id 'b' (row 2) is there twice" in fails(capsys, *twice, "--format", "isic")
 
     records = run_json(capsys, *argv, "--top_k", "3")
     assert all(len(record["probabilities"]) == 3 for record in records)
@@ -409,7 +519,7 @@ def test_checkpoint_errors(checkpoints: dict[str, str], tmp_path: Path) -> None:
 def test_starts_without_the_training_stack() -> None:
     code = (
         "import sys, ham10000.training.predict\n"
-        "slow = {'datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn'}\n"
+        "slow = {'captum', 'datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn'}\n"
         "print(sorted(slow & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_path
+from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data import load_data, metadata_frame
@@ -29,7 +29,7 @@ from ham10000.training.evaluation_report import (
     read_predictions,
     write_evaluation,
 )
-from ham10000.training.isic import submission_table
+from ham10000.training.isic_submission import format_submission
 from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
@@ -216,8 +216,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / "predictions.csv")
-        with atomic_path(arguments.isic_submission) as temporary:
-            submission_table(table["image_id"].tolist(), probabilities).to_csv(temporary, index=False)
+        atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
     split = results["split"]
     if known := images_trained_on(checkpoint, dataset) if arguments.split == "all" else 0:
         print(

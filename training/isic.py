@@ -1,22 +1,13 @@
-"""The ISIC challenges' formats: one-hot ground truth, their names of sites, and the table one submits."""
+"""The ISIC challenges' formats: one-hot ground truth and their names of sites."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.isic_submission import ISIC_COLUMNS
 
-# In the order of a submission (ISIC 2018, task 3: https://challenge.isic-archive.com/landing/2018/47/).
-ISIC_COLUMNS = {
-    "MEL": "mel",
-    "NV": "nv",
-    "BCC": "bcc",
-    "AKIEC": "akiec",
-    "BKL": "bkl",
-    "DF": "df",
-    "VASC": "vasc",
-}
 # Of ISIC 2019 and later, which have no class here, or another name.
 _OTHER_COLUMNS = {"AK": "akiec", "SCC": "SCC", "UNK": "UNK"}
 # ISIC's sites are coarser than HAM10000's: each is read as the HAM10000 site that is most frequent within it.
@@ -96,20 +87,6 @@ def read_sites(values: pd.Series) -> tuple[pd.Series, list[str]]:
     return mapped.where(mapped.notna(), values), notes
 
 
-def submission_table(image_ids: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-    """The table that ISIC 2018, task 3, takes.
-
-    Args:
-        image_ids: Image ids (N,).
-        probabilities: Probabilities (N, 7), columns in the order of `LABELS`.
-
-    Returns:
-        Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC.
-    """
-    columns = {name: probabilities[:, LABELS.index(label)] for name, label in ISIC_COLUMNS.items()}
-    return pd.DataFrame({"image": image_ids, **columns})
-
-
 __all__ = [
     "ISIC_COLUMNS",
     "ISIC_SITES",
@@ -117,5 +94,4 @@ __all__ = [
     "labels_from_one_hot",
     "read_sites",
     "rename_columns",
-    "submission_table",
 ]

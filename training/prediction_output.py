@@ -1,4 +1,4 @@
-"""Writes predictions for readers and programs: as a table with bars, as JSON or as csv."""
+"""Writes predictions for programs, as JSON or csv, and what every output of them shares."""
 
 import csv
 import io
@@ -9,106 +9,57 @@ from pathlib import Path
 
 import numpy as np
 
-from ham10000.modeling import LABELS, MALIGNANT, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import LABELS, MALIGNANT
 from ham10000.training.atomic import atomic_write_text
+from ham10000.training.isic_submission import format_submission, safe_cell
 from ham10000.training.prediction_inputs import Sample
 
 DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
-_SINGLE_BAR, _COMPACT_BAR, _NAME_WIDTH = 30, 10, 44
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-# For terminals whose encoding has no block characters.
-_ASCII_BLOCKS = str.maketrans({"█": "#", "…": "~"} | dict.fromkeys(_EIGHTHS[1:4]) | dict.fromkeys(_EIGHTHS[4:], "#"))
+_NAME_WIDTH = 44
+# For terminals whose encoding has no block characters; a space, so that what follows a bar keeps its column.
+_ASCII_BLOCKS = str.maketrans({"█": "#", "…": "~"} | dict.fromkeys("▏▎▍", " ") | dict.fromkeys("▌▋▊▉", "#"))
 
 
-def format_table(
-    samples: Sequence[Sample],
-    probabilities: np.ndarray,
-    model: Ham10000ForImageClassification,
-    processor: Ham10000Processor,
-    *,
-    top_k: int | None = None,
-    unknown_values: str = "error",
-) -> str:
-    """The predictions for a reader: seven bars for one sample, one line each for several.
-
-    Args:
-        samples: What was predicted.
-        probabilities: (samples, 7).
-        model: Gives the plain names of the labels.
-        processor: Gives the meaning of the metadata.
-        top_k: Classes shown a sample; by default all for one sample and the most probable one for several.
-        unknown_values: As the samples were predicted.
-
-    Returns:
-        Lines of text, the last of which says what this is not for.
-    """
-    descriptions = model.config.label_descriptions
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    malignant = probabilities[:, [LABELS.index(label) for label in MALIGNANT]].sum(axis=1)
-    if len(samples) == 1:
-        width = max(len(text) for text in descriptions.values())
-        best = LABELS[order[0, 0]]
-        lines = [_shown(samples[0].name)] if samples[0].name else []
-        if processor.metadata_fields:
-            lines.append(_describe_metadata(samples[0], processor, unknown_values))
-        lines += ["", f"Predicted: {best}, {descriptions[best]}", ""]
-        for index in order[0, :top_k]:
-            share, label = probabilities[0, index], LABELS[index]
-            bar = _bar(share, _SINGLE_BAR)
-            lines.append(f"  {label:<6} {descriptions[label]:<{width}} {share:>7.1%}  {bar}".rstrip())
-        title = f"malignant total ({' + '.join(MALIGNANT)})"
-        lines += ["", f"  {title:<{width + 7}} {malignant[0]:>7.1%}"]
-    else:
-        names = [_shown(name) for name in _without_folder(samples)]
-        width = max(len("sample"), *(len(name) for name in names))
-        lines = [f"{'sample':<{width}}  label  share  {'':<{_COMPACT_BAR}}  malignant  name"]
-        for name, row, ranks, risk in zip(names, probabilities, order, malignant, strict=True):
-            label, share = LABELS[ranks[0]], row[ranks[0]]
-            others = ", ".join(f"{LABELS[index]} {row[index]:.1%}" for index in ranks[1 : top_k or 1])
-            text = f"{descriptions[label]}; then {others}" if others else descriptions[label]
-            bar = _bar(share, _COMPACT_BAR)
-            lines.append(f"{name:<{width}}  {label:<5} {share:>6.1%}  {bar:<{_COMPACT_BAR}}  {risk:>9.1%}  {text}")
-        lines += ["", f"malignant: total of {' + '.join(MALIGNANT)}"]
-    return "\n".join([*lines, "", DISCLAIMER]) + "\n"
+def malignant_total(row: np.ndarray) -> float:
+    """The sum of the probabilities (7,) of the malignant classes."""
+    return float(sum(row[LABELS.index(label)] for label in MALIGNANT))
 
 
-def _describe_metadata(sample: Sample, processor: Ham10000Processor, unknown_values: str) -> str:
-    """The values the model saw, not those that were written."""
-    row = processor.encode_metadata([sample.metadata or {}], unknown_values=unknown_values)[0].tolist()
-    vocabularies = {"sex": processor.sex_vocabulary, "localization": processor.localization_vocabulary}
-    parts = []
-    for name, value in zip(processor.metadata_fields, row, strict=True):
-        known = f"{value:g}" if name == "age" else "" if value != value else vocabularies[name][int(value)]
-        parts.append(f"{name} {'unknown' if value != value else known}")
-    return ", ".join(parts)
+def points(value: float, digits: int = 1) -> str:
+    """A difference in percentage points with its sign; `0` where rounding leaves nothing."""
+    return f"{value:+.{digits}f}" if abs(value) >= 0.05 else "0"
 
 
-def _without_folder(samples: Sequence[Sample]) -> list[str]:
-    """Names without the folder that all of them share."""
-    names = [sample.name or "" for sample in samples]
-    same_folder = len({Path(name).parent for name in names}) == 1
-    return [Path(name).name for name in names] if same_folder else names
+def is_calibrated(temperature: float) -> bool:
+    """Whether a checkpoint has a temperature of its own: a config starts with 1, and a fitted one is never just 1."""
+    return float(temperature) != 1.0
 
 
-def _shown(name: str | None) -> str:
+def calibration_note(temperature: float) -> str:
+    """Whether the probabilities are calibrated, in words; the model itself applies its temperature."""
+    if is_calibrated(temperature):
+        return f"probabilities are calibrated (temperature {temperature:.3g})"
+    return "probabilities are NOT calibrated (temperature 1): read them as scores"
+
+
+def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
     """A name for the terminal: no control characters, and not so long that the columns are lost."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name or "")
-    return text if len(text) <= _NAME_WIDTH else f"…{text[1 - _NAME_WIDTH :]}"
+    width = min(width, _NAME_WIDTH)
+    return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
-def _bar(share: float, width: int) -> str:
-    eighths = round(float(share) * width * 8)
-    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
-
-
-def format_json(samples: Sequence[Sample], probabilities: np.ndarray, *, top_k: int | None = None) -> str:
-    """A list of `{"image", "label", "probabilities"}`, the most probable class first.
+def format_json(
+    samples: Sequence[Sample], probabilities: np.ndarray, *, temperature: float, top_k: int | None = None
+) -> str:
+    """A list of `{"image", "label", "probabilities", "malignant_total", "calibrated"}`.
 
     Args:
         samples: What was predicted; `image` is null where metadata came from flags.
-        probabilities: (samples, 7).
-        top_k: Number of classes kept; by default all.
+        probabilities: (samples, 7), calibrated by the temperature already.
+        temperature: The checkpoint's; `calibrated` is false where it is 1.
+        top_k: Number of classes kept in `probabilities`; by default all, the most probable first.
 
     Returns:
         JSON in ASCII, which every terminal can print.
@@ -116,15 +67,20 @@ def format_json(samples: Sequence[Sample], probabilities: np.ndarray, *, top_k: 
     records = []
     for sample, row in zip(samples, probabilities, strict=True):
         order = np.argsort(-row, kind="stable")
-        shares = {LABELS[index]: float(row[index]) for index in order[:top_k]}
-        records.append({"image": sample.name, "label": LABELS[order[0]], "probabilities": shares})
+        records.append(
+            {
+                "image": sample.name,
+                "label": LABELS[order[0]],
+                "probabilities": {LABELS[index]: float(row[index]) for index in order[:top_k]},
+                "malignant_total": malignant_total(row),
+                "calibrated": is_calibrated(temperature),
+            }
+        )
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
 
 
 def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
     """Columns image, label, p_akiec … p_vasc, probabilities to the last bit.
-
-    A name that a spreadsheet would run as a formula gets a leading apostrophe: file names come from strangers.
 
     Args:
         samples: What was predicted.
@@ -137,10 +93,26 @@ def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", *(f"p_{label}" for label in LABELS)])
     for sample, row in zip(samples, probabilities, strict=True):
-        name = sample.name or ""
-        cell = f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
-        writer.writerow([cell, LABELS[int(row.argmax())], *row.tolist()])
+        writer.writerow([safe_cell(sample.name or ""), LABELS[int(row.argmax())], *row.tolist()])
     return text.getvalue()
+
+
+def format_isic(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
+    """A submission to ISIC 2018, task 3, with the pictures' file names, without folder and suffix, as ids.
+
+    Args:
+        samples: What was predicted.
+        probabilities: (samples, 7).
+
+    Returns:
+        The file's text.
+
+    Raises:
+        Ham10000Error: For a sample without a name, or two of one name.
+    """
+    names = [sample.name or "" for sample in samples]
+    names = [Path(name).stem if sample.picture else name for name, sample in zip(names, samples, strict=True)]
+    return format_submission(names, probabilities)
 
 
 def write_output(text: str, path: str | None = None) -> None:
@@ -165,4 +137,15 @@ def write_output(text: str, path: str | None = None) -> None:
     print(text, end="")
 
 
-__all__ = ["DISCLAIMER", "format_csv", "format_json", "format_table", "write_output"]
+__all__ = [
+    "DISCLAIMER",
+    "calibration_note",
+    "format_csv",
+    "format_isic",
+    "format_json",
+    "is_calibrated",
+    "malignant_total",
+    "points",
+    "shown_name",
+    "write_output",
+]

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 from ham10000.training.loader import EvalLoader
+from ham10000.training.metadata_effects import SWEEP_AGES, logits_from_embeddings
 
-SWEEP_AGES = tuple(range(0, 90, 5))
 MISSING_SHARES = tuple(tenths / 10 for tenths in range(1, 10))
 
 
@@ -84,7 +84,8 @@ def perturbed_probabilities(
         start = 0
         for rows, image in embeddings:
             for number, table in enumerate(flat[:, start : start + rows].to(loader.device)):
-                output[number, start : start + rows] = _head(model, image, table).cpu().numpy()
+                probabilities = logits_from_embeddings(model, image, table).float().softmax(-1)
+                output[number, start : start + rows] = probabilities.cpu().numpy()
             start += rows
         return output.reshape(*tables.shape[:-1], len(LABELS))
 
@@ -92,15 +93,6 @@ def perturbed_probabilities(
         _changes(config, metadata, seed, repeats), desc="Perturbing", disable=not progress, leave=False, unit="change"
     )
     return {"as_is": predict(metadata)} | {name: predict(tables) for name, tables in changes}
-
-
-def _head(model: Ham10000ForImageClassification, image: torch.Tensor | None, metadata: torch.Tensor) -> torch.Tensor:
-    """The model's forward from the image embedding on: (B, C) and (B, F) to (B, 7) probabilities."""
-    features = model.encode_metadata(metadata)
-    if image is not None:
-        features = model.fuse(image, features)
-    logits = model.classifier(model.dropout(features)) / model.config.temperature
-    return logits.float().softmax(-1)
 
 
 def _changes(
