@@ -111,7 +111,7 @@ def fit(data: str, *, seed: int, quantile: float, others: Mapping[str, Any]) -> 
     features = {name: features_of(images) for name, images in parts.items()}
     described = environment()
     provenance = {
-        "data": "HAM10000" if parts["train"] and not data.startswith("synthetic") else data,
+        "data": Path(data).name,  # not where it lay on this machine
         "picture_size": list(load_image(parts["train"][0]).size),
         "split": {"protocol": split.protocol, "seed": split.seed, "sha256": split.sha256, "sizes": split.sizes},
         "versions": {name: described["versions"][name] for name in ("ham10000", "numpy", "python")},
