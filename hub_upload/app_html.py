@@ -69,8 +69,10 @@ def probabilities_html(answers: Sequence[Answer]) -> str:
         f'({" + ".join(MALIGNANT)}) <span class="ham-key" aria-hidden="true"></span> other classes. '
         "The seven always add up to 100 %, whatever the picture shows.</p>"
     )
+    names = "".join(f"<dt>{label}</dt><dd>{html.escape(LABEL_DESCRIPTIONS[label])}</dd>" for label in LABELS)
+    names = f"<details><summary>What the seven classes are</summary><dl>{names}</dl></details>"
     cards = "".join(_card(answer) for answer in answers)
-    return f'<div class="ham"><h2>Probabilities</h2>{key}<div class="ham-cards">{cards}</div></div>'
+    return f'<div class="ham"><h2>Probabilities</h2>{key}{names}<div class="ham-cards">{cards}</div></div>'
 
 
 def _card(answer: Answer) -> str:
@@ -204,10 +206,12 @@ def _effects_card(answer: Answer, label: str, field: str) -> str:
     index = LABELS.index(label)
     base = float(effects.baseline[_MALIGNANT].sum()), float(effects.baseline[index])
     lines = [_effects_row("as given", base, None, given=True)]
-    for name in (*effects.given, ALL_FIELDS):
+    known = [name for name, value in effects.given.items() if value != UNKNOWN]
+    for name in (*known, *([ALL_FIELDS] if len(known) > 1 else [])):
         changed = effects.unknown(name)
-        if changed is not None and not (name == ALL_FIELDS and len(effects.given) == 1):
+        if changed is not None:
             lines.append(_effects_row(f"{FIELD_TITLES[name]} unknown", _pair(changed, index), base))
+    nothing = "" if known else '<p class="ham-fine">No metadata was given, so none changed anything.</p>'
     head = (
         '<thead><tr><th scope="col">metadata</th><th scope="col" class="ham-number" colspan="2">malignant total</th>'
         f'<th scope="col" class="ham-number" colspan="2">{label}</th></tr></thead>'
@@ -227,7 +231,7 @@ def _effects_card(answer: Answer, label: str, field: str) -> str:
         )
     return (
         f'<article class="ham-card"><h3>{html.escape(answer.model.name)}</h3>'
-        f"<table>{head}<tbody>{''.join(lines)}</tbody></table>{varied}</article>"
+        f"<table>{head}<tbody>{''.join(lines)}</tbody></table>{nothing}{varied}</article>"
     )
 
 
@@ -235,7 +239,9 @@ def _pair(shares: np.ndarray, index: int) -> tuple[float, float]:
     return float(shares[_MALIGNANT].sum()), float(shares[index])
 
 
-def _effects_row(name: str, pair: tuple[float, float], base: tuple[float, float] | None, *, given: bool = False) -> str:
+def _effects_row(
+    name: str, pair: tuple[float, float], base: tuple[float, float] | None, *, given: bool = False
+) -> str:
     cells = ""
     for position, share in enumerate(pair):
         change = "" if base is None else f"{100 * (share - base[position]):+.1f}"

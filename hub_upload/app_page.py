@@ -59,11 +59,11 @@ class Chosen:
 
 
 def sample_pictures() -> list[tuple[Image.Image, str]]:
-    """One synthetic picture of each class with its caption; the same ones every time."""
+    """One synthetic picture of each class with its label; the same ones every time."""
     samples = []
     for number, label in enumerate(LABELS):
         rng = np.random.default_rng((_SAMPLE_SEED, number))
-        samples.append((render(Lesion.draw(label, rng), rng, _SAMPLE_SIZE), f"drawn as {label}"))
+        samples.append((render(Lesion.draw(label, rng), rng, _SAMPLE_SIZE), label))
     return samples
 
 
@@ -87,7 +87,9 @@ def read_upload(path: str | None) -> Chosen:
             reason = "it is no picture, or of a kind that cannot be read here"
         else:
             reason = "it is damaged or cut off"
-        return Chosen(error=f"“{shown}” cannot be shown: {reason}. Choose a complete JPEG, PNG, TIFF, WEBP or BMP file.")
+        return Chosen(
+            error=f"“{shown}” cannot be shown: {reason}. Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
+        )
     except OSError:
         return Chosen(error=f"“{shown}” did not arrive. Choose it again.")
 
@@ -143,14 +145,21 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, _KEEP_SECONDS)) as page:
         gr.HTML(app_html.notice(), padding=False)
         gr.HTML(app_html.header_html(models), padding=False)
-        chosen = gr.State(Chosen(samples[0][0], f"Synthetic sample, {samples[0][1]}"))
+        first, label_of_first = samples[LABELS.index("nv")]
+        chosen = gr.State(Chosen(first, f"Synthetic sample, drawn as {label_of_first}"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                file = gr.File(label="Your picture (stays on this server, deleted after an hour)", elem_id="ham-file")
+                file = gr.File(label="Your picture", height=130, elem_id="ham-file")
+                gr.HTML(
+                    '<div class="ham"><p class="ham-fine">It goes to this server only, and is deleted there after an '
+                    "hour. Or take a sample, drawn by this package and named for the class it imitates:</p></div>",
+                    padding=False,
+                )
                 gallery = gr.Gallery(
                     samples,
-                    label="Or a sample: synthetic, drawn by this package",
-                    columns=7,
+                    label="Synthetic samples",
+                    show_label=False,
+                    columns=4,
                     height="auto",
                     allow_preview=False,
                     object_fit="cover",
@@ -184,7 +193,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
 
         def pick(event: gr.SelectData) -> tuple[Chosen, None]:
             picture, caption = samples[int(event.index)]
-            return Chosen(picture, f"Synthetic sample, {caption}"), None
+            return Chosen(picture, f"Synthetic sample, drawn as {caption}"), None
 
         hidden: Any = {"api_visibility": "private"}
         options = {"inputs": inputs, "outputs": outputs, "show_progress": "minimal", **hidden}

@@ -4,7 +4,13 @@
 CSS = """
 :root { --ham-benign: #0072b2; --ham-malignant: #d55e00; --ham-notice: #7a1f00; --ham-track: rgba(127,127,127,.18); }
 .dark { --ham-benign: #56b4e9; --ham-malignant: #e69f00; }
-.gradio-container { max-width: 1320px !important; padding-top: 3.4rem !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1320px !important; box-sizing: border-box; margin: 0 auto; }
+.gradio-container > .main { padding: 2rem 1rem 1rem !important; }
+.gradio-container .column { gap: .6rem; }
+.gradio-container .column > #ham-warning:not(:has(.ham)) { display: none; }
+.ham summary { cursor: pointer; font-size: .82rem; margin-bottom: .5rem; }
+.ham dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .6rem; margin: .3rem 0 .7rem; font-size: .85rem; }
+.ham dt { font-weight: 600; } .ham dd { margin: 0; }
 #ham-notice { position: fixed; inset: 0 0 auto 0; z-index: 1000; background: var(--ham-notice); color: #fff;
   padding: .55rem 1rem; text-align: center; font-size: .95rem; line-height: 1.3; font-weight: 600; margin: 0; }
 #ham-notice p { margin: 0; color: #fff; }
@@ -13,17 +19,22 @@ CSS = """
 .ham h2 { font-size: 1.08rem; margin: 1.1rem 0 .5rem; }
 .ham h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 .ham p { margin: .25rem 0; }
-.ham-fine { color: var(--body-text-color-subdued); font-size: .82rem; }
+.ham .ham-fine { color: color-mix(in srgb, var(--body-text-color) 78%, transparent); font-size: .82rem; }
 .ham-cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15.5rem), 1fr)); }
 .ham-card { border: 1px solid var(--border-color-primary); border-radius: .6rem; padding: .7rem .8rem;
   background: var(--block-background-fill); min-width: 0; }
 .ham table { width: 100%; border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; }
-.ham th, .ham td { padding: .14rem .25rem; text-align: left; font-weight: 400; vertical-align: middle; border: 0;
+.ham th, .ham td { padding: .14rem .25rem; text-align: left; font-weight: 400; vertical-align: middle;
+  border: 0 !important;
   overflow-wrap: anywhere; }
-.ham thead th { color: var(--body-text-color-subdued); font-size: .8rem; vertical-align: bottom; }
+.ham thead th { color: color-mix(in srgb, var(--body-text-color) 78%, transparent); font-size: .8rem;
+  vertical-align: bottom; }
+.ham caption { text-align: left; padding-top: .5rem; }
+.ham table, .ham tr, .ham thead, .ham tbody { border: 0 !important; }
 .ham td.ham-number, .ham th.ham-number { text-align: right; white-space: nowrap; }
 .ham tr.ham-first > * { font-weight: 700; }
-.ham tr.ham-total > * { border-top: 1px solid var(--border-color-primary); padding-top: .35rem; font-weight: 600; }
+.ham tr.ham-total > * { border-top: 1px solid var(--border-color-primary) !important; padding-top: .35rem;
+  font-weight: 600; }
 .ham tr.ham-given > * { font-weight: 700; background: var(--ham-track); }
 .ham td.ham-bar { width: 38%; min-width: 3.4rem; }
 .ham .ham-track { display: block; position: relative; height: .78rem; border-radius: .2rem; overflow: hidden;
@@ -42,13 +53,16 @@ CSS = """
 .ham-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap; }
 .gradio-container :focus-visible { outline: 3px solid #f0a000 !important; outline-offset: 2px; }
-#ham-samples .grid-container { grid-template-columns: repeat(7, minmax(2.6rem, 1fr)) !important; gap: .3rem; }
-#ham-samples .thumbnail-item { aspect-ratio: 4 / 3; }
-#ham-file { min-height: 6.5rem; }
+#ham-samples .grid-wrap { height: auto; max-height: none; min-height: 0; padding: .4rem; overflow: visible; }
+#ham-samples .grid-container { grid-template-columns: repeat(4, 1fr) !important; gap: .35rem; padding: 0;
+  grid-template-rows: none !important; grid-auto-rows: auto !important; height: auto !important; }
+#ham-samples .gallery-item { height: auto; }
+#ham-samples .thumbnail-item { aspect-ratio: 4 / 3; height: auto; width: 100%; }
+#ham-samples .caption-label { font-size: .75rem; padding: 0 .3rem; }
+#ham-file .wrap { line-height: 1.3; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 4.6rem .5rem 1rem !important; }
+  .gradio-container > .main { padding: 3.2rem .6rem 1rem !important; }
   #ham-notice { font-size: .84rem; padding: .45rem .7rem; }
-  #ham-samples .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
 }
 """
 

@@ -64,7 +64,9 @@ def _page() -> Image.Image:
     page = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(page)
     for line in range(24):
-        draw.text((40, 20 + 17 * line), "The quick brown fox jumps over the lazy dog, and over it again. " * 2, "black")
+        draw.text(
+            (40, 20 + 17 * line), "The quick brown fox jumps over the lazy dog, and over it again. " * 2, "black"
+        )
     return page
 
 

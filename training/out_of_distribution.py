@@ -31,7 +31,9 @@ COLOUR_FLOOR = 1.5
 CONSTANTS = Path(__file__).with_name("out_of_distribution.json")
 
 # CIE 1931 XYZ of the sRGB primaries (IEC 61966-2-1), and the white of D65.
-_XYZ = np.array(((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041)))
+_XYZ = np.array(
+    ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+)
 _WHITE = _XYZ.sum(axis=1)
 
 FEATURES = (
@@ -152,7 +154,9 @@ def fit_distribution(features: np.ndarray, quantile: float, provenance: dict[str
         raise Ham10000Error(f"The quantile must lie between 0 and 1, got {quantile!r}; 0.99 keeps 99 of 100 pictures.")
     count, width = features.shape
     if count <= 10 * width:
-        raise Ham10000Error(f"{count} pictures are too few to fit {width} statistics; expected more than {10 * width}.")
+        raise Ham10000Error(
+            f"{count} pictures are too few to fit {width} statistics; expected more than {10 * width}."
+        )
     covariance = np.cov(features, rowvar=False)
     if np.linalg.cond(covariance) > 1e12:
         raise Ham10000Error("The pictures are too similar: one of their statistics never varies. Use other pictures.")
