@@ -168,10 +168,13 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                 )
                 preview = gr.HTML(padding=False)
                 age = gr.Dropdown(
-                    [UNKNOWN, *map(str, SWEEP_AGES)], value=UNKNOWN, label="Age in years, in steps of 5 as in HAM10000"
+                    [UNKNOWN, *map(str, SWEEP_AGES)],
+                    value=UNKNOWN,
+                    label="Age in years, in steps of 5 as in HAM10000",
+                    filterable=False,  # typing would add to the word "unknown"; the arrow keys choose
                 )
                 sex = gr.Radio([UNKNOWN, *sexes], value=UNKNOWN, label="Sex")
-                site = gr.Dropdown([UNKNOWN, *sites], value=UNKNOWN, label="Site on the body")
+                site = gr.Dropdown([UNKNOWN, *sites], value=UNKNOWN, label="Site on the body", filterable=False)
             with gr.Column(scale=3, min_width=320):
                 warning = gr.HTML(padding=False, elem_id="ham-warning")
                 shares = gr.HTML(padding=False, elem_id="ham-shares")
@@ -180,6 +183,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                     [MOST_PROBABLE, *(f"{name}, {LABEL_DESCRIPTIONS[name]}" for name in LABELS)],
                     value=MOST_PROBABLE,
                     label="Class to explain",
+                    filterable=False,
                 )
                 heat = gr.HTML(padding=False, elem_id="ham-heat")
                 gr.HTML('<div class="ham"><h2>What the metadata changed</h2></div>', padding=False)
