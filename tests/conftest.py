@@ -2,7 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
 from ham10000.training.data import load_data
 from ham10000.training.data_export import write_official_layout
 
@@ -21,3 +23,19 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """220 synthetic photographs in the official layout; read-only for tests."""
     folder = tmp_path_factory.mktemp("data") / "official"
     return write_official_layout(folder, load_data("synthetic:220")[0])
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each variant with random weights, by modality; read-only for tests."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    for modality in MODALITIES:
+        torch.manual_seed(0)
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", backbone_kwargs={})
+        model = create_model(config)
+        # Random heads answer almost the same to everything; larger weights make differences that can be seen.
+        with torch.no_grad():
+            model.classifier.weight.mul_(8)
+        model.save_pretrained(parent / modality)
+        create_processor(config, image_size=64).save_pretrained(parent / modality)
+    return {modality: parent / modality for modality in MODALITIES}
