@@ -175,9 +175,9 @@ def explanation_html(answers: Sequence[Answer], picture: Image.Image | None) -> 
         )
     return (
         f'<div class="ham"><div class="ham-cards">{"".join(parts)}</div>'
-        '<p class="ham-fine">Grad-CAM (Selvaraju et al. 2017): yellow marks the region that speaks most for the class, '
-        "where there is no colour nothing speaks for it. Each map is scaled to its own maximum: maps compare in "
-        "place, not in strength. It says where the network looks, not whether it is right.</p></div>"
+        '<p class="ham-fine">Grad-CAM (Selvaraju et al. 2017): yellow marks the region that speaks most for the '
+        "class, where there is no colour nothing speaks for it. Each map is scaled to its own maximum: maps compare "
+        "in place, not in strength. It says where the network looks, not whether it is right.</p></div>"
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -152,7 +153,7 @@ class Repository:
 
     def compare(self, revision: str | None) -> Changes:
         """What a commit on `revision` has to change; everything is new where that is None."""
-        where = {"revision": revision, "repo_type": self.repo_type}
+        where: dict[str, Any] = {"revision": revision, "repo_type": self.repo_type}
         entries = [] if revision is None else self.api.list_repo_tree(self.repo_id, recursive=True, **where)
         there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         return Changes(

@@ -100,7 +100,7 @@ def space_requirements(imported: set[str]) -> str:
     Raises:
         Ham10000Error: If the installed package does not declare one of them.
     """
-    declared = {}
+    declared: dict[str, str] = {}
     for line in importlib.metadata.requires("ham10000") or []:
         if match := re.match(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*(?:;|$)", line):
             declared.setdefault(match[1].lower(), match[1] + match[2])
