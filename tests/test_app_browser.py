@@ -15,8 +15,8 @@ from ham10000.training.prediction import load_checkpoint, predict
 pytest.importorskip("gradio", reason="the demo needs the extra app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 
-from ham10000.hub_upload.app_models import load_models
-from ham10000.hub_upload.app_page import build_page, sample_pictures, serve
+from ham10000.hub_upload.app_models import load_models  # noqa: E402
+from ham10000.hub_upload.app_page import build_page, sample_pictures, serve  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
