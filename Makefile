@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all lint format results docs typing clean notebooks
+.PHONY: help setup demo test test-all lint format results docs typing clean notebooks app
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ typing:  ## (re)create the links the type checkers follow
 
 demo: setup  ## train, evaluate and predict all three variants on synthetic data (no network)
 	$(BIN)/python examples/demo.py
+
+app: setup  ## show the demo's models side by side in a browser (trains them first if there are none)
+	test -f runs/demo/fusion/eval_results.json || $(BIN)/python examples/demo.py
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/app.py --checkpoints runs/demo/image runs/demo/metadata runs/demo/fusion
 
 notebooks: setup  ## execute the notebooks of examples/ again, on synthetic data (no network)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py

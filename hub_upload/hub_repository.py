@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -28,11 +29,15 @@ OWNED_FILES = (
     "conversion.json",
 )
 OWNED_FOLDERS = ("figures", "onnx")
+# Likewise what the demo owns in its Space.
+SPACE_FOLDERS = ("ham10000",)
 
 
-def is_owned(path: str) -> bool:
+def is_owned(path: str, repo_type: str = "model") -> bool:
     """Whether a path in a repository belongs to releases of this package rather than to the user."""
     top, *rest = PurePosixPath(path).parts
+    if repo_type == "space":
+        return bool(rest) and top in SPACE_FOLDERS
     return top in OWNED_FOLDERS if rest else any(fnmatchcase(path, pattern) for pattern in OWNED_FILES)
 
 
@@ -79,6 +84,7 @@ class Repository:
         files: The folder's files, by path in the repository.
         traffic: What goes over the wire.
         log: Takes lines on the progress.
+        repo_type: `"model"` or `"space"`.
     """
 
     def __init__(
@@ -89,7 +95,9 @@ class Repository:
         files: dict[str, Path],
         traffic: Traffic,
         log: Callable[[str], None],
+        repo_type: str = "model",
     ) -> None:
+        self.repo_type = repo_type
         self.api, self.repo_id, self.revision = api, repo_id, revision
         self.files, self.traffic, self.log = files, traffic, log
         self.made: str | None = None  # what this call asked the Hub to create, in words
@@ -99,7 +107,7 @@ class Repository:
     @property
     def url(self) -> str:
         """Address of the repository's page."""
-        return f"{self.api.endpoint}/{self.repo_id}"
+        return f"{self.api.endpoint}/{'spaces/' if self.repo_type == 'space' else ''}{self.repo_id}"
 
     @contextmanager
     def step(self, name: str, aftermath: Callable[[Failure], str]) -> Iterator[None]:
@@ -128,14 +136,14 @@ class Repository:
     def read(self) -> Remote | None:
         """Reads visibility and refs; None if there is no such repository."""
         try:
-            info = self.api.model_info(self.repo_id)
+            info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError as error:
             if error.response.status_code != 404:  # 401 under this name: the token was not accepted
                 raise
             return None
-        refs = self.api.list_repo_refs(self.repo_id, include_pull_requests=True)
+        refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type, include_pull_requests=True)
         return Remote(
             private=bool(info.private),
             branches={branch.name: branch.target_commit for branch in refs.branches},
@@ -145,21 +153,23 @@ class Repository:
 
     def compare(self, revision: str | None) -> Changes:
         """What a commit on `revision` has to change; everything is new where that is None."""
-        entries = [] if revision is None else self.api.list_repo_tree(self.repo_id, revision=revision, recursive=True)
+        where: dict[str, Any] = {"revision": revision, "repo_type": self.repo_type}
+        entries = [] if revision is None else self.api.list_repo_tree(self.repo_id, recursive=True, **where)
         there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         return Changes(
             tuple(
                 path for path, file in self.files.items() if path not in there or not has_content(file, there[path])
             ),
-            tuple(path for path in there if path not in self.files and is_owned(path)),
+            tuple(path for path in there if path not in self.files and is_owned(path, self.repo_type)),
         )
 
     def prepare(self, remote: Remote | None, private: bool) -> str | None:
         """Makes repository and branch where they are absent, and returns the branch's head."""
         if remote is None:
             self.made = "repository"
-            self.api.create_repo(self.repo_id, private=private)
-            self.start = self.api.model_info(self.repo_id).sha
+            sdk = "gradio" if self.repo_type == "space" else None
+            self.api.create_repo(self.repo_id, private=private, repo_type=self.repo_type, space_sdk=sdk)
+            self.start = self.api.repo_info(self.repo_id, repo_type=self.repo_type).sha
             self.log(f"Created {'private' if private else 'public'} repository {self.repo_id}")
             branches = {"main": self.start}
         else:
@@ -167,7 +177,7 @@ class Repository:
         base = branches.get("main")
         if self.revision not in branches and base is not None:
             self.made = self.made or f"branch {self.revision!r}"
-            self.api.create_branch(self.repo_id, branch=self.revision, revision=base)
+            self.api.create_branch(self.repo_id, branch=self.revision, revision=base, repo_type=self.repo_type)
             self.start = base
             self.log(f"Created branch {self.revision} from main")
         return branches.get(self.revision, base)
@@ -204,6 +214,7 @@ class Repository:
                 revision=self.revision,
                 parent_commit=parent,
                 create_pr=create_pr,
+                repo_type=self.repo_type,
             )
         except FAILURES as error:
             if not (self.traffic.commit_sent and self.explain(error).uncertain):
@@ -256,13 +267,22 @@ class Repository:
             # Never delete what somebody has put something into, nor what may not be ours.
             if heads == {self.start} and not (whole and (remote.tags or remote.pull_requests)):
                 if whole:
-                    self.api.delete_repo(self.repo_id)
+                    self.api.delete_repo(self.repo_id, repo_type=self.repo_type)
                 else:
-                    self.api.delete_branch(self.repo_id, branch=self.revision)
+                    self.api.delete_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type)
                 return f"The {self.made} created for it was removed again, so the Hub is as it was."
         except FAILURES:
             pass
         return left
 
 
-__all__ = ["OWNED_FILES", "OWNED_FOLDERS", "Changes", "Remote", "Repository", "has_content", "is_owned"]
+__all__ = [
+    "OWNED_FILES",
+    "OWNED_FOLDERS",
+    "SPACE_FOLDERS",
+    "Changes",
+    "Remote",
+    "Repository",
+    "has_content",
+    "is_owned",
+]

@@ -127,6 +127,7 @@ def publish_folder(
     create_pr: bool = False,
     commit_message: str,
     log: Callable[[str], None] = print,
+    repo_type: str = "model",
 ) -> Published:
     """Uploads a finished folder as one atomic commit, and tags it.
 
@@ -143,6 +144,7 @@ def publish_folder(
         create_pr: Open a pull request to main instead of committing. It is no release, so it gets no tag.
         commit_message: First line of the commit's message.
         log: Takes lines on the progress.
+        repo_type: `"model"`, or `"space"` for a Gradio Space.
 
     Returns:
         Where the folder is now.
@@ -161,7 +163,9 @@ def publish_folder(
     api = copy.copy(api)
     api.token = token
     with bounded_client() as traffic:
-        repository = Repository(api, repo_id, revision, files, traffic, lambda line: log(redact(line, token)))
+        repository = Repository(
+            api, repo_id, revision, files, traffic, lambda line: log(redact(line, token)), repo_type
+        )
         if create_pr and tag is not None:
             repository.log(f"A pull request is no release, so tag {tag} is not set")
         try:
@@ -211,14 +215,14 @@ def _publish(
     with repository.step(f"Completing release {tag or commit[:10]}", lambda _: left):
         missing = repository.compare(commit).uploads if changes and not create_pr else ()
         if tag is not None and tagged is None and not missing:
-            repository.api.create_tag(repo_id, tag=tag, revision=commit)
+            repository.api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repository.repo_type)
             repository.log(f"Tagged {tag}")
     if missing:
         raise Ham10000Error(
             f"Commit {commit[:10]} of {repo_id!r} lacks {', '.join(missing)}, so it was not tagged. The repository's "
             ".gitignore names them: take them out of it and run the same command again."
         )
-    page = pull_request or f"{url}/tree/{tag or revision}"
+    page = pull_request or (url if repository.repo_type == "space" else f"{url}/tree/{tag or revision}")
     return Published(
         repo_id, page, commit, tag, pull_request, remote is None, not changes, changes.uploads, changes.deletions
     )

@@ -3,8 +3,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fork_server import ForkServer
 
+from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
 from ham10000.training.data import load_data
 from ham10000.training.data_export import write_official_layout
 
@@ -31,3 +33,19 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("output"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each variant with random weights, by modality; read-only for tests."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    for modality in MODALITIES:
+        torch.manual_seed(0)
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", backbone_kwargs={})
+        model = create_model(config)
+        # Random heads answer almost the same to everything; larger weights make differences that can be seen.
+        with torch.no_grad():
+            model.classifier.weight.mul_(8)
+        model.save_pretrained(parent / modality)
+        create_processor(config, image_size=64).save_pretrained(parent / modality)
+    return {modality: parent / modality for modality in MODALITIES}

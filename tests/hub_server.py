@@ -259,8 +259,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts, user = self.parts, self.record.user
         if parts[0] == "lfs":
             return self.lfs_object()
-        if parts[:2] == ["api", "models"] and len(parts) >= 4:
-            return self.repo_api("/".join(parts[2:4]), parts[4:])
+        if parts[0] == "api" and parts[1:2] in (["models"], ["spaces"]) and len(parts) >= 4:
+            prefix = "spaces/" if parts[1] == "spaces" else ""
+            return self.repo_api(prefix + "/".join(parts[2:4]), parts[4:])
         if parts[0] == "api":
             payload = json.loads(self.body) if self.body else {}
             if parts[1:] == ["whoami-v2"]:
@@ -270,7 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
             if parts[1:] == ["validate-yaml"]:
                 return self.validate_yaml(payload["content"])
             if parts[1:2] == ["repos"]:
-                repo_id = f"{payload.get('organization') or user}/{payload['name']}"
+                is_space = payload.get("type") == "space"
+                if is_space and parts[2] == "create" and not payload.get("sdk"):
+                    raise Refused(400, "A Space needs an sdk")
+                repo_id = f"{'spaces/' if is_space else ''}{payload.get('organization') or user}/{payload['name']}"
                 self.hub.state.check_write(repo_id, user, self.may_write)
                 if parts[2] == "create":
                     self.hub.state.create(repo_id, payload.get("visibility") == "private")

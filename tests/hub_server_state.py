@@ -33,6 +33,11 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
+def owner(repo_id: str) -> str:
+    """Whose a repository is; a Space is named `spaces/user/name` here, as in its address."""
+    return repo_id.removeprefix("spaces/").split("/")[0]
+
+
 class Repo:
     """One repository; every change is written before the method returns."""
 
@@ -178,12 +183,12 @@ class HubState:
         folder = self.folder / repo_id
         if (folder / "repo.json").is_file():
             repo = Repo(folder)
-            if not repo.private or user == repo_id.split("/")[0]:
+            if not repo.private or user == owner(repo_id):
                 return repo
         raise Refused(401 if user is None else 404, "Repository not found", "RepoNotFound")
 
     def check_write(self, repo_id: str, user: str | None, may_write: bool) -> None:
-        namespace = repo_id.split("/")[0]
+        namespace = owner(repo_id)
         if user is None:
             raise Refused(401, "Invalid username or password.")
         if user != namespace or not may_write:
@@ -200,7 +205,7 @@ class HubState:
     def snapshot(self) -> dict[str, Any]:
         """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
         repos = {}
-        for path in sorted(self.folder.glob("*/*/repo.json")):
+        for path in sorted(self.folder.rglob("repo.json")):
             repo = Repo(path.parent)
             repos[path.parent.relative_to(self.folder).as_posix()] = {
                 "private": repo.private,

@@ -1,0 +1,13 @@
+"""The demo in a browser: several models side by side on one picture, with heat maps and metadata effects.
+
+python examples/app.py --checkpoints runs/demo/image runs/demo/metadata runs/demo/fusion
+
+`make app` does that. `ham10000-space` makes a Hugging Face Space of the same page.
+"""
+
+import sys
+
+from ham10000.hub_upload.app_page import main
+
+if __name__ == "__main__":
+    sys.exit(main())

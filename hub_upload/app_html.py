@@ -1,0 +1,290 @@
+"""The demo's results as HTML: tables that a screen reader reads, with bars beside the numbers."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ham10000.hub_upload.app_models import Answer, DemoModel
+from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT
+from ham10000.training.metadata_effects import ALL_FIELDS, UNKNOWN
+from ham10000.training.prediction_output import DISCLAIMER
+
+FIELD_TITLES = {"age": "age", "sex": "sex", "localization": "site", ALL_FIELDS: "all of them"}
+_MALIGNANT = [LABELS.index(label) for label in MALIGNANT]
+# A picture in a page: enough for a phone's width at twice the density.
+_SHOWN_SIDE = 800
+
+
+def notice() -> str:
+    """The line that is always in view."""
+    return f'<p id="ham-notice" role="note">{html.escape(DISCLAIMER)}</p>'
+
+
+def box(text: str, *, error: bool = False) -> str:
+    """A warning or an error in words; nothing for no text."""
+    if not text:
+        return ""
+    kind, role = (" ham-error", "alert") if error else ("", "status")
+    return f'<div class="ham"><div class="ham-box{kind}" role="{role}">{html.escape(text)}</div></div>'
+
+
+def image_tag(picture: Image.Image, alt: str) -> str:
+    """A picture within the page, without a request of its own.
+
+    Args:
+        picture: RGB; made smaller where it is large.
+        alt: What it shows.
+    """
+    shown = picture.copy()
+    shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    stream = io.BytesIO()
+    shown.save(stream, format="JPEG", quality=88)
+    data = base64.b64encode(stream.getvalue()).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(alt)}">'
+
+
+def picture_html(picture: Image.Image | None, name: str) -> str:
+    """The chosen picture with its name."""
+    if picture is None:
+        return '<div class="ham"><p class="ham-fine">No picture is chosen.</p></div>'
+    width, height = picture.size
+    return (
+        f'<div class="ham"><figure>{image_tag(picture, "The chosen picture")}'
+        f"<figcaption>{html.escape(name)}, {width} × {height} pixels</figcaption></figure></div>"
+    )
+
+
+def probabilities_html(answers: Sequence[Answer]) -> str:
+    """A card for each model: its probabilities with bars, and the malignant total.
+
+    Args:
+        answers: One a model.
+    """
+    key = (
+        '<p class="ham-fine"><span class="ham-key ham-malignant" aria-hidden="true"></span> malignant or a precursor '
+        f'({" + ".join(MALIGNANT)}) <span class="ham-key" aria-hidden="true"></span> other classes. '
+        "The seven always add up to 100 %, whatever the picture shows.</p>"
+    )
+    names = "".join(f"<dt>{label}</dt><dd>{html.escape(LABEL_DESCRIPTIONS[label])}</dd>" for label in LABELS)
+    names = f"<details><summary>What the seven classes are</summary><dl>{names}</dl></details>"
+    cards = "".join(_card(answer) for answer in answers)
+    return f'<div class="ham"><h2>Probabilities</h2>{key}{names}<div class="ham-cards">{cards}</div></div>'
+
+
+def _card(answer: Answer) -> str:
+    model = answer.model
+    title = f"<h3>{html.escape(model.name)}</h3>"
+    if answer.effects is None:
+        body = f'<p class="ham-box" role="status">{html.escape(answer.note)}</p>'
+        return f'<article class="ham-card" data-model="{html.escape(model.name)}">{title}{body}</article>'
+    shares = answer.effects.baseline
+    best = int(shares.argmax())
+    reads = " and ".join(
+        [
+            *(["the picture"] if model.reads_image else []),
+            *([", ".join(_field_text(f, v) for f, v in answer.effects.given.items())] if model.reads_metadata else []),
+        ]
+    )
+    rows = "".join(_class_row(answer, index, first=index == best) for index in range(len(LABELS)))
+    risk = float(shares[_MALIGNANT].sum())
+    total = (
+        f'<tr class="ham-total"><th scope="row">malignant total</th>{_bar_cell(risk, True)}'
+        f'<td class="ham-number" data-share="malignant">{risk:.1%}</td></tr>'
+    )
+    return (
+        f'<article class="ham-card" data-model="{html.escape(model.name)}">{title}'
+        f'<p class="ham-fine">{html.escape(model.modality)} model, reads {html.escape(reads)}</p>'
+        f'<table><caption class="ham-hidden">Probabilities of {html.escape(model.name)}</caption>'
+        f"<tbody>{rows}{total}</tbody></table>"
+        f"<p><b>Most probable:</b> {html.escape(LABEL_DESCRIPTIONS[LABELS[best]])}</p>"
+        f'<p class="ham-fine">{html.escape(_honesty(answer))}</p></article>'
+    )
+
+
+def _field_text(field: str, value: str) -> str:
+    return f"{FIELD_TITLES[field]} {value}"
+
+
+def _class_row(answer: Answer, index: int, *, first: bool) -> str:
+    assert answer.effects is not None
+    label, share = LABELS[index], float(answer.effects.baseline[index])
+    interval = None
+    if answer.low is not None and answer.high is not None:
+        interval = float(answer.low[index]), float(answer.high[index])
+    text = f"{share:.1%}"
+    if interval:
+        text += f'<br><span class="ham-fine">{interval[0]:.1%} to {interval[1]:.1%}</span>'
+    return (
+        f'<tr{" class=ham-first" if first else ""}><th scope="row" title="{html.escape(LABEL_DESCRIPTIONS[label])}">'
+        f"{label}</th>{_bar_cell(share, label in MALIGNANT, interval)}"
+        f'<td class="ham-number" data-share="{label}">{text}</td></tr>'
+    )
+
+
+def _bar_cell(share: float, malignant: bool, interval: tuple[float, float] | None = None) -> str:
+    kind = " ham-malignant" if malignant else ""
+    mark = ""
+    if interval:
+        low, high = interval
+        mark = f'<span class="ham-range" style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></span>'
+    fill = f'<span class="ham-fill{kind}" style="width:{100 * share:.1f}%"></span>'
+    return f'<td class="ham-bar" aria-hidden="true"><span class="ham-track">{fill}{mark}</span></td>'
+
+
+def _honesty(answer: Answer) -> str:
+    """What these numbers are, and are not."""
+    model = answer.model
+    temperatures = model.temperatures
+    if all(value != 1 for value in temperatures):
+        values = ", ".join(f"{value:.2f}" for value in temperatures)
+        calibration = f"Calibrated by temperature scaling on validation images (T = {values})."
+    else:
+        calibration = "Not calibrated (T = 1): its probabilities may be too sure or too unsure."
+    if answer.low is None:
+        interval = "One training run gives one number a class, so there is no interval."
+    else:
+        interval = f"Mean, and range from lowest to highest, of {len(model.members)} training runs."
+    synthetic = "Trained on SYNTHETIC pictures: its numbers mean nothing about skin. " if model.synthetic else ""
+    return f"{synthetic}{calibration} {interval}"
+
+
+def explanation_html(answers: Sequence[Answer], picture: Image.Image | None) -> str:
+    """The heat maps side by side.
+
+    Args:
+        answers: One a model.
+        picture: What they are about, or None.
+    """
+    if picture is None:
+        return '<div class="ham"><p>There is no picture, so there is nothing to show here.</p></div>'
+    parts = []
+    for answer in answers:
+        name = html.escape(answer.model.name)
+        if answer.overlay is None:
+            parts.append(f'<div class="ham-card"><h3>{name}</h3><p>{html.escape(answer.note)}</p></div>')
+            continue
+        words = f"{answer.label}, {LABEL_DESCRIPTIONS[answer.label]}"
+        alt = f"Heat map of {answer.model.name} for {words}"
+        parts.append(
+            f'<figure class="ham-card" data-overlay="{html.escape(answer.label)}"><h3>{name}</h3>'
+            f"{image_tag(answer.overlay, alt)}<figcaption>evidence for {html.escape(words)}</figcaption></figure>"
+        )
+    return (
+        f'<div class="ham"><div class="ham-cards">{"".join(parts)}</div>'
+        '<p class="ham-fine">Grad-CAM (Selvaraju et al. 2017): yellow marks the region that speaks most for the '
+        "class, where there is no colour nothing speaks for it. Each map is scaled to its own maximum: maps compare "
+        "in place, not in strength. It says where the network looks, not whether it is right.</p></div>"
+    )
+
+
+def effects_html(answers: Sequence[Answer], label: str | None, field: str) -> str:
+    """What the metadata changed, and what other values of one field would change.
+
+    Args:
+        answers: One a model.
+        label: The class shown beside the malignant total; None for each model's most probable one.
+        field: The field that is varied: age, sex or localization.
+    """
+    reading = [answer for answer in answers if answer.effects is not None and answer.effects.given]
+    if not reading:
+        return '<div class="ham"><p>No model here reads metadata and has all it needs.</p></div>'
+    cards = "".join(_effects_card(answer, label or answer.label, field) for answer in reading)
+    return (
+        f'<div class="ham"><div class="ham-cards">{cards}</div>'
+        '<p class="ham-fine">The picture stays the same; only what the model is told changes. These are statements '
+        "about the model, not about skin. Differences are in percentage points from the first line.</p></div>"
+    )
+
+
+def _effects_card(answer: Answer, label: str, field: str) -> str:
+    effects = answer.effects
+    assert effects is not None
+    index = LABELS.index(label)
+    base = float(effects.baseline[_MALIGNANT].sum()), float(effects.baseline[index])
+    lines = [_effects_row("as given", base, None, given=True)]
+    known = [name for name, value in effects.given.items() if value != UNKNOWN]
+    for name in (*known, *([ALL_FIELDS] if len(known) > 1 else [])):
+        changed = effects.unknown(name)
+        if changed is not None:
+            lines.append(_effects_row(f"{FIELD_TITLES[name]} unknown", _pair(changed, index), base))
+    nothing = "" if known else '<p class="ham-fine">No metadata was given, so none changed anything.</p>'
+    head = (
+        '<thead><tr><th scope="col">metadata</th><th scope="col" class="ham-number" colspan="2">malignant total</th>'
+        f'<th scope="col" class="ham-number" colspan="2">{label}</th></tr></thead>'
+    )
+    varied = ""
+    rows = effects.varied(field)
+    if rows:
+        body = "".join(
+            _varied_row(row.value, _pair(row.probabilities, index), effects.given.get(field) == row.value, label)
+            for row in rows
+        )
+        varied = (
+            f'<table data-varied="{field}"><caption class="ham-fine">the same with another {FIELD_TITLES[field]}'
+            f'</caption><thead><tr><th scope="col">{FIELD_TITLES[field]}</th>'
+            '<th scope="col" colspan="2">malignant total</th>'
+            f'<th scope="col" class="ham-number">{label}</th></tr></thead><tbody>{body}</tbody></table>'
+        )
+    return (
+        f'<article class="ham-card"><h3>{html.escape(answer.model.name)}</h3>'
+        f"<table>{head}<tbody>{''.join(lines)}</tbody></table>{nothing}{varied}</article>"
+    )
+
+
+def _pair(shares: np.ndarray, index: int) -> tuple[float, float]:
+    return float(shares[_MALIGNANT].sum()), float(shares[index])
+
+
+def _effects_row(
+    name: str, pair: tuple[float, float], base: tuple[float, float] | None, *, given: bool = False
+) -> str:
+    cells = ""
+    for position, share in enumerate(pair):
+        change = "" if base is None else f"{100 * (share - base[position]):+.1f}"
+        cells += f'<td class="ham-number">{share:.1%}</td><td class="ham-number ham-fine">{change}</td>'
+    kind = " class=ham-given" if given else ""
+    return f'<tr{kind}><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+
+
+def _varied_row(value: str, pair: tuple[float, float], given: bool, label: str) -> str:
+    kind = " class=ham-given" if given else ""
+    shown = html.escape(value) + (" (given)" if given else "")
+    return (
+        f'<tr{kind}><th scope="row">{shown}</th>{_bar_cell(pair[0], True)}<td class="ham-number">{pair[0]:.1%}</td>'
+        f'<td class="ham-number">{pair[1]:.1%}</td></tr>'
+    )
+
+
+def header_html(models: Sequence[DemoModel]) -> str:
+    """Title, what this is, and whether the models are toys."""
+    synthetic = [model.name for model in models if model.synthetic]
+    warning = ""
+    if synthetic:
+        warning = (
+            '<div class="ham-box" role="note"><b>Trained on SYNTHETIC pictures:</b> '
+            f"{html.escape(', '.join(synthetic))}. These numbers show that the software works and mean nothing about "
+            "skin.</div>"
+        )
+    return (
+        '<div class="ham"><h1>HAM10000 models, side by side</h1>'
+        "<p>One dermatoscopic picture, and what models say that read the picture, the metadata, or both.</p>"
+        f"{warning}</div>"
+    )
+
+
+__all__ = [
+    "FIELD_TITLES",
+    "UNKNOWN",
+    "box",
+    "effects_html",
+    "explanation_html",
+    "header_html",
+    "image_tag",
+    "notice",
+    "picture_html",
+    "probabilities_html",
+]

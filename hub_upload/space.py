@@ -1,0 +1,256 @@
+"""Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.
+
+space/
+    README.md            the Space's settings, the models it shows, and what it must not be used for
+    app.py               starts the page with those models, each at a pinned revision
+    requirements.txt     what the code below imports, with the floors this package was tested with
+    ham10000/            the modules of this package that the page needs; nothing is fetched but the models
+
+ham10000-space --repo_id user/ham10000-demo --model user/ham10000-image@v1.0 --model user/ham10000-fusion@v1.0
+"""
+
+import argparse
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, SpaceCardData
+
+from ham10000.hub_upload.bundle import describe_tree
+from ham10000.hub_upload.card_markdown import bullets, code, join
+from ham10000.hub_upload.card_sections import RESEARCH_BANNER
+from ham10000.hub_upload.hub_client import find_token
+from ham10000.hub_upload.publish import check_names, publish_folder
+from ham10000.modeling import Ham10000Error
+from ham10000.training.atomic import atomic_write_text
+from ham10000.training.cli import add_debug_argument, run_cli
+
+_PAGE = "ham10000.hub_upload.app_page"
+# Names of packages on the index, where they differ from what is imported.
+_DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+_APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
+
+from ham10000.hub_upload.app_page import main
+
+MODELS = {models}
+
+if __name__ == "__main__":
+    raise SystemExit(main(["--checkpoints", *MODELS]))
+'''
+_PYTHON = "3.11"
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of this package; None for a package, which is a folder, or something else."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def needed_modules(start: str = _PAGE) -> tuple[dict[str, Path], set[str]]:
+    """What a module imports, directly or not, at its top or within its functions.
+
+    Args:
+        start: Full name of a module of this package.
+
+    Returns:
+        The modules of this package by full name, and the top names of other packages, standard library left out.
+    """
+    files: dict[str, Path] = {}
+    others: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        file = None if name in files else module_file(name)
+        if file is None:
+            continue
+        files[name] = file
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        waiting.append(package)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = ".".join(filter(None, [package if node.level else "", node.module]))
+                found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting += [module for module in found if module.startswith("ham10000.")]
+            others |= {module.split(".")[0] for module in found}
+    return files, others - set(sys.stdlib_module_names) - {"ham10000"}
+
+
+def space_requirements(imported: set[str]) -> str:
+    """The content of `requirements.txt`.
+
+    Args:
+        imported: Top names of what is imported.
+
+    Returns:
+        One line each, with the floor that this package declares, in alphabetical order.
+
+    Raises:
+        Ham10000Error: If the installed package does not declare one of them.
+    """
+    declared: dict[str, str] = {}
+    for line in importlib.metadata.requires("ham10000") or []:
+        if match := re.match(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*(?:;|$)", line):
+            declared.setdefault(match[1].lower(), match[1] + match[2])
+    names = {_DISTRIBUTIONS.get(name, name).lower() for name in imported}
+    if missing := sorted(names - set(declared)):
+        raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
+    return "".join(f"{declared[name]}\n" for name in sorted(names))
+
+
+def parse_model(text: str) -> tuple[str, str]:
+    """Splits `user/name@revision`.
+
+    Raises:
+        Ham10000Error: If it is not of that form; a Space shows a release that cannot change under it.
+    """
+    repo_id, at, revision = text.partition("@")
+    if not at:
+        raise Ham10000Error(f"--model {text!r} has no revision; expected user/name@v1.0, so that it cannot change.")
+    check_names(repo_id, tag=None, revision=revision)
+    return repo_id, revision
+
+
+def render_readme(title: str, models: Sequence[tuple[str, str]], licence: str) -> str:
+    """The Space's README.md, whose head the Hub reads as its settings.
+
+    Args:
+        title: As the Hub shows it.
+        models: Ids and revisions.
+        licence: Of the Space, such as `apache-2.0`.
+
+    Returns:
+        Markdown with YAML front matter, ending in a newline.
+    """
+    head = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        python_version=_PYTHON,
+        app_file="app.py",
+        license=licence,
+        models=[repo_id for repo_id, _ in models],
+        tags=["dermoscopy", "research-only", "HAM10000"],
+        short_description="HAM10000 models side by side. Research only.",
+        colorFrom="yellow",
+        colorTo="blue",
+        pinned=False,
+    )
+    body = join(
+        f"# {title}",
+        RESEARCH_BANNER,
+        "One dermatoscopic picture, and what several models say to it: probabilities, the region the network looks "
+        "at, and what age, sex and site changed. The samples are drawn by the package; pictures you upload are "
+        "deleted after an hour.",
+        bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in models),
+    )
+    return f"---\n{head.to_yaml()}\n---\n\n{body}\n"
+
+
+def assemble_space(
+    folder: Path, models: Sequence[str], *, title: str = "HAM10000 side by side", licence: str = "apache-2.0"
+) -> None:
+    """Writes a Space into an empty folder.
+
+    Args:
+        folder: Destination, empty or absent.
+        models: `user/name@revision` each.
+        title: As the Hub shows it.
+        licence: Of the Space's code; each model keeps its own.
+
+    Raises:
+        Ham10000Error: For no model, one without a revision, or a folder that is not empty.
+    """
+    if not models:
+        raise Ham10000Error("A Space needs at least one model: --model user/ham10000-fusion@v1.0.")
+    chosen = [parse_model(model) for model in models]
+    if folder.exists() and any(folder.iterdir()):
+        raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
+    files, others = needed_modules()
+    requirements = space_requirements(others)
+    for name, file in files.items():
+        target = folder.joinpath(*name.split("."))
+        target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        # Constants that a module reads from beside itself bear its name.
+        constants = file.with_suffix(".json")
+        if constants.is_file():
+            shutil.copyfile(constants, target.with_suffix(".json"))
+    # A package proper: in a Space the copy beside app.py counts, even where another is installed.
+    atomic_write_text(folder / "ham10000" / "__init__.py", "")
+    listed = "".join(f'    "{model}",\n' for model in models)
+    atomic_write_text(folder / "app.py", _APP.format(models=f"[\n{listed}]"))
+    atomic_write_text(folder / "requirements.txt", requirements)
+    atomic_write_text(folder / "README.md", render_readme(title, chosen, licence))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-space`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-space",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
+    )
+    parser.add_argument("--repo_id", required=True, help="user/name of the Space; created if it is not there")
+    parser.add_argument(
+        "--model", action="append", required=True, metavar="USER/NAME@REVISION", help="a model to show; repeatable"
+    )
+    parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
+    parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
+    parser.add_argument("--private", action="store_true", help="create the Space as private")
+    parser.add_argument("--dry_run", action="store_true", help="write the folder, upload nothing")
+    parser.add_argument("--output_dir", type=Path, help="keep the folder here, which must not exist")
+    parser.add_argument("--message", default="Publish the demo", help="commit message")
+    add_debug_argument(parser)
+    return parser
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-space`."""
+    arguments = build_parser().parse_args(argv)
+    check_names(arguments.repo_id, tag=None, revision="main")
+    if arguments.output_dir is not None and arguments.output_dir.exists():
+        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
+    if not arguments.dry_run:
+        find_token(HfApi())
+    with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
+        folder = Path(scratch, "space")
+        assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
+        print(describe_tree(folder))
+        if arguments.output_dir is not None:
+            shutil.copytree(folder, arguments.output_dir)
+            print(f"Saved     {arguments.output_dir}; try it: python {arguments.output_dir / 'app.py'}")
+        if arguments.dry_run:
+            print("Dry run   nothing was uploaded")
+            return
+        published = publish_folder(
+            folder,
+            arguments.repo_id,
+            api=HfApi(library_name="ham10000"),
+            tag=None,
+            private=arguments.private,
+            commit_message=arguments.message,
+            repo_type="space",
+        )
+    print(f"Published {published.url}")
+
+
+__all__ = ["assemble_space", "main", "needed_modules", "parse_model", "render_readme", "space_requirements"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Fits the out-of-distribution score on HAM10000, tries it, and says how good it is.
+
+python -m ham10000.training.fit_out_of_distribution fit --data HAM10000/ --others pictures/
+python -m ham10000.training.fit_out_of_distribution report
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_sample_images
+
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.image_processing_ham10000 import load_image
+from ham10000.training.atomic import atomic_write_json
+from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.data import load_data
+from ham10000.training.environment import environment
+from ham10000.training.markdown_text import code, join, table
+from ham10000.training.out_of_distribution import (
+    CONSTANTS,
+    Distribution,
+    fit_distribution,
+    from_json,
+    mahalanobis,
+    picture_features,
+    to_json,
+)
+from ham10000.training.prediction_inputs import find_pictures
+from ham10000.training.split import SPLITS, apply_split, make_split
+
+_SYNTHETIC = "synthetic:300"
+_SIZE = (600, 450)
+
+
+def other_pictures() -> dict[str, Any]:
+    """Pictures that are surely no dermatoscopic images, none of which needs a network.
+
+    Returns:
+        By name: the two photographs that come with scikit-learn, plain colours, noise, a page of text, a form.
+    """
+    photographs = load_sample_images()
+    noise = np.random.default_rng(0).integers(0, 256, (_SIZE[1], _SIZE[0], 3), dtype=np.uint8)
+    pictures: dict[str, Any] = {
+        f"photograph {Path(name).name} (scikit-learn)": image
+        for name, image in zip(photographs.filenames, photographs.images, strict=True)
+    }
+    pictures |= {f"plain {name}": Image.new("RGB", _SIZE, name) for name in ("white", "black", "red")}
+    pictures["plain colour of skin"] = Image.new("RGB", _SIZE, (214, 158, 146))
+    pictures["noise"] = noise
+    pictures["page of text, drawn"] = _page()
+    pictures["window with a form, drawn"] = _form()
+    return pictures
+
+
+def _page() -> Image.Image:
+    page = Image.new("RGB", _SIZE, "white")
+    draw = ImageDraw.Draw(page)
+    for line in range(24):
+        draw.text(
+            (40, 20 + 17 * line), "The quick brown fox jumps over the lazy dog, and over it again. " * 2, "black"
+        )
+    return page
+
+
+def _form() -> Image.Image:
+    form = Image.new("RGB", _SIZE, (243, 244, 246))
+    draw = ImageDraw.Draw(form)
+    draw.rectangle((0, 0, _SIZE[0], 40), fill=(37, 99, 235))
+    for row in range(6):
+        draw.text((40, 62 + 60 * row), f"Field {row + 1}", "black")
+        draw.rectangle((160, 55 + 60 * row, 540, 85 + 60 * row), fill="white", outline=(120, 120, 120))
+    draw.rectangle((440, 410, 540, 440), fill=(22, 163, 74))
+    return form
+
+
+def features_of(images: Iterable[Any]) -> np.ndarray:
+    """(pictures, features) of pictures in any form `load_image` reads; several threads decode."""
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(picture_features, images)))
+
+
+def _stored(part: datasets.Dataset) -> list[Any]:
+    rows = part.cast_column("image", datasets.Image(decode=False))["image"]
+    return [row["bytes"] or row["path"] for row in rows]
+
+
+def fit(data: str, *, seed: int, quantile: float, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Fits on the training images of a lesion-grouped split, and tries the result on what it has not seen.
+
+    Args:
+        data: As for `load_data`.
+        seed: Of the split.
+        quantile: As for `fit_distribution`.
+        others: Further pictures that are no dermatoscopic images, by name.
+
+    Returns:
+        The content of `out_of_distribution.json`.
+
+    Raises:
+        Ham10000Error: For bad data, or too few of them.
+    """
+    dataset, _ = load_data(data)
+    split = make_split(dataset, "lesion-grouped", seed=seed)
+    parts = {name: _stored(part) for name, part in apply_split(dataset, split).items()}
+    features = {name: features_of(images) for name, images in parts.items()}
+    described = environment()
+    provenance = {
+        "data": Path(data).name,  # not where it lay on this machine
+        "picture_size": list(load_image(parts["train"][0]).size),
+        "split": {"protocol": split.protocol, "seed": split.seed, "sha256": split.sha256, "sizes": split.sizes},
+        "versions": {name: described["versions"][name] for name in ("ham10000", "numpy", "python")},
+        "git": described["git"],
+    }
+    distribution = fit_distribution(features["train"], quantile, provenance)
+    features["synthetic"] = features_of(_stored(load_data(_SYNTHETIC)[0]))
+    tried = {
+        name: {
+            "images": len(rows),
+            "accepted": float((mahalanobis(rows, distribution) <= distribution.threshold).mean()),
+        }
+        for name, rows in features.items()
+        if name != "train"
+    }
+    distances = {
+        name: float(mahalanobis(picture_features(picture), distribution))
+        for name, picture in {**other_pictures(), **others}.items()
+    }
+    return {**to_json(distribution), "evaluation": {"accepted": tried, "other_pictures": distances}}
+
+
+def report(values: Mapping[str, Any]) -> str:
+    """What the fit says about itself.
+
+    Args:
+        values: Content of `out_of_distribution.json`.
+
+    Returns:
+        Markdown.
+    """
+    distribution: Distribution = from_json(dict(values))
+    tried, distances = values["evaluation"]["accepted"], values["evaluation"]["other_pictures"]
+    split = distribution.provenance["split"]
+    passed = [name for name, distance in distances.items() if distance <= distribution.threshold]
+    sentence = (
+        f"Mahalanobis distance on {len(distribution.mean)} statistics of colour and texture, fitted on "
+        f"{split['sizes']['train']:,} training images ({split['protocol']}, seed {split['seed']}, split "
+        f"{code(split['sha256'][:12])}). A picture farther than {distribution.threshold:.2f}, the "
+        f"{distribution.quantile:.0%} quantile of these, gets a warning."
+    )
+    accepted = [
+        [f"{name} images" if name in SPLITS else f"{name} pictures of this package", f"{row['images']:,}",
+         f"{row['accepted']:.1%}"]
+        for name, row in tried.items()
+    ]  # fmt: skip
+    others = [
+        [name, f"{distance:.1f}", "no warning" if name in passed else "warning"]
+        for name, distance in sorted(distances.items(), key=lambda item: item[1])
+    ]
+    return join(
+        sentence,
+        table(("without a warning", "pictures", "share"), accepted),
+        f"Of {len(distances)} pictures that are no dermatoscopic images, {len(distances) - len(passed)} get the "
+        "warning. They were looked at while the statistics were chosen, so other pictures may do worse.",
+        table(("picture", "distance", "result"), others, align="lrl"),
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ham10000.training.fit_out_of_distribution", description=(__doc__ or "").split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fitting = commands.add_parser("fit", help="fit on a data set's training images and write the constants")
+    fitting.add_argument("--data", required=True, help="as for ham10000-train")
+    fitting.add_argument("--seed", type=int, default=42, help="of the lesion-grouped split")
+    fitting.add_argument("--quantile", type=float, default=0.99, help="share of train that passes")
+    fitting.add_argument("--others", type=Path, help="folder of pictures that are no dermatoscopic images")
+    fitting.add_argument("--others_name", default="", help="where these come from, shown behind their names")
+    fitting.add_argument("--output", type=Path, default=CONSTANTS, help="default: the package's own constants")
+    reporting = commands.add_parser("report", help="print how good it is, as Markdown")
+    reporting.add_argument("--constants", type=Path, default=CONSTANTS)
+    for command in (fitting, reporting):
+        add_debug_argument(command)
+    return parser
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.command == "report":
+        try:
+            values = json.loads(arguments.constants.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Ham10000Error(f"Cannot read {str(arguments.constants)!r}: {error}. Run `fit` first.") from error
+        print(report(values))
+        return
+    suffix = f" ({arguments.others_name})" if arguments.others_name else ""
+    folder = find_pictures([arguments.others]) if arguments.others else []
+    others = {f"{path.stem}{suffix}": path for path in folder}
+    values = fit(arguments.data, seed=arguments.seed, quantile=arguments.quantile, others=others)
+    atomic_write_json(arguments.output, values)
+    print(report(values))
+    print(f"\nSaved {arguments.output}")
+
+
+__all__ = ["features_of", "fit", "main", "other_pictures", "report"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Whether a picture looks like a dermatoscopic image at all: one distance, one documented threshold, never a refusal.
+
+The models know seven classes and nothing else: shown a temple, they still answer with seven probabilities. This score
+says how far a picture's colours and textures lie from those of HAM10000, whatever model reads it afterwards. After
+Lee, Lee, Lee & Shin, "A simple unified framework for detecting out-of-distribution samples", NeurIPS 2018
+(arXiv:1807.03888), but on hand-made statistics of the picture in place of a network's features, so that it needs no
+checkpoint and is the same for all of them.
+
+`out_of_distribution.json` holds the fit and what it was tried on;
+`python -m ham10000.training.fit_out_of_distribution` makes it and prints its table. Two of the pictures tried pass
+though they should not: a close photograph of a cat, brown and hairy, and a stained tissue section. So no warning is no
+approval.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.image_processing_ham10000 import load_image
+
+# Width and height in pixels at which the statistics are taken: small enough that a picture's own resolution and its
+# JPEG artefacts hardly count.
+PICTURE_SIZE = (96, 72)
+# Differences of a and b below this are not counted: nobody sees them (a just noticeable difference is about 2.3; Mahy,
+# Van Eycken & Oosterlinck, Color Research & Application 19:105, 1994), and cameras and JPEG decide about them.
+COLOUR_FLOOR = 1.5
+CONSTANTS = Path(__file__).with_name("out_of_distribution.json")
+
+# CIE 1931 XYZ of the sRGB primaries (IEC 61966-2-1), and the white of D65.
+_XYZ = np.array(
+    ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+)
+_WHITE = _XYZ.sum(axis=1)
+
+FEATURES = (
+    "mean L",
+    "mean a",
+    "mean b",
+    "log SD L",
+    "log SD a",
+    "log SD b",
+    "centre minus border L",
+    "centre minus border a",
+    "centre minus border b",
+    "log SD L of the border",
+    "log fine gradient of L",
+    "log coarse gradient of L",
+    "log fine gradient of a and b",
+    "share of almost flat pixels",
+)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What the pictures of a training set have in common.
+
+    Attributes:
+        mean: (features,) float64.
+        precision: (features, features) float64, the inverse of the covariance.
+        threshold: Distance above which a picture counts as out of distribution.
+        quantile: Share of the training pictures that lie below the threshold, in (0, 1).
+        provenance: What it was fitted on: data, split hash, versions, commit.
+    """
+
+    mean: np.ndarray
+    precision: np.ndarray
+    threshold: float
+    quantile: float
+    provenance: dict[str, Any]
+
+
+def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB to CIE L*a*b* under D65 (CIE 15:2004).
+
+    Args:
+        rgb: (..., 3) uint8.
+
+    Returns:
+        (..., 3) float64: L in 0..100, a and b about -128..127.
+    """
+    values = np.asarray(rgb, dtype=np.float64) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ _XYZ.T / _WHITE
+    cubic = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = np.moveaxis(cubic, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def picture_features(image: Any) -> np.ndarray:
+    """Statistics of colour and texture, in the order of `FEATURES`.
+
+    Args:
+        image: Any picture `load_image` reads.
+
+    Returns:
+        (features,) float64, finite for every picture.
+
+    Raises:
+        Ham10000Error: If the picture cannot be read.
+    """
+    picture = load_image(image)
+    if picture.height > picture.width:  # HAM10000 is landscape throughout; a turned camera is no other picture
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    lab = rgb_to_lab(np.asarray(picture.resize(PICTURE_SIZE, Image.Resampling.BOX)))
+    height, width = lab.shape[:2]
+    rows, columns = np.mgrid[0:height, 0:width]
+    radius = np.hypot((columns + 0.5) / width - 0.5, (rows + 0.5) / height - 0.5)
+    centre, border = lab[radius < 0.2], lab[radius > 0.42]
+    coarse = lab[..., 0].reshape(height // 8, 8, width // 8, 8).mean(axis=(1, 3))
+    fine = _gradient(lab[..., 0])
+    return np.array(
+        [
+            *lab.mean(axis=(0, 1)),
+            _log(lab[..., 0].std()),
+            *_log(lab[..., 1:].std(axis=(0, 1)), COLOUR_FLOOR),
+            *(centre.mean(axis=0) - border.mean(axis=0)),
+            _log(border[:, 0].std()),
+            _log(fine.mean()),
+            _log(_gradient(coarse).mean()),
+            _log(_gradient(lab[..., 1]).mean() + _gradient(lab[..., 2]).mean(), COLOUR_FLOOR / 3),
+            (fine < 0.25).mean(),
+        ]
+    )
+
+
+def _gradient(channel: np.ndarray) -> np.ndarray:
+    return np.hypot(*np.gradient(channel))
+
+
+def _log(value: Any, floor: float = 0.1) -> Any:
+    # A picture of one colour has no spread at all, so there is always a floor.
+    return np.log(np.maximum(value, floor))
+
+
+def fit_distribution(features: np.ndarray, quantile: float, provenance: dict[str, Any]) -> Distribution:
+    """Fits mean, covariance and threshold.
+
+    Args:
+        features: (pictures, features) float64 of the training pictures.
+        quantile: Share of them that must lie below the threshold, in (0, 1).
+        provenance: What to remember of them.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        Ham10000Error: For a quantile outside (0, 1), or too few or too similar pictures.
+    """
+    if not 0 < quantile < 1:
+        raise Ham10000Error(f"The quantile must lie between 0 and 1, got {quantile!r}; 0.99 keeps 99 of 100 pictures.")
+    count, width = features.shape
+    if count <= 10 * width:
+        raise Ham10000Error(
+            f"{count} pictures are too few to fit {width} statistics; expected more than {10 * width}."
+        )
+    covariance = np.cov(features, rowvar=False)
+    if np.linalg.cond(covariance) > 1e12:
+        raise Ham10000Error("The pictures are too similar: one of their statistics never varies. Use other pictures.")
+    fitted = Distribution(features.mean(axis=0), np.linalg.inv(covariance), np.inf, quantile, provenance)
+    threshold = float(np.quantile(mahalanobis(features, fitted), quantile))
+    return Distribution(fitted.mean, fitted.precision, threshold, quantile, provenance)
+
+
+def mahalanobis(features: np.ndarray, distribution: Distribution) -> np.ndarray:
+    """Distances from a distribution in units of its own spread.
+
+    Args:
+        features: (..., features).
+        distribution: As fitted.
+
+    Returns:
+        (...) float64, at least 0.
+    """
+    offset = features - distribution.mean
+    return np.sqrt(np.einsum("...i,ij,...j->...", offset, distribution.precision, offset))
+
+
+def to_json(distribution: Distribution) -> dict[str, Any]:
+    """The distribution as strict JSON; `from_json` undoes it to the last bit."""
+    return {
+        "features": list(FEATURES),
+        "picture_size": list(PICTURE_SIZE),
+        "quantile": distribution.quantile,
+        "threshold": distribution.threshold,
+        "mean": distribution.mean.tolist(),
+        "precision": distribution.precision.tolist(),
+        "provenance": distribution.provenance,
+    }
+
+
+def from_json(values: dict[str, Any], name: str = "out_of_distribution.json") -> Distribution:
+    """Reads what `to_json` gave.
+
+    Args:
+        values: The parsed file.
+        name: Of the file, for messages.
+
+    Raises:
+        Ham10000Error: Where it was made for other statistics than this code computes, or is damaged.
+    """
+    if (values.get("features"), values.get("picture_size")) != (list(FEATURES), list(PICTURE_SIZE)):
+        raise Ham10000Error(f"{name} was fitted for other statistics; run fit_out_of_distribution again.")
+    try:
+        mean, precision = (np.array(values[key], dtype=np.float64) for key in ("mean", "precision"))
+        distribution = Distribution(
+            mean, precision, float(values["threshold"]), float(values["quantile"]), values["provenance"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Ham10000Error(f"{name} is damaged: {error!r}; run fit_out_of_distribution again.") from error
+    if mean.shape != (len(FEATURES),) or precision.shape != (len(FEATURES),) * 2:
+        raise Ham10000Error(f"{name} is damaged: mean {mean.shape} and precision {precision.shape} do not fit.")
+    return distribution
+
+
+@cache
+def ham10000_distribution() -> Distribution:
+    """The distribution of HAM10000's training pictures, as it comes with this package."""
+    return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")), CONSTANTS.name)
+
+
+def picture_warning(image: Any, distribution: Distribution | None = None) -> str | None:
+    """What to tell somebody whose picture is probably no dermatoscopic image.
+
+    A warning, never a refusal: one in a hundred of HAM10000's own pictures gets it too. And no warning is no approval:
+    a close photograph of skin taken without a dermatoscope may pass.
+
+    Args:
+        image: Any picture `load_image` reads.
+        distribution: By default HAM10000's.
+
+    Returns:
+        One sentence or two with the distance and the threshold, or None for a picture like those of HAM10000.
+
+    Raises:
+        Ham10000Error: If the picture cannot be read.
+
+    Example:
+        >>> picture_warning(Image.new("RGB", (600, 450), "white"))
+        'This is probably no dermatoscopic image: ...'
+    """
+    distribution = distribution or ham10000_distribution()
+    distance = float(mahalanobis(picture_features(image), distribution))
+    if distance <= distribution.threshold:
+        return None
+    return (
+        "This is probably no dermatoscopic image: its colours and textures are unlike those of HAM10000 "
+        f"(distance {distance:.1f}; {distribution.quantile:.0%} of its training images are below "
+        f"{distribution.threshold:.1f}). The models know seven kinds of lesion and nothing else, so what they say "
+        "about this picture means nothing."
+    )
+
+
+__all__ = [
+    "CONSTANTS",
+    "FEATURES",
+    "PICTURE_SIZE",
+    "Distribution",
+    "fit_distribution",
+    "from_json",
+    "ham10000_distribution",
+    "mahalanobis",
+    "picture_features",
+    "picture_warning",
+    "rgb_to_lab",
+    "to_json",
+]
