@@ -18,6 +18,7 @@ from ham10000.hub_upload.hub_client import find_token
 from ham10000.hub_upload.preview import render_preview
 from ham10000.hub_upload.publish import check_names, publish_folder
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
+from ham10000.hub_upload.space import publish_space
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
 from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.atomic import atomic_write_text
@@ -33,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder of a finished run")
     parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
+    parser.add_argument(
+        "--space",
+        action="store_true",
+        help="publish the demo as a Space instead; then the options are those of ham10000-space",
+    )
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--revision", default="main", help="branch to commit to; created if it is not there")
     parser.add_argument("--tag", default="v1.0", help="name of this release; the card's examples pin it")
@@ -85,6 +91,9 @@ def read_siblings(arguments: Sequence[str], run: RunFiles, repo_id: str) -> list
 @run_cli
 def main(argv: Sequence[str]) -> None:
     """Command line of `ham10000-push`."""
+    if "--space" in argv:
+        publish_space([argument for argument in argv if argument != "--space"])
+        return
     arguments = build_parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     check_names(arguments.repo_id, tag=arguments.tag, revision=arguments.revision)

@@ -218,9 +218,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-space`."""
+def publish_space(argv: Sequence[str]) -> None:
+    """Does what the command line of `ham10000-space`, or of `ham10000-push --space`, asks for.
+
+    Args:
+        argv: The options, without the program's name.
+
+    Raises:
+        Ham10000Error: For a name or a model without a revision, a folder that exists, or a Hub that refuses.
+    """
     arguments = build_parser().parse_args(argv)
     check_names(arguments.repo_id, tag=None, revision="main")
     if arguments.output_dir is not None and arguments.output_dir.exists():
@@ -249,7 +255,21 @@ def main(argv: Sequence[str]) -> None:
     print(f"Published {published.url}")
 
 
-__all__ = ["assemble_space", "main", "needed_modules", "parse_model", "render_readme", "space_requirements"]
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-space`."""
+    publish_space(argv)
+
+
+__all__ = [
+    "assemble_space",
+    "main",
+    "needed_modules",
+    "parse_model",
+    "publish_space",
+    "render_readme",
+    "space_requirements",
+]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi, constants
 
 from ham10000.hub_upload.publish import publish_folder
+from ham10000.hub_upload.push_to_hub import main as push
 from ham10000.hub_upload.space import assemble_space, main, needed_modules, space_requirements
 from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.out_of_distribution import CONSTANTS
@@ -162,6 +163,14 @@ def test_dry_run_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 'MODELS = [\n    "user/ham10000-image@v1.0",\n]' in (tmp_path / "space" / "app.py").read_text()
     assert main(arguments) == 2
     assert "exists; give --output_dir" in capsys.readouterr().err
+
+
+def test_push_takes_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir"]
+    assert main([*arguments, str(tmp_path / "one")]) == push(["--space", *arguments, str(tmp_path / "two")]) == 0
+    listings = capsys.readouterr().out.split("Dry run")
+    assert listings[0].split("Saved")[0] == listings[1].removeprefix("   nothing was uploaded\n").split("Saved")[0]
+    assert (tmp_path / "one" / "app.py").read_text() == (tmp_path / "two" / "app.py").read_text()
 
 
 @pytest.mark.parametrize("model", ["user/ham10000-image", "ham10000-image@v1.0", "user/x@../v1"])

@@ -1,5 +1,6 @@
 """Predictions for a reader: seven bars and what the metadata changed for one sample, one line each for several."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def format_table(
     else:
         lines = _several(samples, probabilities, model.config.label_descriptions, top_k, max(width, 80))
     note = calibration_note(model.config.temperature)
-    return "\n".join([*lines, "", f"{note[0].upper()}{note[1:]}.", DISCLAIMER]) + "\n"
+    # Sentences are broken between words here, not within them by the terminal.
+    sentences = [textwrap.fill(text, max(width, 80)) for text in (f"{note[0].upper()}{note[1:]}.", DISCLAIMER)]
+    return "\n".join([*lines, "", *sentences]) + "\n"
 
 
 def _one(
@@ -90,7 +93,8 @@ def _one(
     if unknown is not None:
         other_best = LABELS[int(unknown.argmax())]
         same = f"also be {best}" if other_best == best else f"be {other_best}, {descriptions[other_best]}"
-        lines += ["", f"With its metadata unknown the prediction would {same}. Change: in percentage points."]
+        text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
+        lines += ["", *textwrap.wrap(text, width)]
     return lines
 
 
