@@ -48,6 +48,7 @@ PROPERTIES_OF = {
     ),
     "tables": (
         "test_every_row_comes_back_or_an_error_names_a_line",
+        "test_a_cell_comes_back_and_no_written_one_is_a_formula",
         "test_any_file_is_a_table_or_an_error_that_names_it",
         "test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row",
     ),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.atomic import atomic_path, atomic_write_json
+from ham10000.training.atomic import atomic_write_json
 from ham10000.training.bootstrap import cluster_bootstrap
 from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, validate_labels, validate_probabilities
 from ham10000.training.plots import (
@@ -18,6 +18,7 @@ from ham10000.training.plots import (
     plot_reliability,
     plot_training_curves,
 )
+from ham10000.training.spreadsheet import restore_cell, write_table
 from ham10000.training.subgroup_plots import plot_subgroups
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
@@ -157,7 +158,7 @@ def predictions_table(
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Reads a `predictions.csv` to the last bit.
+    """Reads a `predictions.csv` to the last bit, and the ids as they were before `spreadsheet.escape_cell`.
 
     Args:
         path: The file.
@@ -168,9 +169,11 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
     Raises:
         Ham10000Error: For a missing column or an unknown label.
     """
-    # pandas' default parser is faster and may be off in the last digit.
+    # pandas' default parser is faster and may be off in the last digit. By default an id such as "<NA>" would be read
+    # as missing; only an age may be.
+    texts = dict.fromkeys(("image_id", "lesion_id", "lesion_group", "dx"), restore_cell)
     table = pd.read_csv(
-        path, float_precision="round_trip", dtype={"image_id": str, "lesion_id": str, "lesion_group": str}
+        path, float_precision="round_trip", converters=texts, keep_default_na=False, na_values={"age": [""]}
     )
     missing = sorted({"image_id", "lesion_group", "dx", *PROBABILITY_COLUMNS} - set(table.columns))
     if missing:
@@ -220,9 +223,7 @@ def write_evaluation(
     if clashes:
         raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
     output_dir = Path(output_dir)
-    with atomic_path(output_dir / "predictions.csv") as temporary:
-        # No float_format: pandas writes the shortest text that reads back as the same number.
-        predictions.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(predictions, output_dir / "predictions.csv")
     _, labels, probabilities = read_predictions(output_dir / "predictions.csv")
     figures = output_dir / "figures"
     plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.spreadsheet import escape_cell
 
 # In the order of a submission (ISIC 2018, task 3: https://challenge.isic-archive.com/landing/2018/47/).
 ISIC_COLUMNS = {
@@ -96,8 +97,22 @@ def read_sites(values: pd.Series) -> tuple[pd.Series, list[str]]:
     return mapped.where(mapped.notna(), values), notes
 
 
+def check_submission_ids(image_ids: list[str]) -> None:
+    """Refuses ids that a spreadsheet would run as a formula: ISIC's scorer compares ids, so none can be escaped.
+
+    Raises:
+        Ham10000Error: For the first such id.
+    """
+    for image_id in image_ids:
+        if escape_cell(image_id) != image_id:
+            raise Ham10000Error(
+                f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
+                "ids have the form ISIC_0024306; leave out --isic_submission, or give the picture another name."
+            )
+
+
 def submission_table(image_ids: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-    """The table that ISIC 2018, task 3, takes.
+    """The table that ISIC 2018, task 3, takes; see `check_submission_ids`.
 
     Args:
         image_ids: Image ids (N,).
@@ -105,7 +120,11 @@ def submission_table(image_ids: list[str], probabilities: np.ndarray) -> pd.Data
 
     Returns:
         Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC.
+
+    Raises:
+        Ham10000Error: For an id that a spreadsheet would run.
     """
+    check_submission_ids(image_ids)
     columns = {name: probabilities[:, LABELS.index(label)] for name, label in ISIC_COLUMNS.items()}
     return pd.DataFrame({"image": image_ids, **columns})
 
@@ -113,6 +132,7 @@ def submission_table(image_ids: list[str], probabilities: np.ndarray) -> pd.Data
 __all__ = [
     "ISIC_COLUMNS",
     "ISIC_SITES",
+    "check_submission_ids",
     "is_one_hot",
     "labels_from_one_hot",
     "read_sites",
