@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,20 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """220 synthetic photographs in the official layout; read-only for tests."""
     folder = tmp_path_factory.mktemp("data") / "official"
     return write_official_layout(folder, load_data("synthetic:220")[0])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The bad-input corpus: what was run of it, by category and by how it ended."""
+    counts: dict[str, Counter[str]] = {}
+    for status in ("passed", "failed"):
+        for report in terminalreporter.stats.get(status, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == "bad_input":
+                    category, outcome = value
+                    counts.setdefault(category, Counter())[outcome if status == "passed" else "failed"] += 1
+    if counts:
+        total = sum(counts.values(), Counter())
+        terminalreporter.section("bad-input corpus")
+        for category, count in [*sorted(counts.items()), ("all", total)]:
+            parts = ", ".join(f"{count[name]:>3} {name}" for name in ("refused", "read", "failed") if total[name])
+            terminalreporter.write_line(f"{category:<20} {count.total():>4} cases: {parts}")
