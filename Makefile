@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all lint format results docs typing clean notebooks app
+.PHONY: help setup demo test test-all lint format results docs typing clean notebooks app test-lowest audit
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,17 @@ test: setup  ## lint, type-check and run the fast tests (no network, no GPU)
 test-all: setup  ## every test, the slow ones and those on ../shared too
 	$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# uv reads the floors of pyproject.toml, so that they are written in one place.
+test-lowest: setup  ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(BIN)/uv venv --clear --quiet --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto -m "not slow and not gpu"
+
+# --strict: a package that could not be looked up is a failure, not a pass.
+audit: setup  ## look for known vulnerabilities of what is installed (needs the network)
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit.txt
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audit.txt
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
-"""Looks for input that breaks the readers: `python examples/fuzz.py --minutes 10`.
+"""Looks for input that breaks the readers: `python examples/fuzz.py --minutes 10` gives each target ten minutes.
 
-Half of the time goes to the properties of `tests/test_properties.py`, with inputs that hypothesis makes up, others in
-every round. The other half cuts, flips, inserts, repeats and overwrites bytes of valid pictures, tables, saved splits
-and files of weights: each must still be read, or be refused by a `Ham10000Error` that is short enough to be read. What
-is neither is a finding; its bytes are kept with `--keep DIR`, and the exit code is 1.
+The targets are the processor, the tables, the saved splits, the converter and the metrics; `--target` chooses. Half of
+a target's time goes to changed files: bytes of valid pictures, tables, splits and files of weights are cut, flipped,
+inserted, repeated and overwritten, and each file must still be read, or be refused by a `Ham10000Error` that is short
+enough to be read. The other half goes to the target's properties in `tests/test_properties.py`, with inputs that
+hypothesis makes up, others in every round; a target with one of the two kinds gives it all of its time. What breaks a
+rule is a finding; its bytes are kept with `--keep DIR`, and the exit code is 1.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from ham10000.hub_upload.source_checkpoint import read_weights
-from ham10000.modeling import LABELS, Ham10000Error, load_image
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import check_rows
 from ham10000.training.data_tables import REQUIRED_COLUMNS, read_csv, read_jsonl
@@ -34,6 +36,29 @@ from ham10000.training.prediction_inputs import read_metadata
 from ham10000.training.split import load_split, make_split
 
 PROPERTIES = Path(__file__).parents[1] / "tests" / "test_properties.py"
+# Which of them belong to which target; a test holds that none is left out.
+PROPERTIES_OF = {
+    "processor": (
+        "test_any_mapping_is_a_row_in_range_or_an_error_that_names_the_row",
+        "test_anything_but_rows_is_an_error",
+        "test_every_value_is_found_in_any_case_and_padding",
+        "test_an_age_is_read_from_any_way_of_writing_it",
+        "test_any_array_is_a_picture_or_an_error",
+        "test_lossless_files_give_their_pixels_back",
+    ),
+    "tables": (
+        "test_every_row_comes_back_or_an_error_names_a_line",
+        "test_a_cell_comes_back_and_no_written_one_is_a_formula",
+        "test_any_file_is_a_table_or_an_error_that_names_it",
+        "test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row",
+    ),
+    "splits": ("test_no_lesion_is_on_two_sides_whatever_the_sizes",),
+    "converter": (),
+    "metrics": (
+        "test_metrics_do_not_depend_on_the_order_of_rows",
+        "test_weights_are_repetitions_and_scikit_learns_sample_weights",
+    ),
+}
 SLOW_SECONDS = 20.0
 STRANGE = (
     b"\0",
@@ -49,7 +74,7 @@ STRANGE = (
 )
 
 
-class Target:
+class Files:
     """A reader and the valid files it is tried on.
 
     Args:
@@ -84,7 +109,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def pictures() -> Target:
+def pictures() -> Files:
     """Every format that is read, in colour, grey, with a palette, alpha and 16 bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     rgb = Image.fromarray(pixels)
@@ -104,10 +129,17 @@ def pictures() -> Target:
             stream = BytesIO()
             image.save(stream, kind)
             seeds.append({"picture.jpg": stream.getvalue()})
-    return Target("picture", seeds, load_image)
+    processor = Ham10000Processor()
+
+    def processed(path: Path) -> None:
+        pixels = processor(images=[path], metadata=[{"age": 60}])["pixel_values"]
+        assert pixels.shape[:2] == (1, 3), pixels.shape
+        assert bool(pixels.isfinite().all()), "a pixel is NaN or infinite"
+
+    return Files("picture", seeds, processed)
 
 
-def tables() -> list[Target]:
+def tables() -> list[Files]:
     """Tables as training data, with every row checked, and as the metadata of a prediction."""
     header = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
     rows = [f'HAM_{i // 2},ISIC_{i},{LABELS[i % 7]},histo,{i * 5}.0,"male",back,vidir' for i in range(14)]
@@ -130,8 +162,8 @@ def tables() -> list[Target]:
         assert len(kept) == rows_read, "a row was dropped"
 
     return [
-        Target("table", [{"t.csv": text.encode()} for text in forms] + [{"t.jsonl": (record * 5).encode()}], checked),
-        Target(
+        Files("table", [{"t.csv": text.encode()} for text in forms] + [{"t.jsonl": (record * 5).encode()}], checked),
+        Files(
             "table to predict",
             [{"t.csv": text.encode()} for text in forms],
             lambda path: read_metadata(path, ("age", "sex", "localization")),
@@ -139,16 +171,16 @@ def tables() -> list[Target]:
     ]
 
 
-def splits() -> Target:
+def splits() -> Files:
     """A saved split, whose table or record is changed."""
     with tempfile.TemporaryDirectory() as folder:
         make_split(load_data("synthetic:200")[0], folds=3).save(folder)
         table, record = (Path(folder, name).read_bytes() for name in ("split.csv", "split.json"))
     seeds = [{"split.csv": table, "split.json": record}, {"split.json": record, "split.csv": table}]
-    return Target("split", seeds, lambda path: load_split(path.parent))
+    return Files("split", seeds, lambda path: load_split(path.parent))
 
 
-def weights() -> Target:
+def weights() -> Files:
     """Files of weights for the converter: both formats of torch.save, and safetensors."""
     state = {"features.0.weight": torch.arange(24.0).reshape(2, 3, 4), "classifier.1.bias": torch.zeros(7)}
     whole = {"model_state_dict": state, "epoch": 3, "class_names": list(LABELS), "loss": [0.5, 0.25]}
@@ -158,21 +190,21 @@ def weights() -> Target:
             stream = BytesIO()
             torch.save(content, stream, _use_new_zipfile_serialization=new)
             seeds.append({"w.pt": stream.getvalue()})
-    return Target("weights", seeds, read_weights)
+    return Files("weights", seeds, read_weights)
 
 
-def try_once(target: Target, folder: Path, rng: random.Random) -> tuple[str, bytes, str]:
+def try_once(files: Files, folder: Path, rng: random.Random) -> tuple[str, bytes, str]:
     """Changes one file and reads it.
 
     Args:
-        target: What is tried.
+        files: What is tried.
         folder: Where the files are written.
         rng: Source of every choice.
 
     Returns:
         `"read"`, `"refused"` or `"finding"`; the changed bytes; the traceback of a finding.
     """
-    seed = rng.choice(target.seeds)
+    seed = rng.choice(files.seeds)
     for name, data in seed.items():
         (folder / name).write_bytes(data)
     path = folder / next(iter(seed))
@@ -181,7 +213,7 @@ def try_once(target: Target, folder: Path, rng: random.Random) -> tuple[str, byt
     start = time.perf_counter()
     outcome, what = "read", ""
     try:
-        target.read(path)
+        files.read(path)
     except Ham10000Error as error:
         outcome = "refused"
         if not 10 < len(str(error)) < 5000:
@@ -193,73 +225,105 @@ def try_once(target: Target, folder: Path, rng: random.Random) -> tuple[str, byt
     return outcome, changed, what
 
 
-def run_properties(until: float, seed: int) -> tuple[int, str]:
-    """Runs the properties with ever other inputs.
+def run_files(kinds: list[Files], until: float, rng: random.Random, keep: Path | None) -> int:
+    """Tries changed files and reports what was tried.
 
     Args:
-        until: Time, as `time.monotonic` gives it, after which no round begins.
+        kinds: What is tried, in turn.
+        until: Time, as `time.monotonic` gives it, after which no file is tried.
+        rng: Source of every choice.
+        keep: Folder for the bytes of findings.
+
+    Returns:
+        The number of findings, one for each place in the code.
+    """
+    counts: dict[str, Counter[str]] = {files.name: Counter() for files in kinds}
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < until:
+            files = rng.choice(kinds)
+            outcome, data, what = try_once(files, Path(folder), rng)
+            counts[files.name][outcome] += 1
+            key = what.strip().split("\n")[-1][:60]
+            if outcome == "finding" and key not in seen:
+                seen.add(key)
+                print(f"FINDING in {files.name}:\n{what}", flush=True)
+                if keep:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{files.name.replace(' ', '-')}-{len(seen)}").write_bytes(data)
+    for name, count in counts.items():
+        found = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(count.items()))
+        print(f"  {name:<18} {count.total():>8,} changed files: {found}")
+    return len(seen)
+
+
+def run_properties(names: Sequence[str], until: float, seed: int) -> int:
+    """Runs properties with ever other inputs and reports the rounds; the first failure ends them.
+
+    Args:
+        names: Tests of `tests/test_properties.py`.
+        until: Time, as `time.monotonic` gives it, after which no round begins; one that has begun is let end.
         seed: Seed of the first round.
 
     Returns:
-        The rounds, and the output of the one that failed; empty if none did.
+        1 if a property failed, otherwise 0.
     """
     rounds = 0
+    nodes = [f"{PROPERTIES}::{name}" for name in names]
     while time.monotonic() < until:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(PROPERTIES)]
-        # A round is let end; one that is cut off after all is not counted.
-        try:
-            done = subprocess.run(
-                [*command, f"--hypothesis-seed={seed + rounds}"],
-                env={**os.environ, "HAM10000_PROPERTIES": "long"},
-                capture_output=True,
-                text=True,
-                timeout=max(300.0, until - time.monotonic()),
-            )
-        except subprocess.TimeoutExpired:
-            break
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *nodes]
+        done = subprocess.run(
+            [*command, f"--hypothesis-seed={seed + rounds}"],
+            env={**os.environ, "HAM10000_PROPERTIES": "long"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         rounds += 1
         if done.returncode:
-            return rounds, done.stdout
-    return rounds, ""
+            print(f"FINDING in the properties, seed {seed + rounds - 1}:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
+            break
+    print(f"  {'properties':<18} {rounds:>8,} rounds of {len(nodes)}, each with three times the test suite's examples")
+    return int(rounds > 0 and done.returncode != 0)
 
 
-def main() -> int:
-    """Runs both halves and reports what was tried."""
+KINDS_OF: dict[str, Callable[[], list[Files]]] = {
+    "processor": lambda: [pictures()],
+    "tables": tables,
+    "splits": lambda: [splits()],
+    "converter": lambda: [weights()],
+    "metrics": list,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gives every target its time and reports what was tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each target (default 10)")
+    parser.add_argument(
+        "--target", choices=list(KINDS_OF), action="append", help="may be given several times (default: all)"
+    )
     parser.add_argument("--seed", type=int, help="seed of every choice (default: the time)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="folder for the bytes of findings")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     seed = int(time.time()) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
-    begin, seconds = time.monotonic(), arguments.minutes * 60
-    targets, rng = [pictures(), *tables(), splits(), weights()], random.Random(seed)
-    counts: dict[str, Counter[str]] = {target.name: Counter() for target in targets}
-    seen: set[str] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < begin + seconds / 2:
-            target = rng.choice(targets)
-            outcome, data, what = try_once(target, Path(folder), rng)
-            counts[target.name][outcome] += 1
-            # One report for each place in the code.
-            key = what.strip().split("\n")[-1][:60]
-            if outcome == "finding" and key not in seen:
-                seen.add(key)
-                print(f"FINDING in {target.name}:\n{what}", flush=True)
-                if arguments.keep:
-                    arguments.keep.mkdir(parents=True, exist_ok=True)
-                    (arguments.keep / f"{target.name.replace(' ', '-')}-{len(seen)}").write_bytes(data)
-    for name, count in counts.items():
-        print(f"{name:<18} {count.total():>8,} changed files: " + ", ".join(f"{n:,} {k}" for k, n in count.items()))
-    rounds, failure = run_properties(begin + seconds, seed)
-    print(f"properties         {rounds:>8,} rounds of three times the test suite's examples")
-    if failure:
-        print(f"FINDING in the properties:\n{failure[-6000:]}")
-    found = len(seen) + bool(failure)
-    print(f"{found} finding(s) in {time.monotonic() - begin:.0f} s")
+    found = 0
+    for target in dict.fromkeys(arguments.target or KINDS_OF):
+        begin, seconds = time.monotonic(), arguments.minutes * 60
+        kinds, names = KINDS_OF[target](), PROPERTIES_OF[target]
+        findings = 0
+        print(target, flush=True)
+        if kinds:
+            share = 0.5 if names else 1.0
+            findings += run_files(kinds, begin + share * seconds, random.Random(seed), arguments.keep)
+        if names:
+            findings += run_properties(names, begin + seconds, seed)
+        print(f"  {findings} finding(s) in {time.monotonic() - begin:.0f} s", flush=True)
+        found += findings
     return 1 if found else 0
 
 

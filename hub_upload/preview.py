@@ -19,6 +19,8 @@ pre code { padding: 0; font-size: 100%; background: none; }
 blockquote { margin: 1em 0; padding: .2em 1em; border-left: 4px solid #d1242f; background: #fff5f5; }
 img { max-width: 100%; } details { margin: 1em 0; } summary { cursor: pointer; font-weight: 600; }
 """
+# Values are escaped in the card; should one slip through, the page still runs no script and asks no other machine.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _FIGURE = re.compile(r'src="(figures/[\w-]+\.png)"')
 
@@ -49,6 +51,7 @@ def render_preview(markdown: str, folder: str | Path, *, open_details: bool = Fa
         body = body.replace("<details>", "<details open>")
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>README.md</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n"
         f"<details><summary>Front matter</summary>\n{metadata}</details>\n</body>\n</html>\n"
     )

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,20 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         model.save_pretrained(parent / modality)
         create_processor(config, image_size=64).save_pretrained(parent / modality)
     return {modality: parent / modality for modality in MODALITIES}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The bad-input corpus: what was run of it, by category and by how it ended."""
+    counts: dict[str, Counter[str]] = {}
+    for status in ("passed", "failed"):
+        for report in terminalreporter.stats.get(status, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == "bad_input":
+                    category, outcome = value
+                    counts.setdefault(category, Counter())[outcome if status == "passed" else "failed"] += 1
+    if counts:
+        total = sum(counts.values(), Counter())
+        terminalreporter.section("bad-input corpus")
+        for category, count in [*sorted(counts.items()), ("all", total)]:
+            parts = ", ".join(f"{count[name]:>3} {name}" for name in ("refused", "read", "failed") if total[name])
+            terminalreporter.write_line(f"{category:<20} {count.total():>4} cases: {parts}")

@@ -83,6 +83,11 @@ def test_kaggle_layout_counts_no_image_twice(folder: Path) -> None:
         load_data(str(folder))
 
 
+def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
+    """As push_to_hub stores them; to_parquet alone stores paths of this machine, which are refused."""
+    return data.with_format("arrow").map(datasets.table.embed_table_storage, batched=True).with_format(None)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
 def test_every_source_gives_the_same_rows(
     kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +108,8 @@ def test_every_source_gives_the_same_rows(
             frame.to_json(target / "metadata.jsonl", orient="records", lines=True)
         data, report = load_data(str(target))
     else:
-        parts = {"train": reference.select(range(30)), "test": reference.select(range(30, 44))}
+        stored = with_bytes(reference)
+        parts = {"train": stored.select(range(30)), "test": stored.select(range(30, 44))}
         (target / "data").mkdir()
         for name, part in parts.items():
             part.to_parquet(target / "data" / f"{name}-00000-of-00001.parquet")
@@ -125,7 +131,7 @@ def test_every_source_gives_the_same_rows(
 def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`marmal88/skin_cancer` repeats images across its splits and spells the diagnoses out."""
     names = {"mel": "melanoma", "nv": "melanocytic_Nevi", "bkl": "benign_keratosis-like_lesions"}
-    data = load_data(str(synthetic_folder))[0]
+    data = with_bytes(load_data(str(synthetic_folder))[0])
     frame = metadata_frame(data)
     spelled = data.remove_columns(["dx", "dataset"]).add_column("dx", [names.get(dx, dx) for dx in frame["dx"]])
     splits = datasets.DatasetDict(train=spelled.select(range(220)), test=spelled.select(range(10)))

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from ham10000.modeling.configuration_ham10000 import LABELS
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data_checks import DataReport, check_rows
-from ham10000.training.data_sources import COLUMNS, IMAGE_FEATURES, read_source
+from ham10000.training.data_images import IMAGE_FEATURES
+from ham10000.training.data_sources import COLUMNS, read_source
 
 FEATURES = datasets.Features(
     {
@@ -119,7 +120,7 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
             return False
         image = stored[index]["image"]
         try:
-            source = io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]
+            source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
             with Image.open(source, formats=PICTURE_FORMATS) as picture:
                 picture.draft("L", (picture.width // 8, picture.height // 8))
                 picture.load()

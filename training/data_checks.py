@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
+from ham10000.training.markdown_text import plain
 
 MAX_AGE = 120
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
@@ -117,7 +118,8 @@ class _Checks:
             return
         rows = self.frame[bad]
         where = [
-            f"    {row['file']}, row {row['row']} ({row['image_id'] or 'no image_id'}): {column} = {row[column]!r}"
+            f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
+            f"{column} = {row[column]!r}"
             for row in rows.head(limit).to_dict("records")
         ]
         if len(rows) > limit:
@@ -213,6 +215,10 @@ def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
     unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
     expected = "expected an id without '/', '\\' or '..'"
     checks.problem(unsafe, "image_id", "image_id with a path in it", expected, "Give the file's bare name.")
+    for name in ("lesion_id", "dx_type", "dataset"):
+        control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
+        expected = "expected text without line breaks and control characters"
+        checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
 
 
 def _check_labels(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, drop: bool) -> None:

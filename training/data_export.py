@@ -6,8 +6,9 @@ from pathlib import Path
 import datasets
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.atomic import atomic_path
 from ham10000.training.data import metadata_frame
+from ham10000.training.data_sources import IMAGE_SUFFIXES
+from ham10000.training.spreadsheet import write_table
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 
@@ -38,15 +39,16 @@ def write_official_layout(directory: str | Path, dataset: datasets.Dataset) -> P
         part.mkdir(parents=True)
     for index, row in enumerate(dataset.cast_column("image", datasets.Image(decode=False))):
         image = row["image"]
-        suffix = Path(image["path"] or "").suffix or ".jpg"
+        # The name stored beside bytes is anybody's; the folder's reader finds pictures by these suffixes only.
+        suffix = Path(image["path"] or "").suffix
+        suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         target = parts[2 * index >= len(dataset)] / f"{row['image_id']}{suffix}"
         if image["bytes"] is None:
             shutil.copyfile(image["path"], target)
         else:
             target.write_bytes(image["bytes"])
     # The table comes last: a folder with one is complete.
-    with atomic_path(folder / "HAM10000_metadata.csv") as temporary:
-        metadata_frame(dataset)[_CSV_COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+    write_table(metadata_frame(dataset)[_CSV_COLUMNS], folder / "HAM10000_metadata.csv")
     return folder
 
 

@@ -5,15 +5,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.data_images import downloads, image_dataset, stored_images
 from ham10000.training.data_tables import (
     COLUMNS,
     REQUIRED_COLUMNS,
@@ -27,7 +26,6 @@ from ham10000.training.isic import is_one_hot, labels_from_one_hot, read_sites, 
 from ham10000.training.synthetic import make_synthetic
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 DEFAULT_SYNTHETIC_SIZE = 800
 
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
@@ -97,7 +95,7 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
     frame = string_frame(pd.DataFrame(rows))
     frame["file"], frame["row"] = source, range(1, len(frame) + 1)
     notes = [f"synthetic pictures and metadata, not patients: {n_images} images, generator seed {seed}"]
-    return RawSource(source, frame, _image_dataset(images), [False] * len(frame), notes)
+    return RawSource(source, frame, image_dataset(images), [False] * len(frame), notes)
 
 
 def _read_folder(source: str, folder: Path) -> RawSource:
@@ -137,7 +135,7 @@ def _read_official(source: str, folder: Path) -> RawSource:
     if unused:
         notes.append(f"{len(unused)} image files have no row in {tables[0].name} and are not used: {_some(unused)}")
     images = [{"bytes": None, "path": path} for path in paths]
-    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], notes)
+    return RawSource(source, frame, image_dataset(images), [path is None for path in paths], notes)
 
 
 def _find_images(folder: Path, *, every_folder: bool = False) -> tuple[dict[str, str], int]:
@@ -210,7 +208,7 @@ def _read_labelled(source: str, table: Path, folder: Path | None = None) -> RawS
     found, _ = _find_images(folder, every_folder=True)
     paths = [found.get(image_id) for image_id in frame["image_id"]]
     images = [{"bytes": None, "path": path} for path in paths]
-    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], [*notes, *column_notes])
+    return RawSource(source, frame, image_dataset(images), [path is None for path in paths], [*notes, *column_notes])
 
 
 def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSource:
@@ -239,7 +237,7 @@ def _read_imagefolder(source: str, folder: Path, tables: list[Path]) -> RawSourc
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {names}")
     images = [{"bytes": None, "path": path} for path in paths]
     frame = pd.concat(frames, ignore_index=True)
-    return RawSource(source, frame, _image_dataset(images), [path is None for path in paths], notes)
+    return RawSource(source, frame, image_dataset(images), [path is None for path in paths], notes)
 
 
 def _read_parquet(source: str, folder: Path, files: list[Path]) -> RawSource:
@@ -250,7 +248,7 @@ def _read_parquet(source: str, folder: Path, files: list[Path]) -> RawSource:
         reason = error.__cause__ or error
         raise Ham10000Error(f"{source}: its {len(files)} .parquet files cannot be read together: {reason}") from error
     assert isinstance(table, datasets.Dataset)
-    raw = _from_dataset(source, table, sizes)
+    raw = _from_dataset(source, table, sizes, (folder,))
     if len(files) > 1:
         names = _some([str(path.relative_to(folder)) for path in files])
         raw.notes.append(f"{len(files)} files joined, the source's own division is not used: {names}")
@@ -265,10 +263,10 @@ def _read_hub(source: str) -> RawSource:
             f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
             f"A source is {_KINDS_OF_SOURCE}."
         ) from error
-    return from_splits(source, loaded)
+    return from_splits(source, loaded, roots=downloads())
 
 
-def from_splits(source: str, splits: datasets.DatasetDict) -> RawSource:
+def from_splits(source: str, splits: datasets.DatasetDict, *, roots: tuple[Path, ...] | None = None) -> RawSource:
     """Joins the splits of a loaded dataset; its own division is not trusted.
 
     `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
@@ -276,24 +274,28 @@ def from_splits(source: str, splits: datasets.DatasetDict) -> RawSource:
     Args:
         source: Name for messages.
         splits: The dataset with its splits.
+        roots: Folders below which an image that is stored as a path must lie; None for a dataset of one's own, whose
+            paths are taken as they are.
 
     Returns:
         The raw rows of all splits.
 
     Raises:
-        Ham10000Error: For a missing column, or splits whose columns differ.
+        Ham10000Error: For a missing column, splits whose columns differ, or an image outside of `roots`.
     """
     sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
     try:
         joined = datasets.concatenate_datasets(list(splits.values()))
     except ValueError as error:
         raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
-    raw = _from_dataset(source, joined, sizes)
+    raw = _from_dataset(source, joined, sizes, roots)
     raw.notes.append(f"splits joined, the source's own division is not used: {dict(sizes)}")
     return raw
 
 
-def _from_dataset(source: str, table: datasets.Dataset, sizes: dict[str, int]) -> RawSource:
+def _from_dataset(
+    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...] | None
+) -> RawSource:
     if "image" not in table.column_names:
         raise Ham10000Error(f"{source}: column 'image' is missing; it has {table.column_names}.")
     columns = table.select_columns([name for name in table.column_names if name in COLUMNS])
@@ -304,23 +306,16 @@ def _from_dataset(source: str, table: datasets.Dataset, sizes: dict[str, int]) -
     frame, notes = checked_columns(frame, source, list(range(1, len(frame) + 1)), REQUIRED_COLUMNS)
     frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
     frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
-    images = table.select_columns(["image"]).cast_column("image", datasets.Image())
-    missing = []
-    for chunk in images.data.column("image").chunks:
-        no_bytes, paths = chunk.field("bytes").is_null().to_pylist(), chunk.field("path").to_pylist()
-        missing += [empty and not (path and Path(path).is_file()) for empty, path in zip(no_bytes, paths, strict=True)]
+    images, missing = stored_images(
+        table.select_columns(["image"]).cast_column("image", datasets.Image()),
+        [f"{file}, row {row}" for file, row in zip(frame["file"], frame["row"], strict=True)],
+        roots,
+    )
     return RawSource(source, frame, images, missing, notes)
-
-
-def _image_dataset(images: list[dict[str, Any]]) -> datasets.Dataset:
-    # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
-    # the path over the bytes given with it.
-    stored = pa.table({"image": pa.array(images, type=IMAGE_FEATURES["image"].pa_type)})
-    return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
 
 
 def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-__all__ = ["COLUMNS", "DEFAULT_SYNTHETIC_SIZE", "IMAGE_FEATURES", "RawSource", "from_splits", "read_source"]
+__all__ = ["COLUMNS", "DEFAULT_SYNTHETIC_SIZE", "RawSource", "from_splits", "read_source"]

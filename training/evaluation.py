@@ -29,7 +29,7 @@ from ham10000.training.evaluation_report import (
     read_predictions,
     write_evaluation,
 )
-from ham10000.training.isic_submission import format_submission
+from ham10000.training.isic_submission import check_submission_ids, format_submission
 from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
@@ -199,6 +199,8 @@ def main(argv: Sequence[str]) -> None:
     dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
     for note in report.notes:
         print(f"note: {note}")
+    if arguments.isic_submission:
+        check_submission_ids(dataset["image_id"][:])
     output_dir, results = evaluate_checkpoint(
         checkpoint,
         dataset,

@@ -25,6 +25,7 @@ from ham10000.training.plots import (
     plot_reliability,
     plot_training_curves,
 )
+from ham10000.training.spreadsheet import restore_cell, write_table
 from ham10000.training.subgroup_plots import plot_subgroups
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
@@ -166,7 +167,7 @@ def predictions_table(
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Reads a `predictions.csv` to the last bit.
+    """Reads a `predictions.csv` to the last bit, and the ids as they were before `spreadsheet.escape_cell`.
 
     Args:
         path: The file.
@@ -177,9 +178,11 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
     Raises:
         Ham10000Error: For a missing column or an unknown label.
     """
-    # pandas' default parser is faster and may be off in the last digit.
+    # pandas' default parser is faster and may be off in the last digit. By default an id such as "<NA>" would be read
+    # as missing; only an age may be.
+    texts = dict.fromkeys(("image_id", "lesion_id", "lesion_group", "dx"), restore_cell)
     table = pd.read_csv(
-        path, float_precision="round_trip", dtype={"image_id": str, "lesion_id": str, "lesion_group": str}
+        path, float_precision="round_trip", converters=texts, keep_default_na=False, na_values={"age": [""]}
     )
     missing = sorted({"image_id", "lesion_group", "dx", *PROBABILITY_COLUMNS} - set(table.columns))
     if missing:
@@ -236,8 +239,7 @@ def write_evaluation(
     output_dir = Path(output_dir)
     remove_leftovers(output_dir, older_than=_STALE_SECONDS)
     with writing(output_dir), scratch_folder(output_dir) as scratch:
-        # No float_format: pandas writes the shortest text that reads back as the same number.
-        predictions.to_csv(scratch / "predictions.csv", index=False, lineterminator="\n")
+        write_table(predictions, scratch / "predictions.csv")
         _, labels, probabilities = read_predictions(scratch / "predictions.csv")
         figures = scratch / "figures"
         plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.spreadsheet import escape_cell
 
 # `ham10000-predict` imports this file: nothing here may import pandas.
 
@@ -33,8 +34,10 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray) -> st
         The file's text.
 
     Raises:
-        Ham10000Error: For an id that is empty or there twice, which the challenge's site would refuse.
+        Ham10000Error: For an id that is empty or there twice, which the challenge's site would refuse, or that
+            `check_submission_ids` refuses.
     """
+    check_submission_ids(image_ids)
     seen: set[str] = set()
     for number, image_id in enumerate(image_ids):
         if not image_id or image_id in seen:
@@ -49,13 +52,22 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray) -> st
     writer.writerow(["image", *ISIC_COLUMNS])
     order = [LABELS.index(label) for label in ISIC_COLUMNS.values()]
     for image_id, row in zip(image_ids, probabilities[:, order], strict=True):
-        writer.writerow([safe_cell(image_id), *row.tolist()])
+        writer.writerow([image_id, *row.tolist()])
     return text.getvalue()
 
 
-def safe_cell(name: str) -> str:
-    """A name that a spreadsheet would run as a formula gets a leading apostrophe: file names come from strangers."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+def check_submission_ids(image_ids: Sequence[str]) -> None:
+    """Refuses ids that a spreadsheet would run as a formula: ISIC's scorer compares ids, so none can be escaped.
+
+    Raises:
+        Ham10000Error: For the first such id.
+    """
+    for image_id in image_ids:
+        if escape_cell(image_id) != image_id:
+            raise Ham10000Error(
+                f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
+                "ids have the form ISIC_0024306; give the picture another name."
+            )
 
 
-__all__ = ["ISIC_COLUMNS", "format_submission", "safe_cell"]
+__all__ = ["ISIC_COLUMNS", "check_submission_ids", "format_submission"]

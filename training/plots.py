@@ -36,6 +36,11 @@ _DPI = 150
 _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
 
 
+def plain(text: Any) -> str:
+    """Text from the data for a figure: matplotlib would read a dollar sign as mathematics."""
+    return " ".join(str(text).replace("$", r"\$").split())
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure with a canvas of its own, so that no global pyplot state is touched.
 
@@ -318,6 +323,7 @@ __all__ = [
     "GREY",
     "OKABE_ITO",
     "new_figure",
+    "plain",
     "plot_confusion_matrix",
     "plot_per_class",
     "plot_reliability",

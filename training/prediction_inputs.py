@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
+from ham10000.training.spreadsheet import restore_cell
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Columns of a csv that may name the picture of a row, the first that there is.
@@ -124,7 +125,7 @@ def read_metadata(path: str | os.PathLike[str], fields: Sequence[str]) -> Metada
         where = f"{path}, line {line}"
         if len(cells) != len(header):
             raise Ham10000Error(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote the cells.")
-        values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        values = {name: restore_cell(cell.strip()) for name, cell in zip(header, cells, strict=True)}
         metadata = {name: values[name] for name in fields if name in values}
         row = Sample(values[key] if key else f"line {line}", None, metadata, where)
         table.rows.append(row)

@@ -6,13 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ham10000.modeling import LABELS, MALIGNANT
 from ham10000.training.atomic import atomic_write_text
-from ham10000.training.isic_submission import format_submission, safe_cell
+from ham10000.training.isic_submission import format_submission
 from ham10000.training.prediction_inputs import Sample
+from ham10000.training.spreadsheet import escape_cell
 
 DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
@@ -82,6 +84,9 @@ def format_json(
 def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
     """Columns image, label, p_akiec … p_vasc, probabilities to the last bit.
 
+    A name that a spreadsheet would run as a formula gets a leading apostrophe (`spreadsheet.escape_cell`): file names
+    come from strangers.
+
     Args:
         samples: What was predicted.
         probabilities: (samples, 7).
@@ -90,10 +95,13 @@ def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
         The file's text.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    names = [escape_cell(sample.name or "") for sample in samples]
+    # Python before 3.13 leaves a carriage return without quotes.
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerow(["image", "label", *(f"p_{label}" for label in LABELS)])
-    for sample, row in zip(samples, probabilities, strict=True):
-        writer.writerow([safe_cell(sample.name or ""), LABELS[int(row.argmax())], *row.tolist()])
+    for name, row in zip(names, probabilities, strict=True):
+        writer.writerow([name, LABELS[int(row.argmax())], *row.tolist()])
     return text.getvalue()
 
 

@@ -13,9 +13,10 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.atomic import atomic_path, atomic_write_json
+from ham10000.training.atomic import atomic_write_json
 from ham10000.training.data import metadata_frame
 from ham10000.training.lesions import lesion_groups
+from ham10000.training.spreadsheet import restore_cell, write_table
 
 PROTOCOLS = ("lesion-grouped", "image-stratified")
 SPLITS = ("train", "validation", "test")
@@ -128,9 +129,7 @@ class Split:
         Returns:
             The path of `split.csv`.
         """
-        path = Path(directory) / "split.csv"
-        with atomic_path(path) as temporary:
-            self.table.to_csv(temporary, index=False, lineterminator="\n")
+        path = write_table(self.table, Path(directory) / "split.csv")
         atomic_write_json(path.with_suffix(".json"), self.summary())
         return path
 
@@ -267,7 +266,7 @@ def load_split(path: str | Path) -> Split:
     csv_path = Path(path) / "split.csv" if Path(path).is_dir() else Path(path)
     json_path = csv_path.with_suffix(".json")
     try:
-        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False).map(restore_cell)
         saved = json.loads(json_path.read_text(encoding="utf-8"))
         if "fold" in table.columns:
             table["fold"] = table["fold"].astype(np.int64)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ham10000.training.markdown_text import defined
-from ham10000.training.plots import GREY, OKABE_ITO, new_figure, style_axes
+from ham10000.training.plots import GREY, OKABE_ITO, new_figure, plain, style_axes
 
 # The same variant has the same colour and marker in every figure.
 _STYLES = {
@@ -31,11 +31,6 @@ def colour(variant: str) -> str:
 def marker(variant: str) -> str:
     """Marker of a variant, so that colour is never the only difference."""
     return _STYLES.get(variant, ("sky", "X"))[1]
-
-
-def plain(text: Any) -> str:
-    """Text from the data for a figure: matplotlib would read a dollar sign as mathematics."""
-    return " ".join(str(text).replace("$", r"\$").split())
 
 
 def number(value: Any, form: str = ".2f") -> str:

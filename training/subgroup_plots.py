@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ham10000.training.plots import GREY, OKABE_ITO, new_figure, save_figure, style_axes
+from ham10000.training.plots import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 
 _FIELD_TITLES = {"age": "age (years)", "sex": "sex", "site": "site", "photographs": "photographs of the lesion"}
 
@@ -18,7 +18,8 @@ def _finding(subgroups: dict[str, Any]) -> str:
     rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
     lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
     where = "with {} photograph(s)" if field == "photographs" else f"at {field} {{}}"
-    return f"Malignant found: {rows[lowest]:.0%} {where.format(lowest)}, {rows[highest]:.0%} {where.format(highest)}"
+    low, high = where.format(plain(lowest)), where.format(plain(highest))
+    return f"Malignant found: {rows[lowest]:.0%} {low}, {rows[highest]:.0%} {high}"
 
 
 def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -39,7 +40,7 @@ def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> P
         if index and rows[index - 1][0] != field:
             position += 0.6  # a gap between the fields
         positions.append(position)
-        names.append(f"{_FIELD_TITLES[field]}: {row['group']}  ({row['n_malignant']:,} / {row['n_images']:,})")
+        names.append(f"{_FIELD_TITLES[field]}: {plain(row['group'])}  ({row['n_malignant']:,} / {row['n_images']:,})")
         for name, colour, marker, offset in (
             ("malignant_sensitivity", OKABE_ITO["vermilion"], "o", -0.15),
             ("malignant_specificity", OKABE_ITO["blue"], "s", 0.15),

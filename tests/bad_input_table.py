@@ -1,0 +1,20 @@
+"""Prints the bad-input corpus, by category and outcome, as Markdown: `python tests/bad_input_table.py`."""
+
+from collections import Counter
+
+from test_bad_input import counts
+
+from ham10000.training.markdown_text import table
+
+
+def main() -> None:
+    """Prints the table."""
+    found = counts()
+    rows = [*found.items(), ("all", sum(found.values(), Counter()))]
+    cells = [[name, *(f"{number:,}" for number in (c.total(), c["refused"], c["read"]))] for name, c in rows]
+    header = ["category", "cases", "refused with one error", "read, with the documented result"]
+    print(table(header, cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Values of a stranger's table, through every file that shows or holds them."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from ham10000.hub_upload.card_markdown import code, escape, table
+from ham10000.hub_upload.preview import render_preview
+from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.training.comparison import compare_predictions
+from ham10000.training.data import load_data, metadata_frame
+from ham10000.training.data_export import write_official_layout
+from ham10000.training.evaluation_report import evaluate_predictions, predictions_table, read_predictions
+from ham10000.training.isic_submission import format_submission
+from ham10000.training.plots import new_figure, plain
+from ham10000.training.prediction_inputs import Sample, read_metadata
+from ham10000.training.prediction_output import format_csv
+from ham10000.training.split import Split, load_split
+from ham10000.training.spreadsheet import write_table
+from ham10000.training.subgroup_plots import _finding
+
+# What OWASP lists for csv, markup of Markdown and HTML, and what pandas reads as missing.
+HOSTILE = (
+    "=1+1",
+    '=HYPERLINK("http:evil","x")',
+    "+cmd|' C'!A0",
+    "-2+3",
+    "@SUM(1)",
+    "＝1+1",
+    "'=1+1",
+    "''@x",
+    "a;=1+1",
+    'a";=1+1;"',
+    'a;""=1+1',
+    "-5",
+    "'quoted'",
+    "<img src=x onerror=alert(1)>",
+    "a|b`c`*d*[l](u)",
+    "$x$ $",
+    "<NA>",
+)
+FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝]")
+NUMBER = re.compile(r"[+-]?\d[\d.e+-]*")
+
+
+def assert_inert(path: Path) -> None:
+    """No cell is a formula, whichever separator the spreadsheet takes."""
+    text = path.read_text(encoding="utf-8")
+    for delimiter in ",;\t":
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            for cell in row:
+                assert not FORMULA.match(cell) or NUMBER.fullmatch(cell.split(",")[0]), (delimiter, cell)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> datasets.Dataset:
+    """Synthetic photographs whose texts come from a stranger."""
+    data, _ = load_data("synthetic:30")
+    frame = metadata_frame(data)
+    for name in ("image_id", "lesion_id", "dx_type", "dataset"):
+        values = [*HOSTILE, *frame[name].tolist()[len(HOSTILE) :]]
+        data = data.remove_columns(name).add_column(name, values)
+    return data
+
+
+def predictions(data: datasets.Dataset) -> tuple[dict[str, Any], pd.DataFrame]:
+    frame = metadata_frame(data)
+    labels = np.asarray(data["dx"][:])
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(7), len(labels))
+    common = {"image_ids": frame["image_id"].tolist(), "labels": labels, "probabilities": probabilities}
+    groups = frame["lesion_id"].tolist()
+    table = predictions_table(**common, lesion_ids=groups, lesion_groups=groups, metadata=frame)
+    return evaluate_predictions(**common, lesion_groups=groups, n_resamples=20), table
+
+
+def test_an_export_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
+    folder = write_official_layout(tmp_path / "export", hostile)
+    assert_inert(folder / "HAM10000_metadata.csv")
+    again, _ = load_data(str(folder), check_images=True)
+    pd.testing.assert_frame_equal(metadata_frame(again), metadata_frame(hostile))
+    rows = read_metadata(folder / "HAM10000_metadata.csv", ("age",)).rows
+    assert [row.name for row in rows] == hostile["image_id"][:]
+
+
+def test_a_split_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
+    frame = metadata_frame(hostile)
+    rows = frame.loc[np.repeat(frame.index, 3), ["image_id", "lesion_id", "dx"]].reset_index(drop=True)
+    side = np.tile(["train", "validation", "test"], len(frame))
+    rows["image_id"] = rows["image_id"] + side
+    rows.insert(2, "group", rows["lesion_id"])
+    rows["dx"], rows["split"] = np.resize(np.repeat(LABELS, 3), len(rows)), side
+    split = Split("image-stratified", 0, None, 0, rows)
+    assert_inert(split.save(tmp_path))
+    loaded = load_split(tmp_path)
+    assert loaded.sha256 == split.sha256
+    pd.testing.assert_frame_equal(loaded.table, split.table, check_dtype=False)
+
+
+def test_predictions_come_back_and_are_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
+    _, written = predictions(hostile)
+    path = write_table(written, tmp_path / "predictions.csv")
+    assert_inert(path)
+    read, labels, probabilities = read_predictions(path)
+    for name in ("image_id", "lesion_id", "lesion_group"):
+        assert read[name].tolist() == written[name].tolist()
+    np.testing.assert_array_equal(labels, hostile["dx"][:])
+    np.testing.assert_array_equal(probabilities, written[[f"p_{label}" for label in LABELS]])
+    assert compare_predictions(path, path, n_resamples=20)["n_images"] == len(hostile)
+
+
+def test_a_file_without_strange_values_is_the_csv_of_pandas(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"image_id": ["ISIC_1", "ISIC_2"], "age": [5.0, np.nan], "p": [0.1, -1e-300], "ok": [True, False]}
+    )
+    assert write_table(frame, tmp_path / "t.csv").read_text() == frame.to_csv(index=False, lineterminator="\n")
+
+
+def test_the_csv_of_a_prediction_is_inert(tmp_path: Path) -> None:
+    samples = [Sample(name) for name in HOSTILE]
+    (tmp_path / "p.csv").write_text(format_csv(samples, np.full((len(samples), 7), 1 / 7)), encoding="utf-8")
+    assert_inert(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("name", HOSTILE[:11])
+def test_a_submission_refuses_what_it_cannot_escape(name: str) -> None:
+    with pytest.raises(Ham10000Error, match="cannot stand in a submission"):
+        format_submission(["ISIC_0024306", name], np.full((2, 7), 1 / 7))
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("show", [escape, code])
+def test_the_preview_shows_them_as_text_and_runs_nothing(show: Any, tmp_path: Path) -> None:
+    page = render_preview(table(["id"], [[show(name)] for name in HOSTILE]), tmp_path)
+    body = _Tags()
+    body.feed(page[page.index("<body>") :])
+    assert "img" not in body.tags
+    assert "a" not in body.tags
+    for name in HOSTILE:
+        assert name in body.text
+    # What an escape may miss one day, the browser refuses: no script, no other machine.
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_figures_take_them_as_text() -> None:
+    figure = new_figure(4, 1)
+    for name in HOSTILE:
+        figure.suptitle(plain(name))
+        figure.canvas.draw()
+        assert figure.get_suptitle().replace(r"\$", "$") == name
+    interval = {"estimate": 0.5}
+    rows = [{"group": name, "malignant_sensitivity": interval} for name in ("$x$", "$y")]
+    gap = {"lowest": "$x$", "highest": "$y", "difference": interval}
+    title = _finding({"fields": {"site": rows}, "largest_gaps": {"site": gap}})
+    assert title.count(r"\$") == title.count("$") == 3
+
+
+@pytest.mark.parametrize("field", ["lesion_id", "dx_type", "dataset"])
+def test_control_characters_are_refused_and_not_sent_to_the_terminal(field: str, tmp_path: Path) -> None:
+    data, _ = load_data("synthetic:20")
+    values = ["a\x1b[2Jb", *data[field][1:]]
+    names = ["ISIC\x1b[2J", *data["image_id"][1:]]
+    data = data.remove_columns([field, "image_id"]).add_column(field, values).add_column("image_id", names)
+    data.to_parquet(tmp_path / "d.parquet")
+    with pytest.raises(Ham10000Error, match=f"control character in {field}") as caught:
+        load_data(str(tmp_path))
+    assert "\x1b" not in str(caught.value)
