@@ -268,7 +268,8 @@ def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathL
         )
     for name in ("loss", "score"):
         if panels[name].get_legend_handles_labels()[1]:
-            panels[name].legend(**_LEGEND)
+            # Above the panel: within it some line is always covered.
+            panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
     for panel in panels.values():
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(finding, x=0.02, ha="left", fontsize=12, fontweight="bold")

@@ -212,7 +212,9 @@ def class_changes(study: dict[str, Any]) -> Figure:
     name, fusion, changes = found[0]
     right, wrong = (sum(row[way]["lesions"] for row in changes.values()) for way, _, _ in ways)
     set_title(
-        figure, f"{plain(fusion)} puts {right:,} lesions right and {wrong:,} wrong, against the image alone ({name})"
+        figure,
+        f"{plain(fusion)} puts {right:,} lesion{'' if right == 1 else 's'} right and {wrong:,} wrong, against the "
+        f"image alone ({name})",
     )
     handles = [
         Patch(color=OKABE_ITO["vermilion"], label="right to wrong (to the left)"),
