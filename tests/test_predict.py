@@ -141,7 +141,10 @@ def test_find_pictures(pictures: Path) -> None:
     assert len(find_pictures([pictures / "c.tif", pictures])) == 4
 
 
-def test_table_of_one_picture(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_one_picture(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     picture = pictures / "b.jpg"
     assert main([str(picture), "--checkpoint", checkpoints["fusion"], *FLAGS[:2], "--sex", "Male"]) == 0
     captured = capsys.readouterr()
