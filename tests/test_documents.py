@@ -1,8 +1,12 @@
 """What README, CONTRIBUTING and the guides say is so: links, names, snippets and command lines."""
 
 import ast
+import importlib
 import re
+import runpy
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -99,3 +103,73 @@ def test_snippets_of_the_readme_run(
     expected, order = probabilities[0].sort(descending=True)
     assert [answer["label"] for answer in answers] == [model.config.id2label[k] for k in order[:3].tolist()]
     assert [answer["score"] for answer in answers] == pytest.approx(expected[:3].tolist(), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The documentation of one package, and the names of its modules."""
+    file = ROOT / "examples" / "docs" / "build_docs.py"
+    build_docs = runpy.run_path(str(file))
+    folder = tmp_path_factory.mktemp("documentation") / "docs"
+    build_docs["build"](folder, ("modeling",))
+    return folder, build_docs["public_modules"](("modeling",))
+
+
+def ids_and_links(page: Path) -> tuple[set[str], list[str], str]:
+    """The ids, the targets of links and pictures, and the title of a page, as an HTML parser sees them."""
+    ids, links, title = set(), [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            for name, value in attributes:
+                if name == "id":
+                    ids.add(value or "")
+                elif name in ("href", "src"):
+                    links.append(value or "")
+
+        def handle_data(self, data: str) -> None:
+            if self.get_starttag_text() == "<title>":
+                title.append(data)
+
+    Reader().feed(page.read_text(encoding="utf-8"))
+    return ids, links, "".join(title).strip()
+
+
+def test_the_documentation_has_every_public_name(docs: tuple[Path, list[str]]) -> None:
+    folder, modules = docs
+    assert len(modules) == len(list((ROOT / "modeling").glob("[!_]*.py"))) + 1
+    for name in modules:
+        module = importlib.import_module(name)
+        ids, _, _ = ids_and_links(folder / f"{name.replace('.', '/')}.html")
+        assert set(module.__all__) - ids == set(), name
+        assert module.__doc__, name
+        public = {entry: getattr(module, entry) for entry in module.__all__}
+        without = [entry for entry, value in public.items() if callable(value) and not value.__doc__]
+        assert without == [], name
+
+
+def test_no_link_of_the_documentation_is_broken(docs: tuple[Path, list[str]]) -> None:
+    folder, _ = docs
+    pages = {page: ids_and_links(page) for page in sorted(folder.rglob("*.html"))}
+    assert len(pages) > 10
+    broken = []
+    for page, (_, links, _) in pages.items():
+        for link in links:
+            if link.startswith(("https://", "data:")):
+                continue
+            path, _, anchor = unquote(link).partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() or (anchor and target in pages and anchor not in pages[target][0]):
+                broken.append(f"{page.relative_to(folder)}: {link}")
+    assert broken == []
+
+
+def test_guides_are_pages_with_titles_of_their_own(docs: tuple[Path, list[str]]) -> None:
+    folder, _ = docs
+    for guide in (ROOT / "examples" / "guides").glob("*.md"):
+        heading = guide.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        _, links, title = ids_and_links(folder / "guides" / f"{guide.stem}.html")
+        assert title == heading
+        assert "../README.html" in links
+        assert "../index.html" in links
+    assert "../README.html#speed" in ids_and_links(folder / "guides" / "speed.html")[1]
