@@ -1,6 +1,7 @@
 """A card as a web page, to be looked at before it is published."""
 
 import base64
+import html
 import re
 from pathlib import Path
 
@@ -20,13 +21,29 @@ blockquote { margin: 1em 0; padding: .2em 1em; border-left: 4px solid #d1242f; b
 img { max-width: 100%; } details { margin: 1em 0; } summary { cursor: pointer; font-weight: 600; }
 """
 # Values are escaped in the card; should one slip through, the page still runs no script and asks no other machine.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _FIGURE = re.compile(r'src="(figures/[\w-]+\.png)"')
+_HEADING = re.compile(r"<h([1-6])>(.*?)</h\1>", re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
+
+
+def _with_anchors(body: str) -> str:
+    """The headings with the ids that GitHub and the Hub give them, so that `#speed` leads somewhere."""
+    used: dict[str, int] = {}
+
+    def anchored(match: re.Match[str]) -> str:
+        text = html.unescape(_TAG.sub("", match[2])).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        count = used[slug] = used.get(slug, -1) + 1
+        anchor = slug if count == 0 else f"{slug}-{count}"
+        return f'<h{match[1]} id="{anchor}">{match[2]}</h{match[1]}>'
+
+    return _HEADING.sub(anchored, body)
 
 
 def render_preview(markdown: str, folder: str | Path, *, open_details: bool = False) -> str:
-    """Renders a card as one page that needs no other file.
+    """Renders a card as one page that needs no other file; its first heading is the page's title.
 
     Args:
         markdown: The card, with or without front matter.
@@ -45,15 +62,21 @@ def render_preview(markdown: str, folder: str | Path, *, open_details: bool = Fa
 
     match = _FRONT_MATTER.match(markdown)
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
-    metadata = parser.render(f"````yaml\n{match[1]}\n````") if match else ""
+    metadata = ""
+    if match:
+        front_matter = parser.render(f"````yaml\n{match[1]}\n````")
+        metadata = f"<details><summary>Front matter</summary>\n{front_matter}</details>\n"
     body = _FIGURE.sub(inline, parser.render(markdown[match.end() :] if match else markdown))
     if open_details:
         body = body.replace("<details>", "<details open>")
+    heading = _HEADING.search(body)
+    title = _TAG.sub("", heading[2]) if heading else "README.md"
     return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>README.md</title>\n'
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n"
-        f"<details><summary>Front matter</summary>\n{metadata}</details>\n</body>\n</html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n"
+        f"<body>\n{_with_anchors(body)}\n{metadata}</body>\n</html>\n"
     )
 
 

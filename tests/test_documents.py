@@ -1,16 +1,30 @@
-"""What README, CONTRIBUTING and the guides point to exists."""
+"""What README, CONTRIBUTING and the guides say is so: links, names, snippets and command lines."""
 
 import ast
+import importlib
+import os
 import re
+import runpy
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+import torch
+from command_lines import ROOT, code_blocks, command_lines, parse_command
+from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples" / "guides").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
+    ROOT / "examples" / "benchmarks" / "README.md",
+    *sorted((ROOT / "examples" / "guides").glob("*.md")),
+]
+NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_relative_links_lead_to_files(document: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     local = [target.partition("#")[0] for target in targets if not target.startswith(("https://", "#"))]
@@ -24,3 +38,156 @@ def test_the_functions_contributing_names_exist() -> None:
     for file, name in named:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         assert name in {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}, file
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_command_lines_are_understood(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # config files are named from here
+    mistakes = {}
+    lines = dict(command_lines(document.read_text(encoding="utf-8")))
+    for line, complete in lines.items():
+        try:
+            parse_command(line, complete)
+        except ValueError as error:
+            mistakes[line] = str(error)
+    assert mistakes == {}
+    assert lines
+
+
+@pytest.mark.parametrize(
+    ("line", "complete", "message"),
+    [
+        ("ham10000-predikt lesion.jpg", True, "no such command"),
+        ("ham10000-predict lesion.jpg", True, "required: --checkpoint"),
+        ("ham10000-predict --presicion auto", False, "unrecognized arguments: --presicion"),
+        ("ham10000-predict --precision fp17", False, "invalid choice: 'fp17'"),
+        ("accelerate launch training/train.py --modalty image --output_dir x", True, "--modalty"),
+        ("accelerate launch --num_machine_gun 2 …", False, "--num_machine_gun"),
+        ("accelerate launch training/trian.py", True, "there is no training/trian.py"),
+        ("make tea", True, "no target 'tea'"),
+        ("pip install .[explian]", False, "no extra 'explian'"),
+        (".venv/bin/python -m pytest tests/test_documents.py::test_nothing", True, "has no test_nothing"),
+    ],
+)
+def test_a_misspelt_command_line_is_noticed(line: str, complete: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_command(line, complete)
+
+
+def test_snippets_of_the_readme_run(
+    tmp_path: Path, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word: the folders the snippets name, the Hub's id too, are links to a random checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/demo/fusion", "user/ham10000-fusion"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).symlink_to(tiny_checkpoints["fusion"])
+    Image.effect_noise((80, 60), 60).convert("RGB").save("lesion.jpg")
+    direct, remote, classified = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+
+    names: dict[str, object] = {}
+    exec(compile(direct, "README.md", "exec"), names)
+    probabilities, model = names["probabilities"], names["model"]
+    assert isinstance(probabilities, torch.Tensor)
+    assert isinstance(model, torch.nn.Module)
+    assert probabilities.shape == (1, 7)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1))
+
+    exec(compile(remote, "README.md", "exec"), names)
+    again = names["model"]  # with the package's code, which is registered by now; ham10000-verify tries the other
+    assert isinstance(again, torch.nn.Module)
+    assert again is not model
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    *statements, last = ast.parse(classified).body
+    assert isinstance(last, ast.Expr)
+    exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
+    answers = eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+    expected, order = probabilities[0].sort(descending=True)
+    assert [answer["label"] for answer in answers] == [model.config.id2label[k] for k in order[:3].tolist()]
+    assert [answer["score"] for answer in answers] == pytest.approx(expected[:3].tolist(), abs=1e-6)
+
+
+def test_the_first_change_of_contributing_applies_and_works(tmp_path: Path) -> None:
+    """On a copy; the expected number is worked out by hand, the patched test asks scikit-learn."""
+    (diff,) = code_blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "diff")
+    for name in ("training/metrics.py", "tests/test_metrics.py"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(ROOT / name, tmp_path / name)
+    alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # wherever the folder lies, no repository
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=tmp_path, env=alone)
+    compute_metrics = runpy.run_path(str(tmp_path / "training" / "metrics.py"))["compute_metrics"]
+    # The true class is the first, the second and the third most probable.
+    probabilities = [[0.5, 0.3, 0.2, 0, 0, 0, 0]] * 3
+    assert compute_metrics([0, 1, 2], probabilities)["top2_accuracy"] == pytest.approx(2 / 3)
+    assert "sk.top_k_accuracy_score" in (tmp_path / "tests" / "test_metrics.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The documentation of one package, and the names of its modules."""
+    file = ROOT / "examples" / "docs" / "build_docs.py"
+    build_docs = runpy.run_path(str(file))
+    folder = tmp_path_factory.mktemp("documentation") / "docs"
+    build_docs["build"](folder, ("modeling",))
+    return folder, build_docs["public_modules"](("modeling",))
+
+
+def ids_and_links(page: Path) -> tuple[set[str], list[str], str]:
+    """The ids, the targets of links and pictures, and the title of a page, as an HTML parser sees them."""
+    ids, links, title = set(), [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            for name, value in attributes:
+                if name == "id":
+                    ids.add(value or "")
+                elif name in ("href", "src"):
+                    links.append(value or "")
+
+        def handle_data(self, data: str) -> None:
+            if self.get_starttag_text() == "<title>":
+                title.append(data)
+
+    Reader().feed(page.read_text(encoding="utf-8"))
+    return ids, links, "".join(title).strip()
+
+
+def test_the_documentation_has_every_public_name(docs: tuple[Path, list[str]]) -> None:
+    folder, modules = docs
+    assert len(modules) == len(list((ROOT / "modeling").glob("[!_]*.py"))) + 1
+    for name in modules:
+        module = importlib.import_module(name)
+        ids, _, _ = ids_and_links(folder / f"{name.replace('.', '/')}.html")
+        assert set(module.__all__) - ids == set(), name
+        assert module.__doc__, name
+        public = {entry: getattr(module, entry) for entry in module.__all__}
+        without = [entry for entry, value in public.items() if callable(value) and not value.__doc__]
+        assert without == [], name
+
+
+def test_no_link_of_the_documentation_is_broken(docs: tuple[Path, list[str]]) -> None:
+    folder, _ = docs
+    pages = {page: ids_and_links(page) for page in sorted(folder.rglob("*.html"))}
+    assert len(pages) > 10
+    broken = []
+    for page, (_, links, _) in pages.items():
+        for link in links:
+            if link.startswith(("https://", "data:")):
+                continue
+            path, _, anchor = unquote(link).partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() or (anchor and target in pages and anchor not in pages[target][0]):
+                broken.append(f"{page.relative_to(folder)}: {link}")
+    assert broken == []
+
+
+def test_guides_are_pages_with_titles_of_their_own(docs: tuple[Path, list[str]]) -> None:
+    folder, _ = docs
+    for guide in (ROOT / "examples" / "guides").glob("*.md"):
+        heading = guide.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        _, links, title = ids_and_links(folder / "guides" / f"{guide.stem}.html")
+        assert title == heading
+        assert "../README.html" in links
+        assert "../index.html" in links
+    assert "../README.html#speed" in ids_and_links(folder / "guides" / "speed.html")[1]

@@ -360,6 +360,8 @@ def test_preview_is_one_page(runs: dict[str, Path], cards: dict[str, str]) -> No
     assert 'src="figures/' not in page
     assert page.count('src="data:image/png;base64,') == 5
     assert "<details>" in page
+    heading = next(line for line in body_of(cards["fusion"]).splitlines() if line.startswith("# "))
+    assert f"<title>{heading.removeprefix('# ')}</title>" in page
     unfolded = render_preview(cards["fusion"], runs["fusion"], open_details=True)
     assert unfolded.count("<details>") == 1  # the front matter
     assert unfolded.count("<details open>") == page.count("<details>") - 1

@@ -5,6 +5,8 @@ Needs no network. Every warning is an error, so that a docstring that cannot be 
 
 import argparse
 import importlib
+import os
+import re
 import shutil
 import sys
 import warnings
@@ -18,6 +20,8 @@ from ham10000.training.atomic import atomic_write_text
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("modeling", "training", "hub_upload")
+# Up to the anchor, which stays; data: and https: are not local.
+_LOCAL = re.compile(r'(href|src)="([^":#]+)(?=[#"])')
 
 
 def public_modules(packages: tuple[str, ...] = PACKAGES) -> list[str]:
@@ -54,9 +58,77 @@ def build(output: Path, packages: tuple[str, ...] = PACKAGES) -> None:
         # pdoc finds the modules of a package itself, unless its `__init__.py` has an `__all__`.
         warnings.filterwarnings("ignore", message=r"(?s).*has already been added")
         pdoc.pdoc(*names, output_directory=output)
-    for guide in sorted((ROOT / "examples" / "guides").glob("*.md")):
-        page = render_preview(guide.read_text(encoding="utf-8"), guide.parent)
-        atomic_write_text(output / "guides" / f"{guide.stem}.html", page)
+    for page in (output / "ham10000").rglob("*.html"):
+        unlink_undocumented(page)
+    write_guides(output)
+
+
+def unlink_undocumented(page: Path) -> None:
+    """Leaves the text alone of links to what the page does not show, such as private bases and their members.
+
+    Args:
+        page: A page that pdoc wrote.
+    """
+    html = page.read_text(encoding="utf-8")
+    ids = set(re.findall(r'\bid="([^"]+)"', html))
+    shown = re.sub(r'<a\b[^>]*href="#([^"]+)"[^>]*>(.*?)</a>', lambda link: link[0 if link[1] in ids else 2], html)
+    atomic_write_text(page, shown)
+
+
+def page_of(document: Path) -> Path:
+    """The page of a Markdown document, relative to the documentation.
+
+    Args:
+        document: A file of the repository; `README.md` of a folder becomes a page with the folder's name.
+    """
+    parts = [part for part in document.relative_to(ROOT).with_suffix("").parts if part != "examples"]
+    if document.name == "README.md" and document.parent != ROOT:
+        parts = [*document.parent.relative_to(ROOT / "examples").parts] or ["examples"]
+    return Path(*parts).with_suffix(".html")
+
+
+def write_guides(output: Path) -> None:
+    """Writes the guides, and every document and file that they lead to, with links that work in the documentation.
+
+    Args:
+        output: The folder of the documentation.
+
+    Raises:
+        FileNotFoundError: A link leads to no file of the repository.
+    """
+    waiting = sorted((ROOT / "examples" / "guides").glob("*.md"))
+    written: set[Path] = set()
+    while waiting:
+        document = waiting.pop()
+        if document in written:
+            continue
+        written.add(document)
+        page = output / page_of(document)
+        html = render_preview(document.read_text(encoding="utf-8"), document.parent)
+        local = {target: (document.parent / target).resolve(strict=True) for _, target in _LOCAL.findall(html)}
+        waiting += [path for path in local.values() if path.suffix == ".md"]
+        places = {target: _relative(_place(path, output), page) for target, path in local.items()}
+        html = _LOCAL.sub(lambda match: f'{match[1]}="{places[match[2]]}', html)  # noqa: B023 (used at once)
+        back = f'<p><a href="{_relative(output / "index.html", page)}">ham10000 documentation</a></p>'
+        atomic_write_text(page, html.replace("<body>\n", f"<body>\n{back}\n", 1))
+
+
+def _place(path: Path, output: Path) -> Path:
+    """Where a linked file stands in the documentation; what is no document is copied there."""
+    if path.suffix == ".md":
+        return output / page_of(path)
+    place = output / "files" / path.relative_to(ROOT)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, place, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(path, place)
+    return place
+
+
+def _relative(target: Path, page: Path) -> str:
+    """A link from a page to a file."""
+    return Path(os.path.relpath(target, page.parent)).as_posix()
 
 
 def main() -> None:
