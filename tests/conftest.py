@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from fork_server import ForkServer
 
 from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
@@ -67,3 +68,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for category, count in [*sorted(counts.items()), ("all", total)]:
             parts = ", ".join(f"{count[name]:>3} {name}" for name in ("refused", "read", "failed") if total[name])
             terminalreporter.write_line(f"{category:<20} {count.total():>4} cases: {parts}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_accelerator_state() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process; no module of tests inherits another's precision."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

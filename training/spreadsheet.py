@@ -13,12 +13,9 @@ What counts as one: OWASP, "CSV Injection" (https://owasp.org/www-community/atta
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ham10000.training.atomic import atomic_path
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Spreadsheets of East Asian locales take the full-width signs, too.
 _SIGNS = "=+\\-@＝＋－＠"
@@ -40,11 +37,12 @@ def restore_cell(text: str) -> str:
     return _RESTORE.sub("", text)
 
 
-def write_table(frame: "pd.DataFrame", path: str | Path) -> Path:
+def write_table(frame: Any, path: str | Path) -> Path:
     """Writes a table as csv, its text escaped, complete or not at all.
 
     Args:
-        frame: Any columns; floats are written with the fewest digits that read back as the same number.
+        frame: A pandas DataFrame of any columns (this file must not import pandas); floats are written with the
+            fewest digits that read back as the same number.
         path: The destination; missing parent folders are created.
 
     Returns:
