@@ -16,7 +16,7 @@ bundle/
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,20 +44,27 @@ RUNTIME_PACKAGES = (
 _COPIED = ("split.csv", "eval_results.json", "history.json", "conversion.json")
 
 
-def requirements() -> str:
-    """The content of `requirements.txt`: what a bundle's code needs, with the floors this package was tested with.
+def requirements(packages: Iterable[str] = RUNTIME_PACKAGES) -> str:
+    """The content of a `requirements.txt`, with the floors this package was tested with.
+
+    Args:
+        packages: What is needed, by the names the package index knows; by default by a bundle's code.
+
+    Returns:
+        One line each, in that order.
 
     Raises:
         Ham10000Error: If the installed package does not declare one of them.
     """
-    declared = {}
+    declared: dict[str, str] = {}
     for line in importlib.metadata.requires("ham10000") or []:
-        if (match := re.match(r"([A-Za-z0-9._-]+)\s*([^;]*?)\s*(?:;|$)", line)) and "extra ==" not in line:
-            declared[match[1].lower()] = match[1] + match[2]
-    missing = sorted(set(RUNTIME_PACKAGES) - set(declared))
-    if missing:
+        if match := re.match(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*(?:;|$)", line):
+            # What is always needed is declared before what extras add.
+            declared.setdefault(match[1].lower(), match[1] + match[2])
+    names = list(packages)
+    if missing := sorted(set(names) - set(declared)):
         raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
-    return "".join(f"{declared[name]}\n" for name in RUNTIME_PACKAGES)
+    return "".join(f"{declared[name]}\n" for name in names)
 
 
 def find_sibling(run: RunFiles, folder: Path, repo_id: str | None) -> Sibling:

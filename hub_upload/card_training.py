@@ -140,7 +140,13 @@ def _augmentation(config: dict[str, Any]) -> str:
         f"rotation up to {config['augment_rotation']:g} degrees" if config["augment_rotation"] else "",
         f"resized crops of at least {percent(area, 0)} of the area" if area < 1 else "",
         f"brightness, contrast, saturation and hue jitter of strength {color:g}" if color else "",
+        # Runs of earlier versions do not have these settings.
+        f"mixup with alpha {config['mixup']:g}" if config.get("mixup") else "",
+        f"CutMix with alpha {config['cutmix']:g}" if config.get("cutmix") else "",
     ]
+    first, last = config.get("train_scales", (1.0, 1.0))
+    if (first, last) != (1.0, 1.0):
+        steps.append(f"pictures of {percent(first, 0)} of the side in the first epoch, {percent(last, 0)} in the last")
     return f"Augmentation: {words([step for step in steps if step] or ['none'])}."
 
 
@@ -154,6 +160,8 @@ def training_section(run: RunFiles) -> str:
         "timm": f"from timm's pretrained weights of {code(config['backbone'])}",
         "none": "from random weights",
     }.get(config["pretrained"], f"from the weights in {code(config['pretrained'])}")
+    if config.get("freeze_backbone"):
+        start += ", the backbone frozen"
     settings = (
         f"AdamW, {'from random weights' if run.modality == 'metadata' else start}, "
         f"{count(training['epochs_trained'])} epochs (at most {count(config['epochs'])}, patience "

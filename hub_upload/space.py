@@ -11,9 +11,7 @@ ham10000-space --repo_id user/ham10000-demo --model user/ham10000-image@v1.0 --m
 
 import argparse
 import ast
-import importlib.metadata
 import importlib.util
-import re
 import shutil
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCardData
 
-from ham10000.hub_upload.bundle import describe_tree
+from ham10000.hub_upload.bundle import describe_tree, requirements
 from ham10000.hub_upload.card_markdown import bullets, code, join
 from ham10000.hub_upload.card_sections import RESEARCH_BANNER
 from ham10000.hub_upload.hub_client import find_token
@@ -100,14 +98,7 @@ def space_requirements(imported: set[str]) -> str:
     Raises:
         Ham10000Error: If the installed package does not declare one of them.
     """
-    declared: dict[str, str] = {}
-    for line in importlib.metadata.requires("ham10000") or []:
-        if match := re.match(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*(?:;|$)", line):
-            declared.setdefault(match[1].lower(), match[1] + match[2])
-    names = {_DISTRIBUTIONS.get(name, name).lower() for name in imported}
-    if missing := sorted(names - set(declared)):
-        raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
-    return "".join(f"{declared[name]}\n" for name in sorted(names))
+    return requirements(sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported))
 
 
 def parse_model(text: str) -> tuple[str, str]:
@@ -179,7 +170,7 @@ def assemble_space(
     if folder.exists() and any(folder.iterdir()):
         raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
     files, others = needed_modules()
-    requirements = space_requirements(others)
+    required = space_requirements(others)
     for name, file in files.items():
         target = folder.joinpath(*name.split("."))
         target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
@@ -193,7 +184,7 @@ def assemble_space(
     atomic_write_text(folder / "ham10000" / "__init__.py", "")
     listed = "".join(f'    "{model}",\n' for model in models)
     atomic_write_text(folder / "app.py", _APP.format(models=f"[\n{listed}]"))
-    atomic_write_text(folder / "requirements.txt", requirements)
+    atomic_write_text(folder / "requirements.txt", required)
     atomic_write_text(folder / "README.md", render_readme(title, chosen, licence))
 
 

@@ -8,10 +8,10 @@ from card_runs import read_json, tables, training_summary, write_json, write_run
 
 from ham10000.hub_upload.card_cost import training_footprint
 from ham10000.hub_upload.card_markdown import code, escape, fence, table
-from ham10000.hub_upload.card_training import reproduce_command
+from ham10000.hub_upload.card_training import _augmentation, reproduce_command
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import Ham10000Error
-from ham10000.training.config import parse_arguments
+from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.portable import portable_training
 
 
@@ -123,3 +123,17 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (run / "processor_config.json").unlink()
     with pytest.raises(Ham10000Error, match=r"processor_config\.json' does not exist"):
         read_run(run)
+
+
+def test_the_card_names_mixing_and_growing_pictures() -> None:
+    config = TrainConfig().to_dict()
+    assert "mixup" not in _augmentation(config)
+    text = _augmentation({**config, "mixup": 0.2, "cutmix": 1.0, "train_scales": [0.5, 1.0]})
+    text = text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert "mixup with alpha 0.2" in text
+    assert "CutMix with alpha 1" in text
+    assert "pictures of 50 % of the side in the first epoch, 100 % in the last" in text
+    # A run of an earlier version, without these settings.
+    for name in ("mixup", "cutmix", "train_scales"):
+        del config[name]
+    assert _augmentation(config) == _augmentation(TrainConfig().to_dict())
