@@ -176,8 +176,10 @@ def explain(error: BaseException, token: str | None, traffic: Traffic) -> Failur
         return Failure(None, f"{outer}no connection to the Hub ({words})", check, False)
     if isinstance(cause, httpx2.TimeoutException):
         return Failure(None, f"{outer}the Hub did not answer in time", f"Wait a few minutes, then {_AGAIN}.", True)
-    # The second: of two uploads at once, the one that meets a dead Hub first closes the client they share.
-    if isinstance(cause, httpx2.HTTPError) or "client has been closed" in words:
+    # The others: of two uploads at once, the one that meets a dead Hub first closes the client they share, and sets it
+    # to None a moment later.
+    closed = ("client has been closed", "'NoneType' object has no attribute 'request'")
+    if isinstance(cause, httpx2.HTTPError) or any(text in words for text in closed):
         return Failure(None, f"{outer}the connection broke ({words})", check, True)
     if isinstance(cause, json.JSONDecodeError):
         what = (

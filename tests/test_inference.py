@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,30 +52,16 @@ def test_folding_changes_rounding_and_nothing_else(backbone: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 
 
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
-@pytest.mark.parametrize("modality", ["image", "fusion"])
-@torch.no_grad()
-def test_openvino_computes_the_same(backbone: str, modality: str) -> None:
-    model = make_model(modality, backbone)
-    fast = optimize_for_inference(model, "fp32", backend="openvino")
-    rough = optimize_for_inference(model, "bf16", backend="openvino")
-    for batch, height, width in ((1, 64, 64), (5, 64, 96)):  # it is traced with another batch and size
-        inputs = {"pixel_values": torch.randn(batch, 3, height, width)}
-        if modality == "fusion":
-            inputs["metadata"] = torch.tensor([[60.0, 1.0, float("nan")]] * batch)
-        expected = model(**inputs).logits
-        torch.testing.assert_close(fast(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(rough(**inputs).logits.softmax(-1), expected.softmax(-1), rtol=0, atol=0.03)
+def test_openvino_in_a_process_of_its_own() -> None:
+    """On an Intel Xeon in a virtual machine, the kernel ended processes minutes after OpenVINO 2026.4 had run in them.
 
-
-def test_openvino_predicts_pictures(tmp_path: Path) -> None:
-    model, processor = make_model(), make_processor(Ham10000Config(backbone="test_efficientnet"), image_size=64)
-    pictures = [np.random.default_rng(k).integers(0, 256, (50, 70, 3), dtype=np.uint8) for k in range(5)]
-    fast = optimize_for_inference(model, "fp32", backend="openvino")
-    expected = predict(model, processor, pictures, batch_size=2)
-    np.testing.assert_allclose(predict(fast, processor, pictures, batch_size=2), expected, atol=1e-5)
-    with pytest.raises(Ham10000Error, match="backend"):
-        optimize_for_inference(model, backend="tensorrt")
+    They got SIGSEGV from the kernel (si_code SI_KERNEL) at a system call of another test; without OpenVINO none did.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command.append(str(Path(__file__).with_name("openvino_checks.py")))
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "5 passed" in result.stdout
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion", "metadata"])
@@ -125,6 +113,8 @@ def test_wrong_use_is_named() -> None:
     model = make_model()
     with pytest.raises(Ham10000Error, match="'fp8'"):
         optimize_for_inference(model, "fp8")
+    with pytest.raises(Ham10000Error, match="backend"):
+        optimize_for_inference(model, backend="tensorrt")
     with pytest.raises(Ham10000Error, match="training mode"):
         optimize_for_inference(model.train())
 

@@ -605,3 +605,23 @@ def test_redact() -> None:
     assert redact(f"x {WRITER}, Bearer abc.def", WRITER) == "x ***, Bearer ***"
     assert redact("hf_AbCdEfGh12345678 and secret", "secret") == "hf_*** and ***"
     assert redact("hf_hub_download failed", None) == "hf_hub_download failed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Cannot send a request, as the client has been closed.",
+        "'NoneType' object has no attribute 'request'",
+    ],
+)
+def test_a_client_that_another_upload_closed_is_a_broken_connection(words: str) -> None:
+    try:
+        try:
+            raise AttributeError(words)
+        except AttributeError as error:
+            raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from error
+    except RuntimeError as error:
+        failure = hub_client.explain(error, None, hub_client.Traffic())
+    assert failure.what.startswith("Error while uploading 'model.safetensors' to the Hub: the connection broke (")
+    assert failure.advice.startswith("Check the network")
+    assert failure.uncertain
