@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from fork_server import ForkServer
+from transformers.utils import logging as transformers_logging
 
 from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
 from ham10000.training.data import load_data
@@ -71,8 +72,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for the whole process; no module of tests inherits another's precision."""
+def fresh_libraries() -> Iterator[None]:
+    """No module of tests inherits another's: Accelerate's precision and transformers' verbosity last for a process."""
     AcceleratorState._reset_state(True)
+    verbosity = transformers_logging.get_verbosity()
     yield
     AcceleratorState._reset_state(True)
+    transformers_logging.set_verbosity(verbosity)

@@ -19,7 +19,7 @@ from torchvision.models import efficientnet_v2_s
 from ham10000.hub_upload.convert_checkpoint import main as convert
 from ham10000.hub_upload.export_onnx import main as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
-from ham10000.training.atomic import atomic_write_text
+from ham10000.training.atomic import atomic_write_text, remove_leftovers
 from ham10000.training.cache import cached_images, read_rows
 from ham10000.training.checkpoint import training_states
 from ham10000.training.data import load_data
@@ -340,3 +340,17 @@ def test_a_cache_that_fills_its_disk(pictures, tmp_path) -> None:
     with disk_full_beyond(100_000), pytest.raises(Ham10000Error, match=r"File too large\. It takes 0\.00 GB; name"):
         cached_images(dataset, processor, cache_dir=tmp_path, progress=False)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / ".0123456789ab.tmp").mkdir()
+    left = [".model.0123456789ab.tmp.safetensors", ".tmpEaBVKG", "figures/.curves.0123456789ab.tmp.png"]
+    kept = ["model.safetensors", "figures/curves.png", ".gitignore", "notes.tmp"]
+    for name in [*left, *kept]:
+        (tmp_path / name).write_text("x")
+    assert remove_leftovers(tmp_path, older_than=60) == []
+    removed = {str(path.relative_to(tmp_path)) for path in remove_leftovers(tmp_path)}
+    assert removed == {*left, ".0123456789ab.tmp"}
+    assert all((tmp_path / name).is_file() for name in kept)
+    assert not any((tmp_path / name).exists() for name in removed)

@@ -15,8 +15,8 @@ from typing import Any
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Beside a file that is written, until it takes its place.
-_LEFTOVERS = ".*.tmp*"
+# Beside a file that is written, until it takes its place: ours, and those of safetensors.
+_LEFTOVERS = (".*.tmp*", ".tmp*")
 
 
 def cannot_write(path: str | os.PathLike[str], error: Exception) -> Ham10000Error:
@@ -64,7 +64,8 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
         What was removed.
     """
     removed = []
-    for path in [*Path(directory).glob(_LEFTOVERS), *Path(directory).glob(f"figures/{_LEFTOVERS}")]:
+    places = (Path(directory), Path(directory, "figures"))
+    for path in [path for place in places for pattern in _LEFTOVERS for path in place.glob(pattern)]:
         # Another process may remove it first, or finish it; a folder that cannot be written keeps it.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
