@@ -3,9 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ham10000.training.losses import ClassificationLoss
+from ham10000.training.losses import ClassificationLoss, logit_offset
+from ham10000.training.sampling import class_shares
 
 WEIGHTS = torch.tensor([4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825])
+PRIOR = np.array([261, 411, 871, 92, 889, 5328, 114]) / 7966
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -23,15 +25,27 @@ def test_logit_adjustment_is_the_published_formula() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(8, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 7, (8,), generator=generator)
-    prior = np.array([261, 411, 871, 92, 889, 5328, 114]) / 7966
     tau = 0.5
-    loss = ClassificationLoss(torch.ones(7), log_prior=torch.tensor(np.log(prior)).float(), logit_adjustment=tau)
+    loss = ClassificationLoss(torch.ones(7), offset=logit_offset(PRIOR, PRIOR, tau))
     # Menon et al. 2021, equation 10: -log( pi_y^tau e^f_y / sum_c pi_c^tau e^f_c ).
-    scores = prior**tau * np.exp(logits.numpy())
+    scores = PRIOR**tau * np.exp(logits.numpy())
     expected = -np.log(scores[np.arange(8), labels.numpy()] / scores.sum(axis=1)).sum()
     assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_logit_adjustment_needs_the_prior() -> None:
-    with pytest.raises(ValueError, match="log_prior"):
-        ClassificationLoss(WEIGHTS, logit_adjustment=1.0)
+def test_no_offset_where_nothing_is_corrected() -> None:
+    assert logit_offset(PRIOR, PRIOR, 0.0) is None
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_the_offset_makes_the_answers_independent_of_how_rows_are_drawn(tau: float) -> None:
+    """A model that fits the drawn rows answers, without the offset, with Bayes' rule for the prior n ** (1 - tau)."""
+    drawn = class_shares(PRIOR * 7966, "sqrt")
+    likelihoods = np.random.default_rng(0).dirichlet(np.ones(7), size=5)
+    fitted = likelihoods * drawn
+    fitted /= fitted.sum(axis=1, keepdims=True)
+    offset = logit_offset(PRIOR, drawn, tau)
+    assert offset is not None
+    answers = torch.softmax(torch.from_numpy(np.log(fitted)) - offset, dim=-1).numpy()
+    expected = likelihoods * PRIOR ** (1 - tau)
+    np.testing.assert_allclose(answers, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)

@@ -82,7 +82,12 @@ class TrainConfig:
         "sqrt", "class weights of the loss, from train counts"
     )
     label_smoothing: float = _option(0.05, "label smoothing")
-    logit_adjustment: float = _option(0.0, "tau of logit adjustment (Menon et al. 2021); 0 is off")
+    sampling: Literal["natural", "sqrt"] = _option(
+        "natural", "how often a class is drawn; sqrt: by the square root of its size, instead of class weights"
+    )
+    logit_adjustment: float = _option(
+        0.0, "tau of logit adjustment (Menon et al. 2021): the model answers for a prior of size ** (1 - tau)"
+    )
     ema_decay: float = _option(0.998, "exponential moving average of the weights; 0 is off")
 
     mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off")

@@ -15,6 +15,7 @@ from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Pro
 from ham10000.training.augment import Augment
 from ham10000.training.cache import cached_images, decode, encoded_images, read_rows
 from ham10000.training.data import metadata_frame
+from ham10000.training.sampling import epoch_order
 
 
 @dataclass
@@ -276,6 +277,7 @@ class TrainLoader(_Loader):
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
         size: (height, width) of an epoch's pictures, by its number from 0; by default the image source's own.
+        sampling: How often each class is drawn, one of `ham10000.training.sampling.SAMPLINGS`.
 
     Raises:
         Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
@@ -296,6 +298,7 @@ class TrainLoader(_Loader):
         world_size: int = 1,
         channels_last: bool = False,
         size: Callable[[int], tuple[int, int]] | None = None,
+        sampling: str = "natural",
     ):
         super().__init__(
             samples,
@@ -318,6 +321,7 @@ class TrainLoader(_Loader):
         self.micro_batches = micro_batches
         self.seed = seed
         self.size = size
+        self.sampling = sampling
 
     @property
     def steps_per_epoch(self) -> int:
@@ -325,8 +329,9 @@ class TrainLoader(_Loader):
         return len(self.samples) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """(rows,) the permutation of an epoch."""
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+        """(rows,) the rows of an epoch, in order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        return epoch_order(self.samples.labels.numpy(), self.sampling, rng)
 
     def image_ids(self, epoch: int, step: int) -> list[str]:
         """The images of one step's global batch."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -27,10 +28,11 @@ from ham10000.training.environment import environment
 from ham10000.training.failures import lost_processes_explained
 from ham10000.training.interruption import noted_signals
 from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
-from ham10000.training.losses import ClassificationLoss
+from ham10000.training.losses import ClassificationLoss, logit_offset
 from ham10000.training.plots import plot_training_curves
 from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
 from ham10000.training.run_folder import as_begun, begin_run, only_writer, prepare_output_dir
+from ham10000.training.sampling import class_shares
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
@@ -128,6 +130,7 @@ def build_engine(
         batch_size=config.batch_size,
         micro_batches=config.gradient_accumulation_steps,
         size=config.train_size,
+        sampling=config.sampling,
         seed=config.seed,
         **common,
     )
@@ -135,12 +138,13 @@ def build_engine(
     validation_loader = EvalLoader(
         validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
     )
-    counts = torch.tensor([split.class_counts["train"][label] for label in LABELS], dtype=torch.float64)
+    counts = np.array([split.class_counts["train"][label] for label in LABELS])
+    drawn = class_shares(counts, config.sampling)
+    offset = logit_offset(class_shares(counts, "natural"), drawn, config.logit_adjustment)
     loss = ClassificationLoss(
         torch.tensor(split.class_weights(config.class_weights), dtype=torch.float32, device=accelerator.device),
         label_smoothing=config.label_smoothing,
-        log_prior=(counts / counts.sum()).log().float().to(accelerator.device),
-        logit_adjustment=config.logit_adjustment,
+        offset=None if offset is None else offset.to(accelerator.device),
     )
     kept = {name: value for name, value in config.to_dict().items() if name not in FREE_TO_CHANGE}
     # `auto` may be another precision on the machine that resumes.
