@@ -98,6 +98,8 @@ def _split_text(run: RunFiles) -> str:
         f"is also in train: validation {percent(leakage['validation']['all'])}, test "
         f"{percent(leakage['test']['all'])}."
     )
+    if run.training["config"].get("train_on_validation"):
+        text += " This model was trained on train and validation together."
     return join(text, bullets(f"Note of the data check: {escape(note)}." for note in notes))
 
 
@@ -168,22 +170,29 @@ def training_section(run: RunFiles) -> str:
         f"{count(config['patience'])}), batches of {count(config['batch_size'])}, learning rate "
         f"{config['learning_rate']:g} (backbone) and {config['head_learning_rate']:g} (the rest), "
         f"{escape(config['schedule'])} schedule, weight decay {config['weight_decay']:g}, label smoothing "
-        f"{config['label_smoothing']:g}, class weights {escape(config['class_weights'])}, averaged weights "
-        f"{config['ema_decay']:g}, precision {escape(training['mixed_precision'])}, seed {count(config['seed'])}."
+        f"{config['label_smoothing']:g}, class weights {escape(config['class_weights'])}{_prior(config)}, averaged "
+        f"weights {config['ema_decay']:g}, precision {escape(training['mixed_precision'])}, seed "
+        f"{count(config['seed'])}."
     )
     if run.modality == "metadata":
         settings = settings.replace(
             f"{config['learning_rate']:g} (backbone) and {config['head_learning_rate']:g} (the rest)",
             f"{config['head_learning_rate']:g}",
         )
-    chosen = (
-        f"The published weights are those of epoch {count(best['epoch'])}, the best by validation macro-F1: "
-        f"{decimal(best['validation_macro_f1'])} (balanced accuracy "
-        f"{decimal(best.get('validation_balanced_accuracy'))}, accuracy {decimal(best.get('validation_accuracy'))}, "
-        f"loss {decimal(best.get('validation_loss'))})."
-        if best
-        else ""
-    )
+    chosen = ""
+    if config.get("train_on_validation"):
+        chosen = (
+            f"The published weights are those of epoch {count(training['epochs_trained'])}, the last: the validation "
+            "images were trained on as well, with settings chosen before, so none was left to choose an epoch by."
+        )
+    elif best:
+        chosen = (
+            f"The published weights are those of epoch {count(best['epoch'])}, the best by validation macro-F1: "
+            f"{decimal(best['validation_macro_f1'])} (balanced accuracy "
+            f"{decimal(best.get('validation_balanced_accuracy'))}, accuracy "
+            f"{decimal(best.get('validation_accuracy'))}, "
+            f"loss {decimal(best.get('validation_loss'))})."
+        )
     every = table(
         ["setting", "value"], [[code(name), code(_setting(value))] for name, value in config.items()], align="ll"
     )
@@ -197,6 +206,16 @@ def training_section(run: RunFiles) -> str:
         section("What it cost", _cost(training), level=3),
         section("Do it again", _reproduce(run, training), level=3),
     )
+
+
+def _prior(config: dict[str, Any]) -> str:
+    """How classes are drawn and adjusted; runs of earlier versions have no sampling."""
+    parts = []
+    if config.get("sampling", "natural") != "natural":
+        parts.append("classes drawn by the square root of their size")
+    if config.get("logit_adjustment"):
+        parts.append(f"logit adjustment {config['logit_adjustment']:g}")
+    return "".join(f", {part}" for part in parts)
 
 
 def _setting(value: Any) -> str:

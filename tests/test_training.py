@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import get_cosine_schedule_with_warmup
+from transformers import AutoModel, get_cosine_schedule_with_warmup
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import training_states
+from ham10000.training.checkpoint import save_model, training_states
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor, predict_logits
@@ -97,6 +97,47 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
     )
     assert summary["split"]["leakage"]["test"]["all"] == 0
     assert summary["environment"]["peak_rss_mib"] > 100
+
+
+def test_train_and_validation_together_keep_the_last_epoch(
+    tmp_path: Path, synthetic_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "published"
+    options = ["--modality", "image", "--train_on_validation", "--epochs", "3", "--patience", "1"]
+    assert run_training(folder, synthetic_folder, *options, "--save_dtype", "float16") == 0
+    split = load_split(folder)
+    steps = (split.sizes["train"] + split.sizes["validation"]) // 20
+    assert training_states(folder)[0].name == f"training_state-{3 * steps:08d}.safetensors"
+    summary = json.loads((folder / "train_config.json").read_text())
+    assert summary["finished"]
+    assert summary["epochs_trained"] == summary["best"]["epoch"] == 3
+    assert not [name for name in summary["best"] if name.startswith("validation")]
+    # The last epoch's average, rounded to half precision: what lies in the state, saved at the same moment.
+    stored, state = load_file(folder / "model.safetensors"), weights(folder)
+    for name, value in stored.items():
+        expected = state[f"average/{name}"]
+        assert value.dtype == (torch.float16 if expected.is_floating_point() else expected.dtype)
+        assert torch.equal(value, expected.to(value.dtype)), name
+    assert "no validation: epoch 3, the last, is kept" in capsys.readouterr().out
+    # What is stored as half computes in float32, whoever reads it, and is evaluated as it is published.
+    model = AutoModel.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert torch.equal(model.classifier.weight, stored["classifier.weight"].float())
+    arguments = ["--checkpoint", str(folder), "--data", str(synthetic_folder), "--n_resamples", "20"]
+    cache = ["--cache_dir", str(folder.parent / "cache")]
+    assert evaluate([*arguments, *cache, "--split", "validation"]) == 0
+    assert f"trained on {split.sizes['validation']} of these images" in capsys.readouterr().out
+    assert evaluate([*arguments, *cache]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_weight_too_large_for_half_precision_is_named(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints["metadata"])
+    with torch.no_grad():
+        model.classifier.bias[3] = 1e5
+    with pytest.raises(Ham10000Error, match=r"'classifier\.bias' is too large for float16"):
+        save_model(tmp_path / "half", model, dtype="float16")
+    assert not (tmp_path / "half").exists()
 
 
 def test_resumed_run_equals_an_uninterrupted_one(

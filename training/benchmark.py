@@ -187,12 +187,14 @@ def _peak_memory(dataset: datasets.Dataset, options: argparse.Namespace, folder:
     ).select(range(HAM10000_SIZE))
     engine = build_training(whole, options, folder)
     engine.wrapped.train()
+    assert engine.validation_loader is not None
+    validation_loader = engine.validation_loader
 
     def gibibytes() -> float:
         steps = engine.train_loader.epoch(0)
         for number in range(options.steps):
             engine._step(number, *next(steps))
-        predict_logits(engine.published_model.eval(), engine.validation_loader, autocast=engine.accelerator.autocast)
+        predict_logits(engine.published_model.eval(), validation_loader, autocast=engine.accelerator.autocast)
         facts = environment()
         return (facts["peak_cuda_mib"] or facts["peak_rss_mib"]) / 1024
 

@@ -50,6 +50,10 @@ class TrainConfig:
     fold: int = _option(0, "which fold is the test set; the next one is the validation set")
     split_file: str | None = _option(None, "split.csv of an earlier run, used instead of making a split")
 
+    train_on_validation: bool = _option(
+        False, "train on the validation images too, for a model to publish: the last epoch is kept, nothing is chosen"
+    )
+
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
@@ -106,6 +110,9 @@ class TrainConfig:
     channels_last: bool = _option(True, "NHWC memory layout of the network")
     eval_batch_size: int = _option(64, "batch size of validation")
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
+    save_dtype: Literal["float32", "float16"] = _option(
+        "float32", "how the checkpoint stores its weights; read back, both compute in float32"
+    )
     save_every_steps: int | None = _option(
         None, "also save the training state every so many steps, not only each epoch"
     )
@@ -173,6 +180,11 @@ class TrainConfig:
             metadata_field_dropout=self.metadata_field_dropout,
             classifier_dropout=self.classifier_dropout,
         )
+
+    @property
+    def train_parts(self) -> tuple[str, ...]:
+        """The parts of the split that are trained on."""
+        return ("train", "validation") if self.train_on_validation else ("train",)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -41,8 +41,9 @@ class Progress:
     Attributes:
         epoch: The epoch in progress, from 0.
         step: Optimiser steps done in it.
-        best_epoch: Number of the best epoch, from 1; 0 before the first validation.
-        best_score: Its validation macro-F1.
+        best_epoch: Number of the epoch that is kept, from 1: the best by validation, without validation the last; 0
+            before the first.
+        best_score: Its validation macro-F1; -1 without validation.
         loss_sum: Sum of the losses of the epoch's steps.
         seconds: Training time of the epoch so far.
         history: One row per finished epoch.
@@ -180,7 +181,7 @@ class Engine:
         model: The model, in training mode, not yet on the device.
         processor: Saved with the checkpoint.
         train_loader: Training batches.
-        validation_loader: Validation batches.
+        validation_loader: Validation batches; None keeps the last epoch.
         loss: The training loss.
         fingerprint: Values that must not change between a run and its resumption.
     """
@@ -192,7 +193,7 @@ class Engine:
         model: Ham10000ForImageClassification,
         processor: Ham10000Processor,
         train_loader: TrainLoader,
-        validation_loader: EvalLoader,
+        validation_loader: EvalLoader | None,
         loss: ClassificationLoss,
         fingerprint: dict[str, Any],
     ):
@@ -221,7 +222,7 @@ class Engine:
         return self.model if self.average is None else self.average.module
 
     def fit(self, stop_signal: Callable[[], int] = lambda: 0) -> Progress:
-        """Trains until the last epoch or until validation macro-F1 has not improved for `patience` epochs.
+        """Trains until the last epoch or, if there is validation, for `patience` epochs without a better macro-F1.
 
         Args:
             stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
@@ -241,10 +242,13 @@ class Engine:
             progress.history.append(row)
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.seconds = 0.0, 0.0
-            if row["validation_macro_f1"] > progress.best_score:
-                progress.best_score, progress.best_epoch = row["validation_macro_f1"], row["epoch"]
+            score = row.get("validation_macro_f1")
+            if score is None or score > progress.best_score:
+                progress.best_score, progress.best_epoch = -1.0 if score is None else score, row["epoch"]
                 if self.accelerator.is_main_process:
-                    save_checkpoint(self.config.output_dir, self.published_model, self.processor)
+                    save_checkpoint(
+                        self.config.output_dir, self.published_model, self.processor, dtype=self.config.save_dtype
+                    )
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
@@ -272,7 +276,7 @@ class Engine:
         self.progress = Progress(**state["progress"])
         self.accelerator.print(
             f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps "
-            f"(best macro-F1 {self.progress.best_score:.4f} in epoch {self.progress.best_epoch})"
+            f"({describe_best(self.progress)})"
         )
 
     def _train_epoch(self) -> None:
@@ -383,14 +387,17 @@ class Engine:
         progress = self.progress
         model = self.published_model.eval()
         self._share_statistics(model)
-        logits = predict_logits(
-            model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
-        )
+        scores = {}
+        if self.validation_loader is not None:
+            logits = predict_logits(
+                model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
+            )
+            scores = validation_metrics(logits, self.validation_loader.samples.labels)
         steps = self.train_loader.steps_per_epoch
         return {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / steps,
-            **validation_metrics(logits, self.validation_loader.samples.labels),
+            **scores,
             # Not the optimiser's own: after a resumption at the end of an epoch it has not been set yet.
             "learning_rate": self.optimizer.param_groups[-1]["peak_lr"]
             * learning_rate_factor((progress.epoch + 1) * steps - 1, self.total_steps, self.config),
@@ -455,9 +462,19 @@ def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> An
     return contextlib.nullcontext() if sync else accelerator.no_sync(model)
 
 
+def describe_best(progress: Progress) -> str:
+    """Which epoch is kept, and why, in words."""
+    if progress.best_epoch and progress.best_score < 0:
+        return f"no validation: epoch {progress.best_epoch}, the last, is kept"
+    return f"best validation macro-F1 {progress.best_score:.4f} in epoch {progress.best_epoch}"
+
+
 def _describe(row: dict[str, Any], *, is_best: bool) -> str:
-    text = (
-        f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}  "
+    text = f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f}  "
+    if "validation_loss" not in row:
+        return f"{text}{row['images_per_second']:.0f} images/s"
+    text += (
+        f"validation loss {row['validation_loss']:.4f}  "
         f"macro-F1 {row['validation_macro_f1']:.4f}  balanced accuracy {row['validation_balanced_accuracy']:.4f}  "
         f"accuracy {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
     )
@@ -469,6 +486,7 @@ __all__ = [
     "Engine",
     "Progress",
     "build_optimizer",
+    "describe_best",
     "learning_rate_factor",
     "predict_logits",
     "validation_metrics",

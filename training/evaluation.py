@@ -89,11 +89,20 @@ def rows_to_score(
 
 
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
-    """How many images of a dataset are in the training part of a checkpoint's split; 0 where it has none."""
+    """How many images of a dataset a checkpoint was trained on, as its split and its settings say; 0 without them."""
     if not (checkpoint / "split.csv").is_file():
         return 0
     table = load_split(checkpoint).table
-    return len(set(table.loc[table["split"] == "train", "image_id"]) & set(dataset["image_id"][:]))
+    trained = table["split"].isin(["train", "validation"] if trained_on_validation(checkpoint) else ["train"])
+    return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
+
+
+def trained_on_validation(checkpoint: Path) -> bool:
+    """Whether a checkpoint's settings say that it was trained on the validation images as well."""
+    path = checkpoint / "train_config.json"
+    if not path.is_file():
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8"))["config"].get("train_on_validation"))
 
 
 def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
@@ -220,7 +229,11 @@ def main(argv: Sequence[str]) -> None:
         table, _, probabilities = read_predictions(output_dir / "predictions.csv")
         atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
     split = results["split"]
-    if known := images_trained_on(checkpoint, dataset) if arguments.split == "all" else 0:
+    if arguments.split == "all":
+        scored = dataset
+    else:
+        scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
+    if known := images_trained_on(checkpoint, scored):
         print(
             f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
         )

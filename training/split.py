@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,16 @@ class Split:
             }
         return shares
 
-    def class_weights(self, kind: str = "balanced") -> np.ndarray:
+    def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
+        """(7,) int64 images per class, in the order of `LABELS`, over some of the parts."""
+        return np.array([sum(self.class_counts[part][label] for part in parts) for label in LABELS])
+
+    def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
         """Weights of the loss from the training images, in the order of `LABELS`.
 
         Args:
             kind: `balanced` is n / (7 * count), `sqrt` its square root, `none` ones.
+            parts: The parts that are trained on.
 
         Returns:
             (7,) float64.
@@ -97,7 +103,7 @@ class Split:
         """
         if kind not in WEIGHT_KINDS:
             raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
-        counts = np.array(list(self.class_counts["train"].values()), dtype=np.float64)
+        counts = self.counts(parts).astype(np.float64)
         if kind == "none":
             return np.ones(len(LABELS))
         if not counts.all():

@@ -57,7 +57,21 @@ def build_parser() -> argparse.ArgumentParser:
         help="settings of one modality's runs, over those that all share; repeatable. For fusion, `pretrained: image` "
         "in the file starts from the image run of the same seed",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="training seeds 0, 1, … of every variant")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[5],
+        help="training seeds 0, 1, … of every variant: one number, or one for each --protocol, in their order",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="do these runs of the study and no more, such as lesion-grouped/image-seed1: several machines or "
+        "processes can share a study, and the command without --only then finishes it",
+    )
     parser.add_argument("--folds", type=int, help="cross-validation: every image is scored out of fold")
     parser.add_argument(
         "--views", type=int, choices=VIEWS, default=4, help="test-time augmentation to compare; 1: none"
@@ -77,12 +91,19 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     for name in _OWN_OPTIONS:
         if any(argument.split("=")[0] == f"--{name}" for argument in rest):
             raise Ham10000Error(f"--{name} is set by the study for each of its runs; see `ham10000-study --help`.")
-    if options.seeds < 1 or options.n_resamples < 2:
-        raise Ham10000Error(
-            f"--seeds {options.seeds} and --n_resamples {options.n_resamples} must be at least 1 and 2."
-        )
+    given = " ".join(map(str, options.seeds))
+    if min(options.seeds) < 1 or options.n_resamples < 2:
+        raise Ham10000Error(f"--seeds {given} and --n_resamples {options.n_resamples} must be at least 1 and 2.")
     config = parse_arguments([*rest, "--output_dir", options.output_dir])
-    options.protocol = sorted(set(options.protocol or [PROTOCOLS[0]]), key=PROTOCOLS.index)
+    protocols = list(dict.fromkeys(options.protocol or [PROTOCOLS[0]]))
+    if len(options.seeds) not in (1, len(protocols)):
+        raise Ham10000Error(
+            f"--seeds {given} gives {len(options.seeds)} numbers for {len(protocols)} protocol(s); give "
+            "one for all, or one for each --protocol."
+        )
+    counts = options.seeds * len(protocols) if len(options.seeds) == 1 else options.seeds
+    options.protocol = sorted(protocols, key=PROTOCOLS.index)
+    options.seeds = {name: list(range(counts[protocols.index(name)])) for name in options.protocol}
     options.variants = sorted(set(options.variants), key=VARIANTS.index)
     options.variant_config = dict(_read_variant_config(text, options.variants) for text in options.variant_config)
     return options, config
@@ -119,7 +140,7 @@ def write_study(
             "protocols": options.protocol,
             "variants": options.variants,
             "variant_config": options.variant_config,
-            "seeds": list(range(options.seeds)),
+            "seeds": options.seeds,
             "folds": options.folds,
             "views": options.views,
             "n_resamples": options.n_resamples,
@@ -154,7 +175,8 @@ def main(argv: Sequence[str]) -> None:
     study_dir = Path(options.output_dir)
     accelerator = build_accelerator(config)
     with contextlib.ExitStack() as stack:
-        if accelerator.is_main_process:
+        # Runs that are named are held one by one, by `train`.
+        if accelerator.is_main_process and not options.only:
             stack.enter_context(only_writer(study_dir))
         run_study(study_dir, options, config, accelerator)
 
@@ -172,7 +194,12 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
         Ham10000Error: As the runs do.
         Interrupted: After SIGTERM or SIGINT in training, with the state saved.
     """
-    runs = plan_runs(options.protocol, options.variants, range(options.seeds), options.folds)
+    runs = plan_runs(options.seeds, options.variants, options.folds)
+    if options.only:
+        names = [run.name for run in runs]
+        if unknown := sorted(set(options.only) - set(names)):
+            raise Ham10000Error(f"--only {' '.join(unknown)}: no such run in this study; it has {', '.join(names)}.")
+        runs = [run for run in runs if run.name in options.only]
     data = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
     overrides = {modality: entry["values"] for modality, entry in options.variant_config.items()}
     start = time.perf_counter()
@@ -188,7 +215,7 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
         accelerator.print(f"--- {run.name}: {done}; {(time.perf_counter() - start) / 60:.1f} min so far", flush=True)
     is_main = accelerator.is_main_process
     accelerator.end_training()
-    if is_main:
+    if is_main and not options.only:
         study = write_study(study_dir, options, config, runs, data[0])
         for protocol in study["protocols"].values():
             for comparison in protocol["comparisons"]:

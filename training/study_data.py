@@ -5,6 +5,7 @@ from typing import Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation_report import METRIC_TITLES
+from ham10000.training.markdown_text import plural, words
 
 STUDY_FORMAT = 1
 TITLES = METRIC_TITLES | {
@@ -66,9 +67,25 @@ def first_protocol(study: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return next(iter(study["protocols"].items()))
 
 
+def seed_counts(study: dict[str, Any]) -> dict[str, int]:
+    """Number of training seeds under each protocol."""
+    seeds = study["settings"]["seeds"]
+    if isinstance(seeds, list):  # as written before each protocol had its own
+        seeds = dict.fromkeys(study["protocols"], seeds)
+    return {name: len(seeds[name]) for name in study["protocols"]}
+
+
 def n_seeds(study: dict[str, Any]) -> int:
-    """Number of training seeds."""
-    return len(study["settings"]["seeds"])
+    """Number of training seeds, the largest of all protocols."""
+    return max(seed_counts(study).values())
+
+
+def seeds_phrase(study: dict[str, Any]) -> str:
+    """Such as `3 training seeds`, or `3 (lesion-grouped) and 1 (image-stratified) training seeds`."""
+    counts = seed_counts(study)
+    if len(set(counts.values())) == 1:
+        return plural(n_seeds(study), "training seed")
+    return f"{words([f'{number} ({name})' for name, number in counts.items()])} training seeds"
 
 
 def metric(variant: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -203,6 +220,8 @@ __all__ = [
     "leak",
     "metric",
     "n_seeds",
+    "seed_counts",
+    "seeds_phrase",
     "shortcuts",
     "smallest_detectable",
     "subgroup",

@@ -25,6 +25,7 @@ from ham10000.training.study_data import (
     lead_variant,
     leak,
     n_seeds,
+    seeds_phrase,
     smallest_detectable,
     subgroup,
 )
@@ -45,7 +46,7 @@ def seed_note(study: dict[str, Any]) -> str:
     """What the number of seeds lets the intervals say, as the end of a sentence."""
     if n_seeds(study) == 1:
         return "each variant was trained once, so this holds for these trained models and another seed may change it"
-    return f"the intervals cover the choice of lesions and of the {n_seeds(study)} training seeds"
+    return f"the intervals cover the choice of lesions and of the {seeds_phrase(study)}"
 
 
 def _difference(comparison: dict[str, Any]) -> str:

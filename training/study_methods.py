@@ -8,7 +8,7 @@ from typing import Any
 from ham10000.training.config import TrainConfig
 from ham10000.training.markdown_text import bullets, code, escape, fence, join, percent, section, words
 from ham10000.training.portable import portable_training
-from ham10000.training.study_data import TITLES, n_seeds
+from ham10000.training.study_data import TITLES, n_seeds, seed_counts, seeds_phrase
 from ham10000.training.study_runs import IMAGE_RUN
 
 REFERENCES = (
@@ -121,7 +121,7 @@ def limits(study: dict[str, Any]) -> str:
                 "collections that HAM10000 joins. A gain from metadata may be a gain from that.",
                 "One training seed: differences between trainings are not in any interval."
                 if seeds == 1
-                else f"{seeds} training seeds: the differences between trainings are known as well as {seeds} numbers "
+                else f"{seeds_phrase(study)}: the differences between trainings are known as well as so few numbers "
                 "tell them.",
                 "Intervals are conditional on the split and the recipe; another choice of images for training is not "
                 "in them."
@@ -153,14 +153,15 @@ def study_command(settings: dict[str, Any]) -> str:
     Returns:
         One shell command; places on a machine are cut to their last part.
     """
-    seeds = settings["seeds"]
+    seeds = seed_counts({"settings": settings, "protocols": settings["protocols"]})
+    numbers = list(seeds.values()) if len(set(seeds.values())) > 1 else [max(seeds.values())]
     config = portable_training({"config": {**settings["config"], "data": settings["data"]}})["config"]
     words_ = ["ham10000-study", "--data", str(config["data"])]
     for modality, entry in settings.get("variant_config", {}).items():
         words_ += ["--variant_config", f"{modality}={entry['file']}"]
     for protocol in settings["protocols"]:
         words_ += ["--protocol", protocol]
-    words_ += ["--seeds", str(len(seeds)), "--variants", *settings["variants"]]
+    words_ += ["--seeds", *map(str, numbers), "--variants", *settings["variants"]]
     if settings["folds"]:
         words_ += ["--folds", str(settings["folds"])]
     # The study's own defaults live in its parser; saying these two always needs no copy of them.
@@ -198,7 +199,7 @@ def repeat(study: dict[str, Any]) -> str:
         fence("bash", study_command({**settings, "protocols": list(protocols)})),
         bullets(
             [
-                f"Training seeds: {words([str(seed) for seed in settings['seeds']])}.",
+                f"{seeds_phrase(study)}, counted from 0.",
                 f"{network}." if network else "",
                 *(f"Split {text}{' (first fold)' if settings['folds'] else ''}." for text in splits),
                 f"Versions: {versions}." if versions else "",

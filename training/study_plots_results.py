@@ -17,6 +17,7 @@ from ham10000.training.study_data import (
     fusions,
     lead_variant,
     metric,
+    n_seeds,
     smallest_detectable,
     variants,
 )
@@ -60,7 +61,7 @@ def _protocol_legend(study: dict[str, Any], figure: Figure) -> None:
 
 
 def _seed_dot(study: dict[str, Any]) -> list[Line2D]:
-    if len(study["settings"]["seeds"]) < 2:
+    if n_seeds(study) < 2:
         return []
     dot = Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=3.5, label="one seed")
     dot.set_markerfacecolor("white")

@@ -17,7 +17,7 @@ from ham10000.training.markdown_text import (
     words,
 )
 from ham10000.training.published import published_baseline
-from ham10000.training.study_data import check_study, leak, metric, n_seeds
+from ham10000.training.study_data import check_study, leak, metric, n_seeds, seeds_phrase
 from ham10000.training.study_findings import short_answer
 from ham10000.training.study_methods import limits, methods, repeat
 from ham10000.training.study_sections import class_changes, comparison, forbidden, results
@@ -76,7 +76,7 @@ def _notes(study: dict[str, Any]) -> str:
     share = percent(settings["confidence"], 0)
     seeds = n_seeds(study)
     resampled = "lesions and seeds" if seeds > 1 else "lesions"
-    values = f"Mean ± SD over {seeds} training seeds" if seeds > 1 else "One training seed each"
+    values = f"Mean ± SD over {seeds_phrase(study)}" if seeds > 1 else "One training seed each"
     scored = [
         f"{escape(name)}: {plural(protocol['evaluated']['n_images'], 'image')} of "
         f"{plural(protocol['evaluated']['n_lesions'], 'lesion')}"

@@ -105,14 +105,22 @@ class StudyRun:
         return dataclasses.replace(base, **values)
 
 
-def plan_runs(
-    protocols: Sequence[str], variants: Sequence[str], seeds: Sequence[int], folds: int | None
-) -> list[StudyRun]:
-    """All runs of a study, in an order in which an unfinished one can be compared early: seed by seed."""
+def plan_runs(seeds: Mapping[str, Sequence[int]], variants: Sequence[str], folds: int | None) -> list[StudyRun]:
+    """All runs of a study, in an order in which an unfinished one can be compared early: seed by seed.
+
+    Args:
+        seeds: The training seeds of each protocol.
+        variants: What is trained under each.
+        folds: Number of folds, None without cross-validation.
+
+    Returns:
+        The runs.
+    """
     return [
         StudyRun(protocol, variant, seed, fold)
-        for seed in seeds
-        for protocol in protocols
+        for seed in sorted({seed for own in seeds.values() for seed in own})
+        for protocol in seeds
+        if seed in seeds[protocol]
         for fold in (range(folds) if folds else [None])
         for variant in variants
     ]

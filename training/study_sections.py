@@ -20,7 +20,7 @@ from ham10000.training.markdown_text import (
     table,
     words,
 )
-from ham10000.training.study_data import TITLES, available_figures, fusions, metric, smallest_detectable
+from ham10000.training.study_data import TITLES, available_figures, fusions, metric, n_seeds, smallest_detectable
 from ham10000.training.study_findings import seed_note
 
 _RESULT_METRICS = (
@@ -110,9 +110,7 @@ def _calibration(study: dict[str, Any], figures: str) -> str:
 def results(study: dict[str, Any], figures: str) -> str:
     """How good each variant is, under each protocol."""
     settings = study["settings"]
-    spread = (
-        "mean over the seeds ± their standard deviation" if len(settings["seeds"]) > 1 else "the one trained model"
-    )
+    spread = "mean over the seeds ± their standard deviation" if n_seeds(study) > 1 else "the one trained model"
     note = (
         f"Cells hold {spread}, and in brackets {percent(settings['confidence'], 0)} intervals; {seed_note(study)}. "
         "ECE and NLL are lower where better. "
@@ -256,7 +254,7 @@ def class_changes(study: dict[str, Any], figures: str) -> str:
     counted = any(protocol["class_changes"] for protocol in study["protocols"].values())
     note = (
         "Images, and in brackets lesions, that one model gets right and the other wrong. These are counts, not tests"
-        + (", from probabilities averaged over the seeds" if len(study["settings"]["seeds"]) > 1 else "")
+        + (", from probabilities averaged over the seeds" if n_seeds(study) > 1 else "")
         + f". Malignant are {words(MALIGNANT)}."
     )
     return section(

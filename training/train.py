@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -23,7 +22,7 @@ from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import DataReport
-from ham10000.training.engine import Engine, Progress
+from ham10000.training.engine import Engine, Progress, describe_best
 from ham10000.training.environment import environment
 from ham10000.training.failures import lost_processes_explained
 from ham10000.training.interruption import noted_signals
@@ -116,7 +115,7 @@ def build_engine(
         "channels_last": config.channels_last,
     }
     train_loader = TrainLoader(
-        Samples.from_dataset(parts["train"], processor),
+        Samples.from_dataset(datasets.concatenate_datasets([parts[part] for part in config.train_parts]), processor),
         images,
         processor,
         accelerator.device,
@@ -134,15 +133,21 @@ def build_engine(
         seed=config.seed,
         **common,
     )
-    validation_samples = Samples.from_dataset(parts["validation"], processor)
-    validation_loader = EvalLoader(
-        validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
-    )
-    counts = np.array([split.class_counts["train"][label] for label in LABELS])
+    validation_loader = None
+    if not config.train_on_validation:
+        validation_samples = Samples.from_dataset(parts["validation"], processor)
+        validation_loader = EvalLoader(
+            validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
+        )
+    counts = split.counts(config.train_parts)
     drawn = class_shares(counts, config.sampling)
     offset = logit_offset(class_shares(counts, "natural"), drawn, config.logit_adjustment)
     loss = ClassificationLoss(
-        torch.tensor(split.class_weights(config.class_weights), dtype=torch.float32, device=accelerator.device),
+        torch.tensor(
+            split.class_weights(config.class_weights, config.train_parts),
+            dtype=torch.float32,
+            device=accelerator.device,
+        ),
         label_smoothing=config.label_smoothing,
         offset=None if offset is None else offset.to(accelerator.device),
     )
@@ -184,7 +189,9 @@ def run_summary(
         "processes": engine.accelerator.num_processes,
         "device": str(engine.accelerator.device),
         "split": {key: value for key, value in split.summary().items() if key != "dropped"},
-        "class_weights": dict(zip(LABELS, split.class_weights(config.class_weights).tolist(), strict=True)),
+        "class_weights": dict(
+            zip(LABELS, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
+        ),
         "data_notes": notes,
         "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),
@@ -308,7 +315,7 @@ def main(argv: Sequence[str]) -> None:
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     """A few lines on what is about to be trained."""
     leak = split.leakage()["test"]["all"]
-    weights = split.class_weights(config.class_weights)
+    weights = split.class_weights(config.class_weights, config.train_parts)
     model = engine.model
     lines = [
         f"Model     {config.modality}"
@@ -335,7 +342,7 @@ def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> s
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
     return "\n".join(
         [
-            f"Best validation macro-F1 {progress.best_score:.4f} in epoch {progress.best_epoch} of {progress.epoch}",
+            f"Result    {describe_best(progress)} of {progress.epoch}",
             f"Cost      {seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}",
             f"Saved     {config.output_dir}",
             f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
