@@ -32,7 +32,7 @@ from ham10000.training.study_analysis import StudyAnalysis
 from ham10000.training.study_data import STUDY_FORMAT
 from ham10000.training.study_figures import plot_study
 from ham10000.training.study_report import study_markdown
-from ham10000.training.study_runs import IMAGE_RUN, VARIANTS, StudyRun, finish_run, plan_runs
+from ham10000.training.study_runs import IMAGE_RUN, VARIANTS, StudyRun, finish_run, plan_runs, release_runs
 from ham10000.training.train import build_accelerator, quiet_libraries
 
 # What a study decides for each run; its own options say it for all.
@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="do these runs of the study and no more, such as lesion-grouped/image-seed1: several machines or "
         "processes can share a study, and the command without --only then finishes it",
     )
+    parser.add_argument(
+        "--release",
+        action="store_true",
+        help="then train each variant once more for publication, under the first protocol, on train and validation "
+        "together, with the study's settings and temperature, into OUTPUT_DIR/release",
+    )
     parser.add_argument("--folds", type=int, help="cross-validation: every image is scored out of fold")
     parser.add_argument(
         "--views", type=int, choices=VIEWS, default=4, help="test-time augmentation to compare; 1: none"
@@ -105,6 +111,8 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     options.protocol = sorted(protocols, key=PROTOCOLS.index)
     options.seeds = {name: list(range(counts[protocols.index(name)])) for name in options.protocol}
     options.variants = sorted(set(options.variants), key=VARIANTS.index)
+    if options.release and options.folds:
+        raise Ham10000Error("--release trains on all but one test set, but --folds makes every image a test image.")
     options.variant_config = dict(_read_variant_config(text, options.variants) for text in options.variant_config)
     return options, config
 
@@ -194,7 +202,9 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
         Ham10000Error: As the runs do.
         Interrupted: After SIGTERM or SIGINT in training, with the state saved.
     """
-    runs = plan_runs(options.seeds, options.variants, options.folds)
+    study_runs = runs = plan_runs(options.seeds, options.variants, options.folds)
+    if options.release:
+        runs = [*runs, *release_runs(options.protocol[0], options.variants)]
     if options.only:
         names = [run.name for run in runs]
         if unknown := sorted(set(options.only) - set(names)):
@@ -206,8 +216,17 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
     for number, run in enumerate(runs, 1):
         accelerator.print(f"--- run {number} of {len(runs)}: {run.name}", flush=True)
         run_config = run.config(config, study_dir, options.folds, overrides)
+        same = [other for other in study_runs if (other.protocol, other.variant) == (run.protocol, run.variant)]
         try:
-            done = finish_run(run, run_config, accelerator, data, views=options.views, n_resamples=options.n_resamples)
+            done = finish_run(
+                run,
+                run_config,
+                accelerator,
+                data,
+                views=options.views,
+                n_resamples=options.n_resamples,
+                siblings=[study_dir / other.name for other in same],
+            )
         except Interrupted as error:
             # What continues the run alone would not continue the study.
             text = str(error) and f"{str(error).partition(' Continue')[0]} Continue the study with the same command"
@@ -216,7 +235,7 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
     is_main = accelerator.is_main_process
     accelerator.end_training()
     if is_main and not options.only:
-        study = write_study(study_dir, options, config, runs, data[0])
+        study = write_study(study_dir, options, config, study_runs, data[0])
         for protocol in study["protocols"].values():
             for comparison in protocol["comparisons"]:
                 print(comparison["sentence"])

@@ -33,6 +33,7 @@ VARIANTS = ("metadata", "image", *(f"fusion-{kind}" for kind in FUSIONS))
 # As `pretrained` of a fusion run: the backbone of the image run beside it.
 IMAGE_RUN = "image"
 TTA_FOLDER = "evaluation_tta"
+RELEASE_FOLDER = "release"
 # A killed run loses at most so many steps, where the configuration does not say another number.
 _SAVE_EVERY_STEPS = 200
 
@@ -46,16 +47,21 @@ class StudyRun:
         variant: One of `VARIANTS`.
         seed: Training seed.
         fold: Test fold in cross-validation, None without it.
+        is_release: Whether it is no part of the study's numbers, but the model to publish with the study's settings:
+            trained on train and validation together, stored in half precision.
     """
 
     protocol: str
     variant: str
     seed: int
     fold: int | None = None
+    is_release: bool = False
 
     @property
     def name(self) -> str:
         """The run's folder below the study's."""
+        if self.is_release:
+            return f"{RELEASE_FOLDER}/{self.variant}"
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.protocol}/{self.variant}{fold}-seed{self.seed}"
 
@@ -102,6 +108,8 @@ class StudyRun:
             "resume": bool(training_states(directory)),
             "overwrite": not training_states(directory),
         }
+        if self.is_release:
+            values |= {"train_on_validation": True, "save_dtype": "float16"}
         return dataclasses.replace(base, **values)
 
 
@@ -124,6 +132,11 @@ def plan_runs(seeds: Mapping[str, Sequence[int]], variants: Sequence[str], folds
         for fold in (range(folds) if folds else [None])
         for variant in variants
     ]
+
+
+def release_runs(protocol: str, variants: Sequence[str]) -> list[StudyRun]:
+    """The models to publish: each variant once, with the first seed."""
+    return [StudyRun(protocol, variant, seed=0, is_release=True) for variant in variants]
 
 
 def is_trained(directory: Path, config: TrainConfig) -> bool:
@@ -158,6 +171,7 @@ def finish_run(
     *,
     views: int,
     n_resamples: int,
+    siblings: Sequence[Path] = (),
 ) -> str:
     """Does whatever of a run is not done: training, calibration, evaluation, perturbed metadata.
 
@@ -170,6 +184,7 @@ def finish_run(
         data: Result of `load_data`.
         views: Views of the evaluation with test-time augmentation; 1 leaves it out.
         n_resamples: Bootstrap resamples of the run's own evaluation.
+        siblings: For a release, the folders of the study's runs of its protocol and variant.
 
     Returns:
         What was done, in words.
@@ -183,10 +198,14 @@ def finish_run(
         accelerator.free_memory()
     if accelerator.is_main_process:
         options = {"data": config.data, "device": accelerator.device, "cache_dir": config.cache_dir}
-        if calibrate(directory, data[0], options):
+        if run.is_release:
+            # No image was left to fit it to, nor may the test set be.
+            if calibrate_from(directory, siblings):
+                done.append("calibrated as the study's runs are")
+        elif calibrate(directory, data[0], options):
             done.append("calibrated")
         temperature = _read(directory / "config.json")["temperature"]
-        wanted = [(directory, 1)] + ([(directory / TTA_FOLDER, views)] if views > 1 else [])
+        wanted = [(directory, 1)] + ([(directory / TTA_FOLDER, views)] if views > 1 and not run.is_release else [])
         for folder, number in wanted:
             known = _read(folder / "eval_results.json")
             if (known.get("temperature"), known.get("views")) != (temperature, number):
@@ -194,7 +213,11 @@ def finish_run(
                     directory, data[0], output_dir=folder, views=number, n_resamples=n_resamples, **options
                 )
                 done.append("evaluated" if number == 1 else f"evaluated with {number} views")
-        if run.variant != "image" and perturb_metadata(directory, data[0], options, temperature):
+        if (
+            run.variant != "image"
+            and not run.is_release
+            and perturb_metadata(directory, data[0], options, temperature)
+        ):
             done.append("perturbed")
     accelerator.wait_for_everyone()
     return ", ".join(done) or "done before"
@@ -226,6 +249,35 @@ def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any
     save_temperature(directory, temperature)
     facts = {"temperature": temperature, "fitted_on": "validation", "n_images": len(labels), "note": note}
     atomic_write_json(record, facts)
+    return True
+
+
+def calibrate_from(directory: Path, siblings: Sequence[Path]) -> bool:
+    """Gives a release the temperature of the study's runs, their geometric mean, and writes `calibration.json`.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        Ham10000Error: If one of the runs is not calibrated yet.
+    """
+    record = directory / "calibration.json"
+    if record.is_file():
+        return False
+    facts = []
+    for sibling in siblings:
+        path = sibling / "calibration.json"
+        if not path.is_file():
+            raise Ham10000Error(f"{str(path)!r} does not exist: finish the study before its release.")
+        facts.append(_read(path))
+    temperatures = [fact["temperature"] for fact in facts]
+    temperature = float(np.exp(np.log(temperatures).mean()))
+    save_temperature(directory, temperature)
+    text = f"geometric mean of {len(facts)} runs that were not trained on validation: {temperatures}"
+    atomic_write_json(
+        record,
+        {"temperature": temperature, "fitted_on": "validation", "n_images": facts[0]["n_images"], "note": text},
+    )
     return True
 
 
@@ -269,13 +321,16 @@ def _read(path: Path) -> dict[str, Any]:
 __all__ = [
     "FUSIONS",
     "IMAGE_RUN",
+    "RELEASE_FOLDER",
     "TTA_FOLDER",
     "VARIANTS",
     "StudyRun",
     "calibrate",
+    "calibrate_from",
     "finish_run",
     "is_trained",
     "perturb_metadata",
     "plan_runs",
     "read_perturbed",
+    "release_runs",
 ]
