@@ -16,7 +16,7 @@ from ham10000.training.study_statistics import STUDY_METRICS, seed_draws, two_wa
 PRIMARY = "macro_f1"
 LEVEL = 0.05
 POWER = 0.8
-COMPARISON_KINDS = ("metadata", "fusion", "tta")
+COMPARISON_KINDS = ("metadata", "fusion", "tta", "recipe")
 
 
 def _mean_predictions(
