@@ -25,6 +25,7 @@ from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MODALITIES, Ham10000Er
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.metadata_effects import SWEEP_AGES, UNKNOWN
 from ham10000.training.out_of_distribution import picture_warning
+from ham10000.training.prediction import SHIPPED_CHECKPOINTS
 from ham10000.training.prediction_output import DISCLAIMER
 from ham10000.training.synthetic_images import Lesion, render
 
@@ -33,7 +34,7 @@ try:
 except ImportError as missing:
     raise SystemExit(f"error: The demo needs gradio ({missing}): `pip install ham10000[app]`.") from missing
 
-DEFAULT_CHECKPOINTS = tuple(Path("examples", "checkpoints", f"ham10000-{name}") for name in MODALITIES)
+DEFAULT_CHECKPOINTS = tuple(SHIPPED_CHECKPOINTS / f"ham10000-{name}" for name in MODALITIES)
 MOST_PROBABLE = "the most probable one"
 _MAX_FILE = "25mb"
 _SAMPLE_SIZE = (400, 300)
@@ -269,7 +270,7 @@ def choose_checkpoints(given: Sequence[str] | None) -> list[str]:
     found = list(given or []) or [str(path) for path in DEFAULT_CHECKPOINTS if path.is_dir()]
     if not found:
         raise Ham10000Error(
-            f"No model to show: there is no {DEFAULT_CHECKPOINTS[0].parent.as_posix()}/ham10000-*. Run `make demo`, "
+            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Run `make demo`, "
             "which trains small ones on synthetic pictures, then give --checkpoints runs/demo/image "
             "runs/demo/metadata runs/demo/fusion; or give Hub ids with their revision, such as "
             "user/ham10000-fusion@v1.0."

@@ -247,6 +247,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         if item.type in (int, int | None) and isinstance(values.get(item.name), str):
             # As a default of argparse it would be refused without the name of the file.
             raise Ham10000Error(f"{path}: {item.name} must be a whole number, got {values[item.name]!r}.")
+        if item.type == list[float] and isinstance(values.get(item.name), list):
+            values[item.name] = [float(v) if isinstance(v, int) else v for v in values[item.name]]
         # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
         if item.name in values and item.type is float and isinstance(values[item.name], (int, str)):
             try:

@@ -1,4 +1,4 @@
-"""Predicts pictures, metadata or both: `ham10000-predict image.jpg --checkpoint runs/fusion --age 60 --sex male`."""
+"""Predicts pictures, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
 import shutil
@@ -18,7 +18,7 @@ from ham10000.modeling import (
 )
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.metadata_effects import UNKNOWN, describe_metadata
-from ham10000.training.prediction import choose_device, load_checkpoint, predict
+from ham10000.training.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
 from ham10000.training.prediction_inputs import KEY_COLUMNS, Sample, collect_samples
 from ham10000.training.prediction_output import DISCLAIMER, format_csv, format_isic, format_json, write_output
 from ham10000.training.prediction_table import DEFAULT_WIDTH, format_table
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them; none for metadata-only"
     )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR_OR_HUB_ID")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR_OR_HUB_ID", help="default: the fusion model that comes with the source tree"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--age", help="years, of every picture given; a field left out is unknown")
     parser.add_argument("--sex", help="female or male")
@@ -107,6 +109,11 @@ def main(argv: Sequence[str]) -> None:
     output_format = options.format or {".json": "json", ".csv": "csv"}.get(Path(options.output or "").suffix, "table")
     if options.output and Path(options.output).is_dir():
         raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
+    if options.checkpoint is None:
+        options.checkpoint = str(shipped_checkpoint())
+        if options.revision is not None:
+            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
+        print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
     model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
     samples = collect_samples(
         processor,

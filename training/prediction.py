@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 
+# The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
+SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[1] / "examples" / "checkpoints"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,6 +40,27 @@ def choose_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise Ham10000Error(f"Device {name!r} cannot be used: {error}. Expected auto, cpu or cuda.") from error
+
+
+def shipped_checkpoint(modality: str = "fusion") -> Path:
+    """The checkpoint of a variant that comes with the source tree.
+
+    Args:
+        modality: `image`, `metadata` or `fusion`.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        Ham10000Error: If this installation has none.
+    """
+    folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
+    if not (folder / "config.json").is_file():
+        raise Ham10000Error(
+            f"No checkpoint was named, and this installation brings none ({str(folder)!r} does not exist: a clone of "
+            "the repository has it, a wheel does not). Give --checkpoint a folder, or a Hub id `user/name`."
+        )
+    return folder
 
 
 def load_checkpoint(
@@ -234,4 +257,4 @@ def _batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-__all__ = ["choose_device", "load_checkpoint", "predict"]
+__all__ = ["SHIPPED_CHECKPOINTS", "choose_device", "load_checkpoint", "predict", "shipped_checkpoint"]

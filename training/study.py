@@ -123,6 +123,9 @@ def _read_variant_config(text: str, variants: Sequence[str]) -> tuple[str, dict[
     if not separator or modality not in MODALITIES:
         raise Ham10000Error(f"--variant_config takes MODALITY=FILE with one of {', '.join(MODALITIES)}, got {text!r}.")
     values = read_config_file(path)
+    # A file for `ham10000-train` names its modality; here that is known, and another one is refused below.
+    if values.get("modality") == modality:
+        del values["modality"]
     if forbidden := sorted({*_OWN_OPTIONS, "protocol", "folds", "data", "output_dir"} & set(values)):
         raise Ham10000Error(f"{path}: {', '.join(forbidden)} cannot differ between the variants of a study.")
     if values.get("pretrained") == IMAGE_RUN and (modality != "fusion" or "image" not in variants):
