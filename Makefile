@@ -27,9 +27,8 @@ typing:  ## (re)create the links the type checkers follow
 demo: setup  ## train, evaluate and predict all three variants on synthetic data (no network)
 	$(BIN)/python examples/demo.py
 
-app: setup  ## show the demo's models side by side in a browser (trains them first if there are none)
-	test -f runs/demo/fusion/eval_results.json || $(BIN)/python examples/demo.py
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/app.py --checkpoints runs/demo/image runs/demo/metadata runs/demo/fusion
+app: setup  ## show the three models of examples/checkpoints side by side in a browser
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/app.py
 
 notebooks: setup  ## execute the notebooks of examples/ again, on synthetic data (no network)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py

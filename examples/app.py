@@ -1,8 +1,9 @@
 """The demo in a browser: several models side by side on one picture, with heat maps and metadata effects.
 
-python examples/app.py --checkpoints runs/demo/image runs/demo/metadata runs/demo/fusion
+python examples/app.py    # or --checkpoints RUN RUN …
 
-`make app` does that. `ham10000-space` makes a Hugging Face Space of the same page.
+Without options it shows the models of examples/checkpoints, as `make app` does.
+`ham10000-space` makes a Hugging Face Space of the same page.
 """
 
 import sys

@@ -1,5 +1,7 @@
 """What `make demo` runs: all three variants trained, evaluated and used, on synthetic data and without a network.
 
+The model trained on the real data, in examples/checkpoints, answers too.
+
     runs/demo/
     ├── data/                        1,600 synthetic photographs in HAM10000's own layout
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
@@ -115,6 +117,9 @@ def main() -> None:
     pictures = copy_test_pictures(6)
     checkpoint = f"--checkpoint {ROOT / 'fusion'}"
     first = sorted(pictures.iterdir())[0]
+    print("\nThe model of examples/checkpoints, trained on the real HAM10000, on a picture it was not made for:")
+    run("ham10000-predict", predict_main, f"{first} --age 60 --sex male --localization back")
+    print("\nThe model just trained on synthetic pictures, on the same one:")
     run("ham10000-predict", predict_main, f"{first} {checkpoint} --age 60 --sex male --localization back")
     table = f"--metadata {DATA / 'HAM10000_metadata.csv'}"
     run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table}")

@@ -58,7 +58,7 @@ def test_command_lines_are_understood(document: Path, monkeypatch: pytest.Monkey
     ("line", "complete", "message"),
     [
         ("ham10000-predikt lesion.jpg", True, "no such command"),
-        ("ham10000-predict lesion.jpg", True, "required: --checkpoint"),
+        ("ham10000-push --repo_id user/name", True, "required: --checkpoint"),
         ("ham10000-predict --presicion auto", False, "unrecognized arguments: --presicion"),
         ("ham10000-predict --precision fp17", False, "invalid choice: 'fp17'"),
         ("accelerate launch training/train.py --modalty image --output_dir x", True, "--modalty"),
@@ -79,7 +79,7 @@ def test_snippets_of_the_readme_run(
 ) -> None:
     """Word for word: the folders the snippets name, the Hub's id too, are links to a random checkpoint."""
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/demo/fusion", "user/ham10000-fusion"):
+    for name in ("examples/checkpoints/ham10000-fusion", "user/ham10000-fusion"):
         Path(name).parent.mkdir(parents=True)
         Path(name).symlink_to(tiny_checkpoints["fusion"])
     Image.effect_noise((80, 60), 60).convert("RGB").save("lesion.jpg")

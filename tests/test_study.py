@@ -249,9 +249,58 @@ def test_fusion_may_start_from_the_image_run_of_its_seed(tmp_path: Path, capsys:
     assert (runs / "fusion-concat-seed0" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_protocols_have_their_own_seeds_and_processes_share_a_study(tmp_path: Path, capsys) -> None:
+    """Two runs done one by one, then the study, which takes them as done; then the models to publish."""
+    options = [*TINY[:-2], *BOTH, "--seeds", "2", "1", "--variants", "metadata", "--views", "1"]
+    options += ["--output_dir", str(tmp_path / "study"), "--cache_dir", str(tmp_path / "cache")]
+    assert main([*options, "--only", "lesion-grouped/metadata-seed1", "image-stratified/metadata-seed0"]) == 0
+    out = capsys.readouterr().out
+    assert "run 2 of 2" in out
+    assert not (tmp_path / "study" / "study.json").exists()
+    # Its temperature is that of the study's runs, of which one is not there yet.
+    assert main([*options, "--release", "--only", "release/metadata"]) == 2
+    assert "finish the study before its release" in capsys.readouterr().err
+
+    assert main([*options, "--release"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    study = json.loads((tmp_path / "study" / "study.json").read_text())
+    counts = {name: protocol["variants"]["metadata"]["metrics"]["macro_f1"]["per_seed"]
+              for name, protocol in study["protocols"].items()}  # fmt: skip
+    assert {name: len(values) for name, values in counts.items()} == {"lesion-grouped": 2, "image-stratified": 1}
+    report = (tmp_path / "study" / "study.md").read_text()
+    assert "2 (lesion-grouped) and 1 (image-stratified) training seeds" in report
+    assert "--protocol lesion-grouped --protocol image-stratified --seeds 2 1" in report
+
+    release = tmp_path / "study" / "release" / "metadata"
+    trained = json.loads((release / "train_config.json").read_text())
+    assert trained["config"]["train_on_validation"]
+    assert all(
+        value.dtype in (torch.float16, torch.int64) for value in load_file(release / "model.safetensors").values()
+    )
+    temperatures = study["protocols"]["lesion-grouped"]["variants"]["metadata"]["temperatures"]
+    assert AutoModel.from_pretrained(release).config.temperature == pytest.approx(np.sqrt(np.prod(temperatures)))
+    evaluation = json.loads((release / "eval_results.json").read_text())
+    assert evaluation["split"]["sha256"] == study["protocols"]["lesion-grouped"]["split"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "2", "1"], "gives 2 numbers for 1 protocol"),
+        (["--only", "lesion-grouped/image-seed9"], "no such run in this study; it has lesion-grouped/metadata-seed0"),
+        (["--release", "--folds", "3"], "--folds makes every image a test image"),
+    ],
+)
+def test_wrong_choices_of_runs(tmp_path: Path, capsys, options: list[str], message: str) -> None:
+    assert main([*TINY[:-2], "--seeds", "1", *options, "--output_dir", str(tmp_path / "study")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "option", "message"),
     [
+        ("modality: image", "fusion={}", "modality cannot differ between the variants of a study"),
         ("epochs: 3", "picture={}", "takes MODALITY=FILE with one of"),
         ("epochs: 3", "{}", "takes MODALITY=FILE with one of"),
         ("seed: 3", "fusion={}", "seed cannot differ between the variants of a study"),

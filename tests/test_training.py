@@ -230,7 +230,8 @@ def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Pat
     snippet = text.partition("```python\n")[2].partition("```")[0]
     picture = tmp_path / "lesion.jpg"
     load_data("synthetic:200")[0][0]["image"].save(picture)
-    snippet = snippet.replace("runs/demo/fusion", str(evaluated_run)).replace("lesion.jpg", str(picture))
+    for written, ours in (("examples/checkpoints/ham10000-fusion", evaluated_run), ("lesion.jpg", picture)):
+        snippet = snippet.replace(written, str(ours))
     names: dict[str, Any] = {}
     exec(snippet, names)
     assert names["probabilities"].shape == (1, 7)
