@@ -26,6 +26,7 @@ from ham10000.hub_upload.model_card import render_model_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.atomic import atomic_write_json, atomic_write_text, restore_mode
+from ham10000.training.checkpoint import save_model, stored_dtype
 from ham10000.training.comparison import compare_predictions
 from ham10000.training.portable import portable_training
 from ham10000.training.prediction import load_checkpoint
@@ -124,10 +125,10 @@ def assemble_bundle(
         raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
     folder.mkdir(parents=True, exist_ok=True)
 
-    load_checkpoint(checkpoint)  # for its checks and messages; it gives float32, and the stored dtype is published
+    load_checkpoint(checkpoint)  # for its checks and messages; it gives float32, and what is stored is published
     model = Ham10000ForImageClassification.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    model.save_pretrained(folder, **sharding)
+    save_model(folder, model, dtype=stored_dtype(checkpoint), **sharding)
     Ham10000Processor.from_pretrained(checkpoint, local_files_only=True).save_pretrained(folder)
     saved = Ham10000ForImageClassification.from_pretrained(folder, dtype="auto", local_files_only=True).state_dict()
     for name, value in model.state_dict().items():

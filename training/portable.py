@@ -33,8 +33,12 @@ def portable_training(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_component(place: str) -> str:
-    """Of a POSIX or Windows path; `pathlib` knows only the kind of the machine it runs on."""
-    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
+    """Of a POSIX or Windows path; `pathlib` knows only the kind of the machine it runs on.
+
+    The weights of a run have its folder's name before them: without it, all runs' are called the same.
+    """
+    parts = re.split(r"[\\/]", place.rstrip("\\/"))
+    return "/".join(parts[-2:] if parts[-1] == "model.safetensors" else parts[-1:])
 
 
 __all__ = ["portable_training"]
