@@ -16,11 +16,13 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling, requirements
 from ham10000.hub_upload.push_to_hub import main as push
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Processor
+from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.evaluation import main as evaluate
 from ham10000.training.prediction import load_checkpoint, predict
 from ham10000.training.train import main as train
@@ -230,6 +232,20 @@ def test_half_precision_weights_stay_so(runs: dict[str, Path], tmp_path: Path) -
     Ham10000Processor.from_pretrained(runs["metadata"]).save_pretrained(folder)
     published = load_file(assemble(folder, tmp_path / "bundle") / "model.safetensors")
     assert {value.dtype for value in published.values()} == {torch.bfloat16}
+
+
+def test_weights_stored_in_half_precision_are_published_so_and_compute_in_float32(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    model, processor = load_checkpoint(runs["metadata"])
+    save_checkpoint(tmp_path / "half", model, processor, dtype="float16")
+    folder = assemble(tmp_path / "half", tmp_path / "bundle")
+    published = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in published.values()} == {torch.float16}
+    again = AutoModel.from_pretrained(folder)
+    assert again.dtype == torch.float32
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().float()), name
 
 
 def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
