@@ -24,6 +24,7 @@ trials:
   sqrt: {what: Sampling, against: plain, settings: {sampling: sqrt, class_weights: none}}
   flips: {what: Four views, against: plain, of: plain, views: 4}
   small: {what: Smaller pictures, against: plain, of: plain, image_size: [24]}
+  raw: {what: Without the average, against: plain, of: plain, raw: true}
   soup: {what: Mean of two seeds, against: plain, of: plain, average: true}
 """
 
@@ -72,6 +73,10 @@ def test_derived_checkpoints_are_what_they_say(folder: Path, trials: dict[str, d
         if value.is_floating_point():
             torch.testing.assert_close(value, (seeds[0][name] + seeds[1][name]) / 2)
     assert trials["soup"]["seeds"] == 1
+    state = load_file(max((folder / "trials" / "plain-seed1").glob("training_state-*.safetensors")))
+    raw = load_file(folder / "trials" / "raw-seed1" / "model.safetensors")
+    assert all(torch.equal(value, state[f"model/{name}"]) for name, value in raw.items())
+    assert not torch.equal(raw["classifier.weight"], seeds[1]["classifier.weight"])
     assert AutoProcessor.from_pretrained(folder / "trials" / "small-seed1").image_processor.size["height"] == 24
     assert trials["small"]["seeds"] == trials["flips"]["seeds"] == 2
     assert trials["small"]["cost"] is trials["flips"]["cost"] is None

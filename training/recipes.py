@@ -12,12 +12,14 @@ and writes recipes.json, recipes.md and recipes.png. A plan is YAML:
         against: baseline                   the trial it is compared with
         settings: {sampling: sqrt, ...}     over the shared ones
         seeds: 1
+        start: lesion-grouped/image-seed0   its backbone starts from a run below --study
       four-views:
         what: ...
         against: sqrt-sampling
         of: sqrt-sampling                   the same weights, used in another way:
         views: 4                            views averaged,
         image_size: [192]                   pictures of another size,
+        raw: true                           the weights as trained instead of their moving average,
         average: true                       or the weights of all seeds averaged into one model
       final:
         runs: [lesion-grouped/image-seed0]  runs below --study, instead of training anew
@@ -36,6 +38,7 @@ import datasets
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
@@ -57,7 +60,7 @@ from ham10000.training.study_runs import is_trained
 from ham10000.training.study_statistics import summarise_seeds
 from ham10000.training.train import build_accelerator, quiet_libraries, train
 
-_KEYS = {"what", "against", "settings", "seeds", "of", "runs", "views", "image_size", "average"}
+_KEYS = {"what", "against", "settings", "seeds", "start", "of", "runs", "views", "image_size", "raw", "average"}
 _SOURCES = ("settings", "of", "runs")
 
 
@@ -71,10 +74,12 @@ class Trial:
         against: Name of the trial it is compared with, or None.
         settings: Settings of training, over the shared ones; None for weights that are there already.
         seeds: Training seeds 0, 1, …
+        start: Run of the study whose backbone the training starts from, None for the shared weights.
         of: Name of the trial whose weights it uses, or None.
         runs: Runs of the study whose weights it uses.
         views: Views of test-time augmentation.
         image_size: Size of the pictures, None for that of the checkpoint.
+        raw: Whether the weights are those the optimiser ended with, not their moving average.
         average: Whether the weights of all seeds become one model.
     """
 
@@ -83,10 +88,12 @@ class Trial:
     against: str | None = None
     settings: dict[str, Any] | None = None
     seeds: int = 1
+    start: str | None = None
     of: str | None = None
     runs: tuple[str, ...] = ()
     views: int = 1
     image_size: tuple[int, ...] | None = None
+    raw: bool = False
     average: bool = False
 
 
@@ -141,8 +148,10 @@ def trial_config(shared: dict[str, Any], trial: Trial, seed: int, folder: Path) 
     )
 
 
-def derive_checkpoint(folders: Sequence[Path], to: Path, image_size: Sequence[int] | None) -> Path:
-    """Writes a checkpoint made of others: one of them at another picture size, or the mean of their weights.
+def derive_checkpoint(
+    folders: Sequence[Path], to: Path, image_size: Sequence[int] | None = None, *, raw: bool = False
+) -> Path:
+    """Writes a checkpoint made of others, at temperature 1: one of them used otherwise, or the mean of their weights.
 
     The mean of all parameters and statistics is a uniform soup (Wortsman et al., "Model soups", ICML 2022,
     arXiv:2203.05482, table 2).
@@ -151,17 +160,18 @@ def derive_checkpoint(folders: Sequence[Path], to: Path, image_size: Sequence[in
         folders: Checkpoints of one architecture and one split.
         to: The new checkpoint's folder.
         image_size: Side, or height and width; None keeps it.
+        raw: Takes the weights that the optimiser ended with, from the last training state.
 
     Returns:
         The folder.
 
     Raises:
-        Ham10000Error: If the splits differ.
+        Ham10000Error: If the splits differ, or a training state is needed that is not there.
     """
     if len({load_split(folder).sha256 for folder in folders}) != 1:
         raise Ham10000Error(f"{[str(folder) for folder in folders]} have different splits and cannot be averaged.")
     model, processor = load_checkpoint(folders[0])
-    states = [load_checkpoint(folder)[0].state_dict() for folder in folders]
+    states = [_last_weights(folder) if raw else load_checkpoint(folder)[0].state_dict() for folder in folders]
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -174,6 +184,17 @@ def derive_checkpoint(folders: Sequence[Path], to: Path, image_size: Sequence[in
     for name in ("split.csv", "split.json"):
         shutil.copyfile(folders[0] / name, to / name)
     return to
+
+
+def _last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model, not of its average, in a run's newest training state."""
+    states = training_states(folder)
+    if not states:
+        raise Ham10000Error(f"{str(folder)!r} holds no training state, so the weights as trained are gone.")
+    prefix = "model/"
+    return {
+        name.removeprefix(prefix): value for name, value in load_file(states[0]).items() if name.startswith(prefix)
+    }
 
 
 class Search:
@@ -228,6 +249,7 @@ class Search:
             "what": trial.what,
             "against": trial.against,
             "settings": trial.settings,
+            "start": trial.start,
             "seeds": len(probabilities),
             "views": trial.views,
             "metrics": summarise_seeds(labels, probabilities, groups, metrics=RECIPE_METRICS),
@@ -242,23 +264,33 @@ class Search:
         if trial.settings is not None:
             return [self._train(trial, seed) for seed in range(trial.seeds)]
         if trial.runs:
-            if self.study_dir is None:
-                raise Ham10000Error(f"Trial {trial.name!r} uses runs of a study; name its folder with --study.")
-            sources = [self.study_dir / run for run in trial.runs]
+            sources = [self._study_run(trial, run) for run in trial.runs]
         else:
             sources = self.folders[str(trial.of)]
-        if not trial.average and trial.image_size is None:
+        # A study's checkpoints are calibrated, and the mean over views of tempered probabilities is another one.
+        is_tempered = bool(trial.runs) and trial.views > 1
+        if not (trial.average or trial.raw or trial.image_size or is_tempered):
             return sources
         groups = [sources] if trial.average else [[source] for source in sources]
         made = []
         for number, group in enumerate(groups):
             to = self.output_dir / f"{trial.name}-seed{number}"
-            made.append(to if (to / "split.json").is_file() else derive_checkpoint(group, to, trial.image_size))
+            made.append(
+                to if (to / "split.json").is_file() else derive_checkpoint(group, to, trial.image_size, raw=trial.raw)
+            )
         return made
+
+    def _study_run(self, trial: Trial, run: str) -> Path:
+        if self.study_dir is None:
+            raise Ham10000Error(f"Trial {trial.name!r} uses runs of a study; name its folder with --study.")
+        return self.study_dir / run
 
     def _train(self, trial: Trial, seed: int) -> Path:
         folder = self.output_dir / f"{trial.name}-seed{seed}"
-        config = trial_config(self.shared, trial, seed, folder)
+        shared = dict(self.shared)
+        if trial.start is not None:
+            shared["pretrained"] = str(self._study_run(trial, trial.start) / "model.safetensors")
+        config = trial_config(shared, trial, seed, folder)
         if config.protocol != "lesion-grouped":
             raise Ham10000Error(f"Trial {trial.name!r}: recipes are chosen on lesion-grouped validation images only.")
         if not is_trained(folder, config):
@@ -289,7 +321,6 @@ class Search:
             table, labels, probabilities = read_predictions(to / "predictions.csv")
             order = np.argsort(table["image_id"].to_numpy(), kind="stable")
             tables.append((table.iloc[order], labels[order]))
-            # One view of logits scaled by T; the mean over several views is not one, but trials have T = 1.
             stacked.append(apply_temperature(probabilities, 1 / results["temperature"])[order])
         table, labels = tables[0]
         return table["image_id"].tolist(), labels, table["lesion_group"].to_numpy(), np.stack(stacked)

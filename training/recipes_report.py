@@ -67,7 +67,11 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
         "minutes a run",
     ]
     settings = [
-        [escape(trial["name"]), code(" ".join(_options(trial["settings"])) or "the shared settings")]
+        [
+            escape(trial["name"]),
+            code(" ".join(_options(trial["settings"])) or "the shared settings")
+            + (f", from the backbone of {code(trial['start'])}" if trial["start"] else ""),
+        ]
         for trial in trials
         if trial["settings"] is not None
     ]
