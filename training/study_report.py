@@ -22,6 +22,7 @@ from ham10000.training.study_findings import short_answer
 from ham10000.training.study_methods import limits, methods, repeat
 from ham10000.training.study_sections import class_changes, comparison, forbidden, results
 from ham10000.training.study_sections_shortcuts import cost, leakage, shortcuts, subgroups
+from ham10000.training.targets import targets_table
 
 _RESEARCH_ONLY = (
     "> **Research only. No model here is a medical device, and none must ever be used for diagnosis or for decisions "
@@ -93,7 +94,7 @@ def _notes(study: dict[str, Any]) -> str:
 
 
 def results_table(study: dict[str, Any]) -> str:
-    """The README's table: the published baseline, then every variant under each protocol, and a line of notes.
+    """The README's tables: the published baseline, every variant under each protocol, notes, and the targets.
 
     Args:
         study: Content of study.json.
@@ -124,7 +125,7 @@ def results_table(study: dict[str, Any]) -> str:
     ]
     # Nine columns fit a page only if an interval may be broken.
     cells = [[cell.replace("\u00a0", " ") for cell in row] for row in rows]
-    return join(table(header, cells, align="llr" + "r" * len(SUMMARY_METRICS)), _notes(study))
+    return join(table(header, cells, align="llr" + "r" * len(SUMMARY_METRICS)), _notes(study), targets_table(study))
 
 
 __all__ = ["results_table", "study_markdown"]
