@@ -328,7 +328,8 @@ def test_a_study_can_be_repeated_from_its_report() -> None:
     assert "datasets" not in text  # not installed there
 
 
-def test_the_command_of_the_report_is_read_as_the_study_it_came_from() -> None:
+@pytest.mark.parametrize("last_seeds", [[0], [0, 1]])
+def test_the_command_of_the_report_is_read_as_the_study_it_came_from(last_seeds: list[int]) -> None:
     settings = study_example(seeds=2, folds=5, tta=True)["settings"] | {"protocols": list(BOTH)}
     changed = {
         "image_size": [192, 256],
@@ -339,11 +340,12 @@ def test_the_command_of_the_report_is_read_as_the_study_it_came_from() -> None:
         "data_fixes": ["drop_unreadable"],
     }
     settings["config"] |= changed | {"data": "ham10000"}
+    settings["seeds"] = dict(zip(BOTH, [[0, 1], last_seeds], strict=True))
     program, *argv = shlex.split(study_command(settings))
     options, config = parse_study(argv)
     assert program == "ham10000-study"
     assert (options.protocol, options.variants) == (list(BOTH), settings["variants"])
-    assert (options.seeds, options.folds, options.views, options.n_resamples) == (2, 5, 4, 2000)
+    assert (options.seeds, options.folds, options.views, options.n_resamples) == (settings["seeds"], 5, 4, 2000)
     found = config.to_dict()
     assert {name: found[name] for name in changed} == changed
     # Everything that is not said is the default there, too.
@@ -371,7 +373,8 @@ def test_methods_cite_what_they_name() -> None:
 def test_the_readme_table(seeds: int) -> None:
     study = study_example(seeds=seeds, protocols=BOTH)
     markdown = results_table(study)
-    (rows,) = tables(markdown)
+    rows, targets = tables(markdown)
+    assert len(targets) == 9  # a head, and four targets for the image and the fusion model
     assert [row[:3] for row in rows[1:]] == [
         [published_baseline()["name"], "image-stratified", "39.8\u00a0%".replace("\u00a0", " ")],
         ["ours: metadata", "lesion-grouped", "0.0 %"],
@@ -387,7 +390,7 @@ def test_the_readme_table(seeds: int) -> None:
     columns = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece")
     expected = [over_seeds(metrics[name]) for name in (*columns, "melanoma_sensitivity_at_95_specificity")]
     assert rows[3][3:] == expected
-    notes = markdown.split("\n\n")[-1]
+    notes = markdown.split("\n\n")[-2]
     assert "\n" not in notes
     for words in ("split `abababababab`", "1,002 images of 745 lesions", "2 cores of AMD EPYC"):
         assert words in notes

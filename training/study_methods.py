@@ -174,6 +174,14 @@ def study_command(settings: dict[str, Any]) -> str:
     return shlex.join([*words_, "--output_dir", "runs/study"])
 
 
+def _seed_numbers(study: dict[str, Any]) -> str:
+    """Such as `0, 1 and 2`, or `0, 1 and 2 (lesion-grouped); 0 (image-stratified)`."""
+    texts = {name: words([str(seed) for seed in range(number)]) for name, number in seed_counts(study).items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{text} ({escape(name)})" for name, text in texts.items())
+
+
 def repeat(study: dict[str, Any]) -> str:
     """The command, the splits, the versions, the machine and the commits."""
     settings, protocols = study["settings"], study["protocols"]
@@ -199,7 +207,7 @@ def repeat(study: dict[str, Any]) -> str:
         fence("bash", study_command({**settings, "protocols": list(protocols)})),
         bullets(
             [
-                f"{seeds_phrase(study)}, counted from 0.",
+                f"Training seeds: {_seed_numbers(study)}.",
                 f"{network}." if network else "",
                 *(f"Split {text}{' (first fold)' if settings['folds'] else ''}." for text in splits),
                 f"Versions: {versions}." if versions else "",

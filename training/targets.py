@@ -65,7 +65,7 @@ def targets_table(study: dict[str, Any]) -> str:
                     "reached" if target.is_reached(mean) else f"{decimal(gap)} short",
                 ]
             )
-    return table(["target", "bound", "model", "measured", ""], rows, align="lllrl")
+    return table(["target", "bound", "model", "measured", "gap"], rows, align="lllrl")
 
 
 __all__ = ["TARGETS", "Target", "targets_table"]
