@@ -19,6 +19,7 @@ from PIL import Image
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
     ROOT / "examples" / "benchmarks" / "README.md",
+    ROOT / "examples" / "checkpoints" / "README.md",
     *sorted((ROOT / "examples" / "guides").glob("*.md")),
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
