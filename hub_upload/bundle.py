@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ham10000.hub_upload.export_onnx import export_onnx
 from ham10000.hub_upload.model_card import render_model_card
@@ -142,7 +143,7 @@ def assemble_bundle(
         atomic_write_json(folder / "train_config.json", portable_training(run.training))
     for name in run.figures:
         (folder / "figures").mkdir(exist_ok=True)
-        shutil.copyfile(checkpoint / "figures" / name, folder / "figures" / name)
+        _copy_figure(checkpoint / "figures" / name, folder / "figures" / name)
     shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
     atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
@@ -154,6 +155,15 @@ def assemble_bundle(
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)
+
+
+def _copy_figure(source: Path, to: Path) -> None:
+    """A plot in a palette of 256 colours: less than half the bytes, and nothing that the eye would miss."""
+    try:
+        with Image.open(source) as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
+    except OSError:  # not a picture that Pillow reads; it is published as it is
+        shutil.copyfile(source, to)
 
 
 def describe_tree(folder: Path) -> str:
