@@ -63,7 +63,7 @@ def protocol_text(run: RunFiles) -> str:
         return (
             "All rows of the data were scored, without a split: whether the model was trained on any is not recorded."
         )
-    if name == "train":
+    if name == "train" or (name == "validation" and run.trained_on_validation):
         return "**These are the images it was trained on**: the figures say nothing about new ones."
     held_out = {
         "lesion-grouped": "all photographs of a lesion lie on one side of the split",
@@ -197,11 +197,14 @@ def _confusions(run: RunFiles) -> str:
 def _calibration(run: RunFiles) -> str:
     assert run.evaluation is not None
     temperature = run.config["temperature"]
-    how = (
-        "The logits are not rescaled (temperature 1)."
-        if temperature == 1
-        else f"The logits are divided by the temperature {decimal(temperature)}, fitted after training."
-    )
+    how = f"The logits are divided by the temperature {decimal(temperature)}, fitted after training."
+    if temperature == 1:
+        how = "The logits are not rescaled (temperature 1)."
+    elif run.trained_on_validation:
+        how = (
+            f"The logits are divided by the temperature {decimal(temperature)}. No image was left to fit it to: it is "
+            "that of runs with the same settings which left the validation images out, and may fit this model less."
+        )
     return join(
         f"ECE {interval(run.evaluation['intervals']['ece'])}: the mean gap between the probability of the first label "
         f"and the share of hits at that probability, in 15 bins. {how} A score of 0.9 is no 90-percent chance "

@@ -126,7 +126,9 @@ def _run_limits(run: RunFiles) -> list[str]:
     limits = []
     if run.training is not None:
         training, best = run.training, run.training["best"]
-        counts = training["split"]["class_counts"]["train"]
+        parts = ("train", "validation") if run.trained_on_validation else ("train",)
+        of_parts = training["split"]["class_counts"]
+        counts = {label: sum(of_parts[part][label] for part in parts) for label in LABELS}
         rare = min(LABELS, key=lambda label: counts[label])
         limits.append(
             f"Small classes: {rare} has {count(counts[rare])} training images, nv {count(counts['nv'])}. One run "

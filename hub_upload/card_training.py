@@ -98,7 +98,7 @@ def _split_text(run: RunFiles) -> str:
         f"is also in train: validation {percent(leakage['validation']['all'])}, test "
         f"{percent(leakage['test']['all'])}."
     )
-    if run.training["config"].get("train_on_validation"):
+    if run.trained_on_validation:
         text += " This model was trained on train and validation together."
     return join(text, bullets(f"Note of the data check: {escape(note)}." for note in notes))
 
@@ -180,7 +180,7 @@ def training_section(run: RunFiles) -> str:
             f"{config['head_learning_rate']:g}",
         )
     chosen = ""
-    if config.get("train_on_validation"):
+    if run.trained_on_validation:
         chosen = (
             f"The published weights are those of epoch {count(training['epochs_trained'])}, the last: the validation "
             "images were trained on as well, with settings chosen before, so none was left to choose an epoch by."

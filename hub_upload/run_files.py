@@ -88,6 +88,11 @@ class RunFiles:
         return self.config["modality"]
 
     @property
+    def trained_on_validation(self) -> bool:
+        """Whether the validation images were trained on as well; runs of earlier versions do not say, and were not."""
+        return self.training is not None and bool(self.training["config"].get("train_on_validation"))
+
+    @property
     def synthetic(self) -> bool:
         """Whether any number of the run rests on synthetic data."""
         return self.synthetic_training or self.synthetic_evaluation

@@ -282,6 +282,24 @@ def test_protocol_and_leak_are_said(tmp_path: Path) -> None:
     assert "These are the images it was trained on" in render(run)
 
 
+def test_training_on_validation_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image")
+    training, config = read_json(run / "train_config.json"), read_json(run / "config.json")
+    best = {"epoch": training["epochs_trained"], "train_loss": 0.4}
+    settings = training["config"] | {"train_on_validation": True}
+    write_json(run / "train_config.json", training | {"config": settings, "best": best})
+    write_json(run / "config.json", config | {"temperature": 1.25})
+    text = render(run)
+    assert "This model was trained on train and validation together." in text
+    assert "none was left to choose an epoch by" in text
+    assert "temperature 1.250. No image was left to fit it to" in text
+    assert "df has 123 training images" in text  # 92 of train, 31 of validation
+    assert "best by validation" not in text
+    results = read_json(run / "eval_results.json")
+    write_json(run / "eval_results.json", results | {"split": results["split"] | {"name": "validation"}})
+    assert "These are the images it was trained on" in render(run)
+
+
 def test_synthetic_is_loud(tmp_path: Path, cards: dict[str, str]) -> None:
     assert ModelCard(cards["synthetic"]).data.license == "apache-2.0"
     assert "SYNTHETIC data: these numbers mean nothing about skin" in cards["synthetic"]

@@ -250,6 +250,7 @@ class Search:
             "against": trial.against,
             "settings": trial.settings,
             "start": trial.start,
+            "runs": list(trial.runs),
             "seeds": len(probabilities),
             "views": trial.views,
             "metrics": summarise_seeds(labels, probabilities, groups, metrics=RECIPE_METRICS),

@@ -50,7 +50,7 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             "" if trial["against"] is None else escape(trial["against"]),
             "" if trial["differences"] is None else interval(trial["differences"]["macro_f1"], signed=True),
             *(over_seeds(_without_bounds(trial["metrics"][name])) for name in RECIPE_METRICS[1:]),
-            _minutes(trial["cost"]),
+            _minutes(trial),
         ]
         for trial in trials
     ]
@@ -84,7 +84,7 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
         join(
             "# What was tried, and what it gave",
             f"On the {first['n_images']:,} **validation** images ({first['n_lesions']:,} lesions) of the "
-            f"lesion-grouped split {code(first['split'][:12])}. No trial was scored on a test image. A difference is "
+            f"lesion-grouped split {code(first['split'][:12])}. No number here is of a test image. A difference is "
             "paired, trial minus the one it is compared with, on the same resampled lesions; intervals are 95 %, from "
             "2,000 resamples of lesions (and of seeds, where there are several). **One seed moves macro-F1 by "
             "some hundredths, and most intervals hold zero: read this as what was looked at, not as what is proven.**",
@@ -111,9 +111,10 @@ def _without_bounds(value: dict[str, Any]) -> dict[str, Any]:
     return {"mean": value["mean"], "sd": value["sd"]}
 
 
-def _minutes(cost: list[dict[str, Any]] | None) -> str:
+def _minutes(trial: dict[str, Any]) -> str:
+    cost = trial["cost"]
     if not cost:
-        return "no training"
+        return "in the study" if trial["runs"] else "no training"
     return decimal(sum(row["training_seconds"] for row in cost) / len(cost) / 60, 0)
 
 
