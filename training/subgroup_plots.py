@@ -61,7 +61,7 @@ def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> P
         ("specificity: benign images called benign", "blue", "s"),
     ):
         axes.plot([], [], marker, color=OKABE_ITO[colour], markersize=7, label=label)
-    xlabel = "Share of images, with 95 % interval (bootstrap over lesions)"
+    xlabel = "Share of images, with 95 % interval"
     style_axes(axes, xlabel=xlabel, grid="x")
     figure.suptitle(_finding(subgroups), x=0.02, ha="left", fontsize=12, fontweight="bold")
     axes.set_yticks(positions, names)
