@@ -6,6 +6,7 @@ is at the end, marked slow.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,11 +222,24 @@ def test_a_killed_worker_is_one_error_and_costs_no_run(forks, synthetic_folder, 
     assert_same_weights(folder, undisturbed)
 
 
+def workers_are_set_up(pid: int) -> bool:
+    """Whether a run has workers, and each has taken its stand on signals: before that SIGTERM just ends it."""
+    workers = psutil.Process(pid).children()
+    if not Path("/proc/self/status").is_file():
+        time.sleep(0.2)  # elsewhere nobody tells
+        return bool(workers)
+    try:
+        status = [Path(f"/proc/{worker.pid}/status").read_text() for worker in workers]
+    except OSError:  # the epoch ended, and its workers with it
+        return False
+    masks = [int(found[1], 16) for text in status if (found := re.search(r"^SigIgn:\s*(\w+)", text, re.MULTILINE))]
+    return bool(masks) and all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
+
+
 def test_a_signal_to_a_run_and_its_workers_saves(forks, synthetic_folder, tmp_path) -> None:
     folder = tmp_path / "run"
     child = dataloader_run(forks, folder, synthetic_folder, "--epochs", "9")
-    wait_until(lambda: training_states(folder) and psutil.Process(child.pid).children(), [child])
-    time.sleep(0.2)  # for the workers to be past their own start
+    wait_until(lambda: training_states(folder) and workers_are_set_up(child.pid), [child])
     for process in [*psutil.Process(child.pid).children(), psutil.Process(child.pid)]:
         process.send_signal(signal.SIGTERM)
     assert child.wait() == 143, child.text

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.recipes import main, read_plan
+from ham10000.training.recipes_report import recipes_markdown
 from ham10000.training.split import load_split
 
 PLAN = """
@@ -119,6 +120,17 @@ def test_a_plan_is_checked_before_anything_is_trained(tmp_path: Path, text: str,
     path.write_text(text)
     with pytest.raises(Ham10000Error, match=re.escape(message)):
         read_plan(path)
+
+
+def test_the_plan_of_the_results_is_the_one_in_the_examples() -> None:
+    root = Path(__file__).parents[1] / "examples"
+    shared, trials = read_plan(root / "configs" / "recipes.yaml")
+    found = json.loads((root / "results" / "recipes.json").read_text(encoding="utf-8"))
+    assert found["shared"] == shared
+    assert [(row["name"], row["what"], row["settings"]) for row in found["trials"]] == [
+        (trial.name, trial.what, trial.settings) for trial in trials
+    ]
+    assert (root / "results" / "recipes.md").read_text(encoding="utf-8") == recipes_markdown(found)
 
 
 def test_a_search_on_the_leaking_protocol_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
