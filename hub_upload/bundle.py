@@ -6,7 +6,7 @@ bundle/
     model.safetensors                        the weights; shards and an index if asked for
     *_ham10000.py                            the code, for trust_remote_code=True
     handler.py, requirements.txt             for Inference Endpoints, and for anybody else
-    split.csv                                who was trained on
+    split.csv, split.json                    who was trained on, with a hash
     train_config.json, history.json          how it was trained, without this machine's paths
     eval_results.json, figures/              how good it is
     conversion.json                          where it was carried over from, instead of the training files
@@ -43,7 +43,7 @@ RUNTIME_PACKAGES = (
     "torchvision",
     "transformers",
 )
-_COPIED = ("split.csv", "eval_results.json", "history.json", "conversion.json")
+_COPIED = ("split.csv", "split.json", "eval_results.json", "history.json", "conversion.json")
 
 
 def requirements(packages: Iterable[str] = RUNTIME_PACKAGES) -> str:

@@ -23,6 +23,7 @@ OWNED_FILES = (
     "*_ham10000.py",
     "handler.py",
     "split.csv",
+    "split.json",
     "train_config.json",
     "history.json",
     "eval_results.json",

@@ -25,6 +25,7 @@ from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Process
 from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.evaluation import main as evaluate
 from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.split import load_split
 from ham10000.training.train import main as train
 
 ROW = {"age": 60, "sex": "male", "localization": "back"}
@@ -169,12 +170,14 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     figures = ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves")
     expected = {
         *("README.md", "requirements.txt", "handler.py", "config.json", "processor_config.json", "model.safetensors"),
-        *("split.csv", "train_config.json", "history.json", "eval_results.json"),
+        *("split.csv", "split.json", "train_config.json", "history.json", "eval_results.json"),
         *(f"{name}_ham10000.py" for name in code),
         *(f"figures/{name}.png" for name in figures),
     }
     paths = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert paths == expected
+    # What `ham10000-evaluate` reads, so that a published folder can be scored again.
+    assert load_split(bundle).sha256 == load_split(runs["fusion"]).sha256
     tree = describe_tree(bundle)
     assert all(f"  {path}" in tree for path in expected)
     assert f"bytes in {len(expected)} files" in tree

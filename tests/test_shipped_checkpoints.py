@@ -64,6 +64,7 @@ def test_a_folder_is_a_complete_small_repository(modality: str) -> None:
         "handler.py",
         "requirements.txt",
         "split.csv",
+        "split.json",
         "train_config.json",
         "eval_results.json",
         "figures",
@@ -86,6 +87,7 @@ def test_a_folder_is_a_complete_small_repository(modality: str) -> None:
     assert trained["split"]["protocol"] == "lesion-grouped"
     assert trained["split"]["leakage"]["test"]["all"] == 0
     assert trained["finished"]
+    assert load_split(folder).sha256 == trained["split"]["sha256"]
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
