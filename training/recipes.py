@@ -53,7 +53,7 @@ from ham10000.training.environment import environment
 from ham10000.training.evaluation import evaluate_checkpoint
 from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.prediction import load_checkpoint
-from ham10000.training.recipes_report import RECIPE_METRICS, plot_recipes, recipes_markdown
+from ham10000.training.recipes_report import RECIPE_METRICS, RECIPES_FORMAT, plot_recipes, recipes_markdown
 from ham10000.training.split import load_split
 from ham10000.training.study_comparison import compare_variants
 from ham10000.training.study_runs import is_trained
@@ -375,7 +375,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [search.do(trial) for trial in trials]
     places = ("data", "pretrained", "cache_dir")
     found = {
-        "format": 1,
+        "format": RECIPES_FORMAT,
         "plan": options.plan.name,
         "shared": {name: value for name, value in shared.items() if name not in places},
         "pretrained": Path(shared.get("pretrained", "timm")).name,
