@@ -243,22 +243,26 @@ def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathL
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
     epochs, macro_f1 = _column(history, "epoch"), _column(history, "validation_macro_f1")
     figure = new_figure(8, 6)
-    panels = figure.subplot_mosaic([["loss", "score"], ["rate", "rate"]], height_ratios=[3, 1])
+    has_scores = not np.isnan(macro_f1).all()
+    # A run that trained on validation has no scores: no empty panel for them.
+    top = ["loss", "score"] if has_scores else ["loss", "loss"]
+    panels = figure.subplot_mosaic([top, ["rate", "rate"]], height_ratios=[3, 1])
     losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
     _lines(panels["loss"], epochs, history, losses)
     scores = (
         ("validation_macro_f1", "macro-F1", "blue", "o"),
         ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
     )
-    _lines(panels["score"], epochs, history, scores)
+    if has_scores:
+        _lines(panels["score"], epochs, history, scores)
+        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
     _lines(panels["rate"], epochs, history, [("learning_rate", "learning rate", "purple", "D")])
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
-    style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)
     panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     finding = f"{len(history)} epochs without validation scores"
-    if not np.isnan(macro_f1).all():
+    if has_scores:
         best = int(np.nanargmax(macro_f1))
         finding = f"Best validation macro-F1 {macro_f1[best]:.3f} at epoch {epochs[best]:g} of {len(history)}"
         for panel in panels.values():
@@ -266,7 +270,7 @@ def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathL
         panels["score"].plot(
             epochs[best], macro_f1[best], "o", markersize=11, fillstyle="none", color="black", label="best epoch"
         )
-    for name in ("loss", "score"):
+    for name in dict.fromkeys(top):
         if panels[name].get_legend_handles_labels()[1]:
             # Above the panel: within it some line is always covered.
             panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
