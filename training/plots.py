@@ -245,7 +245,7 @@ def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathL
     figure = new_figure(8, 6)
     has_scores = not np.isnan(macro_f1).all()
     # A run that trained on validation has no scores: no empty panel for them.
-    top = ["loss", "score"] if has_scores else ["loss", "loss"]
+    top: list[Any] = ["loss", "score"] if has_scores else ["loss", "loss"]
     panels = figure.subplot_mosaic([top, ["rate", "rate"]], height_ratios=[3, 1])
     losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
     _lines(panels["loss"], epochs, history, losses)
