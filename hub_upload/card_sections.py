@@ -136,7 +136,12 @@ def _run_limits(run: RunFiles) -> list[str]:
         )
         if not training["finished"]:
             limits.append("The training was not finished.")
-        elif best is not None and best["epoch"] == training["epochs_trained"] and "validation_macro_f1" in best:
+        elif (
+            best is not None
+            and training["config"].get("patience") is not None
+            and best["epoch"] == training["epochs_trained"]
+            and "validation_macro_f1" in best
+        ):
             limits.append("The best epoch was the last one, so longer training might have helped.")
     if run.evaluation is not None:
         per_class = run.evaluation["metrics"]["per_class"]

@@ -166,8 +166,7 @@ def training_section(run: RunFiles) -> str:
         start += ", the backbone frozen"
     settings = (
         f"AdamW, {'from random weights' if run.modality == 'metadata' else start}, "
-        f"{count(training['epochs_trained'])} epochs (at most {count(config['epochs'])}, patience "
-        f"{count(config['patience'])}), batches of {count(config['batch_size'])}, learning rate "
+        f"{count(training['epochs_trained'])} epochs{_stopping(config)}, batches of {count(config['batch_size'])}, learning rate "
         f"{config['learning_rate']:g} (backbone) and {config['head_learning_rate']:g} (the rest), "
         f"{escape(config['schedule'])} schedule, weight decay {config['weight_decay']:g}, label smoothing "
         f"{config['label_smoothing']:g}, class weights {escape(config['class_weights'])}{_prior(config)}, averaged "
@@ -187,7 +186,7 @@ def training_section(run: RunFiles) -> str:
         )
     elif best:
         chosen = (
-            f"The published weights are those of epoch {count(best['epoch'])}, the best by validation macro-F1: "
+            f"The published weights are those of epoch {count(best['epoch'])}, {_choice(config)}: macro-F1 "
             f"{decimal(best['validation_macro_f1'])} (balanced accuracy "
             f"{decimal(best.get('validation_balanced_accuracy'))}, accuracy "
             f"{decimal(best.get('validation_accuracy'))}, "
@@ -206,6 +205,19 @@ def training_section(run: RunFiles) -> str:
         section("What it cost", _cost(training), level=3),
         section("Do it again", _reproduce(run, training), level=3),
     )
+
+
+def _stopping(config: dict[str, Any]) -> str:
+    if config.get("patience") is None:
+        return ""
+    return f" (at most {count(config['epochs'])}, patience {count(config['patience'])})"
+
+
+def _choice(config: dict[str, Any]) -> str:
+    """Why the epoch that is kept is; runs of earlier versions, which have a `loader`, chose it by macro-F1."""
+    if config.get("patience") is None:
+        return "the last of a fixed schedule; on the validation images"
+    return "the best by validation " + ("macro-F1" if "loader" in config else "loss")
 
 
 def _prior(config: dict[str, Any]) -> str:

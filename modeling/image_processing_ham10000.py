@@ -191,7 +191,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             return np.asarray(rgb.resize(size, _RESAMPLES[self.resample]))
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         mode = _TORCH_MODES[self.resample]
-        return F.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+        return F.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
 
     def normalize_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) uint8 in 0..255, or floating point in 0..255, to float32 pixel values of the same shape."""

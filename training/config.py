@@ -16,6 +16,9 @@ from ham10000.modeling import Ham10000Config, Ham10000Error
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
 
+# Options of earlier versions that a run's `train_config.json` may name; they never changed a result.
+_REMOVED = ("loader", "dataloader_workers")
+
 
 def _option(default: Any, text: str) -> Any:
     if isinstance(default, (list, dict)):
@@ -43,6 +46,9 @@ class TrainConfig:
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
     cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
+    cache_size: int | None = _option(
+        None, "shorter side of the cached images in pixels (default: twice the training size, at most the images' own)"
+    )
 
     protocol: Literal["lesion-grouped", "image-stratified"] = _option("lesion-grouped", "how the data is split")
     split_seed: int = _option(42, "seed of the split; the training seed does not change it")
@@ -73,7 +79,11 @@ class TrainConfig:
     )
 
     epochs: int = _option(14, "epochs at most")
-    patience: int = _option(6, "stop after this many epochs without a better validation macro-F1")
+    patience: int | None = _option(
+        None,
+        "keep the epoch of the lowest validation loss, and stop after this many without a lower one; left out, all "
+        "epochs are trained and the last is kept",
+    )
     batch_size: int = _option(32, "samples per optimiser step, over all processes")
     gradient_accumulation_steps: int = _option(1, "micro-batches the batch is cut into on each process")
     learning_rate: float = _option(5e-4, "peak learning rate of the backbone")
@@ -90,9 +100,11 @@ class TrainConfig:
         "natural", "how often a class is drawn; sqrt: by the square root of its size, instead of class weights"
     )
     logit_adjustment: float = _option(
-        0.0, "tau of logit adjustment (Menon et al. 2021): the model answers for a prior of size ** (1 - tau)"
+        0.0, "tau of logit adjustment (Menon et al. 2021) for the classes as drawn; 1 is the balanced softmax"
     )
-    ema_decay: float = _option(0.998, "exponential moving average of the weights; 0 is off")
+    ema_decay: float = _option(
+        0.998, "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off"
+    )
 
     mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off")
     cutmix: float = _option(0.0, "alpha of CutMix (Yun et al. 2019); 0 is off, with mixup each takes every other step")
@@ -104,8 +116,6 @@ class TrainConfig:
     )
     augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the picture")
 
-    loader: Literal["cache", "dataloader"] = _option("cache", "decoded-once uint8 cache, or plain decoding DataLoader")
-    dataloader_workers: int = _option(2, "worker processes of the plain DataLoader")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "auto: bf16 where the hardware has it")
     channels_last: bool = _option(True, "NHWC memory layout of the network")
     eval_batch_size: int = _option(64, "batch size of validation")
@@ -128,7 +138,6 @@ class TrainConfig:
         """Checks every value; the types are checked by `strict`."""
         for name in (
             "epochs",
-            "patience",
             "batch_size",
             "gradient_accumulation_steps",
             "eval_batch_size",
@@ -139,7 +148,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "positive")
         for name in ("warmup_fraction", "label_smoothing", "ema_decay", "augment_color"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("weight_decay", "logit_adjustment", "dataloader_workers", "mixup", "cutmix"):
+        for name in ("weight_decay", "logit_adjustment", "mixup", "cutmix"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("augment_min_area", 0 < self.augment_min_area <= 1, "in (0, 1]")
         self._require("augment_rotation", 0 <= self.augment_rotation <= 180, "in [0, 180] degrees")
@@ -155,7 +164,7 @@ class TrainConfig:
             "false for a model without a backbone, or with a random one",
         )
         self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
-        for name in ("save_every_steps", "max_gradient_norm"):
+        for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
         if self.batch_size % self.gradient_accumulation_steps:
             raise Ham10000Error(
@@ -205,6 +214,11 @@ class TrainConfig:
         height, width = (max(16, int(scale * side / 16 + 0.5) * 16) for side in self.size)
         return (min(height, self.size[0]), min(width, self.size[1]))
 
+    @property
+    def largest_train_size(self) -> tuple[int, int]:
+        """(height, width) of the largest training images of the schedule."""
+        return max(self.train_size(0), self.train_size(self.epochs - 1))
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""
         return dataclasses.asdict(self)
@@ -238,6 +252,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise Ham10000Error(
             f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}."
         )
+    for name in _REMOVED:
+        values.pop(name, None)
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
         raise Ham10000Error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")

@@ -105,12 +105,6 @@ def trained_on_validation(checkpoint: Path) -> bool:
     return bool(json.loads(path.read_text(encoding="utf-8"))["config"].get("train_on_validation"))
 
 
-def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
-    """The training history beside the checkpoint, if there is one."""
-    path = checkpoint / "history.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def evaluate_checkpoint(
     checkpoint: Path,
     dataset: datasets.Dataset,
@@ -154,7 +148,7 @@ def evaluate_checkpoint(
     model: Any
     model, processor = load_checkpoint(checkpoint, device=device)
     rows, split = rows_to_score(dataset, part, checkpoint, split_file)
-    images = open_images(dataset, processor, device, cache_dir=cache_dir)
+    images = open_images(rows, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
     loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
     model = model.to(memory_format=torch.channels_last)
@@ -194,7 +188,7 @@ def evaluate_checkpoint(
         "images_per_second": round(len(samples) / seconds, 1),
         "environment": environment(),
     }
-    write_evaluation(output_dir, results, table, read_history(checkpoint), context)
+    write_evaluation(output_dir, results, table, context)
     return output_dir, {**results, **context}
 
 

@@ -23,7 +23,6 @@ from ham10000.training.plots import (
     plot_confusion_matrix,
     plot_per_class,
     plot_reliability,
-    plot_training_curves,
 )
 from ham10000.training.spreadsheet import restore_cell, write_table
 from ham10000.training.subgroup_plots import plot_subgroups
@@ -199,7 +198,6 @@ def write_evaluation(
     output_dir: str | os.PathLike[str],
     results: dict[str, Any],
     predictions: pd.DataFrame,
-    history: Sequence[dict[str, Any]] | None = None,
     context: dict[str, Any] | None = None,
 ) -> Path:
     """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
@@ -211,14 +209,12 @@ def write_evaluation(
             ├── confusion_matrix.png
             ├── reliability.png
             ├── per_class.png
-            ├── subgroups.png           with subgroups only
-            └── training_curves.png     with a history only
+            └── subgroups.png           with subgroups only
 
     Args:
         output_dir: Destination; made where it does not exist.
         results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
         predictions: Result of `predictions_table`, of the same predictions.
-        history: The training history, one row per epoch, if there is one.
         context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
 
     Returns:
@@ -247,8 +243,6 @@ def write_evaluation(
         plot_per_class(results, figures / "per_class.png")
         if "subgroups" in results:
             plot_subgroups(results["subgroups"], figures / "subgroups.png")
-        if history:
-            plot_training_curves(history, figures / "training_curves.png")
         last = atomic_write_text(scratch / "eval_results.json", text)
         # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
         # predictions.

@@ -1,6 +1,5 @@
 """What a run meets when one of its other processes dies, said as one error."""
 
-import multiprocessing
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,14 +33,6 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
         text = str(error)
         # gloo begins with the line of its source and ends with general advice.
         cause = _SOURCE_LINE.sub("", text).split("\n")[0].partition(". ")[0].rstrip(". ") or type(error).__name__
-        if "DataLoader worker" in text:
-            # The others may wait for ever for a lock that the dead one held, and this process at its end for them.
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            raise Ham10000Error(
-                f"A worker of the DataLoader died ({cause}). Where nobody killed it, memory or shared memory ran out: "
-                f"use fewer --dataloader_workers, or --loader cache, which needs none. {go_on}"
-            ) from error
         if isinstance(error, DistError) or any(part in text.lower() for part in _LOST_CONNECTION):
             raise Ham10000Error(
                 f"Another process of this run ended ({cause}); its own message, if it left one, says why. {go_on}, "

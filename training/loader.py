@@ -1,19 +1,17 @@
 """Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
+from ham10000.modeling import Ham10000Error, Ham10000Processor
 from ham10000.training.augment import Augment
-from ham10000.training.cache import cached_images, decode, encoded_images, read_rows
+from ham10000.training.cache import cached_images, frame_processor, read_rows
 from ham10000.training.data import metadata_frame
 from ham10000.training.sampling import epoch_order
 
@@ -68,115 +66,40 @@ class Samples:
         return len(self.labels)
 
 
-class ImageSource(Protocol):
-    """Where uint8 pictures come from; both kinds give equal batches."""
-
-    def rows(self, image_ids: list[str]) -> np.ndarray:
-        """Positions of the named images."""
-
-    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
-
-
-class _Rows:
-    def __init__(self, image_ids: list[str]):
-        self._position = {image_id: row for row, image_id in enumerate(image_ids)}
-
-    def rows(self, image_ids: list[str]) -> np.ndarray:
-        """Positions of the named images."""
-        return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
-
-
-class CachedImages(_Rows):
-    """Pictures from the uint8 cache: one resident tensor on a GPU where it fits, read from the file otherwise.
+class CachedImages:
+    """Images from the uint8 cache: one resident tensor on a GPU where it fits, read from the file otherwise.
 
     Args:
-        images: (rows, height, width, 3) uint8.
+        images: (rows, 3, height, width) uint8.
         image_ids: Their names.
         device: Where batches are wanted.
         resident_share: The largest share of the free GPU memory the resident tensor may take.
     """
 
     def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device, *, resident_share: float = 0.5):
-        super().__init__(image_ids)
+        self._position = {image_id: row for row, image_id in enumerate(image_ids)}
         self.images = images
         self.device = device
         self.resident: torch.Tensor | None = None
         if device.type == "cuda" and images.nbytes < resident_share * torch.cuda.mem_get_info(device)[0]:
             self.resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        return self.images.shape[3] / self.images.shape[2]
+
+    def rows(self, image_ids: list[str]) -> np.ndarray:
+        """Positions of the named images."""
+        return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
+
     def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """See `ImageSource`."""
+        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
         for rows in plan:
             if self.resident is not None:
-                index = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
-                yield self.resident[index].permute(0, 3, 1, 2)
+                yield self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
             else:
-                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device).permute(0, 3, 1, 2)
-
-
-class DecodedImages(_Rows):
-    """The plain path: every picture decoded anew by DataLoader workers.
-
-    Args:
-        dataset: Dataset with `image` and `image_id`.
-        image_processor: Decodes and resizes.
-        device: Where batches are wanted.
-        workers: Worker processes; 0 decodes in this one.
-    """
-
-    def __init__(
-        self, dataset: datasets.Dataset, image_processor: Ham10000ImageProcessor, device: torch.device, workers: int
-    ):
-        image_ids = list(dataset["image_id"])
-        super().__init__(image_ids)
-        self.pictures = _Pictures(encoded_images(dataset), image_ids, image_processor)
-        self.device = device
-        self.workers = workers
-
-    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """See `ImageSource`."""
-        loader: DataLoader[Any] = DataLoader(
-            self.pictures,  # type: ignore[arg-type]
-            batch_sampler=[rows.tolist() for rows in plan],
-            num_workers=self.workers,
-            collate_fn=_stack_or_fail,
-            pin_memory=False,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-        for pictures in loader:
-            if isinstance(pictures, Ham10000Error):
-                raise pictures
-            yield torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C and schedulers signal every process of a job; the parent finishes its step, and needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Only once: the parent ends a worker that hangs, on a lock that a killed one held, by SIGTERM again.
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def _stack_or_fail(pictures: list[np.ndarray | Ham10000Error]) -> np.ndarray | Ham10000Error:
-    """One array, or the first error: raised in a worker, it would come with the worker's traceback in its message."""
-    for picture in pictures:
-        if isinstance(picture, Ham10000Error):
-            return picture
-    return np.stack(pictures)  # type: ignore[arg-type]
-
-
-class _Pictures:
-    def __init__(self, images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor):
-        self.images, self.image_ids, self.image_processor = images, image_ids, image_processor
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, row: int) -> np.ndarray | Ham10000Error:
-        try:
-            return decode(self.images[row]["image"], self.image_ids[row], self.image_processor)
-        except Ham10000Error as error:
-            return error
+                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device)
 
 
 def open_images(
@@ -184,31 +107,56 @@ def open_images(
     processor: Ham10000Processor,
     device: torch.device,
     *,
-    loader: str = "cache",
     cache_dir: str | Path | None = None,
-    workers: int = 2,
     progress: bool = True,
-) -> ImageSource | None:
-    """Opens a dataset's pictures for a checkpoint's processor.
+) -> CachedImages | None:
+    """Opens a dataset's images as the checkpoint's processor makes them, for prediction and validation.
 
     Args:
-        dataset: The whole source, all splits, so that one cache serves every protocol.
-        processor: Decides the size; a metadata-only one needs no pictures.
+        dataset: The rows that are predicted.
+        processor: The checkpoint's; a metadata-only one needs no images.
         device: Where batches are wanted.
-        loader: `cache` or `dataloader`.
         cache_dir: Folder of the caches.
-        workers: Worker processes of the `dataloader` path.
         progress: Whether to show a progress bar while a cache is built.
 
     Returns:
-        The source, or None for the metadata variant.
+        The images, or None for the metadata variant.
     """
     if "pixel_values" not in processor.model_input_names:
         return None
     image_processor: Any = processor.image_processor
-    if loader == "dataloader":
-        return DecodedImages(dataset, image_processor, device, workers)
     images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
+    return CachedImages(images, dataset["image_id"][:], device)
+
+
+def open_frames(
+    dataset: datasets.Dataset,
+    processor: Ham10000Processor,
+    device: torch.device,
+    *,
+    train_size: tuple[int, int],
+    short_side: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> CachedImages | None:
+    """Opens a dataset's images as frames for `Augment`: at their own aspect, with more pixels than the network reads.
+
+    Args:
+        dataset: The whole source, all splits, so that one cache serves every protocol and fold.
+        processor: As in `open_images`.
+        device: Where batches are wanted.
+        train_size: (height, width) of the largest training images.
+        short_side: As in `frame_processor`.
+        cache_dir: Folder of the caches.
+        progress: As in `open_images`.
+
+    Returns:
+        The frames, or None for the metadata variant.
+    """
+    if "pixel_values" not in processor.model_input_names:
+        return None
+    frames = frame_processor(dataset, processor.image_processor, train_size, short_side)
+    images = cached_images(dataset, frames, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
 
 
@@ -223,7 +171,7 @@ class _Loader:
     def __init__(
         self,
         samples: Samples,
-        images: ImageSource | None,
+        images: CachedImages | None,
         processor: Ham10000Processor,
         device: torch.device,
         *,
@@ -266,7 +214,7 @@ class TrainLoader(_Loader):
 
     Args:
         samples: The training rows.
-        images: The image source, or None.
+        images: From `open_frames`, or None.
         processor: Normalises the pictures.
         device: Where batches are wanted.
         augment: The augmentation.
@@ -276,7 +224,7 @@ class TrainLoader(_Loader):
         rank: Number of this process.
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
-        size: (height, width) of an epoch's pictures, by its number from 0; by default the image source's own.
+        size: (height, width) of an epoch's pictures, by its number from 0; by default the processor's.
         sampling: How often each class is drawn, one of `ham10000.training.sampling.SAMPLINGS`.
 
     Raises:
@@ -286,7 +234,7 @@ class TrainLoader(_Loader):
     def __init__(
         self,
         samples: Samples,
-        images: ImageSource | None,
+        images: CachedImages | None,
         processor: Ham10000Processor,
         device: torch.device,
         *,
@@ -320,7 +268,8 @@ class TrainLoader(_Loader):
         self.augment = augment
         self.micro_batches = micro_batches
         self.seed = seed
-        self.size = size
+        sides = processor.image_processor.size
+        self.size = size or (lambda _: (sides["height"], sides["width"]))
         self.sampling = sampling
 
     @property
@@ -358,11 +307,12 @@ class TrainLoader(_Loader):
                 positions.append(position)
                 plan.append(index[position])
         pictures = self._pictures(plan)
-        size = None if self.size is None else self.size(epoch)
+        size = self.size(epoch)
+        aspect = 1.0 if self.images is None else self.images.aspect
         for step in range(start_step, self.steps_per_epoch):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
-            parameters = self.augment.sample(len(index), generator)
+            parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
             for micro_batch in range(self.micro_batches):
                 number = (step - start_step) * self.micro_batches + micro_batch
@@ -391,11 +341,10 @@ class EvalLoader(_Loader):
 __all__ = [
     "Batch",
     "CachedImages",
-    "DecodedImages",
     "EvalLoader",
-    "ImageSource",
     "Samples",
     "TrainLoader",
     "mix_seeds",
+    "open_frames",
     "open_images",
 ]

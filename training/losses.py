@@ -5,25 +5,21 @@ import torch
 import torch.nn.functional as F
 
 
-def logit_offset(natural: np.ndarray, drawn: np.ndarray, tau: float) -> torch.Tensor | None:
-    """What is added to the logits in training, so that without it they answer for the prior `natural ** (1 - tau)`.
+def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
+    """`tau * log(drawn)`, added to the logits in training only.
 
-    With rows drawn as frequent as they are, it is `tau * log(natural)`: logit adjustment (Menon et al., "Long-tail
-    learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 10), at tau = 1 the balanced softmax (Ren et
-    al., NeurIPS 2020, arXiv:2007.10740). Rows drawn otherwise are corrected for, so that sampling decides how often a
-    class is seen and tau alone which prior the model answers for: 0 the natural one, 1 equal classes.
+    Logit adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation
+    10), at tau = 1 the balanced softmax (Ren et al., NeurIPS 2020, arXiv:2007.10740). Without it the logits answer for
+    a class prior of `drawn ** (1 - tau)`: at 0 the classes as drawn, at 1 equal classes.
 
     Args:
-        natural: (7,) share of each class among the training rows.
-        drawn: (7,) share of each class among the rows an epoch draws.
+        drawn: (classes,) share of each class among the rows an epoch draws.
         tau: Strength, from 0.
 
     Returns:
-        (7,) float32, or None where it changes nothing.
+        (classes,) float32, or None where tau is 0.
     """
-    if tau == 0 and np.allclose(natural, drawn):
-        return None
-    return torch.from_numpy(np.log(drawn) - (1 - tau) * np.log(natural)).float()
+    return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
 
 
 class ClassificationLoss:

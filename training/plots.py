@@ -225,13 +225,16 @@ def _lines(
             )
 
 
-def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Draws losses, validation scores and learning rate over the epochs, with the best epoch marked.
+def plot_training_curves(
+    history: Sequence[dict[str, Any]], path: str | os.PathLike[str], kept: int | None = None
+) -> Path:
+    """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
 
     Args:
         history: One row per epoch with `epoch` and any of `train_loss`, `validation_loss`, `validation_macro_f1`,
             `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
         path: Destination.
+        kept: The epoch whose weights the checkpoint has; by default the last.
 
     Returns:
         The destination.
@@ -263,12 +266,12 @@ def plot_training_curves(history: Sequence[dict[str, Any]], path: str | os.PathL
     panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     finding = f"{len(history)} epochs without validation scores"
     if has_scores:
-        best = int(np.nanargmax(macro_f1))
-        finding = f"Best validation macro-F1 {macro_f1[best]:.3f} at epoch {epochs[best]:g} of {len(history)}"
+        row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
+        finding = f"Validation macro-F1 {macro_f1[row]:.3f} at epoch {epochs[row]:g} of {len(history)}, which is kept"
         for panel in panels.values():
-            panel.axvline(epochs[best], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+            panel.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
         panels["score"].plot(
-            epochs[best], macro_f1[best], "o", markersize=11, fillstyle="none", color="black", label="best epoch"
+            epochs[row], macro_f1[row], "o", markersize=11, fillstyle="none", color="black", label="kept"
         )
     for name in dict.fromkeys(top):
         if panels[name].get_legend_handles_labels()[1]:

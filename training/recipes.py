@@ -1,33 +1,33 @@
-"""The search for a recipe: trials on lesion-grouped validation images, and the table of what was tried.
+"""The search for a recipe: trials on lesion-grouped validation folds, and the table of what was tried.
 
 python -m ham10000.training.recipes examples/configs/recipes.yaml --data DIR --output_dir runs/recipes
 
-trains what is not trained yet, scores every trial on the validation images of its own split, never on the test images,
+trains what is not trained yet, scores every trial on the validation images of its own folds, never on test images,
 and writes recipes.json, recipes.md and recipes.png. A plan is YAML:
 
+    folds: 5                                the data are cut into so many folds;
+    use: [0, 1]                             these are set aside for testing, one a run; the next one validates
     shared: {modality: image, ...}          settings of all trials, names of `ham10000-train`
     trials:
-      sqrt-sampling:
-        what: Classes drawn by the square root of their size
-        against: baseline                   the trial it is compared with
-        settings: {sampling: sqrt, ...}     over the shared ones
-        seeds: 1
-        start: lesion-grouped/image-seed0   its backbone starts from a run below --study
-      four-views:
+      mixup:
+        what: Mixup of 0.2
+        against: plain                      the trial it is compared with
+        settings: {mixup: 0.2}              over the shared ones
+      eight-views:
         what: ...
-        against: sqrt-sampling
-        of: sqrt-sampling                   the same weights, used in another way:
-        views: 4                            views averaged,
-        image_size: [192]                   pictures of another size,
+        against: plain
+        of: plain                           the same weights, used in another way:
+        views: 4                            flipped views averaged,
+        crops: 8                            training views averaged,
+        image_size: [192]                   images of another size,
         raw: true                           the weights as trained instead of their moving average,
-        average: true                       or the weights of all seeds averaged into one model
-      final:
-        runs: [lesion-grouped/image-seed0]  runs below --study, instead of training anew
+        balanced: true                      or the class with the largest ratio of probability to prior
+
+One process a run can share a machine: `--only mixup-fold0` trains that run and ends.
 """
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,27 +41,32 @@ import yaml
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_json, atomic_write_text
-from ham10000.training.calibration import apply_temperature
-from ham10000.training.checkpoint import save_checkpoint, training_states
+from ham10000.training.atomic import atomic_path, atomic_write_json, atomic_write_text
+from ham10000.training.augment import Augment, interpolation
+from ham10000.training.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.calibration import fit_temperature
+from ham10000.training.checkpoint import training_states
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import load_data
+from ham10000.training.data import load_data, metadata_frame
 from ham10000.training.data_checks import DataReport
-from ham10000.training.engine import VIEWS
+from ham10000.training.engine import VIEWS, predict_logits
 from ham10000.training.environment import environment
-from ham10000.training.evaluation import evaluate_checkpoint
-from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.lesions import lesion_groups
+from ham10000.training.loader import EvalLoader, Samples, open_frames, open_images
+from ham10000.training.metrics import softmax
 from ham10000.training.prediction import load_checkpoint
-from ham10000.training.recipes_report import RECIPE_METRICS, RECIPES_FORMAT, plot_recipes, recipes_markdown
-from ham10000.training.split import load_split
-from ham10000.training.study_comparison import compare_variants
+from ham10000.training.recipes_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
+from ham10000.training.sampling import class_shares
+from ham10000.training.split import apply_split, load_split
 from ham10000.training.study_runs import is_trained
-from ham10000.training.study_statistics import summarise_seeds
 from ham10000.training.train import build_accelerator, quiet_libraries, train
+from ham10000.training.weighted_metrics import AVERAGE_PRECISION
 
-_KEYS = {"what", "against", "settings", "seeds", "start", "of", "runs", "views", "image_size", "raw", "average"}
-_SOURCES = ("settings", "of", "runs")
+# Of the answers as the trial gives them, and of its probabilities with prior and temperature corrected.
+ANSWERED = ("macro_f1", "balanced_accuracy", "accuracy")
+CORRECTED = ("nll", AVERAGE_PRECISION)
+N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -70,76 +75,83 @@ class Trial:
 
     Attributes:
         name: Its name, also that of its folders.
-        what: What it tries, in words.
+        what: What it tries.
         against: Name of the trial it is compared with, or None.
-        settings: Settings of training, over the shared ones; None for weights that are there already.
-        seeds: Training seeds 0, 1, …
-        start: Run of the study whose backbone the training starts from, None for the shared weights.
+        settings: Settings of training, over the shared ones; None for weights of another trial.
         of: Name of the trial whose weights it uses, or None.
-        runs: Runs of the study whose weights it uses.
-        views: Views of test-time augmentation.
-        image_size: Size of the pictures, None for that of the checkpoint.
+        views: Flipped views averaged.
+        crops: Training views averaged, 0 for none.
+        image_size: Size of the images, None for that of the checkpoint.
         raw: Whether the weights are those the optimiser ended with, not their moving average.
-        average: Whether the weights of all seeds become one model.
+        balanced: Whether the answer is the class with the largest ratio of probability to prior.
     """
 
     name: str
     what: str
     against: str | None = None
     settings: dict[str, Any] | None = None
-    seeds: int = 1
-    start: str | None = None
     of: str | None = None
-    runs: tuple[str, ...] = ()
     views: int = 1
+    crops: int = 0
     image_size: tuple[int, ...] | None = None
     raw: bool = False
-    average: bool = False
+    balanced: bool = False
 
 
-def read_plan(path: Path) -> tuple[dict[str, Any], list[Trial]]:
+@dataclass(frozen=True)
+class Plan:
+    """A search: its folds, the settings all trials share, and the trials in order."""
+
+    folds: int
+    use: tuple[int, ...]
+    shared: dict[str, Any]
+    trials: tuple[Trial, ...]
+
+
+_KEYS = {name for name in Trial.__dataclass_fields__ if name != "name"}
+
+
+def read_plan(path: Path) -> Plan:
     """Reads a plan and checks it as a whole, before anything is trained.
 
-    Args:
-        path: The YAML file.
-
-    Returns:
-        The shared settings, and the trials in order.
-
     Raises:
-        Ham10000Error: For a file that is no plan, an unknown key, or a trial that refers to none above it.
+        Ham10000Error: For a file that is not a plan, an unknown key, or a trial that refers to none above it.
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-        shared, entries = plan["shared"], plan["trials"].items()
+        folds, use, shared, entries = plan["folds"], tuple(plan["use"]), plan["shared"], plan["trials"].items()
     except (AttributeError, KeyError, OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Ham10000Error(f"{str(path)!r} is no plan with `shared` and `trials`: {error!r}.") from error
+        raise Ham10000Error(
+            f"{str(path)!r} is not a plan with `folds`, `use`, `shared` and `trials`: {error!r}."
+        ) from error
     trials: dict[str, Trial] = {}
     for name, entry in entries:
         where = f"{path}, trial {name!r}"
         if unknown := sorted(set(entry) - _KEYS):
             raise Ham10000Error(f"{where}: unknown key(s) {unknown}; expected some of {sorted(_KEYS)}.")
-        if sum(key in entry for key in _SOURCES) != 1 or "what" not in entry:
-            raise Ham10000Error(f"{where} needs `what`, and one of {', '.join(_SOURCES)}.")
+        if ("settings" in entry) == ("of" in entry) or "what" not in entry:
+            raise Ham10000Error(f"{where} needs `what`, and either `settings` or `of`.")
         for key in ("against", "of"):
             if entry.get(key) is not None and entry[key] not in trials:
-                raise Ham10000Error(f"{where}: {key} {entry[key]!r} is no trial above it.")
+                raise Ham10000Error(f"{where}: {key} {entry[key]!r} is not a trial above it.")
+        if entry.get("of") and trials[entry["of"]].settings is None:
+            raise Ham10000Error(f"{where}: of {entry['of']!r} was not trained; name a trial with `settings`.")
         if entry.get("views", 1) not in VIEWS:
             raise Ham10000Error(f"{where}: views must be one of {sorted(VIEWS)}, got {entry['views']!r}.")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
-        }
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
         trials[name] = Trial(name=name, **values)
         if trials[name].settings is not None:
-            trial_config(shared, trials[name], 0, Path("runs"))
-    return shared, list(trials.values())
+            trial_config(Plan(folds, use, shared, ()), trials[name], use[0], Path("runs"))
+    return Plan(folds, use, shared, tuple(trials.values()))
 
 
-def trial_config(shared: dict[str, Any], trial: Trial, seed: int, folder: Path) -> TrainConfig:
+def trial_config(plan: Plan, trial: Trial, fold: int, folder: Path) -> TrainConfig:
     """The configuration of one training run of a trial."""
     return TrainConfig(
-        **{**shared, **(trial.settings or {})},
-        seed=seed,
+        **{**plan.shared, **(trial.settings or {})},
+        protocol="lesion-grouped",
+        folds=plan.folds,
+        fold=fold,
         output_dir=str(folder),
         trackers=["none"],
         save_every_steps=200,
@@ -148,191 +160,194 @@ def trial_config(shared: dict[str, Any], trial: Trial, seed: int, folder: Path) 
     )
 
 
-def derive_checkpoint(
-    folders: Sequence[Path], to: Path, image_size: Sequence[int] | None = None, *, raw: bool = False
-) -> Path:
-    """Writes a checkpoint made of others, at temperature 1: one of them used otherwise, or the mean of their weights.
+def answered_prior(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
+    """The class prior that a model's logits answer for, by how it was trained.
 
-    The mean of all parameters and statistics is a uniform soup (Wortsman et al., "Model soups", ICML 2022,
-    arXiv:2203.05482, table 2).
+    Rows drawn by `sampling`, less what logit adjustment takes off, times the class weights of the loss.
 
     Args:
-        folders: Checkpoints of one architecture and one split.
-        to: The new checkpoint's folder.
-        image_size: Side, or height and width; None keeps it.
-        raw: Takes the weights that the optimiser ended with, from the last training state.
+        config: The run's configuration.
+        counts: (classes,) images of each class in its training rows.
 
     Returns:
-        The folder.
-
-    Raises:
-        Ham10000Error: If the splits differ, or a training state is needed that is not there.
+        (classes,) shares.
     """
-    if len({load_split(folder).sha256 for folder in folders}) != 1:
-        raise Ham10000Error(f"{[str(folder) for folder in folders]} have different splits and cannot be averaged.")
-    model, processor = load_checkpoint(folders[0])
-    states = [_last_weights(folder) if raw else load_checkpoint(folder)[0].state_dict() for folder in folders]
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                value.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
-    # A temperature belongs to the weights it was fitted for.
-    model.config.temperature = 1.0
-    if image_size is not None:
-        processor.image_processor.size = {"height": image_size[0], "width": image_size[-1]}
-    save_checkpoint(to, model, processor)
-    for name in ("split.csv", "split.json"):
-        shutil.copyfile(folders[0] / name, to / name)
-    return to
-
-
-def _last_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the model, not of its average, in a run's newest training state."""
-    states = training_states(folder)
-    if not states:
-        raise Ham10000Error(f"{str(folder)!r} holds no training state, so the weights as trained are gone.")
-    prefix = "model/"
-    return {
-        name.removeprefix(prefix): value for name, value in load_file(states[0]).items() if name.startswith(prefix)
-    }
+    weights = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[config.class_weights]
+    prior = class_shares(counts, config.sampling) ** (1 - config.logit_adjustment) * counts**weights
+    return prior / prior.sum()
 
 
 class Search:
     """Does the trials of a plan and reads what they found.
 
     Args:
-        shared: The settings of all trials.
-        output_dir: Folder of the trials.
-        study_dir: The study that `runs` are in.
+        plan: The plan.
+        output_dir: Folder of the runs.
         data: Result of `load_data`.
     """
 
-    def __init__(
-        self,
-        shared: dict[str, Any],
-        output_dir: Path,
-        study_dir: Path | None,
-        data: tuple[datasets.Dataset, DataReport],
-    ):
-        self.shared, self.output_dir, self.study_dir, self.data = shared, output_dir, study_dir, data
-        self.folders: dict[str, list[Path]] = {}
-        self.found: dict[str, tuple[list[str], np.ndarray, np.ndarray, np.ndarray]] = {}
+    def __init__(self, plan: Plan, output_dir: Path, data: tuple[datasets.Dataset, DataReport]):
+        self.plan, self.output_dir, self.data = plan, output_dir, data
+        self.labels = np.zeros(0, dtype=np.int64)
+        self.weights: Any = None
+        self.values: dict[str, tuple[dict[str, float], dict[str, np.ndarray]]] = {}
+
+    def train(self, trial: Trial, fold: int) -> Path:
+        """Trains a run, or finds it trained; returns its folder."""
+        folder = self.output_dir / f"{trial.of or trial.name}-fold{fold}"
+        if trial.settings is not None:
+            config = trial_config(self.plan, trial, fold, folder)
+            if not is_trained(folder, config):
+                print(f"--- {folder.name}", flush=True)
+                train(config, build_accelerator(config), self.data)
+        return folder
 
     def do(self, trial: Trial) -> dict[str, Any]:
         """Trains and scores whatever of a trial is not there yet.
 
         Returns:
-            Its row: what was tried, metrics over seeds, the difference from its counterpart, and what it cost.
+            Its row: what was tried, metrics, differences from its counterpart, and what it cost.
         """
-        folders = self.folders[trial.name] = self._checkpoints(trial)
-        self.found[trial.name] = self._predictions(trial, folders)
-        ids, labels, groups, probabilities = self.found[trial.name]
-        difference = None
+        folders = [self.train(trial, fold) for fold in self.plan.use]
+        predictions = [self._predictions(trial, folder) for folder in folders]
+        labels = np.concatenate([found["labels"] for found in predictions])
+        if self.weights is None:
+            self.labels = labels
+            self.weights = cluster_weights(np.concatenate([found["groups"] for found in predictions]), N_RESAMPLES)
+        priors = np.concatenate([np.tile(found["prior"], (len(found["labels"]), 1)) for found in predictions])
+        natural = np.concatenate([np.tile(found["natural"], (len(found["labels"]), 1)) for found in predictions])
+        logits = np.concatenate([found["logits"] for found in predictions])
+        corrected = softmax(logits + np.log(natural / priors))
+        temperature = fit_temperature(labels, corrected)
+        answers = softmax(logits - np.log(priors)) if trial.balanced else softmax(logits)
+        self.values[trial.name] = self._distribution(
+            answers, softmax(np.log(np.maximum(corrected, 1e-30)) / temperature)
+        )
+        estimates, resampled = self.values[trial.name]
+        differences = None
         if trial.against is not None:
-            other_ids, _, _, other = self.found[trial.against]
-            if other_ids != ids:
-                raise Ham10000Error(f"{trial.name} and {trial.against} were scored on different images.")
-            count = min(len(probabilities), len(other))
-            difference = compare_variants(
-                labels,
-                probabilities[:count],
-                other[:count],
-                groups,
-                image_ids=ids,
-                model=trial.name,
-                other=trial.against,
-                kind="recipe",
-                metrics=RECIPE_METRICS,
-            )["metrics"]
+            other, others = self.values[trial.against]
+            differences = {
+                name: percentile_interval(estimates[name] - other[name], resampled[name] - others[name]).as_dict()
+                for name in estimates
+            }
         return {
             "name": trial.name,
             "what": trial.what,
             "against": trial.against,
             "settings": trial.settings,
-            "start": trial.start,
-            "runs": list(trial.runs),
-            "seeds": len(probabilities),
-            "views": trial.views,
-            "metrics": summarise_seeds(labels, probabilities, groups, metrics=RECIPE_METRICS),
-            "differences": difference,
+            "of": trial.of,
+            "temperature": temperature,
+            "metrics": {name: percentile_interval(estimates[name], resampled[name]).as_dict() for name in estimates},
+            "differences": differences,
             "n_images": len(labels),
-            "n_lesions": len(np.unique(groups)),
-            "split": load_split(folders[0]).sha256,
+            "n_lesions": int(self.weights.n_clusters),
+            "splits": [load_split(folder).sha256 for folder in folders],
             "cost": None if trial.settings is None else [_cost(folder) for folder in folders],
         }
 
-    def _checkpoints(self, trial: Trial) -> list[Path]:
-        if trial.settings is not None:
-            return [self._train(trial, seed) for seed in range(trial.seeds)]
-        if trial.runs:
-            sources = [self._study_run(trial, run) for run in trial.runs]
-        else:
-            sources = self.folders[str(trial.of)]
-        # A study's checkpoints are calibrated, and the mean over views of tempered probabilities is another one.
-        is_tempered = bool(trial.runs) and trial.views > 1
-        if not (trial.average or trial.raw or trial.image_size or is_tempered):
-            return sources
-        groups = [sources] if trial.average else [[source] for source in sources]
-        made = []
-        for number, group in enumerate(groups):
-            to = self.output_dir / f"{trial.name}-seed{number}"
-            made.append(
-                to if (to / "split.json").is_file() else derive_checkpoint(group, to, trial.image_size, raw=trial.raw)
+    def _distribution(self, answers: np.ndarray, corrected: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+        first = bootstrap_distribution(self.labels, answers, self.weights, ANSWERED)
+        second = bootstrap_distribution(self.labels, corrected, self.weights, CORRECTED)
+        return first[0] | second[0], first[1] | second[1]
+
+    def _predictions(self, trial: Trial, folder: Path) -> dict[str, np.ndarray]:
+        """Labels, lesion groups, logits, and the priors of one fold's validation images, predicted once."""
+        path = folder / f"validation_{trial.name}.npz"
+        if not path.is_file():
+            with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
+                np.savez(file, **self._predict(trial, folder))
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def _predict(self, trial: Trial, folder: Path) -> dict[str, Any]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_checkpoint(folder, device=device)
+        if trial.raw:
+            model.load_state_dict(_last_weights(folder))
+        if trial.image_size:
+            processor.image_processor.size = {"height": trial.image_size[0], "width": trial.image_size[-1]}
+        split = load_split(folder)
+        rows = apply_split(self.data[0], split)["validation"]
+        cache_dir = self.plan.shared.get("cache_dir")
+        samples = Samples.from_dataset(rows, processor)
+        network: Any = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        settings = _read(folder / "train_config.json")["config"]
+        config = TrainConfig(**{name: value for name, value in settings.items() if name != "overwrite"})
+        images: Any = None
+        if trial.crops:
+            size = processor.image_processor.size
+            images = open_frames(
+                self.data[0],
+                processor,
+                device,
+                train_size=(size["height"], size["width"]),
+                short_side=config.cache_size,
+                cache_dir=cache_dir,
             )
-        return made
-
-    def _study_run(self, trial: Trial, run: str) -> Path:
-        if self.study_dir is None:
-            raise Ham10000Error(f"Trial {trial.name!r} uses runs of a study; name its folder with --study.")
-        return self.study_dir / run
-
-    def _train(self, trial: Trial, seed: int) -> Path:
-        folder = self.output_dir / f"{trial.name}-seed{seed}"
-        shared = dict(self.shared)
-        if trial.start is not None:
-            shared["pretrained"] = str(self._study_run(trial, trial.start) / "model.safetensors")
-        config = trial_config(shared, trial, seed, folder)
-        if config.protocol != "lesion-grouped":
-            raise Ham10000Error(f"Trial {trial.name!r}: recipes are chosen on lesion-grouped validation images only.")
-        if not is_trained(folder, config):
-            print(f"--- {folder.name}", flush=True)
-            train(config, build_accelerator(config), self.data)
-        return folder
-
-    def _predictions(
-        self, trial: Trial, folders: Sequence[Path]
-    ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """Image ids, labels (N,), lesion groups (N,) and probabilities (S, N, 7) before any temperature."""
-        tables, stacked = [], []
-        for folder in folders:
-            # Of trials and of studies alike: a study scores validation before it calibrates.
-            to = folder / ("evaluation_validation" + (f"_{trial.views}_views" if trial.views > 1 else ""))
-            results = _read(to / "eval_results.json")
-            if results is None:
-                _, results = evaluate_checkpoint(
-                    folder,
-                    self.data[0],
-                    data=self.shared["data"],
-                    part="validation",
-                    output_dir=to,
-                    views=trial.views,
-                    n_resamples=200,
-                    cache_dir=self.shared.get("cache_dir"),
-                )
-            table, labels, probabilities = read_predictions(to / "predictions.csv")
-            order = np.argsort(table["image_id"].to_numpy(), kind="stable")
-            tables.append((table.iloc[order], labels[order]))
-            stacked.append(apply_temperature(probabilities, 1 / results["temperature"])[order])
-        table, labels = tables[0]
-        return table["image_id"].tolist(), labels, table["lesion_group"].to_numpy(), np.stack(stacked)
+        else:
+            images = open_images(rows, processor, device, cache_dir=cache_dir)
+        if trial.crops:
+            logits = _training_views(network, samples, images, processor, config, trial.crops)
+        else:
+            loader = EvalLoader(samples, images, processor, device, batch_size=64, channels_last=True)
+            logits = predict_logits(network, loader, views=trial.views, progress=True)
+        frame = metadata_frame(rows)
+        counts = split.counts(config.train_parts)
+        return {
+            "labels": np.asarray(samples.labels),
+            "groups": np.array(lesion_groups(frame["lesion_id"].tolist(), samples.image_ids)),
+            "logits": logits,
+            "prior": answered_prior(config, counts),
+            "natural": class_shares(counts, "natural"),
+        }
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+@torch.inference_mode()
+def _training_views(
+    model: Any, samples: Samples, images: Any, processor: Any, config: TrainConfig, views: int
+) -> np.ndarray:
+    """Log of the mean probabilities over augmented views without colour jitter, (rows, classes)."""
+    augment = Augment(
+        flip=config.augment_flip,
+        rotation=config.augment_rotation,
+        min_area=config.augment_min_area,
+        padding=config.augment_padding,
+        interpolation=interpolation(processor),
+    )
+    sides = processor.image_processor.size
+    rows = images.rows(samples.image_ids)
+    plan = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for pixels in images.batches(plan):
+        total = 0
+        for _ in range(views):
+            parameters = augment.sample(len(pixels), generator, images.aspect).to(pixels.device)
+            warped = augment.apply(pixels, parameters, (sides["height"], sides["width"]))
+            values = processor.image_processor.normalize_pixels(warped).contiguous(memory_format=torch.channels_last)
+            total = total + model(pixel_values=values).logits.float().softmax(-1)
+        parts.append((total / views).clamp_min(1e-30).log())
+    return torch.cat(parts).cpu().numpy()
+
+
+def _last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model, not of its average, in a run's newest training state."""
+    states = training_states(folder)
+    if not states:
+        raise Ham10000Error(f"{str(folder)!r} has no training state, so the weights as trained are gone.")
+    prefix = "model/"
+    return {
+        name.removeprefix(prefix): value for name, value in load_file(states[0]).items() if name.startswith(prefix)
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cost(folder: Path) -> dict[str, Any]:
-    summary = _read(folder / "train_config.json") or {}
+    summary = _read(folder / "train_config.json")
     facts = summary["environment"]
     return {
         "epochs": summary["epochs_trained"],
@@ -355,8 +370,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="as for ham10000-train")
     parser.add_argument("--pretrained", help="weights of the backbone, over the plan's")
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
-    parser.add_argument("--study", type=Path, help="folder of the study whose runs the plan names")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/recipes"))
+    parser.add_argument(
+        "--only", nargs="+", metavar="RUN", default=[], help="train these runs and end, as plain-fold0"
+    )
     parser.add_argument("--to", type=Path, help="also write recipes.json, recipes.md and recipes.png there")
     add_debug_argument(parser)
     return parser
@@ -367,18 +384,27 @@ def main(argv: Sequence[str]) -> None:
     """Command line: does a plan's trials and writes the table."""
     options = build_parser().parse_args(argv)
     quiet_libraries()
-    shared, trials = read_plan(options.plan)
+    plan = read_plan(options.plan)
     for name in ("data", "pretrained", "cache_dir"):
         if getattr(options, name) is not None:
-            shared[name] = getattr(options, name)
-    search = Search(shared, options.output_dir, options.study, load_data(options.data))
-    rows = [search.do(trial) for trial in trials]
+            plan.shared[name] = getattr(options, name)
+    trained = [trial for trial in plan.trials if trial.settings is not None]
+    runs = {f"{trial.name}-fold{fold}": (trial, fold) for trial in trained for fold in plan.use}
+    if unknown := sorted(set(options.only) - set(runs)):
+        raise Ham10000Error(f"--only {' '.join(unknown)}: not a run of this plan; it trains {', '.join(runs)}.")
+    search = Search(plan, options.output_dir, load_data(options.data))
+    if options.only:
+        for name in options.only:
+            search.train(*runs[name])
+        return
+    rows = [search.do(trial) for trial in plan.trials]
     places = ("data", "pretrained", "cache_dir")
     found = {
         "format": RECIPES_FORMAT,
         "plan": options.plan.name,
-        "shared": {name: value for name, value in shared.items() if name not in places},
-        "pretrained": Path(shared.get("pretrained", "timm")).name,
+        "folds": plan.folds,
+        "shared": {name: value for name, value in plan.shared.items() if name not in places},
+        "pretrained": Path(plan.shared.get("pretrained", "timm")).name,
         "environment": environment(),
         "trials": rows,
     }

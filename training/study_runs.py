@@ -292,7 +292,7 @@ def perturb_metadata(directory: Path, dataset: datasets.Dataset, options: dict[s
         return False
     model, processor = load_checkpoint(directory, device=options["device"])
     rows = apply_split(dataset, load_split(directory))["test"]
-    images = open_images(dataset, processor, options["device"], cache_dir=options["cache_dir"])
+    images = open_images(rows, processor, options["device"], cache_dir=options["cache_dir"])
     loader = EvalLoader(Samples.from_dataset(rows, processor), images, processor, options["device"], batch_size=64)
     perturbed = perturbed_probabilities(model, loader, seed=0)
     arrays: dict[str, Any] = {"image_id": np.array(loader.samples.image_ids), "temperature": np.array(temperature)}

@@ -17,16 +17,16 @@ from accelerate.utils import set_seed
 from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.training.allocator import keep_freed_memory
 from ham10000.training.atomic import atomic_write_json
-from ham10000.training.augment import Augment
+from ham10000.training.augment import Augment, interpolation
 from ham10000.training.cli import run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import DataReport
-from ham10000.training.engine import Engine, Progress, describe_best
+from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.environment import environment
 from ham10000.training.failures import lost_processes_explained
 from ham10000.training.interruption import noted_signals
-from ham10000.training.loader import EvalLoader, ImageSource, Samples, TrainLoader, open_images
+from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.losses import ClassificationLoss, logit_offset
 from ham10000.training.plots import plot_training_curves
 from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
@@ -38,10 +38,8 @@ from ham10000.training.split import Split, apply_split, load_split, make_split
 FREE_TO_CHANGE = {
     "data",
     "pretrained",
-    "loader",
     "output_dir",
     "cache_dir",
-    "dataloader_workers",
     "trackers",
     "save_every_steps",
     "keep_checkpoints",
@@ -99,16 +97,19 @@ def build_engine(
         model.backbone.requires_grad_(False)
     processor = create_processor(model_config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
+    caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():
-        images: ImageSource | None = open_images(
+        frames = open_frames(
             dataset,
             processor,
             accelerator.device,
-            loader=config.loader,
-            cache_dir=config.cache_dir,
-            workers=config.dataloader_workers,
-            progress=accelerator.is_main_process,
+            train_size=config.largest_train_size,
+            short_side=config.cache_size,
+            **caching,
         )
+        images = None
+        if not config.train_on_validation:
+            images = open_images(parts["validation"], processor, accelerator.device, **caching)
     common: dict[str, Any] = {
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
@@ -116,7 +117,7 @@ def build_engine(
     }
     train_loader = TrainLoader(
         Samples.from_dataset(datasets.concatenate_datasets([parts[part] for part in config.train_parts]), processor),
-        images,
+        frames,
         processor,
         accelerator.device,
         augment=Augment(
@@ -125,6 +126,7 @@ def build_engine(
             min_area=config.augment_min_area,
             color_jitter=config.augment_color,
             padding=config.augment_padding,
+            interpolation=interpolation(processor),
         ),
         batch_size=config.batch_size,
         micro_batches=config.gradient_accumulation_steps,
@@ -141,7 +143,7 @@ def build_engine(
         )
     counts = split.counts(config.train_parts)
     drawn = class_shares(counts, config.sampling)
-    offset = logit_offset(class_shares(counts, "natural"), drawn, config.logit_adjustment)
+    offset = logit_offset(drawn, config.logit_adjustment)
     loss = ClassificationLoss(
         torch.tensor(
             split.class_weights(config.class_weights, config.train_parts),
@@ -181,7 +183,7 @@ def run_summary(
     """
     progress: Progress = engine.progress
     now = environment()
-    best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), None)
+    kept = next((row for row in progress.history if row["epoch"] == progress.kept_epoch), None)
     rates = sorted(row["images_per_second"] for row in progress.history)
     return {
         "config": config.to_dict(),
@@ -196,7 +198,7 @@ def run_summary(
         "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),
         "epochs_trained": progress.epoch,
-        "best": best,
+        "best": kept,  # the epoch that the checkpoint has; named so by earlier versions
         "training_seconds": round(sum(row["seconds"] for row in progress.history), 1),
         "session_seconds": round(seconds, 1),
         "median_images_per_second": rates[len(rates) // 2] if rates else None,
@@ -215,7 +217,7 @@ def train(
         data: Result of `load_data` for `config.data`, where several runs share it; None reads it.
 
     Returns:
-        The progress, with the history and the best epoch.
+        The progress, with the history and the epoch that is kept.
 
     Raises:
         Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
@@ -271,7 +273,7 @@ def _train(
         progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
         write_summary()
-        plot_training_curves(progress.history, directory / "figures" / "training_curves.png")
+        plot_training_curves(progress.history, directory / "figures" / "training_curves.png", progress.kept_epoch)
     accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
     return progress
 
@@ -342,7 +344,7 @@ def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> s
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
     return "\n".join(
         [
-            f"Result    {describe_best(progress)} of {progress.epoch}",
+            f"Result    {describe_kept(progress, config)}",
             f"Cost      {seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}",
             f"Saved     {config.output_dir}",
             f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",

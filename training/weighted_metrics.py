@@ -20,7 +20,11 @@ from ham10000.training.metrics import (
 )
 
 PER_CLASS_STATISTICS = ("precision", "recall", "f1", "auroc")
-STATISTICS = HEADLINE_METRICS + tuple(f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in LABELS)
+# Beside the headline metrics; the search for a recipe ranks by it.
+AVERAGE_PRECISION = "average_precision_macro"
+STATISTICS = (*HEADLINE_METRICS, AVERAGE_PRECISION) + tuple(
+    f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in LABELS
+)
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 
@@ -57,6 +61,15 @@ class _Ranking:
         positives = weights[:, self.positive]
         pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
         return _divide(pairs, positives.sum(axis=1) * below[:, -1])
+
+    def average_precision(self, weights: np.ndarray) -> np.ndarray:
+        """Area under the precision-recall steps, as scikit-learn's `average_precision_score`; weights (B, N)."""
+        weights = weights[:, self.order]
+        found = self._cumulated(np.where(self.positive, weights, 0.0))
+        flagged = self._cumulated(weights)
+        found = found[:, -1:] - found[:, self.thresholds]  # (B, T), falling to 0 at the last threshold
+        precision = np.nan_to_num(_divide(found, flagged[:, -1:] - flagged[:, self.thresholds]), nan=0.0)
+        return _divide((-np.diff(found, axis=1) * precision[:, :-1]).sum(axis=1), found[:, 0])
 
     def sensitivity_at_95_specificity(self, weights: np.ndarray) -> np.ndarray:
         """Largest sensitivity among the thresholds that flag at most 1 in 20 of the negatives; weights (B, N)."""
@@ -134,7 +147,7 @@ class WeightedMetrics:
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
         self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
         ranked = {LABELS.index(name.partition(":")[2]) for name in self.names if name.startswith("auroc:")}
-        if "auroc_macro" in self.names:
+        if {"auroc_macro", AVERAGE_PRECISION} & set(self.names):
             ranked |= set(range(N_CLASSES))
         if "melanoma_sensitivity_at_95_specificity" in self.names:
             ranked.add(MELANOMA)
@@ -186,10 +199,14 @@ class WeightedMetrics:
         wanted = [k for k in self._rankings if "auroc_macro" in self.names or f"auroc:{LABELS[k]}" in self.names]
         aurocs = {k: self._rankings[k].auroc(weights) for k in wanted}
         values |= {f"auroc:{LABELS[k]}": auroc for k, auroc in aurocs.items()}
+        if AVERAGE_PRECISION in self.names:
+            values[AVERAGE_PRECISION] = _nan_mean(
+                np.stack([self._rankings[k].average_precision(weights) for k in range(N_CLASSES)], axis=1)
+            )
         if "auroc_macro" in self.names:
             macro = _nan_mean(np.stack([aurocs[k] for k in range(N_CLASSES)], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
         return values
 
 
-__all__ = ["PER_CLASS_STATISTICS", "STATISTICS", "WeightedMetrics"]
+__all__ = ["AVERAGE_PRECISION", "PER_CLASS_STATISTICS", "STATISTICS", "WeightedMetrics"]
