@@ -23,7 +23,7 @@ from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.cli import run_cli
 from ham10000.training.data import load_data, metadata_frame
 from ham10000.training.engine import predict_logits
-from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
+from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.metrics import compute_metrics, softmax
 from ham10000.training.prediction import choose_device, load_checkpoint
 from ham10000.training.split import apply_split, make_split
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     split = make_split(dataset, "lesion-grouped", folds=5)
     parts = apply_split(dataset, split)
     # The checkpoint's processor prepares the pictures, so size, mean and vocabulary are those it was trained with.
-    images = open_images(dataset, processor, device, cache_dir=folder / "cache")
+    images = open_images(parts["test"], processor, device, cache_dir=folder / "cache")
     test = EvalLoader(Samples.from_dataset(parts["test"], processor), images, processor, device)
 
     def score() -> dict:
@@ -87,9 +87,16 @@ def main(argv: Sequence[str]) -> None:
 
     before = score()
     model.config.temperature = 1.0  # fitted to the old weights; calibrate again if you need probabilities
+    sides = processor.image_processor.size
     loader = TrainLoader(
         Samples.from_dataset(parts["train"], processor),
-        images,
+        open_frames(
+            parts["train"],
+            processor,
+            device,
+            train_size=(sides["height"], sides["width"]),
+            cache_dir=folder / "cache",
+        ),
         processor,
         device,
         augment=Augment(rotation=45.0, min_area=0.8),

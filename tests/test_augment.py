@@ -1,10 +1,20 @@
 import math
+from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvf
+from PIL import Image
 
-from ham10000.training.augment import Augment, AugmentParameters
+from ham10000.modeling import Ham10000Config, create_processor
+from ham10000.training.augment import Augment, AugmentParameters, working_size
+from ham10000.training.cache import cached_images
+from ham10000.training.config import TrainConfig
+from ham10000.training.data import load_data
+from ham10000.training.loader import open_frames
 
 
 def picture(batch: int = 2, height: int = 33, width: int = 33) -> torch.Tensor:
@@ -24,9 +34,9 @@ def parameters(
 
 def test_no_augmentation_is_the_identity() -> None:
     images = picture()
-    augment = Augment(flip=False)
-    output = augment.apply(images, augment.sample(len(images), torch.Generator().manual_seed(0)))
-    torch.testing.assert_close(output, images.float(), atol=1e-3, rtol=0)
+    for augment in (Augment(flip=False), Augment()):
+        drawn = Augment(flip=False).sample(len(images), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(augment.apply(images, drawn), images.float(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("flip_x", "flip_y", "dimensions"), [(-1, 1, [3]), (1, -1, [2]), (-1, -1, [2, 3])])
@@ -107,9 +117,158 @@ def test_output_stays_in_range() -> None:
     assert output.dtype == torch.float32
 
 
-def test_a_smaller_result_equals_torch_interpolate() -> None:
-    images = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    parameters = Augment(flip=False).sample(2, torch.Generator().manual_seed(0))
-    smaller = Augment(flip=False).apply(images, parameters, (12, 16))
-    expected = torch.nn.functional.interpolate(images.float(), size=(12, 16), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(smaller, expected, atol=1e-3, rtol=0)
+def test_without_geometry_training_images_are_antialiased_resizes(synthetic_photographs) -> None:
+    images = torch.from_numpy(np.stack([np.array(image) for image in synthetic_photographs["image"][:2]]))
+    images = images.permute(0, 3, 1, 2)
+    augment = Augment(flip=False)
+    output = augment.apply(images, augment.sample(2, torch.Generator().manual_seed(0)), (96, 96))
+    expected = F.interpolate(images, (96, 96), mode="bicubic", antialias=True)
+    assert torch.equal(output, expected.float())
+
+
+def test_a_smaller_result_is_near_one_antialiased_resize(synthetic_photographs) -> None:
+    images = torch.from_numpy(np.stack([np.array(image) for image in synthetic_photographs["image"][:8]]))
+    images = images.permute(0, 3, 1, 2)
+    parameters = Augment(flip=False).sample(8, torch.Generator().manual_seed(0))
+    smaller = Augment().apply(images, parameters, (128, 128))  # warps by the identity
+    expected = F.interpolate(images.float(), (128, 128), mode="bicubic", antialias=True)
+    assert (smaller - expected).abs().mean() < 0.1 * expected.std()
+
+
+def test_working_size_covers_the_target_at_the_aspect_of_the_frame() -> None:
+    assert working_size((450, 600), (192, 192)) == (192, 256)
+    assert working_size((600, 450), (192, 192)) == (256, 192)
+    assert working_size((450, 600), (96, 192)) == (144, 192)
+    assert working_size((384, 512), (150, 200)) == (150, 200)
+
+
+def test_a_rotation_is_one_of_the_frame_before_it_is_squashed() -> None:
+    """A disc stays the ellipse that the squash makes of it, whatever the angle; rotated after it, it would tilt."""
+    rows, columns = torch.meshgrid(torch.arange(240) - 119.5, torch.arange(320) - 159.5, indexing="ij")
+    disc = (255 * ((rows**2 + columns**2) < 30**2).byte()).expand(1, 3, 240, 320)
+    augment = Augment(flip=False, rotation=45)
+    for seed in range(5):
+        turned = augment.sample(1, torch.Generator().manual_seed(seed), aspect=320 / 240)
+        output = augment.apply(disc, turned, (96, 96))[0, 0] > 127
+        ys, xs = output.nonzero(as_tuple=True)
+        sides = (int(ys.max() - ys.min()) + 1, int(xs.max() - xs.min()) + 1)
+        assert sides == pytest.approx((24, 18), abs=1.01)  # 60 of 240 rows, 60 of 320 columns, of 96
+        covariance = torch.cov(torch.stack([ys.double(), xs.double()]))
+        assert abs(covariance[0, 1]) < 0.02 * covariance[0, 0]
+
+
+# The sizes that a schedule up to 224 px visits, and those of short trials.
+SIZES = (64, 96, 128, 160, 192, 224)
+IDENTITY, DEFAULT = 0.03, 0.10
+
+
+def sharpness(pixels: torch.Tensor) -> float:
+    """Mean over images of the standard deviation of the Laplacian of the luma."""
+    luma = (pixels.float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
+    return F.conv2d(luma, kernel).flatten(1).std(dim=1).mean().item()
+
+
+def statistics(pixels: torch.Tensor) -> dict[str, float]:
+    """What a network sees first: sharpness, and mean and standard deviation of each channel."""
+    means, spreads = pixels.mean(dim=(0, 2, 3)).tolist(), pixels.std(dim=(2, 3)).mean(dim=0).tolist()
+    return (
+        {"sharpness": sharpness(pixels)}
+        | {f"mean {channel}": value for channel, value in zip("rgb", means, strict=True)}
+        | {f"std {channel}": value for channel, value in zip("rgb", spreads, strict=True)}
+    )
+
+
+def compare_with_inference(
+    dataset: datasets.Dataset, cache_dir: Path, augment: Augment, size: int
+) -> dict[str, float]:
+    """Each statistic of training images, over that of the images the checkpoint's processor makes."""
+    config = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
+    processor = create_processor(config, image_size=size, resizer="torch")
+    device = torch.device("cpu")
+    frames = open_frames(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
+    pixels = torch.cat(list(frames.batches([np.arange(len(dataset))])))
+    drawn = augment.sample(len(dataset), torch.Generator().manual_seed(0), frames.aspect)
+    training = augment.apply(pixels, drawn, (size, size))
+    shown = [processor.image_processor.resize(image) for image in dataset["image"]]
+    inference = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float()
+    ours, theirs = statistics(training), statistics(inference)
+    return {name: ours[name] / theirs[name] for name in ours}
+
+
+def default_augment() -> Augment:
+    """The augmentation of a `TrainConfig` without options."""
+    config = TrainConfig()
+    return Augment(
+        flip=config.augment_flip,
+        rotation=config.augment_rotation,
+        min_area=config.augment_min_area,
+        color_jitter=config.augment_color,
+        padding=config.augment_padding,
+    )
+
+
+def natural_images(count: int) -> datasets.Dataset:
+    """600x450 images with the spectrum of photographs, 1 over the frequency, which is what sharpness depends on."""
+    generator = np.random.default_rng(0)
+    falling = 1 / np.maximum(np.hypot(np.fft.fftfreq(450)[:, None], np.fft.rfftfreq(600)[None]), 1 / 600)
+    images = []
+    for _ in range(count):
+        noise = np.fft.rfft2(generator.standard_normal((3, 450, 600))) * falling
+        values = np.fft.irfft2(noise, (450, 600))
+        pixels = 128 + 40 * (values - values.mean((1, 2), keepdims=True)) / values.std((1, 2), keepdims=True)
+        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
+    return datasets.Dataset.from_dict(
+        {"image": images, "image_id": [f"image{number}" for number in range(count)]},
+        features=datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")}),
+    )
+
+
+@pytest.fixture(scope="module")
+def synthetic_photographs() -> datasets.Dataset:
+    return natural_images(32)
+
+
+@pytest.fixture(scope="module")
+def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("frames")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("augment", "tolerance"), [(Augment(flip=False), IDENTITY), (default_augment(), DEFAULT)])
+def test_training_images_look_like_inference_images(
+    synthetic_photographs, frame_cache, augment, tolerance, size
+) -> None:
+    ratios = compare_with_inference(synthetic_photographs, frame_cache, augment, size)
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=tolerance)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("augment", "tolerance"), [(Augment(flip=False), IDENTITY), (default_augment(), DEFAULT)])
+def test_real_training_images_look_like_inference_images(shared_dir, frame_cache, augment, tolerance, size) -> None:
+    dataset, _ = load_data(str(shared_dir / "ham10000"))
+    ratios = compare_with_inference(dataset.select(range(0, len(dataset), 100)), frame_cache, augment, size)
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=tolerance)
+
+
+def test_the_comparison_fails_for_images_that_were_resampled_twice(synthetic_photographs, tmp_path) -> None:
+    """What training did until 2026: a cache of the network's size, and a bilinear warp of it."""
+    processor = create_processor(Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0"), image_size=192)
+    images = cached_images(synthetic_photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
+    pixels = torch.from_numpy(np.array(images))
+    augment = default_augment()
+    drawn = augment.sample(len(pixels), torch.Generator().manual_seed(0))
+    twice = augment.apply(pixels, drawn, (192, 192))
+    assert statistics(twice)["sharpness"] / statistics(pixels.float())["sharpness"] < 0.75
+
+
+@pytest.mark.gpu
+def test_a_gpu_warps_as_a_cpu_does() -> None:
+    images = picture(batch=4, height=240, width=320)
+    augment = Augment(rotation=45, min_area=0.5, color_jitter=0.2)
+    drawn = augment.sample(4, torch.Generator().manual_seed(0), 4 / 3)
+    expected = augment.apply(images, drawn, (96, 96))
+    device = torch.device("cuda")
+    output = augment.apply(images.to(device), drawn.to(device), (96, 96)).cpu()
+    assert (output - expected).abs().mean() < 0.5  # a CPU rounds the shrunk frame to whole levels

@@ -21,12 +21,6 @@ from ham10000.training.evaluation_report import (
 from ham10000.training.metrics import HEADLINE_METRICS, softmax
 from ham10000.training.plots import plot_confusion_matrix, plot_training_curves
 
-HISTORY = [
-    {"epoch": 1, "train_loss": 1.9, "validation_loss": 1.5, "validation_macro_f1": 0.2, "learning_rate": 1e-4},
-    {"epoch": 2, "train_loss": 1.1, "validation_loss": 1.2, "validation_macro_f1": 0.5, "learning_rate": 5e-5},
-    {"epoch": 3, "train_loss": 0.8, "validation_loss": None, "validation_macro_f1": None, "learning_rate": 0.0},
-]
-
 
 def make_inputs(n: int = 120) -> dict:
     generator = np.random.default_rng(0)
@@ -47,7 +41,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]
     results = evaluate_predictions(**inputs, n_resamples=200, seed=1)
     table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
     output_dir = tmp_path_factory.mktemp("runs") / "fusion"
-    path = write_evaluation(output_dir, results, table, HISTORY, {"split": {"name": "test"}, "seed": 42})
+    path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
     assert path == output_dir / "eval_results.json"
     return output_dir, inputs, results
 
@@ -65,7 +59,7 @@ def test_files_are_complete_and_strict(written: tuple[Path, dict, dict]) -> None
         assert saved["intervals"][name]["estimate"] == pytest.approx(saved["metrics"][name], abs=1e-12)
         assert saved["intervals"][name]["low"] < saved["intervals"][name]["high"]
     names = {path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if path.is_file()}
-    figures = {f"figures/{name}.png" for name in ("confusion_matrix", "reliability", "per_class", "training_curves")}
+    figures = {f"figures/{name}.png" for name in ("confusion_matrix", "reliability", "per_class")}
     assert names == {"eval_results.json", "predictions.csv", *figures}
     for name in figures:
         with Image.open(output_dir / name) as image:
@@ -110,7 +104,6 @@ def test_a_class_without_images(tmp_path: Path) -> None:
     results = evaluate_predictions(**inputs, n_resamples=50)
     table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
     write_evaluation(tmp_path, results, table)
-    assert not (tmp_path / "figures" / "training_curves.png").exists()
     text = format_results(results)
     assert "undefined" in text
     assert "no images, or no others, of df" in text

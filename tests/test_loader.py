@@ -17,7 +17,7 @@ from ham10000.training.augment import Augment
 from ham10000.training.cache import cached_images
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
-from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_images
+from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def processor() -> Ham10000Processor:
     return create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(24, 32))
 
 
-def make_loader(dataset, processor, tmp_path, *, kind="cache", workers=0, **options) -> TrainLoader:
-    images = open_images(dataset, processor, CPU, loader=kind, cache_dir=tmp_path, workers=workers, progress=False)
+def make_loader(dataset, processor, tmp_path, **options) -> TrainLoader:
+    images = open_frames(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
     samples = Samples.from_dataset(dataset, processor)
     augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
     settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
@@ -42,7 +42,7 @@ def make_loader(dataset, processor, tmp_path, *, kind="cache", workers=0, **opti
 
 def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
     images = cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
-    assert images.shape == (len(dataset), 24, 32, 3)
+    assert images.shape == (len(dataset), 3, 24, 32)
     loader = EvalLoader(
         Samples.from_dataset(dataset, processor),
         open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False),
@@ -166,15 +166,22 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     assert [path.suffix for path in folder.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_plain_dataloader_gives_the_same_batches(dataset, processor, tmp_path, workers) -> None:
-    subset = dataset.select(range(48))
-    fast = make_loader(subset, processor, tmp_path)
-    plain = make_loader(subset, processor, tmp_path, kind="dataloader", workers=workers)
-    for (labels, (batch,)), (plain_labels, (plain_batch,)) in zip(fast.epoch(1), plain.epoch(1), strict=True):
-        assert torch.equal(labels, plain_labels)
-        assert torch.equal(batch.pixel_values, plain_batch.pixel_values)
-        assert torch.equal(batch.labels, plain_batch.labels)
+def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
+    def frames(size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None) -> tuple[int, ...]:
+        pictures = [Image.new("RGB", size)] * 3 + [Image.new("RGB", (50, 50))]  # one of another aspect
+        rows = {"image": pictures, "image_id": list("abcd")}
+        features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
+        source = datasets.Dataset.from_dict(rows, features=features)
+        options = {"train_size": train_size, "short_side": short_side, "progress": False}
+        config = Ham10000Config(modality="image", backbone="test_efficientnet")
+        images = open_frames(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
+        return images.images.shape
+
+    assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)
+    assert frames((450, 600), (96, 96)) == (4, 3, 256, 192)
+    assert frames((600, 450), (224, 224)) == (4, 3, 450, 600)  # 448 rows would only soften
+    assert frames((80, 60), (96, 96)) == (4, 3, 60, 80)  # never more than there is
+    assert frames((600, 450), (96, 96), 120) == (4, 3, 120, 160)
 
 
 def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, processor, tmp_path) -> None:

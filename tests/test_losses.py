@@ -26,26 +26,28 @@ def test_logit_adjustment_is_the_published_formula() -> None:
     logits = torch.randn(8, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 7, (8,), generator=generator)
     tau = 0.5
-    loss = ClassificationLoss(torch.ones(7), offset=logit_offset(PRIOR, PRIOR, tau))
+    loss = ClassificationLoss(torch.ones(7), offset=logit_offset(PRIOR, tau))
     # Menon et al. 2021, equation 10: -log( pi_y^tau e^f_y / sum_c pi_c^tau e^f_c ).
     scores = PRIOR**tau * np.exp(logits.numpy())
     expected = -np.log(scores[np.arange(8), labels.numpy()] / scores.sum(axis=1)).sum()
     assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_offset_where_nothing_is_corrected() -> None:
-    assert logit_offset(PRIOR, PRIOR, 0.0) is None
+def test_without_tau_nothing_is_added() -> None:
+    assert logit_offset(PRIOR, 0.0) is None
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
-def test_the_offset_makes_the_answers_independent_of_how_rows_are_drawn(tau: float) -> None:
-    """A model that fits the drawn rows answers, without the offset, with Bayes' rule for the prior n ** (1 - tau)."""
-    drawn = class_shares(PRIOR * 7966, "sqrt")
+@pytest.mark.parametrize("sampling", ["natural", "sqrt"])
+@pytest.mark.parametrize("tau", [0.25, 0.5, 1.0])
+def test_an_adjustment_changes_the_answers_however_rows_are_drawn(sampling: str, tau: float) -> None:
+    """A model that fits the drawn rows answers, without the offset, by Bayes' rule for drawn ** (1 - tau)."""
+    drawn = class_shares(PRIOR * 7966, sampling)
     likelihoods = np.random.default_rng(0).dirichlet(np.ones(7), size=5)
     fitted = likelihoods * drawn
     fitted /= fitted.sum(axis=1, keepdims=True)
-    offset = logit_offset(PRIOR, drawn, tau)
+    offset = logit_offset(drawn, tau)
     assert offset is not None
+    assert offset.std() > 0.1  # the same for all classes would change nothing
     answers = torch.softmax(torch.from_numpy(np.log(fitted)) - offset, dim=-1).numpy()
-    expected = likelihoods * PRIOR ** (1 - tau)
+    expected = likelihoods * drawn ** (1 - tau)
     np.testing.assert_allclose(answers, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)

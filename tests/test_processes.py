@@ -6,7 +6,6 @@ is at the end, marked slow.
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -200,59 +199,12 @@ def test_a_signal_ends_all_processes_after_the_same_step(forks, synthetic_folder
     assert_same_weights(folder, undisturbed)
 
 
-def dataloader_run(forks: ForkServer, folder: Path, data: Path, *more: str) -> Child:
-    loading = ["--loader", "dataloader", "--dataloader_workers", "2"]
-    return forks.start("train", options(folder, data, *STEPS, *loading, *more))
-
-
-def test_a_killed_worker_is_one_error_and_costs_no_run(forks, synthetic_folder, tmp_path) -> None:
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
-    assert forks.run("train", options(undisturbed, synthetic_folder, *STEPS)).wait() == 0
-    child = dataloader_run(forks, folder, synthetic_folder)
-    wait_until(lambda: training_states(folder) and psutil.Process(child.pid).children(), [child])
-    psutil.Process(child.pid).children()[0].kill()
-    assert child.wait() == 2, child.text
-    assert "Traceback" not in child.text
-    (message,) = [line for line in child.text.splitlines() if line.startswith("error: ")]
-    assert message.startswith("error: A worker of the DataLoader died (DataLoader worker (pid")
-    assert "use fewer --dataloader_workers, or --loader cache" in message
-    assert message.endswith(f"continue with --resume --output_dir {folder}")
-    resumed = forks.run("train", ["--resume", "--output_dir", str(folder), "--dataloader_workers", "0"])
-    assert resumed.wait() == 0, resumed.text
-    assert_same_weights(folder, undisturbed)
-
-
-def workers_are_set_up(pid: int) -> bool:
-    """Whether a run has workers, and each has taken its stand on signals: before that SIGTERM just ends it."""
-    workers = psutil.Process(pid).children()
-    if not Path("/proc/self/status").is_file():
-        time.sleep(0.2)  # elsewhere nobody tells
-        return bool(workers)
-    try:
-        status = [Path(f"/proc/{worker.pid}/status").read_text() for worker in workers]
-    except OSError:  # the epoch ended, and its workers with it
-        return False
-    masks = [int(found[1], 16) for text in status if (found := re.search(r"^SigIgn:\s*(\w+)", text, re.MULTILINE))]
-    return bool(masks) and all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
-
-
-def test_a_signal_to_a_run_and_its_workers_saves(forks, synthetic_folder, tmp_path) -> None:
-    folder = tmp_path / "run"
-    child = dataloader_run(forks, folder, synthetic_folder, "--epochs", "9")
-    wait_until(lambda: training_states(folder) and workers_are_set_up(child.pid), [child])
-    for process in [*psutil.Process(child.pid).children(), psutil.Process(child.pid)]:
-        process.send_signal(signal.SIGTERM)
-    assert child.wait() == 143, child.text
-    assert "Stopped by SIGTERM in epoch" in child.text
-    assert "Traceback" not in child.text
-
-
-def test_a_picture_that_a_worker_cannot_read_is_one_line(forks, synthetic_folder, tmp_path) -> None:
+def test_an_image_that_cannot_be_read_is_one_line(forks, synthetic_folder, tmp_path) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_folder, data)
     for path in data.rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:200])
-    child = dataloader_run(forks, tmp_path / "run", data)
+    child = forks.start("train", options(tmp_path / "run", data, *STEPS))
     assert child.wait() == 2
     (message,) = [line for line in child.text.splitlines() if line.startswith("error: ")]
     assert message.startswith("error: Image '")

@@ -25,7 +25,7 @@ from ham10000.modeling import (
 from ham10000.training.bootstrap import cluster_bootstrap
 from ham10000.training.comparison import paired_differences
 from ham10000.training.data import load_data, metadata_frame
-from ham10000.training.loader import CachedImages, EvalLoader, ImageSource, Samples, open_images
+from ham10000.training.loader import CachedImages, EvalLoader, Samples, open_images
 from ham10000.training.shortcut_results import shortcut_results
 from ham10000.training.shortcuts import MISSING_SHARES, SWEEP_AGES, perturbed_probabilities
 
@@ -55,10 +55,10 @@ def random_frame(n: int, seed: int = 0) -> pd.DataFrame:
 
 
 def make_loader(
-    config: Ham10000Config, samples: Samples, images: ImageSource | None = None, batch_size: int = 7, **options: int
+    config: Ham10000Config, samples: Samples, images: CachedImages | None = None, batch_size: int = 7, **options: int
 ) -> EvalLoader:
     if images is None and config.uses_image:
-        pictures = np.random.default_rng(0).integers(0, 256, (len(samples), 32, 32, 3), dtype=np.uint8)
+        pictures = np.random.default_rng(0).integers(0, 256, (len(samples), 3, 32, 32), dtype=np.uint8)
         images = CachedImages(pictures, samples.image_ids, CPU)
     processor = create_processor(config, image_size=32)
     return EvalLoader(samples, images, processor, CPU, batch_size=batch_size, **options)

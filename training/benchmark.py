@@ -33,13 +33,13 @@ from ham10000.training.atomic import atomic_write_json
 from ham10000.training.benchmark_baseline import BaselineTraining, Photographs, predict_plainly
 from ham10000.training.benchmark_report import CASES, render_benchmark
 from ham10000.training.benchmark_turns import in_own_process, measure_seconds, summarize, take_turns
-from ham10000.training.cache import cached_images
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine, predict_logits
 from ham10000.training.environment import environment
 from ham10000.training.inference import BACKENDS, optimize_for_inference
+from ham10000.training.loader import open_frames
 from ham10000.training.precision import resolve_precision
 from ham10000.training.prediction import choose_device, predict
 from ham10000.training.split import make_split
@@ -158,16 +158,20 @@ def measure_inference(paths: list[Path], options: argparse.Namespace) -> dict[st
 
 
 def measure_cache(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Pictures a second and core while the uint8 cache is built."""
+    """Images a second and core while the frames of the training cache are built."""
     cores = environment()["cpu"]["count"]
-    processor: Any = create_processor(
+    processor = create_processor(
         Ham10000Config(modality="image"), image_size=options.image_size, resizer=TrainConfig.resizer
-    ).image_processor
+    )
+    train_size = (options.image_size, options.image_size)
 
     def rate() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             seconds = measure_seconds(
-                lambda: cached_images(dataset, processor, cache_dir=fresh, progress=False), options.device
+                lambda: open_frames(
+                    dataset, processor, torch.device("cpu"), train_size=train_size, cache_dir=fresh, progress=False
+                ),
+                options.device,
             )
         return len(dataset) / seconds / cores
 

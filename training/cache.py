@@ -22,7 +22,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
-from ham10000.training.augment import OVERSAMPLING, working_size
+from ham10000.training.augment import working_size
+
+# Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
+# crops.
+CACHE_FACTOR = 2
 
 # Part of the key: raise it when the same pictures and settings would give other bytes.
 _FORMAT = 2
@@ -67,8 +71,8 @@ def frame_processor(
         dataset: Any dataset with `image` and `image_id`.
         image_processor: The checkpoint's; decides the resampling filter.
         train_size: (height, width) of the largest training images.
-        short_side: Shorter side of the frame in pixels; None is `OVERSAMPLING` times what training reads. Never more
-            than the images have.
+        short_side: Shorter side of the frame in pixels; None is `CACHE_FACTOR` times what training reads, or the
+            images' own where that is little more. Never more than the images have.
 
     Returns:
         A copy of the image processor with the frame's size.
@@ -85,11 +89,16 @@ def frame_processor(
             decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image
             raise
     (width, height), _ = max(sizes.items(), key=lambda item: (item[1], item[0]))
-    wanted = working_size((height, width), train_size)
-    scale = short_side / min(height, width) if short_side else OVERSAMPLING * wanted[0] / height
-    scale = min(scale, 1.0)
+    if short_side:
+        scale = min(1.0, short_side / min(height, width))
+        sides = (round(height * scale), round(width * scale))
+    else:
+        working = working_size((height, width), train_size)
+        sides = (CACHE_FACTOR * working[0], CACHE_FACTOR * working[1])
+        # A resize by a tenth saves little and softens all the same.
+        sides = (height, width) if sides[0] > 0.9 * height else sides
     frame = copy.deepcopy(image_processor)
-    frame.size = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
+    frame.size = {"height": max(1, sides[0]), "width": max(1, sides[1])}
     return frame
 
 

@@ -2,8 +2,8 @@
 
 python examples/benchmarks/parity.py --data synthetic:1500 --output examples/results/parity.json
 
-Fast is what `ham10000-train` does by default (uint8 cache, pictures resized by torch, bf16 where the hardware has it,
-channels last); plain is fp32, Pillow, a DataLoader that decodes in every epoch, NCHW.
+Fast is what `ham10000-train` does by default (images resized by torch, bf16 where the hardware has it, channels last);
+plain is fp32, Pillow, NCHW.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ham10000.training.environment import environment
 
 SIDES = {
     "fast": [],
-    "plain": ["--mixed_precision", "no", "--resizer", "pillow", "--loader", "dataloader", "--channels_last", "false"],
+    "plain": ["--mixed_precision", "no", "--resizer", "pillow", "--channels_last", "false"],
 }
 METRICS = ("validation_macro_f1", "validation_accuracy", "validation_loss")
 
