@@ -167,7 +167,8 @@ def training_section(run: RunFiles) -> str:
     settings = (
         f"AdamW, {'from random weights' if run.modality == 'metadata' else start}, "
         f"{count(training['epochs_trained'])} epochs{_stopping(config)}, batches of "
-        f"{count(config['batch_size'])}, learning rate {config['learning_rate']:g} (backbone) and {config['head_learning_rate']:g} (the rest), "
+        f"{count(config['batch_size'])}, learning rate "
+        f"{config['learning_rate']:g} (backbone) and {config['head_learning_rate']:g} (the rest), "
         f"{escape(config['schedule'])} schedule, weight decay {config['weight_decay']:g}, label smoothing "
         f"{config['label_smoothing']:g}, class weights {escape(config['class_weights'])}{_prior(config)}, averaged "
         f"weights {config['ema_decay']:g}, precision {escape(training['mixed_precision'])}, seed "
