@@ -171,9 +171,8 @@ def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: st
 
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
     """A marker with a label, for a legend."""
-    return Line2D(
-        [], [], color=colour, marker=shape, label=label, **({"linestyle": "none", "markersize": 7} | options)
-    )
+    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 7}
+    return Line2D([], [], color=colour, marker=shape, label=label, **(defaults | options))
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:

@@ -150,10 +150,10 @@ def calibration(study: Study) -> Figure:
     axes.set_xlim(left=0)
     lead = lead_variant(first_protocol(study)[1])
     _, name, both = next((row for row in rows if row[1] == lead), rows[0])
-    before, after = (value["mean"] for value in both)
-    change = f"{'lowers' if after < before else 'raises'} the ECE of {plain(name)} from {before:.3f} to {after:.3f}"
-    if f"{after:.3f}" == f"{before:.3f}":
-        change = f"leaves the ECE of {plain(name)} at {after:.3f}"
+    old, new = (value["mean"] for value in both)
+    change = f"{'lowers' if new < old else 'raises'} the ECE of {plain(name)} from {old:.3f} to {new:.3f}"
+    if f"{new:.3f}" == f"{old:.3f}":
+        change = f"leaves the ECE of {plain(name)} at {new:.3f}"
     set_title(figure, f"Temperature scaling {change}")
     legend_below(figure, [legend_point(label, colour, shape) for label, colour, shape, _ in ways])
     return figure
