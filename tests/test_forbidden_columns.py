@@ -1,4 +1,4 @@
-"""What the forbidden columns would have bought: against scikit-learn by hand, planted effects and none."""
+"""What the forbidden columns would have gained: against scikit-learn by hand, planted effects and none."""
 
 import json
 from typing import Any

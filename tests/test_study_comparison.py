@@ -176,8 +176,8 @@ def test_the_sentences() -> None:
         return adjust_comparisons([comparison(*numbers, **changes)])[0]["sentence"]
 
     assert sentence(0.044, -0.007, 0.096, 0.18) == (
-        "fusion-concat against image: macro-F1 +0.044 [-0.007, +0.096], p = 0.18 after Holm: cannot be told apart at "
-        "this size (1,745 lesions); an effect of 0.074 would have been found with 80 % power."
+        "fusion-concat against image: macro-F1 +0.044 [-0.007, +0.096], p = 0.18 after Holm: no significant "
+        "difference at this size (1,745 lesions); an effect of 0.074 would have been found with 80 % power."
     )
     assert sentence(0.05, 0.01, 0.09, 0.0123) == (
         "fusion-concat against image: macro-F1 +0.050 [+0.010, +0.090], p = 0.012 after Holm: it helps."

@@ -14,7 +14,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALI
 from ham10000.training.comparison import compare_predictions, paired_differences
 from ham10000.training.evaluation_report import predictions_table, read_predictions
 from ham10000.training.metrics import softmax
-from ham10000.training.subgroup_plots import _finding, plot_subgroups
+from ham10000.training.plots import _subgroup_finding, plot_subgroups
 from ham10000.training.subgroups import FIELDS, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
 
 N = 700
@@ -136,7 +136,7 @@ def test_the_figure_names_a_gap_by_photographs() -> None:
     few = np.arange(N) < N // 2
     inputs["metadata"]["photographs"] = np.where(few, 1, 4)
     inputs["probabilities"][few] = np.eye(7)[LABELS.index("nv")]
-    title = _finding(subgroup_results(**inputs, n_resamples=50))
+    title = _subgroup_finding(subgroup_results(**inputs, n_resamples=50))
     assert re.fullmatch(r"Malignant found: 0% with 1 photograph\(s\), \d\d% with 3 or more photograph\(s\)", title)
 
 

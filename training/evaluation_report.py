@@ -23,9 +23,9 @@ from ham10000.training.plots import (
     plot_confusion_matrix,
     plot_per_class,
     plot_reliability,
+    plot_subgroups,
 )
 from ham10000.training.spreadsheet import restore_cell, write_table
-from ham10000.training.subgroup_plots import plot_subgroups
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95

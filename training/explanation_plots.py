@@ -12,9 +12,8 @@ from PIL import Image
 
 from ham10000.modeling import LABELS
 from ham10000.training.explanation_panels import draw_age_sweep, draw_changes, draw_probabilities
-from ham10000.training.plots import GREY, new_figure, save_figure
+from ham10000.training.plots import GREY, new_figure, plain, save_figure
 from ham10000.training.prediction_output import DISCLAIMER, calibration_note, malignant_total, shown_name
-from ham10000.training.study_plots import plain
 
 if TYPE_CHECKING:
     from ham10000.training.explanation import Explanation

@@ -1,6 +1,6 @@
-"""What the forbidden columns `dx_type` and `dataset` would have bought: a diagnostic, and never a model.
+"""What the forbidden columns `dx_type` and `dataset` would have gained: a diagnostic, and never a model.
 
-`dx_type` says how a diagnosis was made and `dataset` where a picture came from; both give the class away and exist for
+`dx_type` says how a diagnosis was made and `dataset` where an image came from; both give the class away and exist for
 no new patient. How much they give away is measured here with logistic regressions that live inside one function call:
 nothing in this file can save, export or push a model, and `Ham10000Config` refuses both columns as inputs.
 """
@@ -178,8 +178,8 @@ def _sentence(rows: Sequence[dict[str, Any]]) -> str:
             size = f"{gain['estimate']:+.2f} macro-F1 [{gain['low']:+.2f}, {gain['high']:+.2f}]"
             gains.append(f"{size} above {title}" + ("" if gain["low"] > 0 else ", which chance may explain"))
     return (
-        f"Reading {words(_FORBIDDEN)} as well would have bought {'; '.join(gains)}. They say how a diagnosis was made "
-        "and where a picture came from, not what it shows, so no model here can read them."
+        f"Reading {words(_FORBIDDEN)} as well would have gained {'; '.join(gains)}. They say how a diagnosis was made "
+        "and where an image came from, not what it shows, so no model here can read them."
     )
 
 

@@ -1,5 +1,6 @@
 """Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -7,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.atomic import atomic_path
+from ham10000.training.markdown_text import defined
 from ham10000.training.metrics import ECE_BINS, confidence_bins, expected_calibration_error
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any form of colour blindness.
@@ -32,6 +36,7 @@ GREY = "#6B6B6B"
 # Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
 _BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
 _DPI = 150
+_LARGEST_TITLE, _SMALLEST_TITLE = 12.0, 8.5
 # Opaque, because lines may pass behind it.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
 
@@ -79,6 +84,100 @@ def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "
         axes.grid(False)
     else:
         axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
+
+
+def set_title(figure: Figure, text: str) -> None:
+    """Puts the finding above the figure, in one line: smaller where it is long, cut off at a word where too long.
+
+    Args:
+        figure: The figure, with its final size.
+        text: The finding.
+    """
+    size = _LARGEST_TITLE
+    title = figure.suptitle(text, x=0.02, ha="left", fontsize=size, fontweight="bold")
+    room = 0.96 * figure.bbox.width
+
+    def too_wide() -> bool:
+        # The canvas is Agg's, which measures text as it will draw it.
+        return title.get_window_extent(figure.canvas.get_renderer()).width > room  # type: ignore[attr-defined]
+
+    while too_wide() and size > _SMALLEST_TITLE:
+        size -= 0.5
+        title.set_fontsize(size)
+    words = text.split(" ")
+    while too_wide() and len(words) > 1:
+        words.pop()
+        title.set_text(" ".join(words).rstrip(",;:") + " …")
+
+
+def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
+    """A figure 8 inches wide with so many panels, at most `columns` in a row.
+
+    Args:
+        count: Number of panels.
+        height: Height of a row of panels in inches.
+        columns: Largest number of panels in a row.
+        extra: Inches for the title and the legend.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = new_figure(8, extra + rows * height)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.12, h_pad=0.06)  # type: ignore[call-arg]  # room for tick labels at the right edge
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in grid[count:]:
+        unused.remove()
+    return figure, grid[:count]
+
+
+def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, xlabel: str, ylabel: str = "") -> None:
+    """Styles a panel whose rows are named on the left, the first on top."""
+    style_axes(axes, xlabel=xlabel, ylabel=ylabel, grid="x")
+    axes.set_yticks(positions, names)
+    axes.set_ylim(max(positions) + 0.6, min(positions) - 0.6)
+
+
+def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: str, shape: str, **options: Any) -> bool:
+    """Draws a point with its horizontal interval, as far as they are defined.
+
+    Args:
+        axes: The axes to draw on.
+        value: `estimate` or `mean`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
+        y: Height.
+        colour: Colour.
+        shape: Marker.
+        **options: Further options of the point, such as `markerfacecolor`.
+
+    Returns:
+        Whether there was a point to draw.
+    """
+    estimate = None if value is None else value.get("estimate", value.get("mean"))
+    if value is None or not defined(estimate):
+        return False
+    if defined(value.get("low")) and defined(value.get("high")):
+        axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    seeds = [seed for seed in value.get("per_seed") or [] if defined(seed)]
+    if len(seeds) > 1:
+        # White inside, or they would vanish in the line of the interval.
+        axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=3.5, markerfacecolor="white")
+    # A point at the end of the scale is drawn whole.
+    axes.plot(estimate, y, shape, color=colour, **({"markersize": 7, "clip_on": False} | options))
+    return True
+
+
+def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
+    """A marker with a label, for a legend."""
+    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 7}
+    return Line2D([], [], color=colour, marker=shape, label=label, **(defaults | options))
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:
+    """One legend below all panels of a figure."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -279,7 +378,7 @@ def plot_training_curves(
             panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
     for panel in panels.values():
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(finding, x=0.02, ha="left", fontsize=12, fontweight="bold")
+    set_title(figure, finding)
     return save_figure(figure, path)
 
 
@@ -295,47 +394,107 @@ def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Pat
     """
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
     shown = [label for label in LABELS if intervals[label]["recall"]["estimate"] is not None]
-    figure = new_figure(8, 5)
-    axes = figure.add_subplot()
-    for name, text, colour, marker, offset in (
-        ("recall", "recall (sensitivity)", "blue", "o", -0.14),
-        ("f1", "F1", "vermilion", "s", 0.14),
-    ):
+    figure, (axes,) = panels(1, 4.2)
+    series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
+    for name, _, colour, shape, offset in series:
         for row, label in enumerate(LABELS):
-            interval = intervals[label][name]
-            if interval["low"] is not None:
-                axes.plot(
-                    [interval["low"], interval["high"]],
-                    [row + offset] * 2,
-                    color=OKABE_ITO[colour],
-                    linewidth=2.2,
-                    solid_capstyle="butt",
-                )
-        values = [intervals[label][name]["estimate"] for label in shown]
-        rows = [LABELS.index(label) + offset for label in shown]
-        axes.plot(values, rows, marker, color=OKABE_ITO[colour], markersize=7, label=text, clip_on=False)
+            if label in shown:
+                draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
     weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
     recall = intervals[weakest]["recall"]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
     finding = f"The class missed most is {weakest}: recall {recall['estimate']:.2f}{bounds}"
-    style_axes(axes, title=finding, xlabel="Score, with 95 % interval (bootstrap over lesions)", grid="x")
-    axes.set_yticks(range(len(LABELS)), [f"{label} ({metrics[label]['support']:,})" for label in LABELS])
-    axes.set_ylabel("Class (images)", fontsize=11)
-    axes.invert_yaxis()
+    names = [f"{label} ({metrics[label]['support']:,})" for label in LABELS]
+    xlabel = "Score, with 95 % interval (bootstrap over lesions)"
+    name_rows(axes, range(len(LABELS)), names, xlabel=xlabel, ylabel="Class (images)")
     axes.set_xlim(0, 1)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    set_title(figure, finding)
+    legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
+    return save_figure(figure, path)
+
+
+def _subgroup_finding(subgroups: dict[str, Any]) -> str:
+    """The largest difference between two groups, as text."""
+    gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
+    if not gaps:
+        return "Too few groups with enough malignant lesions to compare"
+    field = max(gaps, key=lambda name: gaps[name]["difference"]["estimate"])
+    rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
+    lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
+    where = "with {} photograph(s)" if field == "photographs" else f"at {field} {{}}"
+    low, high = where.format(plain(lowest)), where.format(plain(highest))
+    return f"Malignant found: {rows[lowest]:.0%} {low}, {rows[highest]:.0%} {high}"
+
+
+def subgroup_name(field: str, row: dict[str, Any]) -> str:
+    """A group of a field, with its counts, as the name of a row."""
+    title = "age (years)" if field == "age" else plain(field)
+    return f"{title}: {plain(row['group'])} ({row['n_malignant']:,} / {row['n_images']:,})"
+
+
+def spaced_rows(fields: Sequence[str], gap: float) -> list[float]:
+    """Heights of rows one below the other, with a gap where the field changes."""
+    breaks = [0.0, *(float(field != before) for before, field in itertools.pairwise(fields))]
+    return [row + gap * total for row, total in enumerate(itertools.accumulate(breaks))]
+
+
+def say_too_few(axes: Axes, y: float, row: dict[str, Any]) -> None:
+    """Says why a group has no point."""
+    reason = "too few malignant lesions" if row["n_malignant"] else "no malignant lesion"
+    axes.text(0.01, y, reason, color=GREY, fontsize=9, va="center")
+
+
+def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws sensitivity and specificity to malignancy of each group with their intervals.
+
+    Args:
+        subgroups: Result of `subgroup_results`.
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
+    figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))
+    positions = spaced_rows([field for field, _ in rows], 0.6)
+    for y, (_, row) in zip(positions, rows, strict=True):
+        if row["too_few"]:
+            say_too_few(axes, y - 0.15, row)
+        else:
+            draw_interval(axes, row["malignant_sensitivity"], y - 0.15, OKABE_ITO["vermilion"], "o")
+        draw_interval(axes, row["malignant_specificity"], y + 0.15, OKABE_ITO["blue"], "s")
+    xlabel = "Share of images, with 95 % interval"
+    names = [subgroup_name(field, row) for field, row in rows]
+    name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
+    axes.set_xlim(0, 1)
+    set_title(figure, _subgroup_finding(subgroups))
+    handles = [
+        legend_point("sensitivity: malignant images called malignant", OKABE_ITO["vermilion"]),
+        legend_point("specificity: benign images called benign", OKABE_ITO["blue"], "s"),
+    ]
+    legend_below(figure, handles)
     return save_figure(figure, path)
 
 
 __all__ = [
     "GREY",
     "OKABE_ITO",
+    "draw_interval",
+    "legend_below",
+    "legend_point",
+    "name_rows",
     "new_figure",
+    "panels",
     "plain",
     "plot_confusion_matrix",
     "plot_per_class",
     "plot_reliability",
+    "plot_subgroups",
     "plot_training_curves",
     "save_figure",
+    "say_too_few",
+    "set_title",
+    "spaced_rows",
     "style_axes",
+    "subgroup_name",
 ]

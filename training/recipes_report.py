@@ -5,8 +5,16 @@ from typing import Any
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.markdown_text import code, decimal, escape, interval, join, section, table, words
-from ham10000.training.plots import GREY, OKABE_ITO, plain, save_figure
-from ham10000.training.study_plots import draw_interval, name_rows, panels, set_title
+from ham10000.training.plots import (
+    GREY,
+    OKABE_ITO,
+    draw_interval,
+    name_rows,
+    panels,
+    plain,
+    save_figure,
+    set_title,
+)
 
 RECIPES_FORMAT = 2
 METRICS = {

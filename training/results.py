@@ -14,9 +14,8 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.benchmark_report import render_benchmark
 from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.study_data import check_study
 from ham10000.training.study_figures import plot_study
-from ham10000.training.study_report import results_table, study_markdown
+from ham10000.training.study_report import check_study, results_table, study_markdown
 
 START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
 SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"

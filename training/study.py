@@ -1,4 +1,4 @@
-"""The study: does metadata improve on the image, and at the price of which shortcuts?
+"""The study: does metadata improve on the image, and which shortcuts does it learn?
 
 accelerate launch training/study.py --data DIR --protocol lesion-grouped --seeds 5 --output_dir runs/study
 
@@ -29,9 +29,8 @@ from ham10000.training.portable import portable_training
 from ham10000.training.run_folder import only_writer
 from ham10000.training.split import PROTOCOLS
 from ham10000.training.study_analysis import StudyAnalysis
-from ham10000.training.study_data import STUDY_FORMAT
 from ham10000.training.study_figures import plot_study
-from ham10000.training.study_report import study_markdown
+from ham10000.training.study_report import STUDY_FORMAT, study_markdown
 from ham10000.training.study_runs import IMAGE_RUN, VARIANTS, StudyRun, finish_run, plan_runs, release_runs
 from ham10000.training.train import build_accelerator, quiet_libraries
 

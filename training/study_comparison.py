@@ -197,8 +197,8 @@ def _sentence(comparison: dict[str, Any]) -> str:
         # Both models call every image the same; a test of nothing has no power to speak of.
         return f"{facts}: the two give the same answers {size}."
     return (
-        f"{facts}: cannot be told apart {size}; an effect of {comparison['smallest_detectable']:.3f} would have been "
-        f"found with {100 * POWER:.0f} % power."
+        f"{facts}: no significant difference {size}; an effect of {comparison['smallest_detectable']:.3f} would have "
+        f"been found with {100 * POWER:.0f} % power."
     )
 
 
