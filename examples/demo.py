@@ -7,7 +7,7 @@ The model trained on the real data, in examples/checkpoints, answers too.
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
     ├── pictures/                    a few photographs that none of them was trained on
     ├── predictions.csv              the fusion model's answer to these
-    └── bundle/ bundle.html          what would be published on the Hub, and its model card to look at
+    └── bundle/                      what would be published on the Hub; its README.md is the model card
 
 Every step is a command line of the package, shown before it is run.
 """
@@ -137,7 +137,7 @@ def main() -> None:
     for figure in sorted((ROOT / "fusion" / "figures").iterdir()):
         print(f"  {figure}")
     print(f"  {ROOT / 'predictions.csv'}")
-    print(f"  {ROOT / 'bundle.html'}  the model card, as it would be published")
+    print(f"  {ROOT / 'bundle' / 'README.md'}  the model card, as it would be published")
 
 
 if __name__ == "__main__":

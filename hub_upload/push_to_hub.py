@@ -15,13 +15,11 @@ from huggingface_hub import HfApi
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling
 from ham10000.hub_upload.hub_client import find_token
-from ham10000.hub_upload.preview import render_preview
 from ham10000.hub_upload.publish import check_names, publish_folder
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.hub_upload.space import publish_space
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
 from ham10000.modeling import MODALITIES, Ham10000Error
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 
 
@@ -122,10 +120,7 @@ def main(argv: Sequence[str]) -> None:
         print(describe_tree(bundle))
         if arguments.output_dir is not None:
             shutil.copytree(bundle, arguments.output_dir)
-            preview = arguments.output_dir.with_name(f"{arguments.output_dir.name}.html")
-            card = (bundle / "README.md").read_text(encoding="utf-8")
-            atomic_write_text(preview, render_preview(card, arguments.output_dir))
-            print(f"Saved     {arguments.output_dir}; the card to look at: {preview}")
+            print(f"Saved     {arguments.output_dir}; the card: {arguments.output_dir / 'README.md'}")
         if arguments.dry_run:
             print("Dry run   nothing was uploaded")
             return

@@ -1,17 +1,17 @@
-"""The parts of a card: reading a run, portable paths, escaping, the command to reproduce, the carbon estimate."""
+"""The parts of a card: reading a run, portable paths, escaping, the command to reproduce, augmentation."""
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from card_runs import read_json, tables, training_summary, write_json, write_run
 
-from ham10000.hub_upload.card_cost import training_footprint
-from ham10000.hub_upload.card_markdown import code, escape, fence, table
-from ham10000.hub_upload.card_training import _augmentation, reproduce_command
+from ham10000.hub_upload.model_card import render_model_card, reproduce_command
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import Ham10000Error
-from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.config import parse_arguments
+from ham10000.training.markdown_text import code, escape, fence, table
 from ham10000.training.portable import portable_training
 
 
@@ -74,23 +74,6 @@ def test_reproduce_command_gives_the_same_settings() -> None:
     }
 
 
-def test_footprint_follows_the_published_formula() -> None:
-    training = training_summary()
-    footprint = training_footprint(training)
-    assert footprint is not None
-    # Lannelongue et al. 2021, equation 1, for one hour: (2 x 12 W + 23.54 GB x 0.3725 W/GB) x 1.67.
-    assert footprint.kilowatt_hours == pytest.approx((24 + 24106 / 1024 * 0.3725) * 1.67 / 1000)
-    assert footprint.grams_co2e == pytest.approx(footprint.kilowatt_hours * 475)
-    training |= {"device": "cuda:0", "processes": 2}
-    training["environment"]["gpu"] = {"model": "Tesla T4", "count": 4, "cuda": "12.8"}
-    with_gpu = training_footprint(training)
-    assert with_gpu is not None
-    assert with_gpu.kilowatt_hours - footprint.kilowatt_hours == pytest.approx(2 * 70 * 1.67 / 1000)
-    training["environment"]["gpu"]["model"] = "Something new"
-    assert training_footprint(training) is None
-    assert training_footprint(None) is None
-
-
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match=r"config\.json' does not exist"):
         read_run(tmp_path)
@@ -125,15 +108,22 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         read_run(run)
 
 
-def test_the_card_names_mixing_and_growing_pictures() -> None:
-    config = TrainConfig().to_dict()
-    assert "mixup" not in _augmentation(config)
-    text = _augmentation({**config, "mixup": 0.2, "cutmix": 1.0, "train_scales": [0.5, 1.0]})
-    text = text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ")
-    assert "mixup with alpha 0.2" in text
-    assert "CutMix with alpha 1" in text
-    assert "pictures of 50 % of the side in the first epoch, 100 % in the last" in text
+def test_the_card_names_the_augmentation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image", evaluated=False)
+    training = read_json(run / "train_config.json")
+
+    def augmentation(**config: Any) -> str:
+        write_json(run / "train_config.json", training | {"config": training["config"] | config})
+        card = render_model_card(read_run(run), repo_id="user/x", revision="v1.0").replace("\N{NO-BREAK SPACE}", " ")
+        return next(line for line in card.splitlines() if line.startswith("- Augmentation: "))
+
+    plain = augmentation()
+    assert "mixup" not in plain
+    text = augmentation(mixup=0.2, cutmix=1.0, train_scales=[0.5, 1.0])
+    assert "mixup with alpha 0.2, CutMix with alpha 1 and images of 50 % of the side in the first epoch" in text
+    nothing = {"augment_flip": False, "augment_rotation": 0.0, "augment_min_area": 1.0, "augment_color": 0.0}
+    assert augmentation(**nothing) == "- Augmentation: none."
     # A run of an earlier version, without these settings.
     for name in ("mixup", "cutmix", "train_scales"):
-        del config[name]
-    assert _augmentation(config) == _augmentation(TrainConfig().to_dict())
+        del training["config"][name]
+    assert augmentation() == plain

@@ -273,9 +273,6 @@ def test_dry_run_uploads_nothing_and_shows_the_files(
     assert "model.safetensors" in output
     assert "nothing was uploaded" in output
     assert (tmp_path / "bundle" / "README.md").is_file()
-    page = (tmp_path / "bundle.html").read_text()
-    assert "<table>" in page
-    assert "data:image/png;base64," in page
     assert push([*arguments, "--output_dir", str(tmp_path / "bundle")]) == 2
     assert "exists; give --output_dir a folder that does not" in capsys.readouterr().err
 

@@ -4,24 +4,34 @@ Needs no network. Every warning is an error, so that a docstring that cannot be 
 """
 
 import argparse
+import html
 import importlib
 import os
 import re
 import shutil
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pdoc
 import pdoc.render
+from markdown_it import MarkdownIt
 
-from ham10000.hub_upload.preview import render_preview
 from ham10000.training.atomic import atomic_write_text
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("modeling", "training", "hub_upload")
 # Up to the anchor, which stays; data: and https: are not local.
 _LOCAL = re.compile(r'(href|src)="([^":#]+)(?=[#"])')
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 860px; margin: 24px auto; padding: 0 20px; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 14px; }
+th, td { border: 1px solid #d1d9e0; padding: 5px 11px; }
+pre { background: #f6f8fa; padding: 14px; overflow: auto; font-size: 13px; }
+img { max-width: 100%; }
+"""
 
 
 def public_modules(packages: tuple[str, ...] = PACKAGES) -> list[str]:
@@ -69,9 +79,9 @@ def unlink_undocumented(page: Path) -> None:
     Args:
         page: A page that pdoc wrote.
     """
-    html = page.read_text(encoding="utf-8")
-    ids = set(re.findall(r'\bid="([^"]+)"', html))
-    shown = re.sub(r'<a\b[^>]*href="#([^"]+)"[^>]*>(.*?)</a>', lambda link: link[0 if link[1] in ids else 2], html)
+    text = page.read_text(encoding="utf-8")
+    ids = set(re.findall(r'\bid="([^"]+)"', text))
+    shown = re.sub(r'<a\b[^>]*href="#([^"]+)"[^>]*>(.*?)</a>', lambda link: link[0 if link[1] in ids else 2], text)
     atomic_write_text(page, shown)
 
 
@@ -85,6 +95,26 @@ def page_of(document: Path) -> Path:
     if document.name == "README.md" and document.parent != ROOT:
         parts = [*document.parent.relative_to(ROOT / "examples").parts] or ["examples"]
     return Path(*parts).with_suffix(".html")
+
+
+def render_page(markdown: str) -> str:
+    """Renders a document as a page, whose headings have the ids that GitHub gives them and whose first is the title.
+
+    Args:
+        markdown: The document; front matter is left out.
+    """
+    parser = MarkdownIt("commonmark", {"html": True}).enable("table")
+    tokens = parser.parse(_FRONT_MATTER.sub("", markdown))
+    headings: list[str] = []
+    for token, inline in pairwise(tokens):
+        if token.type == "heading_open":
+            headings.append("".join(child.content for child in inline.children or []))
+            token.attrSet("id", re.sub(r"[^\w\- ]", "", headings[-1].lower()).replace(" ", "-"))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(headings[0])}</title>\n'
+        f"<style>{_STYLE}</style></head>\n"
+        f"<body>\n{parser.renderer.render(tokens, parser.options, {})}</body>\n</html>\n"
+    )
 
 
 def write_guides(output: Path) -> None:
@@ -104,13 +134,13 @@ def write_guides(output: Path) -> None:
             continue
         written.add(document)
         page = output / page_of(document)
-        html = render_preview(document.read_text(encoding="utf-8"), document.parent)
-        local = {target: (document.parent / target).resolve(strict=True) for _, target in _LOCAL.findall(html)}
+        text = render_page(document.read_text(encoding="utf-8"))
+        local = {target: (document.parent / target).resolve(strict=True) for _, target in _LOCAL.findall(text)}
         waiting += [path for path in local.values() if path.suffix == ".md"]
         places = {target: _relative(_place(path, output), page) for target, path in local.items()}
-        html = _LOCAL.sub(lambda match: f'{match[1]}="{places[match[2]]}', html)  # noqa: B023 (used at once)
+        text = _LOCAL.sub(lambda match: f'{match[1]}="{places[match[2]]}', text)  # noqa: B023 (used at once)
         back = f'<p><a href="{_relative(output / "index.html", page)}">ham10000 documentation</a></p>'
-        atomic_write_text(page, html.replace("<body>\n", f"<body>\n{back}\n", 1))
+        atomic_write_text(page, text.replace("<body>\n", f"<body>\n{back}\n", 1))
 
 
 def _place(path: Path, output: Path) -> Path:
