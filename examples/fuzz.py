@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from ham10000.hub_upload.source_checkpoint import read_weights
+from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import check_rows

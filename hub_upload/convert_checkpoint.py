@@ -1,29 +1,34 @@
-"""Converts the published baseline, a torchvision EfficientNetV2-S with a seven-class head, into a checkpoint of ours.
+"""Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a checkpoint folder.
 
     ham10000-convert --checkpoint efficientnetv2s_image_only_state_dict.pt --output_dir DIR
 
 DIR/
     config.json, processor_config.json, *.py   the image variant, with the baseline's preprocessing
-    model.safetensors                          the same weights under timm's names, float32
+    model.safetensors                          the same weights under this package's names, float32
     conversion.json                            where they came from: file, sha256, format, precision, versions
 """
 
 import argparse
 import hashlib
+import re
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 from transformers.utils import logging as transformers_logging
 
-from ham10000.hub_upload.source_checkpoint import float32_weights, read_weights
 from ham10000.hub_upload.verify_checkpoint import fixed_inputs
 from ham10000.modeling import (
     LABELS,
@@ -32,35 +37,165 @@ from ham10000.modeling import (
     Ham10000ForImageClassification,
     Ham10000ImageProcessor,
     Ham10000Processor,
+    create_processor,
 )
-from ham10000.training.atomic import atomic_write_json, restore_mode
+from ham10000.training.atomic import atomic_write_json, restore_mode, writing
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.environment import environment
 
-ARCHITECTURE = "torchvision efficientnet_v2_s"
 CONVERSION_FILE = "conversion.json"
-# Only a wrong map of the names gives more; where the arithmetic is the same, as on the same CPU, it is 0.
+# Only a wrong pairing of the names gives more; where the arithmetic is the same, as on the same CPU, it is 0.
 _TOLERANCE = 1e-4
+# Where training loops keep the weights.
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+# What DistributedDataParallel, torch.compile and Lightning prepend to every name.
+_PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)*")
 
 
-def convert_checkpoint(checkpoint: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Reads a torchvision EfficientNetV2-S checkpoint and writes it as a checkpoint folder of this package.
+@dataclass(frozen=True)
+class SourceCheckpoint:
+    """What a file contains.
+
+    Attributes:
+        weights: The tensors as they are stored, under their names without the prefix.
+        format: `"state_dict"`, or `"training_checkpoint"` where the weights lay under a key such as `state_dict`.
+        prefix: The prefix that was removed from every name; empty where there was none.
+    """
+
+    weights: dict[str, Tensor]
+    format: str
+    prefix: str
+
+
+def read_weights(path: Path) -> SourceCheckpoint:
+    """Reads a state dict or a training checkpoint; code in a pickle is never run.
+
+    Args:
+        path: A file of torch.save, or a safetensors file.
+
+    Returns:
+        Its weights, which may be of any network.
+
+    Raises:
+        Ham10000Error: If the file is absent, damaged or unsafe, has no weights where they are expected, or has the
+            classes in another order than this package.
+    """
+    if not path.is_file():
+        raise Ham10000Error(f"{str(path)!r} is not a file; give the .pt, .pth or .safetensors file of the weights.")
+    content = _load(path)
+    entries = content if isinstance(content, Mapping) else {}
+    wrapper = next((name for name in _WRAPPERS if isinstance(entries.get(name), Mapping)), None)
+    weights = entries if wrapper is None else entries[wrapper]
+    if not weights or not all(isinstance(name, str) and isinstance(weights[name], Tensor) for name in weights):
+        found = f"the entries {sorted(map(repr, weights))[:3]}" if weights else f"a {type(content).__name__}"
+        raise Ham10000Error(
+            f"{str(path)!r} does not contain a state dict, names to tensors, alone or under one of {_WRAPPERS}, but "
+            f"{found[:300]}. Save the weights alone: torch.save(model.state_dict(), FILE)."
+        )
+    if wrapper is not None:
+        _check_class_order(entries, path)
+    match = _PREFIX.match(next(iter(weights)))
+    prefix = match[0] if match and all(name.startswith(match[0]) for name in weights) else ""
+    form = "state_dict" if wrapper is None else "training_checkpoint"
+    return SourceCheckpoint({name.removeprefix(prefix): value for name, value in weights.items()}, form, prefix)
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # torch does not compare the checksums that its own files carry; a flipped bit would be a slightly other model.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about deprecated storages in old files
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make the unpickler and the zip reader raise a dozen types
+        # torch's message about an unsafe file proposes weights_only=False; only the name in it is of use.
+        asked = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
+        reason = f"{type(error).__name__}: {str(error).split('. ')[0][:200]}"
+        if asked:
+            reason = f"it asks for {asked[1]}, which is more than weights; nothing in it was run"
+        raise Ham10000Error(
+            f"Cannot read {str(path)!r} as weights of torch.save or safetensors ({reason}). If it was cut short or "
+            "damaged, or is a pointer of Git LFS, fetch it again; otherwise ask its author for the state dict alone."
+        ) from error
+
+
+def _check_class_order(entries: Mapping[Any, Any], path: Path) -> None:
+    """Refuses a training checkpoint that says its classes come in another order."""
+    order = dict(enumerate(LABELS))
+    accepted = [list(LABELS), order, {str(i): label for i, label in order.items()}, {v: k for k, v in order.items()}]
+    for name in ("class_names", "classes", "class_to_idx", "label2id", "id2label"):
+        value = entries.get(name)
+        value = (
+            dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else None
+        )
+        if value is not None and value not in accepted:
+            raise Ham10000Error(
+                f"{str(path)!r}: `{name}` gives the classes as {repr(value)[:300]}, but this package has the order "
+                f"{list(LABELS)}. The outputs would be named wrongly, so the file is not converted."
+            )
+
+
+def build_networks(
+    backbone: str | None = None,
+) -> tuple[nn.Module, Ham10000ForImageClassification, Ham10000Processor]:
+    """The network the weights come from and this package's, untrained, in evaluation mode.
+
+    Args:
+        backbone: A network of timm, with its own preprocessing, or None for torchvision's EfficientNetV2-S.
+
+    Returns:
+        The reference, this package's model, and its processor.
+    """
+    if backbone is not None:
+        config = Ham10000Config(modality="image", backbone=backbone, backbone_kwargs={})
+        model = Ham10000ForImageClassification(config).eval()
+        reference = timm.create_model(backbone, pretrained=False, num_classes=len(LABELS)).eval()
+        return reference, model, create_processor(config)
+    config = Ham10000Config(
+        modality="image",
+        backbone="efficientnetv2_s",
+        backbone_kwargs={"bn_eps": 1e-3},  # torchvision's; timm's default is 1e-5
+        classifier_dropout=0.2,
+    )
+    # The baseline resizes to a square without keeping the aspect ratio, by the default of torchvision's Resize.
+    image_processor = Ham10000ImageProcessor(
+        size={"height": 224, "width": 224},
+        resample=int(Image.Resampling.BILINEAR),
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    processor = Ham10000Processor(image_processor, modality="image", metadata_fields=[])
+    reference = efficientnet_v2_s(weights=None, num_classes=len(LABELS)).eval()
+    return reference, Ham10000ForImageClassification(config).eval(), processor
+
+
+def convert_checkpoint(
+    checkpoint: str | Path, output_dir: str | Path, *, backbone: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Reads the weights of a torchvision EfficientNetV2-S or a timm network and writes them as a checkpoint folder.
 
     The logits of both networks are compared before anything is written, and the folder appears complete or not at all.
 
     Args:
-        checkpoint: The file: a state dict or a training checkpoint of torch.save with the weights under
-            `model_state_dict`, or a safetensors file with the same names. Code in it is never run.
+        checkpoint: A file of torch.save or safetensors: a state dict, alone or under `model_state_dict`, `state_dict`
+            or `model`. Code in it is never run.
         output_dir: The folder to write, new or empty.
-        overwrite: Whether an earlier conversion in `output_dir` is replaced, with everything that lies in it.
+        backbone: Name of the timm network, or None for torchvision's EfficientNetV2-S. It cannot be read from the
+            weights: networks with the same names and shapes differ in padding and preprocessing.
+        overwrite: Whether an earlier conversion in `output_dir` is replaced, with everything in it.
 
     Returns:
-        What `conversion.json` holds: `source_file` (name only), `source_sha256`, `format` (`"state_dict"` or
+        The content of `conversion.json`: `source_file` (name only), `source_sha256`, `format` (`"state_dict"` or
         `"training_checkpoint"`), `architecture`, `dtype_of_source`, `prefix_removed` (None where there was none),
-        `max_logit_difference` to torchvision's network (0.0 where the arithmetic is the same) and `versions`.
+        `max_logit_difference` to the reference network (0.0 where the arithmetic is the same) and `versions`.
 
     Raises:
-        Ham10000Error: If the file cannot be read safely, is another network, or the folder cannot be written.
+        Ham10000Error: If the file cannot be read safely, does not fit the network, or the folder cannot be written.
 
     Example:
         >>> convert_checkpoint("efficientnetv2s_image_only_state_dict.pt", "runs/baseline")["format"]
@@ -69,142 +204,73 @@ def convert_checkpoint(checkpoint: str | Path, output_dir: str | Path, *, overwr
     checkpoint, output_dir = Path(checkpoint).expanduser(), Path(output_dir).expanduser().resolve()
     _check_output_dir(checkpoint, output_dir, overwrite)
     source = read_weights(checkpoint)
-    torchvision_model = efficientnet_v2_s(weights=None, num_classes=len(LABELS)).eval()
-    weights, dtypes = float32_weights(source.weights, torchvision_model.state_dict(), checkpoint)
-    torchvision_model.load_state_dict(weights)
-
-    model = build_model(weights)
-    processor = baseline_processor()
+    architecture = "torchvision efficientnet_v2_s" if backbone is None else f"timm {backbone}"
+    reference, model, processor = build_networks(backbone)
+    try:
+        reference.load_state_dict(source.weights)
+        # Both networks register the same layers in the same order; the order of the file is not used.
+        model.load_state_dict(dict(zip(model.state_dict(), reference.state_dict().values(), strict=True)))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise Ham10000Error(
+            f"{str(checkpoint)!r} does not fit {architecture} with {len(LABELS)} classes. {reason}... Give the "
+            "weights after training on HAM10000, and --backbone for a network of timm."
+        ) from error
     inputs = fixed_inputs(processor)
     with torch.inference_mode():
-        difference = (model(**inputs).logits - torchvision_model(inputs["pixel_values"])).abs().max().item()
+        difference = (model(**inputs).logits - reference(inputs["pixel_values"])).abs().max().item()
     if not difference <= _TOLERANCE:  # also catches NaN
         raise Ham10000Error(
-            f"{str(checkpoint)!r}: the converted logits differ from torchvision's by {difference:g}. NaN means "
-            "weights that overflow, a number versions of timm or torchvision that order their layers differently."
+            f"{str(checkpoint)!r}: the converted logits differ from those of {architecture} by {difference:g}. NaN "
+            "means weights that are not finite, a number versions of timm or torchvision that order their layers so."
         )
+    dtypes = {
+        str(value.dtype).removeprefix("torch.") for value in source.weights.values() if value.is_floating_point()
+    }
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {
         "source_file": checkpoint.name,
         "source_sha256": sha256,
         "format": source.format,
-        "architecture": ARCHITECTURE,
-        "dtype_of_source": ", ".join(dtypes),
+        "architecture": architecture,
+        "dtype_of_source": ", ".join(sorted(dtypes)),
         "prefix_removed": source.prefix or None,
         "max_logit_difference": difference,
         "versions": environment()["versions"],
     }
-    try:
-        _write_folder(output_dir, model, processor, record)
-    except OSError as error:
-        raise Ham10000Error(f"Cannot write {str(output_dir)!r}: {error}. Choose another --output_dir.") from error
+    _write_folder(output_dir, model, processor, record)
     return record
 
 
-def name_map() -> dict[str, str]:
-    """The name of each tensor of torchvision's network in ours.
-
-    Both libraries register the same layers in the same order, so the names pair up by position in two networks built
-    here, with every shape compared. The order of a file is never relied on.
-
-    Returns:
-        782 pairs, from torchvision's name to the name in `Ham10000ForImageClassification`.
-
-    Raises:
-        Ham10000Error: If the installed timm or torchvision builds the network differently.
-    """
-    with torch.device("meta"):
-        theirs = efficientnet_v2_s(weights=None, num_classes=len(LABELS)).state_dict()
-        ours = Ham10000ForImageClassification(baseline_config()).state_dict()
-    if [value.shape for value in theirs.values()] != [value.shape for value in ours.values()]:
-        raise Ham10000Error(
-            "The installed torchvision and timm build EfficientNetV2-S with layers of different shape or order; "
-            "conversion was tried with torchvision 0.29 and timm 1.0.31."
-        )
-    return dict(zip(theirs, ours, strict=True))
-
-
-def baseline_config() -> Ham10000Config:
-    """Configuration of the baseline: torchvision's EfficientNetV2-S, image only."""
-    return Ham10000Config(
-        modality="image",
-        backbone="efficientnetv2_s",
-        backbone_kwargs={"bn_eps": 1e-3},  # torchvision's; timm's default is 1e-5
-        classifier_dropout=0.2,
-    )
-
-
-def baseline_processor() -> Ham10000Processor:
-    """The baseline's preprocessing: resize to 224x224 without keeping the aspect ratio, ImageNet mean and std."""
-    image_processor = Ham10000ImageProcessor(
-        size={"height": 224, "width": 224},
-        resample=int(Image.Resampling.BILINEAR),  # the default of torchvision's Resize
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
-    return Ham10000Processor(image_processor, modality="image", metadata_fields=[])
-
-
-def build_model(weights: dict[str, Tensor]) -> Ham10000ForImageClassification:
-    """Our model with torchvision's weights, in evaluation mode.
-
-    Args:
-        weights: The complete float32 state dict, under torchvision's names.
-
-    Returns:
-        The model.
-    """
-    model = Ham10000ForImageClassification(baseline_config()).eval()
-    names = name_map()
-    nn.Module.load_state_dict(model, {names[name]: value for name, value in weights.items()})
-    return model
-
-
 def _check_output_dir(checkpoint: Path, output_dir: Path, overwrite: bool) -> None:
-    if output_dir.exists() and not output_dir.is_dir():
-        raise Ham10000Error(f"{str(output_dir)!r} is a file; --output_dir names a folder.")
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
-    if not overwrite:
-        raise Ham10000Error(
-            f"{str(output_dir)!r} exists and is not empty. Choose another --output_dir, or replace an earlier "
-            "conversion with --overwrite."
-        )
     # The folder is deleted: a mistyped path must not cost a training run.
-    if not (output_dir / CONVERSION_FILE).is_file():
+    is_conversion = (output_dir / CONVERSION_FILE).is_file() and output_dir not in checkpoint.resolve().parents
+    if not (overwrite and is_conversion):
         raise Ham10000Error(
-            f"{str(output_dir)!r} holds no {CONVERSION_FILE}, so it is no earlier conversion and is not replaced. "
-            "Choose another --output_dir, or empty it yourself."
+            f"{str(output_dir)!r} exists and is not an empty folder. Choose another --output_dir. --overwrite "
+            f"replaces only an earlier conversion: a folder with a {CONVERSION_FILE} and without the --checkpoint."
         )
-    if output_dir in checkpoint.resolve().parents:
-        raise Ham10000Error(f"{str(checkpoint)!r} lies in the folder that --overwrite would delete; move it first.")
 
 
 def _write_folder(
     output_dir: Path, model: Ham10000ForImageClassification, processor: Ham10000Processor, record: dict[str, Any]
 ) -> None:
-    """Assembles the folder beside its destination, then renames it there."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex[:12]
-    scratch = output_dir.with_name(f".{output_dir.name}.{unique}.tmp")
-    replaced = output_dir.with_name(f".{output_dir.name}.{unique}.old")
+    """Assembles the folder next to its destination, then renames it there."""
+    scratch = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        scratch.mkdir()
-        model.save_pretrained(scratch)
-        processor.save_pretrained(scratch)
-        atomic_write_json(scratch / CONVERSION_FILE, record)
-        for path in scratch.iterdir():
-            restore_mode(path)
-        if output_dir.is_dir():
-            output_dir.rename(replaced)
-        try:
+        with writing(output_dir):
+            scratch.mkdir(parents=True)
+            model.save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+            atomic_write_json(scratch / CONVERSION_FILE, record)
+            for path in scratch.iterdir():
+                restore_mode(path)
+            if output_dir.exists():
+                shutil.rmtree(output_dir)
             scratch.rename(output_dir)
-        except BaseException:
-            if replaced.is_dir():
-                replaced.rename(output_dir)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -215,34 +281,26 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
+    parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in output_dir")
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
-    record = convert_checkpoint(arguments.checkpoint, arguments.output_dir, overwrite=arguments.overwrite)
-    print(
-        f"Source    {record['source_file']} ({record['format'].replace('_', ' ')}), sha256 {record['source_sha256']}"
+    record = convert_checkpoint(
+        arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone, overwrite=arguments.overwrite
     )
+    print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
     if record["prefix_removed"]:
         print(f"Note      the prefix {record['prefix_removed']!r} was removed from every name")
     if record["dtype_of_source"] != "float32":
-        print(f"Note      weights of type {record['dtype_of_source']}, converted to float32 without rounding")
+        print(f"Note      weights of type {record['dtype_of_source']}, stored as float32")
     print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
-    print(f"Checked   logits differ from torchvision's by at most {record['max_logit_difference']:g}")
+    print(f"Checked   logits differ from {record['architecture']} by at most {record['max_logit_difference']:g}")
     print(f"Saved     {arguments.output_dir}")
     print(f"Next      ham10000-verify {arguments.output_dir}")
 
 
-__all__ = [
-    "ARCHITECTURE",
-    "CONVERSION_FILE",
-    "baseline_config",
-    "baseline_processor",
-    "build_model",
-    "convert_checkpoint",
-    "main",
-    "name_map",
-]
+__all__ = ["SourceCheckpoint", "build_networks", "convert_checkpoint", "main", "read_weights"]
 
 
 if __name__ == "__main__":

@@ -1,20 +1,50 @@
-"""Uploads a finished folder to the Hub as one commit and a tag, or leaves the Hub as it was."""
+"""Publishes a finished folder on the Hub: one commit, which arrives complete or not at all, and a tag."""
 
-import copy
+import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OIDCError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
-from ham10000.hub_upload.hub_client import Failure, bounded_client, find_token, redact
-from ham10000.hub_upload.hub_repository import Remote, Repository
 from ham10000.modeling import Ham10000Error
 
+# What a release owns in its repository. A file of these names that the new release no longer has belongs to an earlier
+# release, such as a shard of weights that are one file now, and is deleted. Every other file is the user's.
+_OWNED = {
+    "model": r"(figures|onnx)/.+|[^/]+\.safetensors(\.index\.json)?|[^/]+_ham10000\.py|handler\.py|split\.(csv|json)"
+    r"|(train_config|history|eval_results|conversion)\.json",
+    "space": r"ham10000/.+",
+}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,99}")
+# What huggingface_hub raises: its own errors are OSErrors, large files fail with RuntimeErrors, unusable answers with
+# ValueErrors (JSON) and LookupErrors.
+_FAILURES = (httpx2.HTTPError, OIDCError, OSError, RuntimeError, ValueError, LookupError)
+_AGAIN = "run the same command again"
+_ADVICE = {
+    400: f"Correct what the Hub complains about, then {_AGAIN}.",
+    401: "The token is missing, wrong or expired: log in with `hf auth login` or set HF_TOKEN to a token with write "
+    f"access, then {_AGAIN}.",
+    402: "The plan of this account does not include that: see https://huggingface.co/pricing.",
+    403: "This token may not do that: take a token with write access to the repository "
+    f"(https://huggingface.co/settings/tokens), then {_AGAIN}.",
+    404: "The repository or revision does not exist or this token may not see it: check the repository id and the "
+    f"token, then {_AGAIN}.",
+    409: f"Something else is changing the repository: wait a minute, then {_AGAIN}.",
+    412: "Somebody else pushed in the meantime, and nothing of theirs was overwritten: look at their commit, then "
+    f"{_AGAIN} to put this release on top of it.",
+    413: f"The upload is too large for the Hub: split the weights into smaller shards, then {_AGAIN}.",
+    429: f"The Hub limits the rate of requests: wait a few minutes, then {_AGAIN}.",
+    501: "The Hub does not support this request, and trying again will not help.",
+}
+_SERVER_ERROR = f"The Hub has a fault: wait a few minutes (https://status.huggingface.co), then {_AGAIN}."
 
 
 @dataclass(frozen=True)
@@ -22,24 +52,14 @@ class Published:
     """Where a folder is on the Hub, and what it took.
 
     Attributes:
-        repo_id: `user/name`.
-        url: Page of the release.
-        commit: Id of the commit that holds the folder.
-        tag: Name of the release, None for a pull request or where none was asked for.
-        pull_request_url: Page of the pull request, if one was opened.
-        created: Whether the repository is new.
-        unchanged: Whether the Hub held these files already, so that no commit was made.
-        uploaded: Paths of new and changed files.
-        deleted: Paths of an earlier release's files that went.
+        url: Page of the release, or of the pull request.
+        commit: Id of the commit that contains the folder.
+        uploaded: Paths of new and changed files; empty if the Hub had all of them.
+        deleted: Paths of an earlier release's files that were deleted.
     """
 
-    repo_id: str
     url: str
     commit: str
-    tag: str | None = None
-    pull_request_url: str | None = None
-    created: bool = False
-    unchanged: bool = False
     uploaded: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
 
@@ -53,7 +73,7 @@ def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
         revision: Name of the branch.
 
     Raises:
-        Ham10000Error: If one of them can be no such name.
+        Ham10000Error: If one of them is not a valid name.
     """
     try:
         validate_repo_id(repo_id)
@@ -62,15 +82,73 @@ def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
         problem = str(error).rstrip(".")
     if problem:
         raise Ham10000Error(f"repo_id {repo_id!r}: {problem}. Expected 'user/name', such as 'user/ham10000-fusion'.")
-    for field, name in {"tag": tag, "revision": revision}.items():
+    for field, name, example in (("tag", tag, "v1.0"), ("revision", revision, "main")):
         if name is None:
             continue
-        bad_form = not _NAME.fullmatch(name) or re.search(r"\.\.|//|\.lock$|[./]$", name)
-        if bad_form or name.startswith("refs/") or (field == "tag" and "/" in name):
-            kind, example = ("tag", "v1.0") if field == "tag" else ("branch", "main")
-            raise Ham10000Error(f"{field} {name!r} is no name for a {kind}; expected one such as {example!r}.")
+        bad_form = not _NAME.fullmatch(name) or re.search(r"\.\.|//|\.lock$|[./]$|^refs/", name)
+        if bad_form or (field == "tag" and "/" in name):
+            raise Ham10000Error(f"{field} {name!r} is not a valid name; expected one such as {example!r}.")
     if tag == revision:
         raise Ham10000Error(f"Tag and branch are both named {tag!r}; give the tag another name, such as 'v1.0'.")
+
+
+def find_token(api: HfApi) -> str:
+    """The token that calls of `api` send.
+
+    Raises:
+        Ham10000Error: If there is none.
+    """
+    with _one_message("Reading the token", ""):
+        token = get_token() if api.token in (None, True) else api.token
+    if not token:
+        raise Ham10000Error(
+            "No token for the Hub was found, and publishing needs one: log in with `hf auth login`, or set HF_TOKEN "
+            "to a token with write access (https://huggingface.co/settings/tokens)."
+        )
+    return str(token)
+
+
+def redact(text: str, token: str) -> str:
+    """Replaces the token, and whatever looks like one, by asterisks."""
+    text = text.replace(token, "***") if token else text
+    text = re.sub(r"hf_(?:jwt|oauth)_[A-Za-z0-9_.\-]+|hf_[A-Za-z0-9]{16,}", "hf_***", text)
+    return re.sub(r"(?i)\b(bearer\s+)[^\s\"')]+", r"\1***", text)
+
+
+def explain(error: BaseException, token: str) -> str:
+    """What happened and what to do, from an exception of the client, without the token."""
+
+    def short(text: str) -> str:
+        return redact(" ".join(text.split()), token)[:300].rstrip(".")
+
+    cause = error
+    while not isinstance(cause, httpx2.HTTPError) and cause.__cause__ is not None:
+        cause = cause.__cause__  # the client wraps the error of an upload into one that names the file
+    context = "" if cause is error else short(str(error).split("\n")[0]) + ": "
+    words = short(str(cause)) or type(cause).__name__
+    # hf_xet, through which large files go where it is installed, gives the status in the text alone.
+    match = re.search(r"HTTP status \w+ error \((\d{3})", words)
+    status = int(match[1]) if match else None
+    if isinstance(cause, HfHubHTTPError):
+        status, said = cause.response.status_code, short(cause.server_message or "")
+        words = f"the Hub answered {status} {cause.response.reason_phrase}" + (f" ({said})" if said else "")
+    elif isinstance(cause, httpx2.HTTPError):
+        words = f"the Hub did not answer ({words})"
+    elif isinstance(cause, json.JSONDecodeError):
+        words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
+    advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
+    return f"{context}{words}. A commit arrives complete or not at all, and a rerun completes a release. {advice}"
+
+
+@contextmanager
+def _one_message(step: str, token: str) -> Iterator[None]:
+    """Turns what the client raises into one error, without its cause: the cause's text may contain the token."""
+    try:
+        yield
+    except Ham10000Error:
+        raise
+    except _FAILURES as error:
+        raise Ham10000Error(f"{step} failed: {explain(error, token)}") from None
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -85,35 +163,35 @@ def list_files(folder: Path) -> dict[str, Path]:
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     if not files:
-        raise Ham10000Error(f"{str(folder)!r} holds no files; expected the finished folder of a release.")
+        raise Ham10000Error(f"{str(folder)!r} has no files; expected the finished folder of a release.")
     return files
 
 
-def next_tag(tag: str, taken: set[str]) -> str:
-    """The first free name after `tag`, such as v1.1 after v1.0."""
-    match = re.fullmatch(r"(.*?)(\d+)", tag)
-    stem, number = (match[1], int(match[2]) + 1) if match else (f"{tag}.", 1)
-    while f"{stem}{number}" in taken:
-        number += 1
-    return f"{stem}{number}"
+def is_owned(path: str, repo_type: str = "model") -> bool:
+    """Whether a path in a repository belongs to releases of this package rather than to the user."""
+    return re.fullmatch(_OWNED[repo_type], path) is not None
 
 
-def check_remote(repo_id: str, remote: Remote | None, revision: str, tag: str | None, private: bool) -> None:
-    """Refuses what the state of the repository forbids, apart from the tag's own commit.
+def _has_content(file: Path, remote: RepoFile) -> bool:
+    """Whether a local file is the remote one: by SHA-256 for large files, by git's own hash for others."""
+    size = file.stat().st_size
+    if size != remote.size:
+        return False
+    with file.open("rb") as stream:
+        if remote.lfs:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == remote.lfs.sha256
+        return hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() == remote.blob_id
 
-    Raises:
-        Ham10000Error: If a private release would be public, or a name is both a branch's and a tag's.
-    """
-    if remote is None:
-        return
-    if private and not remote.private:
-        raise Ham10000Error(
-            f"{repo_id!r} exists and is public, but a private release was asked for; nothing was uploaded. Make it "
-            "private in its settings on the Hub, or publish under another name."
-        )
-    for name, others, kind in ((tag, remote.branches, "branch"), (revision, remote.tags, "tag")):
-        if name in others:
-            raise Ham10000Error(f"{repo_id!r} has a {kind} named {name!r} already; choose another name.")
+
+def _compare(
+    api: HfApi, repo_id: str, repo_type: str, commit: str, files: dict[str, Path]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that a commit on top of `commit` must upload, and those it must delete."""
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    uploads = [path for path, file in files.items() if path not in remote or not _has_content(file, remote[path])]
+    deletions = [path for path in remote if path not in files and is_owned(path, repo_type)]
+    return tuple(uploads), tuple(deletions)
 
 
 def publish_folder(
@@ -126,106 +204,114 @@ def publish_folder(
     private: bool = False,
     create_pr: bool = False,
     commit_message: str,
-    log: Callable[[str], None] = print,
     repo_type: str = "model",
 ) -> Published:
-    """Uploads a finished folder as one atomic commit, and tags it.
+    """Uploads a finished folder as one commit, and tags it.
 
     The same folder again makes no commit, and a run that was cut off is completed by running it again. Not done by
-    `HfApi.upload_folder`: where hf_xet is installed, that makes as many commits as it likes.
+    `HfApi.upload_folder`: where hf_xet is installed, that makes several commits.
 
     Args:
         folder: What to publish, complete.
         repo_id: `user/name`; the repository is created if it is absent.
-        api: Where to, and with which token (else that of `hf auth login` or `HF_TOKEN`).
+        api: The client, with its token (else that of `hf auth login` or `HF_TOKEN`).
         tag: Name of the release, or None.
         revision: Branch, created from main if it is absent.
         private: Create the repository as private. An existing one keeps its visibility.
-        create_pr: Open a pull request to main instead of committing. It is no release, so it gets no tag.
+        create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
         commit_message: First line of the commit's message.
-        log: Takes lines on the progress.
         repo_type: `"model"`, or `"space"` for a Gradio Space.
 
     Returns:
         Where the folder is now.
 
     Raises:
-        Ham10000Error: If something was wrong. The message says what, how the Hub was left, and what to do; it never
-            holds the token.
+        Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
     """
     check_names(repo_id, tag=tag, revision=revision)
     if create_pr and revision != "main":
         raise Ham10000Error(f"A pull request is always opened against main; expected no revision, got {revision!r}.")
     if not commit_message.strip():
         raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
-    files = list_files(Path(folder))
-    token = find_token(api)
-    api = copy.copy(api)
-    api.token = token
-    with bounded_client() as traffic:
-        repository = Repository(
-            api, repo_id, revision, files, traffic, lambda line: log(redact(line, token)), repo_type
-        )
-        if create_pr and tag is not None:
-            repository.log(f"A pull request is no release, so tag {tag} is not set")
-        try:
-            return _publish(repository, None if create_pr else tag, private, create_pr, commit_message)
-        except KeyboardInterrupt:
-            repository.log(repository.take_back(Failure(None, "interrupted", "", uncertain=True)))
-            raise
+    files, token = list_files(Path(folder)), find_token(api)
+    if create_pr and tag is not None:
+        print(f"A pull request is not a release, so tag {tag} is not set")
+        tag = None
+    with _one_message(f"Publishing {repo_id!r}", token):
+        return _publish(api, repo_id, repo_type, files, tag, revision, private, create_pr, commit_message)
 
 
 def _publish(
-    repository: Repository, tag: str | None, private: bool, create_pr: bool, commit_message: str
+    api: HfApi,
+    repo_id: str,
+    repo_type: str,
+    files: dict[str, Path],
+    tag: str | None,
+    revision: str,
+    private: bool,
+    create_pr: bool,
+    commit_message: str,
 ) -> Published:
-    repo_id, revision, url = repository.repo_id, repository.revision, repository.url
-    with repository.step("Reading the repository", lambda _: "Nothing was changed on the Hub."):
-        remote = repository.read()
-        check_remote(repo_id, remote, revision, tag, private)
-        branches = {} if remote is None else remote.branches
-        changes = repository.compare(branches.get(revision, branches.get("main")))
-        tagged = None if remote is None or tag is None else remote.tags.get(tag)
-        changes_to_tag = None if tagged is None else repository.compare(tagged)
-    if remote is None and create_pr:
-        raise Ham10000Error(f"There is no repository {repo_id!r} to open a pull request in; publish without it first.")
-    if remote is not None and remote.private and not private:
-        repository.log(f"{repo_id} is private, and stays so")
-    if remote is not None and tag is not None and changes_to_tag:
+    if not create_pr and not api.repo_exists(repo_id, repo_type=repo_type):
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+    is_private = api.repo_info(repo_id, repo_type=repo_type).private
+    if private and not is_private:
         raise Ham10000Error(
-            f"{repo_id!r} has a release {tag!r} with other files at commit {str(tagged)[:10]}; nothing was uploaded. "
-            f"A release never changes: give this one a new tag, such as {next_tag(tag, set(remote.tags))!r}."
+            f"{repo_id!r} exists and is public, but a private release was asked for; nothing was uploaded. Make it "
+            "private in its settings on the Hub, or publish under another name."
         )
-    if tagged is not None and revision in branches:
-        repository.log(f"Release {tag} of {repo_id} holds these files already; nothing to do")
-        if changes:
-            repository.log(f"Branch {revision} was changed after that release, and was left alone")
-        return Published(repo_id, f"{url}/tree/{tag}", tagged, tag, unchanged=True)
+    if is_private and not private:
+        print(f"{repo_id} is private, and stays so")
+    refs = api.list_repo_refs(repo_id, repo_type=repo_type)
+    branches, tags = ({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
+    for name, others, kind in ((tag, branches, "branch"), (revision, tags, "tag")):
+        if name in others:
+            raise Ham10000Error(f"{repo_id!r} has a {kind} named {name!r} already; choose another name.")
 
-    pull_request = None
-    with repository.step("Publishing", repository.take_back):
-        head = repository.prepare(remote, private)
-        if changes or head is None:
-            known = set() if remote is None else set(remote.pull_requests)
-            commit, pull_request = repository.commit(changes, head, commit_message, create_pr, known)
-            repository.log(f"Opened {pull_request}" if create_pr else f"Committed {commit[:10]} to {revision}")
-        else:
-            commit = head
-            repository.log(f"Branch {revision} of {repo_id} holds these files already; no commit is needed")
-    left = f"Commit {commit[:10]} is on the Hub" + ("; only its tag may be missing." if tag else ".")
-    with repository.step(f"Completing release {tag or commit[:10]}", lambda _: left):
-        missing = repository.compare(commit).uploads if changes and not create_pr else ()
-        if tag is not None and tagged is None and not missing:
-            repository.api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repository.repo_type)
-            repository.log(f"Tagged {tag}")
+    page = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
+    page += "" if repo_type == "space" else f"/tree/{tag or revision}"
+    if tag in tags:
+        if any(_compare(api, repo_id, repo_type, tags[tag], files)):
+            raise Ham10000Error(
+                f"{repo_id!r} has a release {tag!r} with other files (commit {tags[tag][:10]}); nothing was uploaded. "
+                "A release never changes: give this one a new tag."
+            )
+        print(f"Release {tag} of {repo_id} has these files already; nothing to do")
+        return Published(page, tags[tag])
+
+    commit = branches.get(revision) or branches["main"]
+    if revision not in branches:
+        api.create_branch(repo_id, branch=revision, revision=commit, repo_type=repo_type)
+    uploads, deletions = _compare(api, repo_id, repo_type, commit, files)
+    if uploads or deletions:
+        print(f"Uploading {len(uploads)} of {len(files)} files to {repo_id}, deleting {len(deletions)}", flush=True)
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *(CommitOperationDelete(path, is_folder=False) for path in deletions),
+            *(CommitOperationAdd(path, files[path]) for path in uploads),
+        ]
+        info = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            parent_commit=commit,  # the Hub refuses the commit if somebody else pushed in the meantime
+            create_pr=create_pr,
+            repo_type=repo_type,
+        )
+        commit, page = info.oid, info.pr_url or page
+        print(f"Committed {commit[:10]} to {'a pull request' if create_pr else revision}")
+    # The Hub silently leaves out files that the repository's .gitignore names.
+    missing = () if create_pr else _compare(api, repo_id, repo_type, commit, files)[0]
     if missing:
         raise Ham10000Error(
             f"Commit {commit[:10]} of {repo_id!r} lacks {', '.join(missing)}, so it was not tagged. The repository's "
             ".gitignore names them: take them out of it and run the same command again."
         )
-    page = pull_request or (url if repository.repo_type == "space" else f"{url}/tree/{tag or revision}")
-    return Published(
-        repo_id, page, commit, tag, pull_request, remote is None, not changes, changes.uploads, changes.deletions
-    )
+    if tag:
+        api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
+        print(f"Tagged {tag}")
+    return Published(page, commit, uploads, deletions)
 
 
-__all__ = ["Published", "check_names", "list_files", "next_tag", "publish_folder"]
+__all__ = ["Published", "check_names", "find_token", "is_owned", "list_files", "publish_folder", "redact"]

@@ -14,8 +14,7 @@ import transformers
 from huggingface_hub import HfApi
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling
-from ham10000.hub_upload.hub_client import find_token
-from ham10000.hub_upload.publish import check_names, publish_folder
+from ham10000.hub_upload.publish import check_names, find_token, publish_folder
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.hub_upload.space import publish_space
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
@@ -134,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
             create_pr=arguments.create_pr,
             commit_message=arguments.message or f"Publish {arguments.tag}",
         )
-    print(f"Published {published.pull_request_url or published.url}")
+    print(f"Published {published.url}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from bad_input import Case
 from safetensors.torch import load, save
 
-from ham10000.hub_upload.source_checkpoint import read_weights
+from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import Ham10000Config, create_model, create_processor
 from ham10000.training.prediction import load_checkpoint
 
@@ -315,19 +315,19 @@ TO_CONVERT = [
     weights_case("zero bytes", lambda: b""),
     weights_case("text", lambda: b"not weights"),
     weights_case("zip of nothing", lambda: b"PK\x05\x06" + b"\0" * 18),
-    weights_case("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    weights_case("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     weights_case("cut", lambda: _torch_bytes(_SMALL)[:-300], "cut short"),
     weights_case("cut, old format", lambda: _torch_bytes(_SMALL, new=False)[:-300], "cut short"),
     weights_case("one byte changed", lambda: _flipped(_torch_bytes(_SMALL)), "damaged"),
-    weights_case("code", lambda: _torch_bytes(Payload()), "refused", "nothing"),
-    weights_case("code, old format", lambda: _torch_bytes(Payload(), new=False), "refused"),
-    weights_case("code, plain pickle", lambda: pickle.dumps(Payload(), protocol=2), "refused"),
-    weights_case("code beside weights", lambda: _torch_bytes({**_SMALL, "note": Payload()}), "refused"),
+    weights_case("code", lambda: _torch_bytes(Payload()), "more than weights", "nothing in it was run"),
+    weights_case("code, old format", lambda: _torch_bytes(Payload(), new=False), "more than weights"),
+    weights_case("code, plain pickle", lambda: pickle.dumps(Payload(), protocol=2), "more than weights"),
+    weights_case("code beside weights", lambda: _torch_bytes({**_SMALL, "note": Payload()}), "more than weights"),
     weights_case("a tensor", lambda: _torch_bytes(torch.zeros(3)), "Tensor", "state dict"),
     weights_case("a list", lambda: _torch_bytes([torch.zeros(3)]), "list"),
-    weights_case("nothing", lambda: _torch_bytes({}), "empty"),
-    weights_case("no tensor", lambda: _torch_bytes({"epoch": 3}), "neither tensors", "'epoch'"),
-    weights_case("numbers as names", lambda: _torch_bytes({1: torch.zeros(3)}), "names of weights"),
+    weights_case("nothing", lambda: _torch_bytes({}), "a dict"),
+    weights_case("no tensor", lambda: _torch_bytes({"epoch": 3}), "'epoch'"),
+    weights_case("numbers as names", lambda: _torch_bytes({1: torch.zeros(3)}), "names to tensors"),
     weights_case("weights that are text", lambda: _torch_bytes({"model_state_dict": "x"}), "model_state_dict"),
     weights_case(
         "another order of the classes",

@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.handle_request()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def handle_request(self) -> None:
         split = urlsplit(self.path)
@@ -270,17 +270,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.json({"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}})
             if parts[1:] == ["validate-yaml"]:
                 return self.validate_yaml(payload["content"])
-            if parts[1:2] == ["repos"]:
+            if parts[1:] == ["repos", "create"]:
                 is_space = payload.get("type") == "space"
-                if is_space and parts[2] == "create" and not payload.get("sdk"):
+                if is_space and not payload.get("sdk"):
                     raise Refused(400, "A Space needs an sdk")
                 repo_id = f"{'spaces/' if is_space else ''}{payload.get('organization') or user}/{payload['name']}"
                 self.hub.state.check_write(repo_id, user, self.may_write)
-                if parts[2] == "create":
-                    self.hub.state.create(repo_id, payload.get("visibility") == "private")
-                else:
-                    self.hub.state.repo(repo_id, user)
-                    self.hub.state.delete(repo_id)
+                self.hub.state.create(repo_id, payload.get("visibility") == "private")
                 return self.json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
         if len(parts) > 2 and parts[1].endswith(".git"):
             return self.lfs_batch(f"{parts[0]}/{parts[1].removesuffix('.git')}")
@@ -362,9 +358,6 @@ class _Handler(BaseHTTPRequestHandler):
             url = None if number is None else f"{self.hub.url}/{repo_id}/discussions/{number}"
             commit_url = f"{self.hub.url}/{repo_id}/commit/{oid}"
             return self.json({"success": True, "commitOid": oid, "commitUrl": commit_url, "pullRequestUrl": url})
-        if self.command == "DELETE":
-            repo.delete_ref(f"refs/{'heads' if verb == 'branch' else 'tags'}/{name}")
-            return self.json({})
         payload = json.loads(self.body)
         if verb == "branch":
             repo.add_ref(f"refs/heads/{name}", repo.resolve(payload.get("startingPoint", "main")))

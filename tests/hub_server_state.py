@@ -7,7 +7,6 @@
 import base64
 import hashlib
 import json
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -146,11 +145,6 @@ class Repo:
         self.refs[name] = commit
         self.save()
 
-    def delete_ref(self, name: str) -> None:
-        if self.refs.pop(name, None) is None:
-            raise Refused(404, f"Invalid rev id: {name}", "RevisionNotFound")
-        self.save()
-
     def content(self, entry: dict[str, Any]) -> bytes:
         return self.object_path(entry["lfs"] or entry["oid"]).read_bytes()
 
@@ -198,9 +192,6 @@ class HubState:
         if (self.folder / repo_id).exists():
             raise Refused(409, "You already created this model repo")
         Repo.create(self.folder / repo_id, private)
-
-    def delete(self, repo_id: str) -> None:
-        shutil.rmtree(self.folder / repo_id)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""

@@ -123,15 +123,15 @@ def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str
 
 def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path) -> None:
     options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
-    published = publish_folder(space, SPACE, log=lambda _: None, **options)
-    assert published.created
+    published = publish_folder(space, SPACE, **options)
+    assert published.uploaded
     assert published.url == f"{hub.url}/spaces/{SPACE}"
     state = hub.state.snapshot()
     assert list(state) == [f"spaces/{SPACE}"]
     files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes"}
     assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert hub.count("POST .*/commit/") == 1
-    assert publish_folder(space, SPACE, log=lambda _: None, **options).unchanged
+    assert not publish_folder(space, SPACE, **options).uploaded
     assert hub.state.snapshot() == state
 
 
@@ -143,17 +143,18 @@ def test_a_module_that_is_gone_goes_from_the_space_and_the_users_file_stays(
     (earlier / "ham10000").mkdir(parents=True)
     (earlier / "ham10000" / "gone.py").write_text("# an earlier release's\n")
     (earlier / "picture.png").write_bytes(b"the user's")
-    publish_folder(earlier, SPACE, log=lambda _: None, **options)
-    assert publish_folder(space, SPACE, log=lambda _: None, **options).deleted == ("ham10000/gone.py",)
+    publish_folder(earlier, SPACE, **options)
+    assert publish_folder(space, SPACE, **options).deleted == ("ham10000/gone.py",)
     assert "picture.png" in hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]
 
 
-def test_a_refused_commit_leaves_no_space(hub: HubServer, space: Path) -> None:
+def test_a_refused_commit_leaves_nothing_half_published(hub: HubServer, space: Path) -> None:
+    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
     hub.fail("POST .*/commit/", status=403)
-    api = HfApi(endpoint=hub.url, token=WRITER)
-    with pytest.raises(Ham10000Error, match="removed again, so the Hub is as it was"):
-        publish_folder(space, SPACE, api=api, tag=None, commit_message="x", repo_type="space", log=lambda _: None)
-    assert hub.state.snapshot() == {}
+    with pytest.raises(Ham10000Error, match="A commit arrives complete or not at all"):
+        publish_folder(space, SPACE, **options)
+    assert list(hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) == [".gitattributes"]
+    assert "app.py" in publish_folder(space, SPACE, **options).uploaded
 
 
 def test_dry_run_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
