@@ -24,9 +24,8 @@ from ham10000.modeling import (
 )
 from ham10000.training.predict import main
 from ham10000.training.prediction import load_checkpoint, predict
-from ham10000.training.prediction_inputs import Sample, find_pictures, read_metadata
-from ham10000.training.prediction_output import DISCLAIMER, format_csv
-from ham10000.training.prediction_table import format_table
+from ham10000.training.prediction_inputs import Sample, find_images, read_metadata
+from ham10000.training.prediction_output import DISCLAIMER, format_csv, format_table
 
 BACK = {"age": "60", "sex": "male", "localization": "back"}
 FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
@@ -114,7 +113,7 @@ def test_predict_equals_model_and_processor(modality: str, checkpoints: dict[str
 
 def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) -> None:
     model, processor = load_checkpoint(checkpoints["fusion"])
-    images = find_pictures([pictures])
+    images = find_images([pictures])
     whole = predict(model, processor, images, [BACK] * 4)
     np.testing.assert_allclose(predict(model, processor, images, [BACK] * 4, batch_size=3), whole, rtol=1e-4)
     # A model in training mode would drop features and metadata at random.
@@ -133,12 +132,12 @@ def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) 
         predict(model, processor, images, batch_size=0)
 
 
-def test_find_pictures(pictures: Path) -> None:
+def test_find_images(pictures: Path) -> None:
     names = ["a.PNG", "b.jpg", "c.tif", "more/d.jpeg"]
-    assert find_pictures([pictures]) == [pictures / name for name in names]
+    assert find_images([pictures]) == [pictures / name for name in names]
     # The order given, each once.
-    assert find_pictures([pictures / "c.tif", pictures])[:2] == [pictures / "c.tif", pictures / "a.PNG"]
-    assert len(find_pictures([pictures / "c.tif", pictures])) == 4
+    assert find_images([pictures / "c.tif", pictures])[:2] == [pictures / "c.tif", pictures / "a.PNG"]
+    assert len(find_images([pictures / "c.tif", pictures])) == 4
 
 
 def test_table_of_one_picture(
@@ -236,12 +235,12 @@ def test_explain(
     assert "2 samples; give a folder" in fails(capsys, *argv, "--explain", "out.png")
     assert "expected .png, .pdf, .svg" in fails(capsys, str(picture), *image, "--explain", "out.jpg")
     message = fails(capsys, str(tmp_path / "a.png"), *image, "--explain", str(tmp_path))
-    assert "would overwrite the picture" in message
+    assert "would overwrite the image" in message
     assert "give --explain out.png too" in fails(capsys, str(picture), *image, "--explain_class", "mel")
 
 
 def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
-    from ham10000.training.explanation_files import explanation_paths
+    from ham10000.training.explanation_figure import explanation_paths
 
     names = ["x/a.jpg", "y/A.jpg", "z/../ev il$.jpg"]
     samples = [Sample(name, Path(name)) for name in names] + [Sample("../../etc/cron"), Sample(None)]
@@ -257,7 +256,7 @@ def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
 def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2"]) == 0
     captured = capsys.readouterr()
-    expected = direct(checkpoints["image"], images=find_pictures([pictures]))
+    expected = direct(checkpoints["image"], images=find_images([pictures]))
     rows = captured.out.splitlines()[1:5]
     for row, probabilities, name in zip(rows, expected, ("a.PNG", "b.jpg", "c.tif", "d.jpeg"), strict=True):
         first, second = np.argsort(-probabilities)[:2]
@@ -283,7 +282,7 @@ def test_folder_equals_single_pictures(
     checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run_json(capsys, str(pictures), "--checkpoint", checkpoints["image"])
-    assert [record["image"] for record in whole] == [str(path) for path in find_pictures([pictures])]
+    assert [record["image"] for record in whole] == [str(path) for path in find_images([pictures])]
     for record in whole:
         (alone,) = run_json(capsys, record["image"], "--checkpoint", checkpoints["image"])
         assert alone["label"] == record["label"]
@@ -295,7 +294,7 @@ def test_json_and_csv_files(
 ) -> None:
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
     records = run_json(capsys, *argv)
-    expected = direct(checkpoints["fusion"], images=find_pictures([pictures]), metadata=[BACK] * 4)
+    expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=[BACK] * 4)
     np.testing.assert_array_equal(shares(records), expected)
     assert all(record["label"] == max(record["probabilities"], key=record["probabilities"].get) for record in records)
     for record in records:
@@ -356,7 +355,7 @@ def test_csv_metadata_equals_flags(
     names = {
         "image_id": ["a", "b", "c", "d"],
         "file": ["a.PNG", "b.jpg", "c.tif", "d.jpeg"],
-        "path": [str(path) for path in find_pictures([pictures])],
+        "path": [str(path) for path in find_images([pictures])],
     }
     lines = [["lesion_id", column, "DX", "Age", "sex", "localization"]]
     lines += [["L1", name, "mel", "60", "male", "back"] for name in reversed(names[column])]
@@ -376,15 +375,15 @@ def test_csv_with_missing_values(
     table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
     message = fails(capsys, *argv)
-    assert "no row for 1 of 4 pictures" in message
+    assert "no row for 1 of 4 images" in message
     assert "d.jpeg" in message
     assert "--unknown_values missing" in message
     assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert "no column localization, which counts as missing" in captured.err
-    assert "no row for 1 of 4 pictures" in captured.err
+    assert "no row for 1 of 4 images" in captured.err
     metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
-    expected = direct(checkpoints["fusion"], images=find_pictures([pictures]), metadata=metadata)
+    expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=metadata)
     np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
 
 
@@ -403,7 +402,7 @@ def test_metadata_only(checkpoints: dict[str, str], tmp_path: Path, capsys: pyte
     np.testing.assert_allclose(shares(records), direct(checkpoints["metadata"], metadata=metadata), rtol=1e-12)
 
     assert "metadata-only; give --metadata table.csv" in fails(capsys, *checkpoint)
-    assert "reads no picture; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)
+    assert "reads no image; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)
 
 
 def test_input_errors(
@@ -414,7 +413,7 @@ def test_input_errors(
     assert "There is no file or folder 'no.jpg'" in fails(capsys, "no.jpg", *image)
     assert "URLs are not fetched" in fails(capsys, "https://example.org/a.jpg", *image)
     assert "give at least one file or folder" in fails(capsys, *fusion)
-    assert "holds no picture (.jpg" in fails(capsys, str(tmp_path), *fusion)
+    assert "contains no image (.jpg" in fails(capsys, str(tmp_path), *fusion)
     assert "image-only and reads no metadata; drop --age" in fails(capsys, picture, *image, "--age", "60")
     assert "reads no metadata; drop --metadata" in fails(capsys, picture, *image, "--metadata", "t.csv")
     assert "give one or the other" in fails(capsys, picture, *fusion, "--age", "60", "--metadata", "t.csv")
@@ -454,10 +453,10 @@ def test_unreadable_picture_writes_nothing(
         ("image_id,age\n", "has a header but no rows"),
         ("image_id,dx\na,mel\n", "none of"),
         ("", "none of"),
-        ("image_id,age,Age\na,1,2\n", "there twice"),
+        ("image_id,age,Age\na,1,2\n", "occur twice"),
         ("image_id,age\na,1\na,2\n", "line 3: image_id 'a' is also in"),
         ("image_id,age\na,1,2\n", "line 2: 3 cells, but the header has 2"),
-        ("age,sex\n60,male\n", "does not say which picture"),
+        ("age,sex\n60,male\n", "does not say which image"),
         ("image_id,age\na,1\nb,old\nc,1\nd,1\n", "t.csv, line 3: age 'old' is not a number"),
         (
             "image_id,sex\na,\nb,\nc,\nd,diverse\n",
