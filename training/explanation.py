@@ -239,10 +239,10 @@ def sanity_check(
     signed: a random network's are often negative everywhere, which Grad-CAM shows as 0, and 0 has no ranks.
 
     Args:
-        model: As for `grad_cam`.
-        pixel_values: As for `grad_cam`; some ten images, as a single map may resemble another by chance.
-        class_ids: As for `grad_cam`.
-        metadata: As for `grad_cam`.
+        model: This and the next three as for `grad_cam`.
+        pixel_values: Some ten images, as a single map may resemble another by chance.
+        class_ids: The explained classes.
+        metadata: The metadata.
         seed: Seed of the new weights.
 
     Returns:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
-from tqdm.auto import tqdm
 
-from ham10000.modeling import (
-    LABEL_DESCRIPTIONS,
-    LABELS,
-    MALIGNANT,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    Ham10000Processor,
-)
-from ham10000.training.explanation import Explanation, explain
+from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT, Ham10000Error
+from ham10000.training.explanation import Explanation
 from ham10000.training.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
 from ham10000.training.plots import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 from ham10000.training.prediction_inputs import Sample
@@ -284,38 +275,4 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     return paths
 
 
-def write_explanations(
-    model: Ham10000ForImageClassification,
-    processor: Ham10000Processor,
-    samples: Sequence[Sample],
-    paths: Sequence[Path],
-    *,
-    label: str = "mel",
-    unknown_values: str = "error",
-) -> None:
-    """Explains every sample and draws its figure, with a progress bar on stderr if there are several.
-
-    Args:
-        model: The model as loaded.
-        processor: Its processor.
-        samples: The samples that are explained.
-        paths: Result of `explanation_paths`.
-        label: The class explained next to the predicted one.
-        unknown_values: As the samples were predicted.
-
-    Raises:
-        Ham10000Error: As `explain`, or if a file cannot be written.
-    """
-    pairs = list(zip(samples, paths, strict=True))
-    for sample, path in tqdm(pairs, desc="Explaining", unit="image", disable=len(pairs) == 1):
-        name = sample.name if sample.image is None else sample.image.name
-        row = sample.metadata or None
-        explanation = explain(
-            model, processor, sample.image, row, label=label, name=name, unknown_values=unknown_values
-        )
-        plot_explanation(explanation, path)
-    written = str(paths[0]) if len(paths) == 1 else f"{len(paths)} figures to {paths[0].parent}"
-    print(f"wrote {written}", file=sys.stderr)
-
-
-__all__ = ["FIGURE_SUFFIXES", "explanation_paths", "overlay_heatmap", "plot_explanation", "write_explanations"]
+__all__ = ["FIGURE_SUFFIXES", "explanation_paths", "overlay_heatmap", "plot_explanation"]

@@ -162,7 +162,7 @@ def ham10000_distribution() -> Distribution:
     return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")))
 
 
-def picture_warning(image: Any, distribution: Distribution | None = None) -> str | None:
+def picture_warning(image: Any) -> str | None:
     """Warns of an image that is probably not a dermatoscopic image.
 
     One in a hundred of HAM10000's own images gets the warning too. And no warning is not an approval: a close
@@ -170,7 +170,6 @@ def picture_warning(image: Any, distribution: Distribution | None = None) -> str
 
     Args:
         image: Any image `load_image` reads.
-        distribution: By default HAM10000's.
 
     Returns:
         The warning with the distance and the threshold, or None for an image like those of HAM10000.
@@ -182,7 +181,7 @@ def picture_warning(image: Any, distribution: Distribution | None = None) -> str
         >>> picture_warning(Image.new("RGB", (600, 450), "white"))
         'This is probably not a dermatoscopic image: ...'
     """
-    distribution = distribution or ham10000_distribution()
+    distribution = ham10000_distribution()
     distance = float(mahalanobis(picture_features(image), distribution))
     if distance <= distribution.threshold:
         return None

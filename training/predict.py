@@ -5,8 +5,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ham10000.training.cli import DISCLAIMER, add_debug_argument, run_cli
+
+if TYPE_CHECKING:
+    from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
+    from ham10000.training.prediction_inputs import Sample
 
 # Written out: importing LABELS would import torch, and --help would take seconds. A test compares them.
 _LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -121,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
-        from ham10000.training.explanation_figure import explanation_paths, write_explanations
+        from ham10000.training.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
     fast = model
@@ -160,11 +165,33 @@ def main(argv: Sequence[str]) -> None:
         text = {"csv": output.format_csv, "isic": output.format_isic}[output_format](samples, probabilities)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
-        label = options.explain_class or "mel"
-        write_explanations(model, processor, samples, paths, label=label, unknown_values=unknown_values)
+        _explain(model, processor, list(zip(samples, paths, strict=True)), options)
     output.write_output(text, options.output)
     if output_format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
+
+
+def _explain(
+    model: "Ham10000ForImageClassification",
+    processor: "Ham10000Processor",
+    samples: "Sequence[tuple[Sample, Path]]",
+    options: argparse.Namespace,
+) -> None:
+    """Explains every sample and draws its figure, with a progress bar on stderr if there are several."""
+    from tqdm.auto import tqdm
+
+    from ham10000.training.explanation import explain
+    from ham10000.training.explanation_figure import plot_explanation
+
+    label, unknown_values = options.explain_class or "mel", options.unknown_values
+    for sample, path in tqdm(samples, desc="Explaining", unit="image", disable=len(samples) == 1):
+        name = sample.name if sample.image is None else sample.image.name
+        metadata = sample.metadata or None
+        explanation = explain(
+            model, processor, sample.image, metadata, label=label, name=name, unknown_values=unknown_values
+        )
+        plot_explanation(explanation, path)
+    print(f"wrote {path if len(samples) == 1 else f'{len(samples)} figures to {path.parent}'}", file=sys.stderr)
 
 
 __all__ = ["build_parser", "main"]

@@ -72,18 +72,17 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         except OSError as error:  # such as a name that is too long
             raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
         if is_folder:
-            found = []
-            for folder, folders, names in os.walk(path):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                # Apple's archiver leaves a hidden `._name.jpg` next to each image, which is not an image.
-                found += [
-                    Path(folder, name)
-                    for name in names
-                    if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-                ]
+            # Apple's archiver leaves a hidden `._name.jpg` next to each image, which is not an image.
+            found = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and not file.is_dir()
+            ]
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
-            images += sorted(found)
+            images += found
         elif exists:
             images.append(path)
         elif str(item).startswith(("http://", "https://")):
