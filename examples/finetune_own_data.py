@@ -22,10 +22,9 @@ from ham10000.training.augment import Augment
 from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.cli import run_cli
 from ham10000.training.data import load_data, metadata_frame
-from ham10000.training.engine import predict_logits
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.metrics import compute_metrics, softmax
-from ham10000.training.prediction import choose_device, load_checkpoint
+from ham10000.training.prediction import choose_device, load_checkpoint, predict_logits
 from ham10000.training.split import apply_split, make_split
 from ham10000.training.train import main as train_main
 

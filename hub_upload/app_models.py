@@ -21,7 +21,8 @@ from ham10000.modeling import (
     Ham10000ForImageClassification,
     Ham10000Processor,
 )
-from ham10000.training.explanation import grad_cam, overlay_heatmap, resize_heatmaps
+from ham10000.training.explanation import grad_cam, resize_heatmaps
+from ham10000.training.explanation_figure import overlay_heatmap
 from ham10000.training.metadata_effects import MetadataEffect, MetadataEffects, metadata_effects
 from ham10000.training.prediction import load_checkpoint
 

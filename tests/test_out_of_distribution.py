@@ -10,18 +10,16 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_image
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.fit_out_of_distribution import main, other_pictures, report
+from ham10000.training.fit_out_of_distribution import fit_distribution, main, other_pictures, report, to_json
 from ham10000.training.out_of_distribution import (
     CONSTANTS,
     FEATURES,
-    fit_distribution,
     from_json,
     ham10000_distribution,
     mahalanobis,
     picture_features,
     picture_warning,
     rgb_to_lab,
-    to_json,
 )
 from ham10000.training.synthetic_images import Lesion, render
 
@@ -46,7 +44,7 @@ def test_no_other_picture_of_ours_passes_and_the_warning_says_why() -> None:
     for name, picture in other_pictures().items():
         warning = picture_warning(picture)
         assert warning is not None, name
-        assert "probably no dermatoscopic image" in warning
+        assert "probably not a dermatoscopic image" in warning
 
 
 def test_synthetic_lesions_pass() -> None:

@@ -82,8 +82,8 @@ import sys
 import numpy as np, torch
 from accelerate import Accelerator
 from ham10000.modeling import Ham10000Config, create_processor
-from ham10000.training.engine import predict_logits
 from ham10000.training.loader import EvalLoader, Samples
+from ham10000.training.prediction import predict_logits
 
 class Copy:
     def __call__(self, metadata):

@@ -36,12 +36,12 @@ from ham10000.training.benchmark_turns import in_own_process, measure_seconds, s
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
-from ham10000.training.engine import Engine, predict_logits
+from ham10000.training.engine import Engine
 from ham10000.training.environment import environment
 from ham10000.training.inference import BACKENDS, optimize_for_inference
 from ham10000.training.loader import open_frames
 from ham10000.training.precision import resolve_precision
-from ham10000.training.prediction import choose_device, predict
+from ham10000.training.prediction import choose_device, predict, predict_logits
 from ham10000.training.split import make_split
 from ham10000.training.synthetic_images import Lesion, render
 from ham10000.training.train import build_engine

@@ -6,10 +6,9 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from huggingface_hub.errors import StrictDataclassError
-
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.interruption import Interrupted
+
+DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +38,6 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         arguments = list(sys.argv[1:] if argv is None else argv)
         try:
             main(arguments)
-        except (Ham10000Error, StrictDataclassError) as error:
-            if "--debug" in arguments:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except OSError as error:
-            # Without a number it is a library's own; with one the machine refused: no permission, no room, no file.
-            if "--debug" in arguments or error.errno in (None, errno.EPIPE):
-                raise
-            where = "" if error.filename is None else f": {str(error.filename)!r}"
-            print(f"error: {error.strerror or error}{where}.", file=sys.stderr)
-            return 2
         except Interrupted as error:
             if str(error):
                 print(error, file=sys.stderr)
@@ -58,9 +45,31 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except Exception as error:
+            message = None if "--debug" in arguments else _message(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 2
         return 0
 
     return entry_point
 
 
-__all__ = ["add_debug_argument", "run_cli"]
+def _message(error: Exception) -> str | None:
+    """The message about an error the user can correct; None for a mistake of ours."""
+    # Late: these import torch, which takes seconds that `--help` need not wait for.
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+    if isinstance(error, (Ham10000Error, StrictDataclassError)):
+        return str(error)
+    # Without a number it is a library's own; with one the machine refused: no permission, no room, no file.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
+        where = "" if error.filename is None else f": {str(error.filename)!r}"
+        return f"{error.strerror or error}{where}."
+    return None
+
+
+__all__ = ["DISCLAIMER", "add_debug_argument", "run_cli"]

@@ -1,4 +1,4 @@
-"""The training loop and prediction, readable from top to bottom."""
+"""The training loop, readable from top to bottom."""
 
 import contextlib
 import math
@@ -26,9 +26,7 @@ from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.metrics import compute_metrics
 from ham10000.training.mixing import Targets, mix_batch
-
-# Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
-VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+from ham10000.training.prediction import predict_logits
 
 # Steps between two looks at the loss, each of which waits for the device.
 _READ_EVERY = 20
@@ -98,59 +96,6 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
         return 1.0
     progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@torch.inference_mode()
-def predict_logits(
-    model: Callable[..., Any],
-    loader: EvalLoader,
-    *,
-    accelerator: Accelerator | None = None,
-    autocast: Callable[[], Any] = contextlib.nullcontext,
-    views: int = 1,
-    progress: bool = False,
-) -> np.ndarray:
-    """Predicts every row of a loader; with several processes each predicts its share and all get the whole.
-
-    Args:
-        model: The model, in evaluation mode.
-        loader: The rows, in order.
-        accelerator: Gathers over processes; None is one process.
-        autocast: Makes the context the model runs in; by default its own precision.
-        views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
-            the views are averaged, and their logarithm is returned.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        (rows, 7) float32 logits in the order of the loader's samples.
-
-    Raises:
-        Ham10000Error: For another number of views.
-    """
-    if views not in VIEWS:
-        raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")
-    parts = []
-    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
-        inputs = batch.inputs
-        outputs = []
-        for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
-            if dimensions and batch.pixel_values is not None:
-                inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
-            with autocast():
-                outputs.append(model(**inputs).logits.float())
-        # One view keeps its logits to the bit.
-        parts.append(
-            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
-        )
-    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
-    if accelerator is None or accelerator.num_processes == 1:
-        return logits.cpu().numpy()
-    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
-    rows, world_size = len(loader.samples), accelerator.num_processes
-    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
-    padded[: len(logits)] = logits
-    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
-    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
 
 
 def validation_metrics(logits: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
@@ -490,12 +435,10 @@ def _describe(row: dict[str, Any], *, is_kept: bool) -> str:
 
 
 __all__ = [
-    "VIEWS",
     "Engine",
     "Progress",
     "build_optimizer",
     "describe_kept",
     "learning_rate_factor",
-    "predict_logits",
     "validation_metrics",
 ]

@@ -20,7 +20,6 @@ from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data import load_data, metadata_frame
-from ham10000.training.engine import VIEWS, predict_logits
 from ham10000.training.environment import environment
 from ham10000.training.evaluation_report import (
     evaluate_predictions,
@@ -33,7 +32,7 @@ from ham10000.training.isic_submission import check_submission_ids, format_submi
 from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
-from ham10000.training.prediction import choose_device, load_checkpoint
+from ham10000.training.prediction import VIEWS, choose_device, load_checkpoint, predict_logits
 from ham10000.training.split import SPLITS, Split, apply_split, load_split
 from ham10000.training.subgroups import subgroup_results
 

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from ham10000.training.environment import environment
 from ham10000.training.markdown_text import code, join, table
 from ham10000.training.out_of_distribution import (
     CONSTANTS,
+    FEATURES,
+    PICTURE_SIZE,
     Distribution,
-    fit_distribution,
     from_json,
     mahalanobis,
     picture_features,
-    to_json,
 )
-from ham10000.training.prediction_inputs import find_pictures
+from ham10000.training.prediction_inputs import find_images
 from ham10000.training.split import SPLITS, apply_split, make_split
 
 _SYNTHETIC = "synthetic:300"
@@ -90,6 +91,42 @@ def features_of(images: Iterable[Any]) -> np.ndarray:
 def _stored(part: datasets.Dataset) -> list[Any]:
     rows = part.cast_column("image", datasets.Image(decode=False))["image"]
     return [row["bytes"] or row["path"] for row in rows]
+
+
+def fit_distribution(features: np.ndarray, quantile: float, provenance: dict[str, Any]) -> Distribution:
+    """Fits mean, covariance and threshold.
+
+    Args:
+        features: (images, features) float64 of the training images.
+        quantile: Share of them that must lie below the threshold, in (0, 1).
+        provenance: The origin of the data, which the distribution keeps.
+
+    Raises:
+        Ham10000Error: For a quantile outside (0, 1), or too few or too similar images.
+    """
+    if not 0 < quantile < 1:
+        raise Ham10000Error(f"The quantile must lie between 0 and 1, got {quantile!r}; 0.99 keeps 99 of 100 images.")
+    count, width = features.shape
+    if count <= 10 * width:
+        raise Ham10000Error(f"{count} images are too few to fit {width} statistics; expected more than {10 * width}.")
+    covariance = np.cov(features, rowvar=False)
+    if np.linalg.cond(covariance) > 1e12:
+        raise Ham10000Error("The images are too similar: one of their statistics never varies. Use other images.")
+    fitted = Distribution(features.mean(axis=0), np.linalg.inv(covariance), np.inf, quantile, provenance)
+    return replace(fitted, threshold=float(np.quantile(mahalanobis(features, fitted), quantile)))
+
+
+def to_json(distribution: Distribution) -> dict[str, Any]:
+    """The distribution as strict JSON; `from_json` undoes it bit-identically."""
+    return {
+        "features": list(FEATURES),
+        "picture_size": list(PICTURE_SIZE),
+        "quantile": distribution.quantile,
+        "threshold": distribution.threshold,
+        "mean": distribution.mean.tolist(),
+        "precision": distribution.precision.tolist(),
+        "provenance": distribution.provenance,
+    }
 
 
 def fit(data: str, *, seed: int, quantile: float, others: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +242,7 @@ def main(argv: Sequence[str]) -> None:
         print(report(values))
         return
     suffix = f" ({arguments.others_name})" if arguments.others_name else ""
-    folder = find_pictures([arguments.others]) if arguments.others else []
+    folder = find_images([arguments.others]) if arguments.others else []
     others = {f"{path.stem}{suffix}": path for path in folder}
     values = fit(arguments.data, seed=arguments.seed, quantile=arguments.quantile, others=others)
     atomic_write_json(arguments.output, values)
@@ -213,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"\nSaved {arguments.output}")
 
 
-__all__ = ["features_of", "fit", "main", "other_pictures", "report"]
+__all__ = ["features_of", "fit", "fit_distribution", "main", "other_pictures", "report", "to_json"]
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def optimize_for_inference(
 
         fast.backbone = OpenVinoBackbone(fast.backbone, precision, example)
         return fast
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: its tensors fail in oneDNN convolutions, which ask for their version
         pairs = _convolutions_before_norms(fast.backbone, example)
         expected = model.backbone(example)
         for convolution, norm in pairs:

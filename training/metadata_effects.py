@@ -1,4 +1,4 @@
-"""What one prediction owes to its metadata: every field unknown, and every field varied, with the picture fixed."""
+"""How one prediction depends on its metadata: every field unknown, and every field varied, with the image fixed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class MetadataEffects:
             variant.
         baseline: (7,) float64 probabilities with the metadata as given.
         rows: The changes: each field unknown and, of several fields, all of them; then each field varied over the
-            ages 0, 5, … 85 or its vocabulary. The value that was given is among them. Empty for the image variant.
+            ages 0, 5, … 85 or its vocabulary, the given value included. Empty for the image variant.
     """
 
     labels: tuple[str, ...]
@@ -53,8 +53,7 @@ class MetadataEffects:
         """(7,) probabilities with a field, by default every field, unknown; None if the model lacks the field."""
         if field == ALL_FIELDS and len(self.given) == 1:
             (field,) = self.given
-        found = [row.probabilities for row in self.rows if (row.field, row.value) == (field, UNKNOWN)]
-        return found[0] if found else None
+        return next((row.probabilities for row in self.rows if (row.field, row.value) == (field, UNKNOWN)), None)
 
     def varied(self, field: str) -> list[MetadataEffect]:
         """The rows in which a field has each of its values, without unknown."""
@@ -64,7 +63,7 @@ class MetadataEffects:
 def logits_from_embeddings(
     model: Ham10000ForImageClassification, image: torch.Tensor | None, metadata: torch.Tensor | None
 ) -> torch.Tensor:
-    """The model's forward from the image embedding on.
+    """Runs the model's forward from the image embedding on.
 
     Args:
         model: Any variant.
@@ -85,15 +84,12 @@ def logits_from_embeddings(
 def describe_metadata(
     processor: Ham10000Processor, metadata: Mapping[str, Any] | None, *, unknown_values: str = "error"
 ) -> dict[str, str]:
-    """The values the model sees, not those that were written.
+    """Returns the values the model sees, by field, as text; `UNKNOWN` where one is missing.
 
     Args:
         processor: The model's processor.
         metadata: One row, as for the processor.
         unknown_values: As for the processor.
-
-    Returns:
-        Every field of the processor as shown; `UNKNOWN` where it is missing.
 
     Raises:
         Ham10000Error: For a value the processor refuses.
@@ -123,15 +119,15 @@ def metadata_effects(
     *,
     unknown_values: str = "error",
 ) -> MetadataEffects:
-    """Predicts a picture with its own metadata and with changed ones.
+    """Predicts an image with its own metadata and with changed ones.
 
-    The picture goes through the backbone once. These are statements about the model, not about skin: what it would
-    have answered for the same picture of somebody else.
+    The image goes through the backbone once. These are statements about the model, not about skin: what it would have
+    answered for the same image of another patient.
 
     Args:
         model: Any variant, on any device, in any floating point type.
         processor: The model's processor.
-        image: A picture in any form `load_image` reads; None for the metadata variant.
+        image: An image in any form `load_image` reads; None for the metadata variant.
         metadata: One row, as for the processor; None if nothing is known, and for the image variant.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
 
@@ -139,21 +135,21 @@ def metadata_effects(
         The effects; for the image variant the baseline alone.
 
     Raises:
-        Ham10000Error: For an input the variant does not read or lacks, an unreadable picture, or an unknown value.
+        Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
     """
     config: Any = model.config
     if config.uses_image and image is None:
-        raise Ham10000Error(f"modality={config.modality!r} needs a picture, got None.")
+        raise Ham10000Error(f"modality={config.modality!r} needs an image, got None.")
     if not config.uses_image and image is not None:
-        raise Ham10000Error("modality='metadata' reads no picture; leave `image` out.")
+        raise Ham10000Error("modality='metadata' reads no image; leave `image` out.")
     if not config.uses_metadata and metadata:
         raise Ham10000Error("modality='image' reads no metadata; leave `metadata` out.")
-    fields = list(processor.metadata_fields) if config.uses_metadata else []
+    given: dict[str, str] = {}
     changes: list[tuple[str, str]] = []
     table = None
-    if fields:
-        baseline = processor.encode_metadata([metadata or {}], unknown_values=unknown_values)  # (1, F)
-        changes, table = _changed_rows(processor, baseline)
+    if config.uses_metadata:
+        given = describe_metadata(processor, metadata, unknown_values=unknown_values)
+        changes, table = _changed_rows(processor, metadata or {}, unknown_values)
         table = table.to(model.device)
     was_training = model.training
     model.eval()
@@ -162,39 +158,31 @@ def metadata_effects(
         if image is not None:
             pixel_values = processor.image_processor(image)["pixel_values"].to(model.device)
             embedding = model.encode_image(pixel_values.to(next(model.backbone.parameters()).dtype))  # (1, C)
-            embedding = embedding.to(model.classifier.weight.dtype).expand(1 if table is None else len(table), -1)
+            embedding = embedding.to(model.classifier.weight.dtype).expand(1 + len(changes), -1)
         logits = logits_from_embeddings(model, embedding, table)
     finally:
         model.train(was_training)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, 7)
-    return MetadataEffects(
-        LABELS,
-        describe_metadata(processor, metadata, unknown_values=unknown_values) if fields else {},
-        probabilities[0],
-        tuple(MetadataEffect(*change, row) for change, row in zip(changes, probabilities[1:], strict=True)),
-    )
+    rows = (MetadataEffect(*change, row) for change, row in zip(changes, probabilities[1:], strict=True))
+    return MetadataEffects(LABELS, given, probabilities[0], tuple(rows))
 
 
-def _changed_rows(processor: Ham10000Processor, baseline: torch.Tensor) -> tuple[list[tuple[str, str]], torch.Tensor]:
+def _changed_rows(
+    processor: Ham10000Processor, metadata: Mapping[str, Any], unknown_values: str
+) -> tuple[list[tuple[str, str]], torch.Tensor]:
     """Names of the changes, and (1 + changes, F) metadata, the first row of which is the baseline."""
     fields = processor.metadata_fields
-    names, rows = [], [baseline]
-
-    def add(field: str, columns: Sequence[int], value: float) -> None:
-        changed = baseline.clone()
-        changed[:, columns] = value
-        names.append((field, UNKNOWN if value != value else _shown(processor, field, value)))
-        rows.append(changed)
-
-    for column, field in enumerate(fields):
-        add(field, [column], float("nan"))
+    nan = float("nan")
+    changes: list[tuple[str, slice, float]] = [(field, slice(i, i + 1), nan) for i, field in enumerate(fields)]
     if len(fields) > 1:
-        add(ALL_FIELDS, range(len(fields)), float("nan"))
-    for column, field in enumerate(fields):
+        changes.append((ALL_FIELDS, slice(None), nan))
+    for i, field in enumerate(fields):
         values = SWEEP_AGES if field == "age" else range(len(_vocabulary(processor, field)))
-        for value in values:
-            add(field, [column], float(value))
-    return names, torch.cat(rows)
+        changes += [(field, slice(i, i + 1), float(value)) for value in values]
+    table = processor.encode_metadata([metadata] * (1 + len(changes)), unknown_values=unknown_values)
+    for row, (_, columns, value) in zip(table[1:], changes, strict=True):
+        row[columns] = value
+    return [(field, _shown(processor, field, value)) for field, _, value in changes], table
 
 
 __all__ = [

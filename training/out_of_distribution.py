@@ -1,15 +1,15 @@
-"""Whether a picture looks like a dermatoscopic image at all: one distance, one documented threshold, never a refusal.
+"""Whether an image looks like a dermatoscopic image at all: one distance, one threshold; a warning, never a refusal.
 
 The models know seven classes and nothing else: shown a temple, they still answer with seven probabilities. This score
-says how far a picture's colours and textures lie from those of HAM10000, whatever model reads it afterwards. After
+says how far an image's colours and textures lie from those of HAM10000, whatever model reads it afterwards. After
 Lee, Lee, Lee & Shin, "A simple unified framework for detecting out-of-distribution samples", NeurIPS 2018
-(arXiv:1807.03888), but on hand-made statistics of the picture in place of a network's features, so that it needs no
+(arXiv:1807.03888), but on hand-made statistics of the image in place of a network's features, so that it needs no
 checkpoint and is the same for all of them.
 
-`out_of_distribution.json` holds the fit and what it was tried on;
-`python -m ham10000.training.fit_out_of_distribution` makes it and prints its table. Two of the pictures tried pass
-though they should not: a close photograph of a cat, brown and hairy, and a stained tissue section. So no warning is no
-approval.
+`out_of_distribution.json` contains the fit and what it was tried on;
+`python -m ham10000.training.fit_out_of_distribution` makes it and prints its table. Two of the images tried pass
+though they should not: a close photograph of a cat, brown and hairy, and a stained tissue section. So the absence of a
+warning is not an approval.
 """
 
 import json
@@ -24,7 +24,7 @@ from PIL import Image
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import load_image
 
-# Width and height in pixels at which the statistics are taken: small enough that a picture's own resolution and its
+# Width and height in pixels at which the statistics are taken: small enough that an image's own resolution and its
 # JPEG artefacts hardly count.
 PICTURE_SIZE = (96, 72)
 # Differences of a and b below this are not counted: nobody sees them (a just noticeable difference is about 2.3; Mahy,
@@ -58,14 +58,14 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the pictures of a training set have in common.
+    """The statistics of the images of a training set.
 
     Attributes:
         mean: (features,) float64.
         precision: (features, features) float64, the inverse of the covariance.
-        threshold: Distance above which a picture counts as out of distribution.
-        quantile: Share of the training pictures that lie below the threshold, in (0, 1).
-        provenance: What it was fitted on: data, split hash, versions, commit.
+        threshold: Distance above which an image counts as out of distribution.
+        quantile: Share of the training images that lie below the threshold, in (0, 1).
+        provenance: The data, split hash, versions and commit of the fit.
     """
 
     mean: np.ndarray
@@ -76,14 +76,7 @@ class Distribution:
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB to CIE L*a*b* under D65 (CIE 15:2004).
-
-    Args:
-        rgb: (..., 3) uint8.
-
-    Returns:
-        (..., 3) float64: L in 0..100, a and b about -128..127.
-    """
+    """Converts (..., 3) uint8 sRGB to (..., 3) float64 CIE L*a*b* under D65 (CIE 15:2004)."""
     values = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _XYZ.T / _WHITE
@@ -93,21 +86,18 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def picture_features(image: Any) -> np.ndarray:
-    """Statistics of colour and texture, in the order of `FEATURES`.
+    """Returns the (features,) float64 statistics of colour and texture, in the order of `FEATURES`; always finite.
 
     Args:
-        image: Any picture `load_image` reads.
-
-    Returns:
-        (features,) float64, finite for every picture.
+        image: Any image `load_image` reads.
 
     Raises:
-        Ham10000Error: If the picture cannot be read.
+        Ham10000Error: If the image cannot be read.
     """
-    picture = load_image(image)
-    if picture.height > picture.width:  # HAM10000 is landscape throughout; a turned camera is no other picture
-        picture = picture.transpose(Image.Transpose.ROTATE_90)
-    lab = rgb_to_lab(np.asarray(picture.resize(PICTURE_SIZE, Image.Resampling.BOX)))
+    loaded = load_image(image)
+    if loaded.height > loaded.width:  # HAM10000 is landscape throughout; a turned camera changes nothing
+        loaded = loaded.transpose(Image.Transpose.ROTATE_90)
+    lab = rgb_to_lab(np.asarray(loaded.resize(PICTURE_SIZE, Image.Resampling.BOX)))
     height, width = lab.shape[:2]
     rows, columns = np.mgrid[0:height, 0:width]
     radius = np.hypot((columns + 0.5) / width - 0.5, (rows + 0.5) / height - 0.5)
@@ -134,72 +124,22 @@ def _gradient(channel: np.ndarray) -> np.ndarray:
 
 
 def _log(value: Any, floor: float = 0.1) -> Any:
-    # A picture of one colour has no spread at all, so there is always a floor.
+    # An image of one colour has no spread at all, so there is always a floor.
     return np.log(np.maximum(value, floor))
 
 
-def fit_distribution(features: np.ndarray, quantile: float, provenance: dict[str, Any]) -> Distribution:
-    """Fits mean, covariance and threshold.
-
-    Args:
-        features: (pictures, features) float64 of the training pictures.
-        quantile: Share of them that must lie below the threshold, in (0, 1).
-        provenance: What to remember of them.
-
-    Returns:
-        The distribution.
-
-    Raises:
-        Ham10000Error: For a quantile outside (0, 1), or too few or too similar pictures.
-    """
-    if not 0 < quantile < 1:
-        raise Ham10000Error(f"The quantile must lie between 0 and 1, got {quantile!r}; 0.99 keeps 99 of 100 pictures.")
-    count, width = features.shape
-    if count <= 10 * width:
-        raise Ham10000Error(
-            f"{count} pictures are too few to fit {width} statistics; expected more than {10 * width}."
-        )
-    covariance = np.cov(features, rowvar=False)
-    if np.linalg.cond(covariance) > 1e12:
-        raise Ham10000Error("The pictures are too similar: one of their statistics never varies. Use other pictures.")
-    fitted = Distribution(features.mean(axis=0), np.linalg.inv(covariance), np.inf, quantile, provenance)
-    threshold = float(np.quantile(mahalanobis(features, fitted), quantile))
-    return Distribution(fitted.mean, fitted.precision, threshold, quantile, provenance)
-
-
 def mahalanobis(features: np.ndarray, distribution: Distribution) -> np.ndarray:
-    """Distances from a distribution in units of its own spread.
-
-    Args:
-        features: (..., features).
-        distribution: As fitted.
-
-    Returns:
-        (...) float64, at least 0.
-    """
+    """Returns the distances (...) of features (..., features) from a distribution, in units of its own spread."""
     offset = features - distribution.mean
     return np.sqrt(np.einsum("...i,ij,...j->...", offset, distribution.precision, offset))
 
 
-def to_json(distribution: Distribution) -> dict[str, Any]:
-    """The distribution as strict JSON; `from_json` undoes it to the last bit."""
-    return {
-        "features": list(FEATURES),
-        "picture_size": list(PICTURE_SIZE),
-        "quantile": distribution.quantile,
-        "threshold": distribution.threshold,
-        "mean": distribution.mean.tolist(),
-        "precision": distribution.precision.tolist(),
-        "provenance": distribution.provenance,
-    }
-
-
-def from_json(values: dict[str, Any], name: str = "out_of_distribution.json") -> Distribution:
-    """Reads what `to_json` gave.
+def from_json(values: dict[str, Any], name: str = CONSTANTS.name) -> Distribution:
+    """Reads the content of `out_of_distribution.json`.
 
     Args:
         values: The parsed file.
-        name: Of the file, for messages.
+        name: Its name, for messages.
 
     Raises:
         Ham10000Error: Where it was made for other statistics than this code computes, or is damaged.
@@ -207,52 +147,49 @@ def from_json(values: dict[str, Any], name: str = "out_of_distribution.json") ->
     if (values.get("features"), values.get("picture_size")) != (list(FEATURES), list(PICTURE_SIZE)):
         raise Ham10000Error(f"{name} was fitted for other statistics; run fit_out_of_distribution again.")
     try:
-        mean, precision = (np.array(values[key], dtype=np.float64) for key in ("mean", "precision"))
-        distribution = Distribution(
+        mean = np.array(values["mean"], dtype=np.float64).reshape(len(FEATURES))
+        precision = np.array(values["precision"], dtype=np.float64).reshape(len(FEATURES), len(FEATURES))
+        return Distribution(
             mean, precision, float(values["threshold"]), float(values["quantile"]), values["provenance"]
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Ham10000Error(f"{name} is damaged: {error!r}; run fit_out_of_distribution again.") from error
-    if mean.shape != (len(FEATURES),) or precision.shape != (len(FEATURES),) * 2:
-        raise Ham10000Error(f"{name} is damaged: mean {mean.shape} and precision {precision.shape} do not fit.")
-    return distribution
 
 
 @cache
 def ham10000_distribution() -> Distribution:
-    """The distribution of HAM10000's training pictures, as it comes with this package."""
-    return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")), CONSTANTS.name)
+    """The distribution of HAM10000's training images, which comes with this package."""
+    return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")))
 
 
-def picture_warning(image: Any, distribution: Distribution | None = None) -> str | None:
-    """What to tell somebody whose picture is probably no dermatoscopic image.
+def picture_warning(image: Any) -> str | None:
+    """Warns of an image that is probably not a dermatoscopic image.
 
-    A warning, never a refusal: one in a hundred of HAM10000's own pictures gets it too. And no warning is no approval:
-    a close photograph of skin taken without a dermatoscope may pass.
+    One in a hundred of HAM10000's own images gets the warning too. And no warning is not an approval: a close
+    photograph of skin taken without a dermatoscope may pass.
 
     Args:
-        image: Any picture `load_image` reads.
-        distribution: By default HAM10000's.
+        image: Any image `load_image` reads.
 
     Returns:
-        One sentence or two with the distance and the threshold, or None for a picture like those of HAM10000.
+        The warning with the distance and the threshold, or None for an image like those of HAM10000.
 
     Raises:
-        Ham10000Error: If the picture cannot be read.
+        Ham10000Error: If the image cannot be read.
 
     Example:
         >>> picture_warning(Image.new("RGB", (600, 450), "white"))
-        'This is probably no dermatoscopic image: ...'
+        'This is probably not a dermatoscopic image: ...'
     """
-    distribution = distribution or ham10000_distribution()
+    distribution = ham10000_distribution()
     distance = float(mahalanobis(picture_features(image), distribution))
     if distance <= distribution.threshold:
         return None
     return (
-        "This is probably no dermatoscopic image: its colours and textures are unlike those of HAM10000 "
+        "This is probably not a dermatoscopic image: its colours and textures are unlike those of HAM10000 "
         f"(distance {distance:.1f}; {distribution.quantile:.0%} of its training images are below "
         f"{distribution.threshold:.1f}). The models know seven kinds of lesion and nothing else, so what they say "
-        "about this picture means nothing."
+        "about this image means nothing."
     )
 
 
@@ -261,12 +198,10 @@ __all__ = [
     "FEATURES",
     "PICTURE_SIZE",
     "Distribution",
-    "fit_distribution",
     "from_json",
     "ham10000_distribution",
     "mahalanobis",
     "picture_features",
     "picture_warning",
     "rgb_to_lab",
-    "to_json",
 ]

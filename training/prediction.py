@@ -1,13 +1,14 @@
 """Loads a checkpoint and predicts with it: `model, processor = load_checkpoint("runs/fusion")`."""
 
+import contextlib
 import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,17 +20,16 @@ from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageCla
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[1] / "examples" / "checkpoints"
+# Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
+VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def choose_device(name: str) -> torch.device:
-    """Finds a device, and that it works.
+    """Returns a device that works.
 
     Args:
-        name: As torch names it, or `auto`, which is the GPU where there is one.
-
-    Returns:
-        The device.
+        name: As torch names it, or `auto`: the GPU where there is one.
 
     Raises:
         Ham10000Error: For a device that does not exist.
@@ -43,13 +43,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
-    """The checkpoint of a variant that comes with the source tree.
+    """Returns the folder of a checkpoint that comes with the source tree.
 
     Args:
         modality: `image`, `metadata` or `fusion`.
-
-    Returns:
-        Its folder.
 
     Raises:
         Ham10000Error: If this installation has none.
@@ -57,7 +54,7 @@ def shipped_checkpoint(modality: str = "fusion") -> Path:
     folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
     if not (folder / "config.json").is_file():
         raise Ham10000Error(
-            f"No checkpoint was named, and this installation brings none ({str(folder)!r} does not exist: a clone of "
+            f"No checkpoint was named, and this installation has none ({str(folder)!r} does not exist: a clone of "
             "the repository has it, a wheel does not). Give --checkpoint a folder, or a Hub id `user/name`."
         )
     return folder
@@ -102,7 +99,7 @@ def load_checkpoint(
         model_type = Ham10000Config.get_config_dict(source, **options)[0].get("model_type")
         if model_type != Ham10000Config.model_type:
             raise Ham10000Error(
-                f"{name!r} holds a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
+                f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
                 "give a checkpoint of this package."
             )
         model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
@@ -140,24 +137,19 @@ def _check_index(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
     if not path.is_file():
         return
+    where = f"The checkpoint {str(folder)!r} is"
     try:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise Ham10000Error(
-            f"The checkpoint {str(folder)!r} is damaged: {path.name} is no index of weights: {error!r}"
-        ) from error
+        raise Ham10000Error(f"{where} damaged: {path.name} is not an index of weights: {error!r}") from error
     if outside := sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name):
-        raise Ham10000Error(
-            f"The checkpoint {str(folder)!r} is refused: {path.name} names {outside[0]!r}, outside the folder."
-        )
+        raise Ham10000Error(f"{where} refused: {path.name} names {outside[0]!r}, outside the folder.")
 
 
 def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> None:
-    """A processor of another checkpoint would be read wrongly without any error, and NaN would spread silently."""
-    fields = ["modality"]
-    if model.config.uses_metadata:
-        fields += ["metadata_fields", "sex_vocabulary", "localization_vocabulary"]
-    for field in fields:
+    """Refuses another checkpoint's processor and NaN in the weights, which would spoil predictions silently."""
+    vocabularies = ("metadata_fields", "sex_vocabulary", "localization_vocabulary")
+    for field in ("modality", *(vocabularies if model.config.uses_metadata else ())):
         ours, theirs = getattr(model.config, field), getattr(processor, field)
         if ours != theirs:
             raise Ham10000Error(
@@ -167,7 +159,7 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise Ham10000Error(
-                f"The weights of {name!r} hold NaN or infinite values, in {key!r}: their training failed."
+                f"The weights of {name!r} contain NaN or infinite values, in {key!r}: their training failed."
             )
 
 
@@ -182,14 +174,14 @@ def predict(
     unknown_values: str = "error",
     progress: bool = False,
 ) -> np.ndarray:
-    """Predicts a list of pictures, of metadata rows, or of both; at most two batches of pictures are in memory.
+    """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
 
     Args:
         model: Any variant, on any device.
         processor: The model's processor.
-        images: Pictures in any form `load_image` reads; None for a metadata-only model.
-        metadata: One mapping a picture, as for the processor; None for an image-only model, or if nothing is known.
-        batch_size: Samples a step.
+        images: Images in any form `load_image` reads; None for a metadata-only model.
+        metadata: One mapping per image, as for the processor; None for an image-only model, or if nothing is known.
+        batch_size: Samples per step.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
         progress: Whether to show a progress bar on stderr, if there is more than one batch.
 
@@ -197,15 +189,15 @@ def predict(
         (samples, 7) float64 probabilities in the order of `LABELS`, calibrated by the checkpoint's temperature.
 
     Raises:
-        Ham10000Error: For an input the variant does not read or lacks, an unreadable picture, or an unknown value.
+        Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
     """
     if batch_size < 1:
         raise Ham10000Error(f"`batch_size` must be at least 1, got {batch_size}.")
     if not images and not metadata:
-        raise Ham10000Error("Nothing to predict: give at least one picture or one row of metadata.")
+        raise Ham10000Error("Nothing to predict: give at least one image or one row of metadata.")
     if images is not None and metadata is not None and len(images) != len(metadata):
-        raise Ham10000Error(f"Got {len(images)} images but {len(metadata)} rows of metadata; expected one a picture.")
-    # All rows are checked before the first picture is decoded.
+        raise Ham10000Error(f"Got {len(images)} images but {len(metadata)} rows of metadata; expected one per image.")
+    # All rows are checked before the first image is decoded.
     encoded = None
     if metadata is not None:
         encoded = processor(metadata=list(metadata), unknown_values=unknown_values)["metadata"]
@@ -231,7 +223,7 @@ def predict(
 def _batches(
     images: Sequence[Any], parts: Sequence[slice], model: Ham10000ForImageClassification, processor: Ham10000Processor
 ) -> Iterator[torch.Tensor]:
-    """Yields the normalised pictures of each part on the model's device; several threads decode.
+    """Yields the normalised images of each part on the model's device; several threads decode.
 
     A GPU computes while the next part is decoded. A CPU does not: the threads of a convolution wait for the slowest,
     so one that shares its core with a decoder delays them all.
@@ -251,10 +243,80 @@ def _batches(
                 waiting.append([pool.submit(image_processor.resize, image) for image in images[part]])
                 if len(waiting) > lookahead:
                     yield collect(waiting.popleft())
-            while waiting:
-                yield collect(waiting.popleft())
+            yield from map(collect, waiting)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-__all__ = ["SHIPPED_CHECKPOINTS", "choose_device", "load_checkpoint", "predict", "shipped_checkpoint"]
+class _Loader(Protocol):
+    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
+
+    device: torch.device
+
+    @property
+    def samples(self) -> Sized: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: Callable[..., Any],
+    loader: _Loader,
+    *,
+    accelerator: Any = None,
+    autocast: Callable[[], Any] = contextlib.nullcontext,
+    views: int = 1,
+    progress: bool = False,
+) -> np.ndarray:
+    """Predicts every row of a loader; with several processes each predicts its share and all get the whole.
+
+    Args:
+        model: The model, in evaluation mode.
+        loader: An `EvalLoader`.
+        accelerator: An `Accelerator` that gathers over processes; None is one process.
+        autocast: Makes the context the model runs in; by default its own precision.
+        views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
+            the views are averaged, and their logarithm is returned.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        (rows, 7) float32 logits in the order of the loader's samples.
+
+    Raises:
+        Ham10000Error: For another number of views.
+    """
+    if views not in VIEWS:
+        raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")
+    parts = []
+    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
+        inputs = batch.inputs
+        outputs = []
+        for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
+            if dimensions:
+                inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
+            with autocast():
+                outputs.append(model(**inputs).logits.float())
+        # Without averaging, one view keeps its logits bit-identical.
+        parts.append(
+            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
+        )
+    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
+    if accelerator is None or accelerator.num_processes == 1:
+        return logits.cpu().numpy()
+    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
+    rows, world_size = len(loader.samples), accelerator.num_processes
+    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
+    padded[: len(logits)] = logits
+    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
+    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
+
+
+__all__ = [
+    "SHIPPED_CHECKPOINTS",
+    "VIEWS",
+    "choose_device",
+    "load_checkpoint",
+    "predict",
+    "predict_logits",
+    "shipped_checkpoint",
+]

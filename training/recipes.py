@@ -50,12 +50,11 @@ from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data, metadata_frame
 from ham10000.training.data_checks import DataReport
-from ham10000.training.engine import VIEWS, predict_logits
 from ham10000.training.environment import environment
 from ham10000.training.lesions import lesion_groups
 from ham10000.training.loader import EvalLoader, Samples, open_frames, open_images
 from ham10000.training.metrics import softmax
-from ham10000.training.prediction import load_checkpoint
+from ham10000.training.prediction import VIEWS, load_checkpoint, predict_logits
 from ham10000.training.recipes_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
 from ham10000.training.sampling import class_shares
 from ham10000.training.split import apply_split, load_split
