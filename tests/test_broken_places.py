@@ -310,9 +310,9 @@ def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, t
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "other"])
-def test_a_damaged_cache_is_built_again(damage, pictures, finished, tmp_path, capsys) -> None:
+def test_a_damaged_cache_is_built_again(damage, pictures, tmp_path, capsys) -> None:
     dataset, processor = pictures
-    (source,) = (finished.parent / "cache").glob("*.npy")
+    source = Path(cached_images(dataset, processor, cache_dir=tmp_path / "whole", progress=False).filename)
     path = tmp_path / source.name
     whole = source.read_bytes()
     path.write_bytes({"short": whole[:-1], "empty": b"", "other": bytes(len(whole))}[damage])

@@ -118,7 +118,7 @@ def test_train_and_validation_together_keep_the_last_epoch(
         expected = state[f"average/{name}"]
         assert value.dtype == (torch.float16 if expected.is_floating_point() else expected.dtype)
         assert torch.equal(value, expected.to(value.dtype)), name
-    assert "no validation: epoch 3, the last, is kept" in capsys.readouterr().out
+    assert "epoch 3 is kept, the last: no validation" in capsys.readouterr().out
     # What is stored as half computes in float32, whoever reads it, and is evaluated as it is published.
     model = AutoModel.from_pretrained(folder)
     assert model.dtype == torch.float32
@@ -386,7 +386,7 @@ def test_the_moving_average_reaches_its_decay() -> None:
         engine.average.update(model, step=step)
         if step == 49:  # the plain mean, of what came after the first
             assert engine.published_model.classifier.weight.mean().item() == pytest.approx(np.mean(values), abs=0.1)
-    assert engine.average.get_decay(99) == pytest.approx(0.99)
+    assert engine.average.get_decay(100) == pytest.approx(0.99)
     assert engine.average.get_decay(steps) == 0.99
 
 
