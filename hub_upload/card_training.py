@@ -31,7 +31,7 @@ from ham10000.hub_upload.card_markdown import (
 from ham10000.hub_upload.run_files import RunFiles
 from ham10000.modeling import LABELS, MALIGNANT
 from ham10000.training.config import TrainConfig
-from ham10000.training.portable import portable_training
+from ham10000.training.run_folder import portable_training
 
 # Settings that say where and how a run was watched, not what it computed.
 _NOT_REPRODUCED = ("data", "output_dir", "cache_dir", "split_file", "trackers", "resume", "overwrite")

@@ -33,9 +33,9 @@ from ham10000.modeling import (
     Ham10000ImageProcessor,
     Ham10000Processor,
 )
-from ham10000.training.atomic import atomic_write_json, restore_mode
 from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json, restore_mode
+from ham10000.training.hardware import environment
 
 ARCHITECTURE = "torchvision efficientnet_v2_s"
 CONVERSION_FILE = "conversion.json"

@@ -25,9 +25,9 @@ from ham10000.hub_upload.card_metadata import DATASET, weights_license
 from ham10000.hub_upload.card_sections import RESEARCH_BANNER, SYNTHETIC_BANNER, citation_section
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import MODALITIES, Ham10000Error
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.comparison import compare_predictions
+from ham10000.training.files import atomic_write_text
 
 _CHOICES = {
     "image": "where there is only the picture, and as the one to compare others with.",

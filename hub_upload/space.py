@@ -26,8 +26,8 @@ from ham10000.hub_upload.card_sections import RESEARCH_BANNER
 from ham10000.hub_upload.hub_client import find_token
 from ham10000.hub_upload.publish import check_names, publish_folder
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.files import atomic_write_text
 
 _PAGE = "ham10000.hub_upload.app_page"
 # Names of packages on the index, where they differ from what is imported.

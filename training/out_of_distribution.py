@@ -12,7 +12,6 @@ though they should not: a close photograph of a cat, brown and hairy, and a stai
 approval.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import load_image
+from ham10000.training.files import read_json
 
 # Width and height in pixels at which the statistics are taken: small enough that a picture's own resolution and its
 # JPEG artefacts hardly count.
@@ -221,7 +221,7 @@ def from_json(values: dict[str, Any], name: str = "out_of_distribution.json") ->
 @cache
 def ham10000_distribution() -> Distribution:
     """The distribution of HAM10000's training pictures, as it comes with this package."""
-    return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")), CONSTANTS.name)
+    return from_json(read_json(CONSTANTS), CONSTANTS.name)
 
 
 def picture_warning(image: Any, distribution: Distribution | None = None) -> str | None:

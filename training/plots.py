@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.atomic import atomic_path
+from ham10000.training.files import atomic_path
 from ham10000.training.metrics import ECE_BINS, confidence_bins, expected_calibration_error
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any form of colour blindness.

@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
     if options.precision is None and options.backend != "torch":
         options.precision = "auto"
     if options.precision is not None:
-        from ham10000.training.allocator import keep_freed_memory
+        from ham10000.training.hardware import keep_freed_memory
         from ham10000.training.inference import optimize_for_inference
 
         if model.device.type == "cpu":

@@ -11,10 +11,9 @@ from typing import Literal
 import numpy as np
 
 from ham10000.modeling import LABELS, MALIGNANT
-from ham10000.training.atomic import atomic_write_text
+from ham10000.training.files import atomic_write_text, escape_cell
 from ham10000.training.isic_submission import format_submission
 from ham10000.training.prediction_inputs import Sample
-from ham10000.training.spreadsheet import escape_cell
 
 DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 

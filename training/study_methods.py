@@ -7,7 +7,7 @@ from typing import Any
 
 from ham10000.training.config import TrainConfig
 from ham10000.training.markdown_text import bullets, code, escape, fence, join, percent, section, words
-from ham10000.training.portable import portable_training
+from ham10000.training.run_folder import portable_training
 from ham10000.training.study_data import TITLES, n_seeds, seed_counts, seeds_phrase
 from ham10000.training.study_runs import IMAGE_RUN
 

@@ -16,7 +16,7 @@ import pdoc
 import pdoc.render
 
 from ham10000.hub_upload.preview import render_preview
-from ham10000.training.atomic import atomic_write_text
+from ham10000.training.files import atomic_write_text
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("modeling", "training", "hub_upload")
