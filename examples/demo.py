@@ -13,7 +13,6 @@ Every step is a command line of the package, shown before it is run.
 """
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -29,7 +28,9 @@ from ham10000.hub_upload.push_to_hub import main as push_main
 from ham10000.modeling import MODALITIES
 from ham10000.training.data_report import main as data_main
 from ham10000.training.evaluation import main as evaluate_main
+from ham10000.training.files import read_json
 from ham10000.training.predict import main as predict_main
+from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main
 
 ROOT = Path("runs/demo")
@@ -61,7 +62,7 @@ def copy_test_pictures(count: int) -> Path:
     Returns:
         The folder.
     """
-    with (ROOT / "fusion" / "split.csv").open(newline="", encoding="utf-8") as stream:
+    with (ROOT / "fusion" / RunFile.SPLIT).open(newline="", encoding="utf-8") as stream:
         test = {row["image_id"] for row in csv.DictReader(stream) if row["split"] == "test"}
     with (DATA / "HAM10000_metadata.csv").open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["image_id"] in test]
@@ -84,8 +85,8 @@ def results_table() -> str:
     names = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
     lines = [f"{'variant':<10}" + "".join(f"{title:<23}" for title in names.values()) + "training"]
     for modality in MODALITIES:
-        results = json.loads((ROOT / modality / "eval_results.json").read_text(encoding="utf-8"))
-        training = json.loads((ROOT / modality / "train_config.json").read_text(encoding="utf-8"))
+        results = read_json(ROOT / modality / RunFile.EVALUATION)
+        training = read_json(ROOT / modality / RunFile.TRAINING)
         cells = []
         for name in names:
             interval = results["intervals"][name]

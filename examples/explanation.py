@@ -8,7 +8,6 @@ numbers show what the figure looks like, and mean nothing about skin.
 """
 
 import csv
-import json
 import os
 import shlex
 import sys
@@ -20,12 +19,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from PIL import Image
 
-from ham10000.training.atomic import atomic_path
 from ham10000.training.calibration import fit_temperature, save_temperature
 from ham10000.training.data_report import main as data_main
 from ham10000.training.evaluation import main as evaluate_main
 from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.files import atomic_path, read_json
 from ham10000.training.predict import main as predict_main
+from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main
 
 ROOT = Path("runs/explanation")
@@ -46,7 +46,7 @@ def run(program: str, main: Callable[[list[str]], int], arguments: str) -> None:
 
 def calibrate() -> None:
     """Fits the temperature on the validation split, once: evaluation gives probabilities at temperature 1 before."""
-    config = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
+    config = read_json(CHECKPOINT / RunFile.CONFIG)
     if config["temperature"] != 1.0:
         return
     output = ROOT / "validation"
@@ -62,7 +62,7 @@ def calibrate() -> None:
 
 def choose_row() -> dict[str, str]:
     """The first melanoma of the test split, as the csv has it."""
-    with (CHECKPOINT / "split.csv").open(newline="", encoding="utf-8") as stream:
+    with (CHECKPOINT / RunFile.SPLIT).open(newline="", encoding="utf-8") as stream:
         test = {row["image_id"] for row in csv.DictReader(stream) if row["split"] == "test"}
     with (DATA / "HAM10000_metadata.csv").open(newline="", encoding="utf-8") as stream:
         return next(row for row in csv.DictReader(stream) if row["image_id"] in test and row["dx"] == "mel")
@@ -72,7 +72,7 @@ def main() -> None:
     """Trains if there is no checkpoint yet, and draws the figure."""
     if not DATA.is_dir():
         run("ham10000-data", data_main, f"--data synthetic:1600 --export {DATA}")
-    if not (CHECKPOINT / "model.safetensors").is_file():
+    if not (CHECKPOINT / RunFile.WEIGHTS).is_file():
         common = f"--data {DATA} --cache_dir {ROOT / 'cache'} --output_dir {CHECKPOINT}"
         run("ham10000-train", train_main, f"--modality fusion {common} {NETWORK} {RECIPE}")
     calibrate()

@@ -19,19 +19,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.cli import run_cli
 from ham10000.training.data import load_data, metadata_frame
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.metrics import compute_metrics, softmax
 from ham10000.training.prediction import choose_device, load_checkpoint, predict_logits
+from ham10000.training.run_folder import RunFile, save_checkpoint
 from ham10000.training.split import apply_split, make_split
 from ham10000.training.train import main as train_main
 
 
 def make_checkpoint(folder: Path, synthetic: int) -> Path:
     """Trains a small fusion model to start from, unless the folder holds one already."""
-    if not (folder / "train_config.json").is_file():
+    if not (folder / RunFile.TRAINING).is_file():
         print("No --checkpoint: training a small one on synthetic pictures first.")
         network = "--backbone test_resnet --backbone_kwargs {} --pretrained none --image_size 64 --batch_size 16"
         recipe = "--epochs 6 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.95"

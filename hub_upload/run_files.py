@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,47 +9,26 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.training.files import read_json
+from ham10000.training.run_folder import RunFile, trained_on_validation
 
 _SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.synthetic` begin
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
 _REQUIRED = {
-    "processor_config.json": ("modality",),
-    "train_config.json": (
-        "config.data",
-        "config.pretrained",
-        "config.seed",
-        "split.protocol",
-        "split.seed",
-        "split.sha256",
-        "split.sizes",
-        "split.class_counts",
-        "split.leakage",
-        "class_weights",
-        "parameters",
-        "finished",
-        "epochs_trained",
-        "best",
-        "training_seconds",
-        "device",
-        "processes",
-        "environment.versions",
-        "environment.cpu",
-        "environment.memory_mib",
-    ),
-    "eval_results.json": (
-        "metrics.n_images",
-        "metrics.confusion_matrix",
-        "metrics.per_class",
-        "metrics.undefined",
-        "intervals.per_class",
-        "bootstrap.n_lesions",
-        "bootstrap.n_resamples",
-        "bootstrap.confidence",
-        "data",
-        "split.name",
-    ),
-    "conversion.json": ("source_file", "source_sha256", "format", "architecture"),
+    RunFile.PROCESSOR: "modality",
+    RunFile.TRAINING: """
+        config.data config.pretrained config.seed
+        split.protocol split.seed split.sha256 split.sizes split.class_counts split.leakage
+        class_weights parameters finished epochs_trained best training_seconds device processes
+        environment.versions environment.cpu environment.memory_mib
+    """,
+    RunFile.EVALUATION: """
+        metrics.n_images metrics.confusion_matrix metrics.per_class metrics.undefined
+        intervals.per_class bootstrap.n_lesions bootstrap.n_resamples bootstrap.confidence
+        data split.name
+    """,
+    RunFile.CONVERSION: "source_file source_sha256 format architecture",
 }
 
 
@@ -89,8 +67,8 @@ class RunFiles:
 
     @property
     def trained_on_validation(self) -> bool:
-        """Whether the validation images were trained on as well; runs of earlier versions do not say, and were not."""
-        return self.training is not None and bool(self.training["config"].get("train_on_validation"))
+        """Whether the validation images were trained on as well."""
+        return trained_on_validation(self.training)
 
     @property
     def synthetic(self) -> bool:
@@ -128,53 +106,45 @@ def read_run(folder: str | Path) -> RunFiles:
             the message names the file.
     """
     folder = Path(folder)
-    raw_config = _read(folder, "config.json", dict, required=True)
-    if raw_config.get("model_type") != "ham10000":
-        raise Ham10000Error(
-            f"{str(folder / 'config.json')!r}: model_type is {raw_config.get('model_type')!r}, expected 'ham10000'."
-        )
+    raw_config = _read(folder, RunFile.CONFIG, required=True)
+    where, model_type = repr(str(folder / RunFile.CONFIG)), raw_config.get("model_type")
+    if model_type != "ham10000":
+        raise Ham10000Error(f"{where}: model_type is {model_type!r}, expected 'ham10000'.")
     try:
         config = Ham10000Config.from_dict(copy.deepcopy(raw_config)).to_dict()
     except (Ham10000Error, StrictDataclassError) as error:
-        raise Ham10000Error(f"{str(folder / 'config.json')!r}: {error}") from error
-    training = _read(folder, "train_config.json", dict)
-    evaluation = _read(folder, "eval_results.json", dict)
+        raise Ham10000Error(f"{where}: {error}") from error
+    training = _read(folder, RunFile.TRAINING)
+    evaluation = _read(folder, RunFile.EVALUATION)
     synthetic_training = training is not None and (
-        _names_synthetic(training["config"]["data"]) or _has_synthetic_ids(folder / "split.csv")
+        _names_synthetic(training["config"]["data"]) or _has_synthetic_ids(folder / RunFile.SPLIT)
     )
     synthetic_evaluation = evaluation is not None and (
         _names_synthetic(evaluation["data"])
-        or _has_synthetic_ids(folder / "predictions.csv")
+        or _has_synthetic_ids(folder / RunFile.PREDICTIONS)
         or (synthetic_training and _same_split(training, evaluation))
     )
     figures = folder / "figures"
     return RunFiles(
         folder=folder,
         config=config,
-        processor=_read(folder, "processor_config.json", dict, required=True),
+        processor=_read(folder, RunFile.PROCESSOR, required=True),
         training=training,
         evaluation=evaluation,
-        history=_read(folder, "history.json", list),
-        conversion=_read(folder, "conversion.json", dict),
+        history=_read(folder, RunFile.HISTORY, list),
+        conversion=_read(folder, RunFile.CONVERSION),
         figures=tuple(sorted(path.name for path in figures.glob("*.png"))) if figures.is_dir() else (),
         synthetic_training=synthetic_training,
         synthetic_evaluation=synthetic_evaluation,
     )
 
 
-def _read(folder: Path, name: str, kind: type, *, required: bool = False) -> Any:
+def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False) -> Any:
     path = folder / name
-    if not path.is_file():
-        if required:
-            raise Ham10000Error(f"{str(path)!r} does not exist; expected a checkpoint folder, as training writes it.")
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Ham10000Error(f"{str(path)!r} cannot be read as JSON: {error}. Write it again.") from error
-    if not isinstance(value, kind):
-        raise Ham10000Error(f"{str(path)!r} must hold a JSON {kind.__name__}, got {type(value).__name__}.")
-    for dotted in _REQUIRED.get(name, ()):
+    if required and not path.is_file():
+        raise Ham10000Error(f"{str(path)!r} does not exist; expected a checkpoint folder, as training writes it.")
+    value = read_json(path, kind, optional=True)
+    for dotted in _REQUIRED.get(name, "").split() if value is not None else ():
         found: Any = value
         for key in dotted.split("."):
             if not isinstance(found, dict) or key not in found:

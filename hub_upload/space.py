@@ -24,8 +24,8 @@ from ham10000.hub_upload.bundle import describe_tree, requirements
 from ham10000.hub_upload.model_card import RESEARCH_BANNER
 from ham10000.hub_upload.publish import check_names, find_token, publish_folder
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.files import atomic_write_text
 from ham10000.training.markdown_text import bullets, code, join
 
 _PAGE = "ham10000.hub_upload.app_page"

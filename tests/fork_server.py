@@ -122,9 +122,9 @@ def _kill_at_file_operation(folder: str, number: int | None, counter: str | None
 
 def _kill_in_state(number: int) -> None:
     """Kills this process when half of its n-th training state is written."""
-    from ham10000.training import checkpoint
+    from ham10000.training import run_folder
 
-    save_file, calls = checkpoint.save_file, []
+    save_file, calls = run_folder.save_file, []
 
     def half(tensors: Any, path: Any, **options: Any) -> None:
         save_file(tensors, path, **options)
@@ -133,7 +133,7 @@ def _kill_in_state(number: int) -> None:
             os.truncate(path, Path(path).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save_file = half
+    run_folder.save_file = half
 
 
 def _kill_at_picture(number: int) -> None:

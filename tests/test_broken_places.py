@@ -19,13 +19,13 @@ from torchvision.models import efficientnet_v2_s
 from ham10000.hub_upload.convert_checkpoint import main as convert
 from ham10000.hub_upload.export_onnx import main as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
-from ham10000.training.atomic import atomic_write_text, remove_leftovers
 from ham10000.training.cache import cached_images, read_rows
-from ham10000.training.checkpoint import training_states
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine
 from ham10000.training.evaluation import main as evaluate
+from ham10000.training.files import atomic_write_text, remove_leftovers
 from ham10000.training.predict import main as predict
+from ham10000.training.run_folder import training_states
 from ham10000.training.study import main as study
 from ham10000.training.train import main as train
 

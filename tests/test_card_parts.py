@@ -12,7 +12,7 @@ from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import parse_arguments
 from ham10000.training.markdown_text import code, escape, fence, table
-from ham10000.training.portable import portable_training
+from ham10000.training.run_folder import portable_training
 
 
 def test_escaping_shows_the_text_as_it_is() -> None:

@@ -8,8 +8,6 @@ import pytest
 from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.atomic import atomic_path, atomic_write_json, atomic_write_text
-from ham10000.training.environment import environment, git_state, peak_rss_mib
 from ham10000.training.evaluation_report import (
     PROBABILITY_COLUMNS,
     evaluate_predictions,
@@ -18,6 +16,8 @@ from ham10000.training.evaluation_report import (
     read_predictions,
     write_evaluation,
 )
+from ham10000.training.files import atomic_path, atomic_write_json, atomic_write_text
+from ham10000.training.hardware import environment, git_state, peak_rss_mib
 from ham10000.training.metrics import HEADLINE_METRICS, softmax
 from ham10000.training.plots import plot_confusion_matrix, plot_training_curves
 

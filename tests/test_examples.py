@@ -20,11 +20,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.checkpoint import save_checkpoint, training_states
 from ham10000.training.data import load_data
 from ham10000.training.evaluation import evaluate_checkpoint
 from ham10000.training.metrics import compute_metrics
 from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.run_folder import save_checkpoint, training_states
 from ham10000.training.split import apply_split, load_split, make_split
 from ham10000.training.synthetic import make_synthetic
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
-from ham10000.training.checkpoint import training_states
+from ham10000.training.run_folder import training_states
 from ham10000.training.train import main
 
 OPTIONS = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]

@@ -11,8 +11,8 @@ import pytest
 from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
-from ham10000.training.checkpoint import training_states
 from ham10000.training.data import load_data
+from ham10000.training.run_folder import training_states
 from ham10000.training.study_runs import calibrate
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]

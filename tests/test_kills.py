@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ham10000.training.checkpoint import training_states
+from ham10000.training.run_folder import training_states
 
 KILLS = 20
 # A process that has imported everything forks each run, so that a run takes a second and not ten.
@@ -17,7 +17,7 @@ RUNNER = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import ham10000.training.engine, ham10000.training.plots
-from ham10000.training.checkpoint import training_states
+from ham10000.training.run_folder import training_states
 from ham10000.training.train import main
 
 data, root, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

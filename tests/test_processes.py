@@ -20,7 +20,7 @@ import torch
 from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
-from ham10000.training.checkpoint import training_states
+from ham10000.training.run_folder import training_states
 
 # Neither batch norm nor dropout: what is left is arithmetic, which must not depend on the processes.
 PLAIN = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "32"]

@@ -31,10 +31,10 @@ from ham10000.training.data import FEATURES
 from ham10000.training.data_checks import check_rows
 from ham10000.training.data_sources import COLUMNS
 from ham10000.training.data_tables import read_jsonl, read_table, string_frame
+from ham10000.training.files import escape_cell, restore_cell
 from ham10000.training.metrics import compute_metrics
 from ham10000.training.prediction_inputs import read_metadata
 from ham10000.training.split import Split, load_split, make_split
-from ham10000.training.spreadsheet import escape_cell, restore_cell
 from ham10000.training.weighted_metrics import WeightedMetrics
 
 _FACTOR = {"fast": 1, "long": 3}[os.environ.get("HAM10000_PROPERTIES", "fast")]

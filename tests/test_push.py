@@ -22,9 +22,9 @@ from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibl
 from ham10000.hub_upload.push_to_hub import main as push
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Processor
-from ham10000.training.checkpoint import save_checkpoint
 from ham10000.training.evaluation import main as evaluate
 from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.split import load_split
 from ham10000.training.train import main as train
 

@@ -18,7 +18,6 @@ from transformers import AutoModel, get_cosine_schedule_with_warmup
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
 from ham10000.training.augment import Augment
-from ham10000.training.checkpoint import save_model, training_states
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
@@ -27,6 +26,7 @@ from ham10000.training.evaluation_report import read_predictions
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.prediction import predict_logits
+from ham10000.training.run_folder import save_model, training_states
 from ham10000.training.split import load_split
 from ham10000.training.train import main as train
 

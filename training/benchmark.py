@@ -28,8 +28,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.allocator import keep_freed_memory
-from ham10000.training.atomic import atomic_write_json
 from ham10000.training.benchmark_baseline import BaselineTraining, Photographs, predict_plainly
 from ham10000.training.benchmark_report import CASES, render_benchmark
 from ham10000.training.benchmark_turns import in_own_process, measure_seconds, summarize, take_turns
@@ -37,10 +35,10 @@ from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
 from ham10000.training.engine import Engine
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json, read_json
+from ham10000.training.hardware import environment, keep_freed_memory, resolve_precision
 from ham10000.training.inference import BACKENDS, optimize_for_inference
 from ham10000.training.loader import open_frames
-from ham10000.training.precision import resolve_precision
 from ham10000.training.prediction import choose_device, predict, predict_logits
 from ham10000.training.split import make_split
 from ham10000.training.synthetic_images import Lesion, render
@@ -268,7 +266,7 @@ def main(argv: Sequence[str]) -> None:
     if options.render is not None:
         if not options.render.is_file():
             raise Ham10000Error(f"There is no {str(options.render)!r}; make it with --output.")
-        print(render_benchmark(json.loads(options.render.read_text(encoding="utf-8"))))
+        print(render_benchmark(read_json(options.render)))
         return
     transformers.utils.logging.disable_progress_bar()
     options.device = choose_device(options.device)

@@ -1,6 +1,5 @@
 """Temperature scaling: one number, fitted on the validation set, that makes probabilities honest."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Config, Ham10000Error
-from ham10000.training.atomic import atomic_write_json
+from ham10000.training.files import atomic_write_json, read_json
 from ham10000.training.metrics import validate_labels, validate_probabilities
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
@@ -93,11 +92,8 @@ def save_temperature(checkpoint: str | os.PathLike[str], temperature: float) -> 
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise Ham10000Error(f"The folder {str(checkpoint)!r} holds no config.json; expected a checkpoint.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Ham10000Error(f"{str(path)!r} is not JSON ({error}); save the checkpoint again.") from error
-    if not isinstance(config, dict) or config.get("model_type") != Ham10000Config.model_type:
+    config = read_json(path)
+    if config.get("model_type") != Ham10000Config.model_type:
         raise Ham10000Error(f"{str(path)!r} is not the configuration of a {Ham10000Config.model_type!r} model.")
     atomic_write_json(path, {**config, "temperature": float(temperature)})
 

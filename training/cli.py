@@ -1,19 +1,48 @@
-"""What the command lines share: a mistake of the user's is one message, a mistake of ours is a traceback."""
+"""What command lines share: errors as one message, signals between two steps, and a lost process of a run."""
 
 import argparse
 import errno
 import functools
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from ham10000.training.interruption import Interrupted
+from ham10000.training import __version__
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ctrl-C and many schedulers signal every process of a job, and the launcher, being one, passes the signal on: the same
+# wish a second time, within milliseconds, which must not kill the run while it saves.
+_ECHO_SECONDS = 2.0
+# Parts of what gloo and NCCL say when the other end of a connection is gone.
+_LOST_CONNECTION = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout")
+_SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
+
+
+class Interrupted(Exception):
+    """A run ended early, on request, with its state saved.
+
+    Attributes:
+        signum: The signal; a command line exits with 128 plus this. The message is empty on all processes of a run
+            but the main one, which speaks for them.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
 
 DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--debug`, which `run_cli` obeys."""
+    """Adds `--debug`, which `run_cli` obeys, and `--version`."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error in the input")
+    parser.add_argument("--version", action="version", version=f"ham10000 {__version__}")
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
@@ -72,4 +101,68 @@ def _message(error: Exception) -> str | None:
     return None
 
 
-__all__ = ["DISCLAIMER", "add_debug_argument", "run_cli"]
+@contextmanager
+def noted_signals() -> Iterator[Callable[[], int]]:
+    """Notes the first SIGTERM or SIGINT instead of dying of it; one that comes two seconds later acts as always.
+
+    Only the main thread of a process can do this; elsewhere nothing changes.
+
+    Yields:
+        A function that returns the number of the signal that has come, 0 for none.
+    """
+    received: list[int] = []
+    first = 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(signum: int, _: Any) -> None:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            received.append(signum)
+        elif time.monotonic() - first > _ECHO_SECONDS:
+            restore()
+            signal.raise_signal(signum)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        restore()
+
+
+@contextmanager
+def lost_processes_explained(output_dir: str) -> Iterator[None]:
+    """Turns torch's errors for a dead process of a distributed run into one of ours.
+
+    Args:
+        output_dir: The run's folder, which the message names.
+
+    Raises:
+        Ham10000Error: For a lost connection to another process; the last saved state is untouched.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+        text = str(error)
+        if not isinstance(error, DistError) and not any(part in text.lower() for part in _LOST_CONNECTION):
+            raise
+        # gloo begins with the line of its source and ends with general advice.
+        cause = _SOURCE_LINE.sub("", text).split("\n")[0].partition(". ")[0].rstrip(". ") or type(error).__name__
+        raise Ham10000Error(
+            f"Another process of this run ended ({cause}); its own message, if it left one, says why. The last saved "
+            f"state is untouched; continue with --resume --output_dir {output_dir}, with the same number of processes "
+            "or another one."
+        ) from error
+
+
+__all__ = ["DISCLAIMER", "Interrupted", "add_debug_argument", "lost_processes_explained", "noted_signals", "run_cli"]

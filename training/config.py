@@ -12,6 +12,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.training.cli import add_debug_argument
+from ham10000.training.run_folder import RunFile
 
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
@@ -299,12 +301,12 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
     """
     file_option = argparse.ArgumentParser(add_help=False)
     file_option.add_argument("--config", help="YAML or JSON file with any of these options; the command line wins")
-    file_option.add_argument("--debug", action="store_true", help="show the traceback of an error in the input")
+    add_debug_argument(file_option)
     first = argparse.ArgumentParser(add_help=False, parents=[file_option], allow_abbrev=False)
     first.add_argument("--output_dir", default=TrainConfig.output_dir)
     first.add_argument("--resume", nargs="?", const="true", default="false")
     known, _ = first.parse_known_args(argv)
-    own_file = Path(known.output_dir) / "train_config.json"
+    own_file = Path(known.output_dir) / RunFile.TRAINING
     if known.config is None and known.resume.lower() == "true" and own_file.is_file():
         known.config = str(own_file)
     parser = HfArgumentParser(

@@ -8,7 +8,7 @@ import datasets
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.data import metadata_frame
 from ham10000.training.data_sources import IMAGE_SUFFIXES
-from ham10000.training.spreadsheet import write_table
+from ham10000.training.files import write_table
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.spreadsheet import restore_cell
+from ham10000.training.files import restore_cell
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 REQUIRED_COLUMNS = ("image_id", "dx", "age", "sex", "localization")
@@ -27,7 +27,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
         path: A file with commas, tabs or semicolons and a header.
 
     Returns:
-        The rows as strings, those that `spreadsheet.escape_cell` wrote as they were before it, and the line of each.
+        The rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of each.
 
     Raises:
         Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs

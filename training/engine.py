@@ -18,15 +18,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.atomic import atomic_write_json
-from ham10000.training.checkpoint import load_training_state, save_checkpoint, save_training_state
+from ham10000.training.cli import Interrupted
 from ham10000.training.config import TrainConfig
-from ham10000.training.interruption import Interrupted
+from ham10000.training.files import atomic_write_json
 from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.losses import ClassificationLoss
 from ham10000.training.metrics import compute_metrics
 from ham10000.training.mixing import Targets, mix_batch
 from ham10000.training.prediction import predict_logits
+from ham10000.training.run_folder import RunFile, load_training_state, save_checkpoint, save_training_state
 
 # Steps between two looks at the loss, each of which waits for the device.
 _READ_EVERY = 20
@@ -374,7 +374,7 @@ class Engine:
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
-            atomic_write_json(Path(self.config.output_dir) / "history.json", self.progress.history)
+            atomic_write_json(Path(self.config.output_dir) / RunFile.HISTORY, self.progress.history)
 
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +15,9 @@ import torch
 import transformers
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data import load_data, metadata_frame
-from ham10000.training.environment import environment
 from ham10000.training.evaluation_report import (
     evaluate_predictions,
     format_results,
@@ -28,11 +25,14 @@ from ham10000.training.evaluation_report import (
     read_predictions,
     write_evaluation,
 )
+from ham10000.training.files import atomic_write_text, read_json
+from ham10000.training.hardware import environment
 from ham10000.training.isic_submission import check_submission_ids, format_submission
 from ham10000.training.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.metrics import softmax
 from ham10000.training.prediction import VIEWS, choose_device, load_checkpoint, predict_logits
+from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.split import SPLITS, Split, apply_split, load_split
 from ham10000.training.subgroups import subgroup_results
 
@@ -77,7 +77,7 @@ def rows_to_score(
     """
     if part == "all":
         return dataset, None
-    path = Path(split_file) if split_file else checkpoint / "split.csv"
+    path = Path(split_file) if split_file else checkpoint / RunFile.SPLIT
     if not path.exists():
         raise Ham10000Error(
             f"{str(path)!r} does not exist, so nobody knows which images the checkpoint was trained on. Give "
@@ -89,19 +89,12 @@ def rows_to_score(
 
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
     """How many images of a dataset a checkpoint was trained on, as its split and its settings say; 0 without them."""
-    if not (checkpoint / "split.csv").is_file():
+    if not (checkpoint / RunFile.SPLIT).is_file():
         return 0
     table = load_split(checkpoint).table
-    trained = table["split"].isin(["train", "validation"] if trained_on_validation(checkpoint) else ["train"])
+    training = read_json(checkpoint / RunFile.TRAINING, optional=True)
+    trained = table["split"].isin(["train", "validation"] if trained_on_validation(training) else ["train"])
     return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
-
-
-def trained_on_validation(checkpoint: Path) -> bool:
-    """Whether a checkpoint's settings say that it was trained on the validation images as well."""
-    path = checkpoint / "train_config.json"
-    if not path.is_file():
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8"))["config"].get("train_on_validation"))
 
 
 def evaluate_checkpoint(
@@ -219,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
         cache_dir=arguments.cache_dir,
     )
     if arguments.isic_submission:
-        table, _, probabilities = read_predictions(output_dir / "predictions.csv")
+        table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
         atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
     split = results["split"]
     if arguments.split == "all":
@@ -238,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
         f"Cost      {results['prediction_seconds']:.1f} s, {results['images_per_second']:,.1f} images/s, "
         f"peak resident memory {results['environment']['peak_rss_mib']:,.0f} MiB"
     )
-    print(f"Saved     {output_dir / 'eval_results.json'}, predictions.csv and figures/")
+    print(f"Saved     {output_dir / RunFile.EVALUATION}, {RunFile.PREDICTIONS} and figures/")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.atomic import (
+from ham10000.training.bootstrap import cluster_bootstrap
+from ham10000.training.files import (
     atomic_write_text,
     remove_leftovers,
+    restore_cell,
     restore_mode,
     scratch_folder,
     to_json,
+    write_table,
     writing,
 )
-from ham10000.training.bootstrap import cluster_bootstrap
 from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, validate_labels, validate_probabilities
 from ham10000.training.plots import (
     plot_confusion_matrix,
@@ -25,7 +27,7 @@ from ham10000.training.plots import (
     plot_reliability,
     plot_subgroups,
 )
-from ham10000.training.spreadsheet import restore_cell, write_table
+from ham10000.training.run_folder import RunFile
 
 PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
 CONFIDENCE = 0.95
@@ -166,7 +168,7 @@ def predictions_table(
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Reads a `predictions.csv` to the last bit, and the ids as they were before `spreadsheet.escape_cell`.
+    """Reads a `predictions.csv` to the last bit, and the ids as they were before `files.escape_cell`.
 
     Args:
         path: The file.
@@ -231,24 +233,24 @@ def write_evaluation(
     try:
         text = to_json({**results, **context})
     except (TypeError, ValueError) as error:
-        raise Ham10000Error(f"eval_results.json would not be strict JSON: {error}.") from error
+        raise Ham10000Error(f"{RunFile.EVALUATION} would not be strict JSON: {error}.") from error
     output_dir = Path(output_dir)
     remove_leftovers(output_dir, older_than=_STALE_SECONDS)
     with writing(output_dir), scratch_folder(output_dir) as scratch:
-        write_table(predictions, scratch / "predictions.csv")
-        _, labels, probabilities = read_predictions(scratch / "predictions.csv")
+        write_table(predictions, scratch / RunFile.PREDICTIONS)
+        _, labels, probabilities = read_predictions(scratch / RunFile.PREDICTIONS)
         figures = scratch / "figures"
         plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
         plot_reliability(labels, probabilities, figures / "reliability.png")
         plot_per_class(results, figures / "per_class.png")
         if "subgroups" in results:
             plot_subgroups(results["subgroups"], figures / "subgroups.png")
-        last = atomic_write_text(scratch / "eval_results.json", text)
+        last = atomic_write_text(scratch / RunFile.EVALUATION, text)
         # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
         # predictions.
         (output_dir / last.name).unlink(missing_ok=True)
         (output_dir / "figures").mkdir(exist_ok=True)
-        for path in [scratch / "predictions.csv", *figures.iterdir(), last]:
+        for path in [scratch / RunFile.PREDICTIONS, *figures.iterdir(), last]:
             restore_mode(path)
             path.replace(output_dir / path.relative_to(scratch))
     return output_dir / last.name

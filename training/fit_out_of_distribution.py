@@ -5,7 +5,6 @@ python -m ham10000.training.fit_out_of_distribution report
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.modeling.image_processing_ham10000 import load_image
-from ham10000.training.atomic import atomic_write_json
+from ham10000.modeling import Ham10000Error, load_image
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.data import load_data
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json, read_json
+from ham10000.training.hardware import environment
 from ham10000.training.markdown_text import code, join, table
 from ham10000.training.out_of_distribution import (
     CONSTANTS,
@@ -235,11 +233,7 @@ def main(argv: Sequence[str]) -> None:
     """Command line."""
     arguments = build_parser().parse_args(argv)
     if arguments.command == "report":
-        try:
-            values = json.loads(arguments.constants.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Ham10000Error(f"Cannot read {str(arguments.constants)!r}: {error}. Run `fit` first.") from error
-        print(report(values))
+        print(report(read_json(arguments.constants)))
         return
     suffix = f" ({arguments.others_name})" if arguments.others_name else ""
     folder = find_images([arguments.others]) if arguments.others else []

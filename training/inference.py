@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification
-from ham10000.training.precision import resolve_precision
+from ham10000.training.hardware import resolve_precision
 
 PRECISIONS = ("fp32", "bf16", "auto")
 BACKENDS = ("torch", "openvino")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.spreadsheet import escape_cell
+from ham10000.training.files import escape_cell
 
 # `ham10000-predict` imports this file: nothing here may import pandas.
 

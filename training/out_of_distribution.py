@@ -12,7 +12,6 @@ though they should not: a close photograph of a cat, brown and hairy, and a stai
 warning is not an approval.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import load_image
+from ham10000.training.files import read_json
 
 # Width and height in pixels at which the statistics are taken: small enough that an image's own resolution and its
 # JPEG artefacts hardly count.
@@ -159,7 +159,7 @@ def from_json(values: dict[str, Any], name: str = CONSTANTS.name) -> Distributio
 @cache
 def ham10000_distribution() -> Distribution:
     """The distribution of HAM10000's training images, which comes with this package."""
-    return from_json(json.loads(CONSTANTS.read_text(encoding="utf-8")))
+    return from_json(read_json(CONSTANTS), CONSTANTS.name)
 
 
 def picture_warning(image: Any) -> str | None:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.atomic import atomic_path
+from ham10000.training.files import atomic_path
 from ham10000.training.markdown_text import defined
 from ham10000.training.metrics import ECE_BINS, confidence_bins, expected_calibration_error
 

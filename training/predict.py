@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
         paths = explanation_paths(samples, options.explain)
     fast = model
     if options.precision is not None or options.backend != "torch":
-        from ham10000.training.allocator import keep_freed_memory
+        from ham10000.training.hardware import keep_freed_memory
         from ham10000.training.inference import optimize_for_inference
 
         if model.device.type == "cpu":

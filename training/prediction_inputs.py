@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.spreadsheet import restore_cell
+from ham10000.training.files import restore_cell
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Columns of a csv that may name the image of a row; the first that exists is used.

@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 
 from ham10000.modeling import LABELS, MALIGNANT, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.atomic import atomic_write_text
 from ham10000.training.cli import DISCLAIMER
+from ham10000.training.files import atomic_write_text, escape_cell
 from ham10000.training.isic_submission import format_submission
 from ham10000.training.metadata_effects import describe_metadata
 from ham10000.training.prediction_inputs import Sample
-from ham10000.training.spreadsheet import escape_cell
 
 DEFAULT_WIDTH = 100
 _NAME_WIDTH = 44

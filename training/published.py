@@ -1,8 +1,9 @@
 """Numbers of others that ours are put beside, with their protocols; kept as data, never typed into a text."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ham10000.training.files import read_json
 
 
 def published_baseline() -> dict[str, Any]:
@@ -12,7 +13,7 @@ def published_baseline() -> dict[str, Any]:
         `name`, `source` (where the numbers come from), `protocol`, `leak` (share of its test images whose lesion is in
         train) and `intervals` (metric to estimate, low, high: 95 %, images resampled).
     """
-    return json.loads(Path(__file__).with_name("published_baseline.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name("published_baseline.json"))
 
 
 __all__ = ["published_baseline"]

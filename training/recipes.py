@@ -27,7 +27,6 @@ One process a run can share a machine: `--only mixup-fold0` trains that run and 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,21 +40,21 @@ import yaml
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_path, atomic_write_json, atomic_write_text
 from ham10000.training.augment import Augment, interpolation
 from ham10000.training.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.calibration import fit_temperature
-from ham10000.training.checkpoint import training_states
 from ham10000.training.cli import add_debug_argument, run_cli
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data, metadata_frame
 from ham10000.training.data_checks import DataReport
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_path, atomic_write_json, atomic_write_text, read_json
+from ham10000.training.hardware import environment
 from ham10000.training.lesions import lesion_groups
 from ham10000.training.loader import EvalLoader, Samples, open_frames, open_images
 from ham10000.training.metrics import softmax
 from ham10000.training.prediction import VIEWS, load_checkpoint, predict_logits
 from ham10000.training.recipes_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
+from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.sampling import class_shares
 from ham10000.training.split import apply_split, load_split
 from ham10000.training.study_runs import is_trained
@@ -271,7 +270,7 @@ class Search:
         cache_dir = self.plan.shared.get("cache_dir")
         samples = Samples.from_dataset(rows, processor)
         network: Any = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-        settings = _read(folder / "train_config.json")["config"]
+        settings = read_json(folder / RunFile.TRAINING)["config"]
         config = TrainConfig(**{name: value for name, value in settings.items() if name != "overwrite"})
         images: Any = None
         if trial.crops:
@@ -341,12 +340,8 @@ def _last_weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _cost(folder: Path) -> dict[str, Any]:
-    summary = _read(folder / "train_config.json")
+    summary = read_json(folder / RunFile.TRAINING)
     facts = summary["environment"]
     return {
         "epochs": summary["epochs_trained"],

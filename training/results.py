@@ -5,15 +5,14 @@ python -m ham10000.training.results render --results examples/results --readme R
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_json, atomic_write_text
 from ham10000.training.benchmark_report import render_benchmark
 from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.files import atomic_write_json, atomic_write_text, read_json
 from ham10000.training.study_figures import plot_study
 from ham10000.training.study_report import check_study, results_table, study_markdown
 
@@ -37,7 +36,7 @@ def collect(study_dir: Path, to: Path) -> Path:
     source = study_dir / "study.json"
     if not source.is_file():
         raise Ham10000Error(f"{str(source)!r} does not exist; run or continue the study first.")
-    study = json.loads(source.read_text(encoding="utf-8"))
+    study = read_json(source)
     check_study(study)
     plot_study(study, to / "figures")
     atomic_write_text(to / "study.md", study_markdown(study))
@@ -54,7 +53,7 @@ def render_speed(results: Path) -> str:
         Markdown.
     """
     paths = sorted(results.glob("benchmark*.json"))
-    return "\n\n".join(render_benchmark(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+    return "\n\n".join(render_benchmark(read_json(path)) for path in paths)
 
 
 def update_readme(readme: Path, markdown: str, start: str = START, end: str = END) -> None:
@@ -91,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
     study = arguments.results / "study.json"
     if not study.is_file():
         raise Ham10000Error(f"{str(study)!r} does not exist; `collect` a study first.")
-    table, speed = results_table(json.loads(study.read_text(encoding="utf-8"))), render_speed(arguments.results)
+    table, speed = results_table(read_json(study)), render_speed(arguments.results)
     if arguments.readme:
         update_readme(arguments.readme, table)
         if speed:

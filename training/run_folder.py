@@ -1,74 +1,102 @@
-"""A run's folder: one writer, nothing half written, and an old run that stays until the new one is ready to begin."""
+"""A run's folder: the names of its files, who may write them, and what is published of them."""
 
 import contextlib
-import dataclasses
+import copy
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
 
-from ham10000.modeling import Ham10000Error
-from ham10000.training.atomic import atomic_write_json, cannot_write, remove_leftovers
-from ham10000.training.checkpoint import training_states
-from ham10000.training.config import TrainConfig
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.files import (
+    atomic_path,
+    atomic_write_json,
+    read_json,
+    remove_leftovers,
+    restore_mode,
+    scratch_folder,
+    writing,
+)
 
-# What a run, its evaluation, its calibration and its export write, and what would be read as the next run's.
-_RESULTS = ("history.json", "model.safetensors", "predictions.csv", "calibration.json", "shortcuts.npz")
-_EVALUATIONS = ("eval_results.json", "evaluation_*/eval_results.json", "onnx/model.onnx")
+
+class RunFile:
+    """The files of a run, by their names in its folder: `folder / RunFile.TRAINING`."""
+
+    # What the model is; with the code (*.py), it loads without this package.
+    CONFIG = "config.json"
+    PROCESSOR = "processor_config.json"
+    WEIGHTS = "model.safetensors"
+    # The division of the data, with a hash.
+    SPLIT = "split.csv"
+    SPLIT_RECORD = "split.json"
+    # The resolved configuration, environment and result; and one row per epoch.
+    TRAINING = "train_config.json"
+    HISTORY = "history.json"
+    # Model, optimiser and average after so many steps, to resume from (a pattern).
+    STATES = "training_state-*.safetensors"
+    # What evaluation, calibration, perturbed metadata and export add.
+    EVALUATION = "eval_results.json"
+    PREDICTIONS = "predictions.csv"
+    CALIBRATION = "calibration.json"
+    SHORTCUTS = "shortcuts.npz"
+    ONNX = "onnx/model.onnx"
+    # In place of the training files: where converted weights come from.
+    CONVERSION = "conversion.json"
+
+
+# What would be read as the next run's.
+_RESULTS = (
+    RunFile.HISTORY,
+    RunFile.WEIGHTS,
+    RunFile.PREDICTIONS,
+    RunFile.CALIBRATION,
+    RunFile.SHORTCUTS,
+    RunFile.EVALUATION,
+    f"evaluation_*/{RunFile.EVALUATION}",
+    RunFile.ONNX,
+)
+# Settings that are places on somebody's machine.
+_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
+# The directories of an absolute path, POSIX or Windows, inside a sentence.
+_DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]+[\\/])+")
 
 
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock ends with the process, however that ends.
+    """Locks a run's folder for this process; the lock ends with the process, however that ends.
 
     Raises:
         Ham10000Error: If another process trains into the folder, or it cannot be written.
     """
     lock = FileLock(directory / "run.lock")
-    try:
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Ham10000Error(
-            f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
-        ) from error
-    except OSError as error:
-        raise cannot_write(directory, error) from error
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise Ham10000Error(
+                f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
+            ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def as_begun(config: TrainConfig) -> TrainConfig:
-    """Turns `resume` into a fresh start where the run was ended before it had saved anything.
-
-    Args:
-        config: The configuration as asked for.
-
-    Returns:
-        The same, or with `overwrite` in place of `resume`. Where there is nothing at all to go on with, or results
-        that a fresh start would destroy, it is left to `load_training_state` to say so.
-    """
-    directory = Path(config.output_dir)
-    begun = directory / "train_config.json"
-    if not config.resume or training_states(directory) or not begun.is_file():
-        return config
-    is_finished = json.loads(begun.read_text(encoding="utf-8")).get("finished")
-    if is_finished or (directory / "history.json").exists():
-        return config
-    return dataclasses.replace(config, resume=False, overwrite=True)
-
-
-def prepare_output_dir(config: TrainConfig) -> None:
-    """Refuses to mix two runs in one folder, and removes what a killed one had half written.
+def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
+    """Refuses to mix two runs in one folder, and removes the temporary files of a killed one.
 
     Raises:
-        Ham10000Error: If the folder holds a run and neither `resume` nor `overwrite` was asked for.
+        Ham10000Error: If the folder has a run, unless `may_have_run`: one to resume or to overwrite.
     """
-    directory = Path(config.output_dir)
-    if (directory / "train_config.json").exists() and not (config.resume or config.overwrite):
+    if (directory / RunFile.TRAINING).exists() and not may_have_run:
         raise Ham10000Error(
             f"{str(directory)!r} already holds a run. Continue it with --resume, replace it with --overwrite, "
             "or choose another --output_dir."
@@ -76,7 +104,17 @@ def prepare_output_dir(config: TrainConfig) -> None:
     remove_leftovers(directory)  # nobody else writes here while we hold the lock
 
 
-def begin_run(config: TrainConfig) -> None:
+def ended_before_saving(directory: Path) -> bool:
+    """Whether a folder's run was ended before it had saved anything, so that resuming it means starting it again.
+
+    False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
+    """
+    training = read_json(directory / RunFile.TRAINING, optional=True)
+    has_results = bool(training_states(directory)) or (directory / RunFile.HISTORY).exists()
+    return training is not None and not training.get("finished") and not has_results
+
+
+def begin_run(directory: Path, config: dict[str, Any]) -> None:
     """Replaces an earlier run, once data and settings are known to be good, and records the new one's settings.
 
     From here on `--resume` goes on with the new run, even if it is killed while it builds the image cache.
@@ -84,14 +122,223 @@ def begin_run(config: TrainConfig) -> None:
     Raises:
         Ham10000Error: If the folder cannot be written.
     """
-    directory = Path(config.output_dir)
     # The states first: those of the old run must not be taken for the new one's.
     for path in training_states(directory):
         path.unlink()
-    atomic_write_json(directory / "train_config.json", {"config": config.to_dict(), "finished": False})
-    for pattern in (*_RESULTS, *_EVALUATIONS):
+    atomic_write_json(directory / RunFile.TRAINING, {"config": config, "finished": False})
+    for pattern in _RESULTS:
         for path in directory.glob(pattern):
             path.unlink()
 
 
-__all__ = ["as_begun", "begin_run", "only_writer", "prepare_output_dir"]
+def save_checkpoint(
+    directory: str | Path,
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Writes a checkpoint that `AutoModel` loads anywhere; each file is complete or absent.
+
+    Args:
+        directory: The run's folder.
+        model: The model, with the weights to publish.
+        processor: Its processor.
+        dtype: Type of the stored weights, see `save_model`.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written or is full; an earlier checkpoint in it stays whole.
+    """
+    directory = Path(directory)
+    with writing(directory, SafetensorError), scratch_folder(directory) as scratch:
+        save_model(scratch, model, dtype=dtype)
+        processor.save_pretrained(scratch)
+        # The weights last: a folder with weights always has the config that explains them.
+        for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            restore_mode(path)
+            path.replace(directory / path.name)
+
+
+def save_model(folder: Path, model: Ham10000ForImageClassification, *, dtype: str = "float32", **options: Any) -> None:
+    """Writes a model's config, code and weights.
+
+    Half precision halves the file. The config still names the type the model computes in: read by `AutoModel`, a
+    pipeline or a server, the stored numbers become that type, and inputs need no cast.
+
+    Args:
+        folder: Destination.
+        model: The model, which stays as it is.
+        dtype: Name of the stored type, such as `float16`.
+        **options: Passed to `save_pretrained`.
+
+    Raises:
+        Ham10000Error: If a weight is too large for the type.
+    """
+    stored: torch.dtype = getattr(torch, dtype)
+    if stored != model.dtype:
+        weights = model.state_dict()
+        floats = {name: value.to(stored) for name, value in weights.items() if value.is_floating_point()}
+        for name, value in floats.items():
+            if not value.isfinite().all():
+                raise Ham10000Error(f"The weight {name!r} is too large for {dtype}; save it as float32.")
+        options["state_dict"] = weights | floats
+    model.save_pretrained(folder, **options)
+
+
+def stored_dtype(folder: Path) -> str:
+    """Name of the type in which a checkpoint stores its weights, such as `float16`."""
+    with safe_open(min(folder.glob("model*.safetensors")), framework="pt") as file:
+        types = (file.get_tensor(name).dtype for name in file.keys())  # noqa: SIM118 (not a dict)
+        return str(next(dtype for dtype in types if dtype.is_floating_point)).removeprefix("torch.")
+
+
+def training_states(directory: str | Path) -> list[Path]:
+    """The states to resume from in a run's folder, the newest first."""
+    return sorted(Path(directory).glob(RunFile.STATES), reverse=True)
+
+
+def save_training_state(
+    directory: str | Path,
+    state: dict[str, Any],
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    keep: int = 1,
+) -> None:
+    """Writes everything a resumed run needs into one safetensors file, tensors and JSON together.
+
+    Args:
+        directory: The run's folder.
+        state: JSON values: counters, history, the best result.
+        modules: Modules whose parameters and buffers are saved, by name.
+        optimizer: Its state is saved; learning rates are not, they are a function of the step.
+        step: Optimiser steps done since the run began.
+        keep: States to keep; older ones go once this one is complete.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written or is full; the earlier states stay.
+    """
+    values = {f"{prefix}/{name}": v for prefix, module in modules.items() for name, v in module.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        values |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    tensors = {name: value.detach().contiguous() for name, value in values.items()}
+    path = Path(directory) / RunFile.STATES.replace("*", f"{step:08d}")
+    with writing(path, SafetensorError), atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    for older in training_states(directory)[keep:]:
+        older.unlink(missing_ok=True)
+
+
+def load_training_state(
+    directory: str | Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    warn: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Reads what `save_training_state` wrote back into the modules and the optimiser.
+
+    A damaged state is passed over for the one before it.
+
+    Args:
+        directory: The run's folder.
+        modules: As when saving.
+        optimizer: As when saving, over the same parameters in the same order.
+        warn: Told about each state that is passed over.
+
+    Returns:
+        The JSON values.
+
+    Raises:
+        Ham10000Error: If there is no state, all are damaged, or it belongs to another model.
+    """
+    paths = training_states(directory)
+    if not paths:
+        raise Ham10000Error(
+            f"Nothing to resume: {str(directory)!r} has no {RunFile.STATES}. Start again with `--overwrite`."
+        )
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            break
+        except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+            warn(f"warning: {str(path)!r} is damaged ({error}) and passed over")
+    else:
+        raise Ham10000Error(
+            f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}. Start again with "
+            "`--overwrite`."
+        )
+    for prefix, module in modules.items():
+        own = {name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise Ham10000Error(f"{str(path)!r} belongs to another model: {error}") from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    restored: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            parameter = parameters[int(index)]
+            # Moments must lie in memory as their parameter does: kernels walk both with one stride.
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            restored.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+def trained_on_validation(training: Mapping[str, Any] | None) -> bool:
+    """Whether a `train_config.json` says that the validation images were trained on as well.
+
+    Runs of earlier versions do not say, and were not; None is a checkpoint without the file.
+    """
+    return training is not None and bool(training["config"].get("train_on_validation"))
+
+
+def portable_training(training: dict[str, Any]) -> dict[str, Any]:
+    """A `train_config.json` without the paths of the machine it was made on.
+
+    Args:
+        training: The file's content.
+
+    Returns:
+        A copy in which places keep their last component only, in the settings and in the notes about the data.
+    """
+    portable = copy.deepcopy(training)
+    config = portable["config"]
+    places = {name: config[name] for name in _PLACES if isinstance(config.get(name), str)}
+    config |= {name: _last_component(place) for name, place in places.items()}
+    notes = portable.get("data_notes") or []
+    for place in sorted(places.values(), key=len, reverse=True):
+        notes = [note.replace(place, _last_component(place)) for note in notes]
+    portable["data_notes"] = [_DIRECTORIES.sub("", note) for note in notes]
+    return portable
+
+
+def _last_component(place: str) -> str:
+    """Of a POSIX or Windows path; `pathlib` knows only the kind of the machine it runs on.
+
+    The weights of a run keep their folder's name: without it, all runs' are called the same.
+    """
+    parts = re.split(r"[\\/]", place.rstrip("\\/"))
+    return "/".join(parts[-2:] if parts[-1] == RunFile.WEIGHTS else parts[-1:])
+
+
+__all__ = [
+    "RunFile",
+    "begin_run",
+    "ended_before_saving",
+    "load_training_state",
+    "only_writer",
+    "portable_training",
+    "prepare_output_dir",
+    "save_checkpoint",
+    "save_model",
+    "save_training_state",
+    "stored_dtype",
+    "trained_on_validation",
+    "training_states",
+]

@@ -14,10 +14,9 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.atomic import atomic_write_json
 from ham10000.training.data import metadata_frame
+from ham10000.training.files import atomic_write_json, restore_cell, write_table
 from ham10000.training.lesions import lesion_groups
-from ham10000.training.spreadsheet import restore_cell, write_table
 
 PROTOCOLS = ("lesion-grouped", "image-stratified")
 SPLITS = ("train", "validation", "test")

@@ -17,16 +17,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from ham10000.modeling import MODALITIES, Ham10000Error
-from ham10000.training.atomic import atomic_write_json, atomic_write_text
-from ham10000.training.cli import run_cli
+from ham10000.training.cli import Interrupted, run_cli
 from ham10000.training.config import TrainConfig, parse_arguments, read_config_file
 from ham10000.training.data import load_data
-from ham10000.training.environment import environment
 from ham10000.training.evaluation_report import CONFIDENCE
-from ham10000.training.interruption import Interrupted
-from ham10000.training.portable import portable_training
+from ham10000.training.files import atomic_write_json, atomic_write_text
+from ham10000.training.hardware import environment
 from ham10000.training.prediction import VIEWS
-from ham10000.training.run_folder import only_writer
+from ham10000.training.run_folder import only_writer, portable_training
 from ham10000.training.split import PROTOCOLS
 from ham10000.training.study_analysis import StudyAnalysis
 from ham10000.training.study_figures import plot_study

@@ -1,6 +1,5 @@
 """From the runs of a study on disk to `study.json`: every number of the report, computed once."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import pandas as pd
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
 from ham10000.training.data import metadata_frame
 from ham10000.training.evaluation_report import CONFIDENCE, read_predictions
+from ham10000.training.files import read_json
 from ham10000.training.forbidden_columns import ProbePart, forbidden_columns_probe
 from ham10000.training.lesions import photographs_per_lesion
+from ham10000.training.run_folder import RunFile
 from ham10000.training.shortcut_results import shortcut_results
 from ham10000.training.split import Split, load_split
 from ham10000.training.study_comparison import adjust_comparisons, class_changes, compare_variants, moved_images
@@ -159,9 +160,7 @@ class StudyAnalysis:
 
     def _cost(self, variant: str) -> dict[str, Any]:
         summaries = [
-            json.loads((self.study_dir / run.name / "train_config.json").read_text(encoding="utf-8"))
-            for run in self.runs
-            if run.variant == variant
+            read_json(self.study_dir / run.name / RunFile.TRAINING) for run in self.runs if run.variant == variant
         ]
         facts = [summary["environment"] for summary in summaries]
         gpu, cpu = facts[0]["gpu"], facts[0]["cpu"]
@@ -189,7 +188,7 @@ class StudyAnalysis:
         predictions = self.predictions[variant]
         of_seeds = []
         for seed in self.seeds:
-            parts = [read_perturbed(self.study_dir / run.name / "shortcuts.npz") for run in self._of(variant, seed)]
+            parts = [read_perturbed(self.study_dir / run.name / RunFile.SHORTCUTS) for run in self._of(variant, seed)]
             image_ids = np.concatenate([part.pop("image_id") for part in parts])
             if set(image_ids) != set(predictions.table["image_id"]):
                 raise Ham10000Error(
@@ -262,7 +261,7 @@ class StudyAnalysis:
             images: list[np.ndarray | None] = [None, None]
             if variant == "image":
                 for place, (part, folder) in enumerate((("validation", "evaluation_validation"), ("test", ""))):
-                    predicted, _, probabilities = read_predictions(directory / folder / "predictions.csv")
+                    predicted, _, probabilities = read_predictions(directory / folder / RunFile.PREDICTIONS)
                     position = pd.Series(np.arange(len(predicted)), index=predicted["image_id"])
                     images[place] = probabilities[position.loc[frames[part]["image_id"]].to_numpy()]
             parts.append(ProbePart(frames["train"], frames["validation"], frames["test"], *images))

@@ -1,6 +1,5 @@
 """What a study's runs predicted, read back from their folders and brought into one order."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import pandas as pd
 from ham10000.modeling import Ham10000Error
 from ham10000.training.calibration import apply_temperature
 from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.files import read_json
+from ham10000.training.run_folder import RunFile
 from ham10000.training.study_runs import StudyRun
 
 
@@ -61,8 +62,8 @@ def read_variant(study_dir: Path, runs_by_seed: Sequence[Sequence[StudyRun]], fo
         parts, of_folds = [], []
         for run in runs:
             directory = study_dir / run.name
-            temperature = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))["temperature"]
-            table, ids, probabilities = read_predictions(directory / folder / "predictions.csv")
+            temperature = read_json(directory / RunFile.CALIBRATION)["temperature"]
+            table, ids, probabilities = read_predictions(directory / folder / RunFile.PREDICTIONS)
             table = table[["image_id", "lesion_id", "lesion_group"]]
             parts.append((table, ids, probabilities, apply_temperature(probabilities, 1 / temperature)))
             of_folds.append(temperature)

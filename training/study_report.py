@@ -20,8 +20,8 @@ from ham10000.modeling.configuration_ham10000 import LABEL_DESCRIPTIONS, MALIGNA
 from ham10000.training import markdown_text as md
 from ham10000.training.config import TrainConfig
 from ham10000.training.evaluation_report import METRIC_TITLES, SUMMARY_METRICS
-from ham10000.training.portable import portable_training
 from ham10000.training.published import published_baseline
+from ham10000.training.run_folder import portable_training
 from ham10000.training.study_runs import IMAGE_RUN
 
 # A study.json, or a part of one.

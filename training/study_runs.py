@@ -1,7 +1,6 @@
 """The runs of a study: which there are, and how each is trained, calibrated and scored, once."""
 
 import dataclasses
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,16 @@ import numpy as np
 from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.allocator import release_freed_memory
-from ham10000.training.atomic import atomic_path, atomic_write_json
 from ham10000.training.calibration import fit_temperature, save_temperature
-from ham10000.training.checkpoint import training_states
 from ham10000.training.config import TrainConfig
 from ham10000.training.data_checks import DataReport
-from ham10000.training.environment import reset_peak_memory
 from ham10000.training.evaluation import evaluate_checkpoint
 from ham10000.training.evaluation_report import read_predictions
+from ham10000.training.files import atomic_path, atomic_write_json, read_json
+from ham10000.training.hardware import release_freed_memory, reset_peak_memory
 from ham10000.training.loader import EvalLoader, Samples, open_images
 from ham10000.training.prediction import load_checkpoint
+from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.shortcuts import perturbed_probabilities
 from ham10000.training.split import apply_split, load_split
 from ham10000.training.train import FREE_TO_CHANGE, train
@@ -93,7 +91,7 @@ class StudyRun:
         kind = self.variant.partition("-")[2]
         own = dict((overrides or {}).get(self.modality, {}))
         if own.get("pretrained") == IMAGE_RUN:
-            own["pretrained"] = str(study_dir / dataclasses.replace(self, variant="image").name / "model.safetensors")
+            own["pretrained"] = str(study_dir / dataclasses.replace(self, variant="image").name / RunFile.WEIGHTS)
         values: dict[str, Any] = {
             **own,
             "protocol": self.protocol,
@@ -145,10 +143,9 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
     Raises:
         Ham10000Error: If it holds a run with other settings.
     """
-    path = directory / "train_config.json"
-    if not path.is_file():
+    summary = read_json(directory / RunFile.TRAINING, optional=True)
+    if summary is None:
         return False
-    summary = json.loads(path.read_text(encoding="utf-8"))
     wanted = config.to_dict()
     for name, value in summary["config"].items():
         # The fusion block of a model without one, and keys this version does not know, decide nothing.
@@ -204,10 +201,10 @@ def finish_run(
                 done.append("calibrated as the study's runs are")
         elif calibrate(directory, data[0], options):
             done.append("calibrated")
-        temperature = _read(directory / "config.json")["temperature"]
+        temperature = read_json(directory / RunFile.CONFIG)["temperature"]
         wanted = [(directory, 1)] + ([(directory / TTA_FOLDER, views)] if views > 1 and not run.is_release else [])
         for folder, number in wanted:
-            known = _read(folder / "eval_results.json")
+            known = read_json(folder / RunFile.EVALUATION, optional=True) or {}
             if (known.get("temperature"), known.get("views")) != (temperature, number):
                 evaluate_checkpoint(
                     directory, data[0], output_dir=folder, views=number, n_resamples=n_resamples, **options
@@ -232,13 +229,13 @@ def calibrate(directory: Path, dataset: datasets.Dataset, options: dict[str, Any
     Returns:
         Whether there was anything to do.
     """
-    record = directory / "calibration.json"
+    record = directory / RunFile.CALIBRATION
     if record.is_file():
         return False
-    if _read(directory / "config.json")["temperature"] != 1:
+    if read_json(directory / RunFile.CONFIG)["temperature"] != 1:
         save_temperature(directory, 1.0)
     folder, _ = evaluate_checkpoint(directory, dataset, part="validation", n_resamples=200, **options)
-    _, labels, uncalibrated = read_predictions(folder / "predictions.csv")
+    _, labels, uncalibrated = read_predictions(folder / RunFile.PREDICTIONS)
     note = None
     try:
         temperature = fit_temperature(labels, uncalibrated)
@@ -261,15 +258,15 @@ def calibrate_from(directory: Path, siblings: Sequence[Path]) -> bool:
     Raises:
         Ham10000Error: If one of the runs is not calibrated yet.
     """
-    record = directory / "calibration.json"
+    record = directory / RunFile.CALIBRATION
     if record.is_file():
         return False
     facts = []
     for sibling in siblings:
-        path = sibling / "calibration.json"
+        path = sibling / RunFile.CALIBRATION
         if not path.is_file():
             raise Ham10000Error(f"{str(path)!r} does not exist: finish the study before its release.")
-        facts.append(_read(path))
+        facts.append(read_json(path))
     temperatures = [fact["temperature"] for fact in facts]
     temperature = float(np.exp(np.log(temperatures).mean()))
     save_temperature(directory, temperature)
@@ -287,7 +284,7 @@ def perturb_metadata(directory: Path, dataset: datasets.Dataset, options: dict[s
     Returns:
         Whether there was anything to do.
     """
-    path = directory / "shortcuts.npz"
+    path = directory / RunFile.SHORTCUTS
     if path.is_file() and float(read_perturbed(path)["temperature"]) == temperature:
         return False
     model, processor = load_checkpoint(directory, device=options["device"])
@@ -312,10 +309,6 @@ def read_perturbed(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise Ham10000Error(f"{str(path)!r} is damaged ({error}); delete it, and the study makes it anew.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 __all__ = [

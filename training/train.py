@@ -1,6 +1,7 @@
 """Trains one variant: `accelerate launch training/train.py --modality fusion --data DIR --output_dir runs/fusion`."""
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import time
@@ -15,22 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
-from ham10000.training.allocator import keep_freed_memory
-from ham10000.training.atomic import atomic_write_json
 from ham10000.training.augment import Augment, interpolation
-from ham10000.training.cli import run_cli
+from ham10000.training.cli import lost_processes_explained, noted_signals, run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import load_data
 from ham10000.training.data_checks import DataReport
 from ham10000.training.engine import Engine, Progress, describe_kept
-from ham10000.training.environment import environment
-from ham10000.training.failures import lost_processes_explained
-from ham10000.training.interruption import noted_signals
+from ham10000.training.files import atomic_write_json
+from ham10000.training.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32, resolve_precision
 from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.losses import ClassificationLoss, logit_offset
 from ham10000.training.plots import plot_training_curves
-from ham10000.training.precision import keep_strided_depthwise_fp32, resolve_precision
-from ham10000.training.run_folder import as_begun, begin_run, only_writer, prepare_output_dir
+from ham10000.training.run_folder import RunFile, begin_run, ended_before_saving, only_writer, prepare_output_dir
 from ham10000.training.sampling import class_shares
 from ham10000.training.split import Split, apply_split, load_split, make_split
 
@@ -50,7 +47,7 @@ FREE_TO_CHANGE = {
 
 def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
     """The split of the run: its own when resuming, a given file's, or a new one."""
-    own = Path(config.output_dir) / "split.csv"
+    own = Path(config.output_dir) / RunFile.SPLIT
     if config.resume and own.is_file():
         return load_split(own)
     if config.split_file:
@@ -226,16 +223,17 @@ def train(
     """
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    begun = as_begun(config)
-    if begun is not config:
+    directory = Path(config.output_dir)
+    if config.resume and ended_before_saving(directory):
         accelerator.print(f"note: {config.output_dir!r} was ended before it had saved a step; starting it again")
+        config = dataclasses.replace(config, resume=False, overwrite=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_processes_explained(config.output_dir))
         if accelerator.is_main_process:
-            stack.enter_context(only_writer(Path(config.output_dir)))
-            prepare_output_dir(begun)
+            stack.enter_context(only_writer(directory))
+            prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
         accelerator.wait_for_everyone()
-        return _train(begun, accelerator, data)
+        return _train(config, accelerator, data)
 
 
 def _train(
@@ -243,13 +241,13 @@ def _train(
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport] | None,
 ) -> Progress:
-    start, started = time.perf_counter(), environment()
+    start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
     dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
     split = choose_split(config, dataset)
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config)
     if accelerator.is_main_process and not config.resume:
-        begin_run(config)
+        begin_run(directory, config.to_dict())
     engine = build_engine(config, accelerator, dataset, split, model)
     if config.resume:
         engine.restore()
@@ -259,12 +257,10 @@ def _train(
         scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("logs", config=scalars)
 
-    directory = Path(config.output_dir)
-
     def write_summary() -> None:
         seconds = time.perf_counter() - start
         summary = run_summary(config, split, engine, seconds=seconds, notes=report.notes, started=started)
-        atomic_write_json(directory / "train_config.json", summary)
+        atomic_write_json(directory / RunFile.TRAINING, summary)
 
     if accelerator.is_main_process:
         split.save(directory)

@@ -14,13 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ham10000.training.atomic import atomic_write_json
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json
+from ham10000.training.hardware import environment
 
 # Runs in the tree that is measured, with whatever that tree's modules are.
 STEPS = """
 import json, resource, sys, time
-from ham10000.training.allocator import keep_freed_memory
+from ham10000.training.hardware import keep_freed_memory
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
 from ham10000.training.split import make_split

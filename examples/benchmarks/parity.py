@@ -7,7 +7,6 @@ plain is fp32, Pillow, NCHW.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ham10000.training.atomic import atomic_write_json
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json, read_json
+from ham10000.training.hardware import environment
+from ham10000.training.run_folder import RunFile
 
 SIDES = {
     "fast": [],
@@ -35,7 +35,7 @@ def train(side: str, seed: int, options: argparse.Namespace, folder: Path) -> di
     command += ["--image_size", str(options.image_size), "--seed", str(seed), "--trackers", "none", *SIDES[side]]
     command += ["--output_dir", str(output), "--cache_dir", str(folder / "cache")]
     subprocess.run(command, check=True, capture_output=True)
-    row = json.loads((output / "history.json").read_text(encoding="utf-8"))[-1]
+    row = read_json(output / RunFile.HISTORY, list)[-1]
     return {name: row[name] for name in (*METRICS, "images_per_second")}
 
 

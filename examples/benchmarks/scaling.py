@@ -22,14 +22,12 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, create_model
-from ham10000.training.allocator import keep_freed_memory
-from ham10000.training.atomic import atomic_write_json
 from ham10000.training.config import TrainConfig
 from ham10000.training.data import load_data
-from ham10000.training.environment import environment
+from ham10000.training.files import atomic_write_json
+from ham10000.training.hardware import environment, keep_freed_memory, resolve_precision
 from ham10000.training.inference import optimize_for_inference
 from ham10000.training.plots import OKABE_ITO, new_figure, save_figure, style_axes
-from ham10000.training.precision import resolve_precision
 from ham10000.training.prediction import predict_logits
 from ham10000.training.split import make_split
 from ham10000.training.train import build_engine

@@ -18,7 +18,7 @@ import pdoc
 import pdoc.render
 from markdown_it import MarkdownIt
 
-from ham10000.training.atomic import atomic_write_text
+from ham10000.training.files import atomic_write_text
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("modeling", "training", "hub_upload")

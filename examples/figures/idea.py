@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT
-from ham10000.training.atomic import atomic_path
+from ham10000.training.files import atomic_path
 from ham10000.training.synthetic_images import Lesion, render
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"

@@ -1,0 +1,229 @@
+"""Files that are complete or absent, JSON, and csv tables that a spreadsheet may open.
+
+Text from others must not run in a spreadsheet as a formula. A cell that would be taken for one is written with an
+apostrophe before it, and every csv that this package reads is read without it, so that ids come back as they were:
+
+    =1+1    is written  '=1+1     and read  =1+1
+    '=1+1   is written  ''=1+1    and read  '=1+1
+    a;=1+1  is written  a;'=1+1   as spreadsheets of some locales separate by semicolons
+    -5      is a number and stays
+
+What counts as one: OWASP, "CSV Injection" (https://owasp.org/www-community/attacks/CSV_Injection).
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
+_LEFTOVERS = (".*.tmp*", ".tmp*")
+
+# Spreadsheets of East Asian locales take the full-width signs, too.
+_SIGNS = "=+\\-@＝＋－＠"
+# Where a semicolon or a tab separates cells, one inside a text begins another cell, quoted or not.
+_BEGINS = rf"""(?=["' ]*[{_SIGNS}\t\r\n])"""
+_BEGINS_INSIDE = rf"""(?=["' ]*[{_SIGNS}])"""
+_ESCAPE = re.compile(rf"^{_BEGINS}|(?<=[;\t\r\n]){_BEGINS_INSIDE}")
+_RESTORE = re.compile(rf"^'{_BEGINS}|(?<=[;\t\r\n])'{_BEGINS_INSIDE}")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], also: type[Exception] = OSError) -> Iterator[None]:
+    """Turns a failure to write into one error that says why and what to do.
+
+    Args:
+        path: What is written.
+        also: What a library raises instead of an OSError.
+
+    Raises:
+        Ham10000Error: For any OSError within, and any of `also`.
+    """
+    try:
+        yield
+    except (OSError, also) as error:
+        # safetensors hands on the system's message and number as text.
+        is_full = getattr(error, "errno", None) in _FULL or any(f"os error {n}" in str(error) for n in _FULL)
+        advice = "Make room there, or name another place" if is_full else "Name a place that can be written"
+        reason = getattr(error, "strerror", None) or error
+        raise Ham10000Error(f"Cannot write {str(path)!r}: {reason}. {advice}.") from error
+
+
+def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0.0) -> list[Path]:
+    """Removes the temporary files of killed processes from a folder and its `figures`.
+
+    Args:
+        directory: The folder.
+        older_than: Seconds since the last write; 0 where nobody else can be writing, as under `only_writer`.
+
+    Returns:
+        The paths removed.
+    """
+    removed = []
+    places = (Path(directory), Path(directory, "figures"))
+    for path in [path for place in places for pattern in _LEFTOVERS for path in place.glob(pattern)]:
+        # Another process may remove it first, or finish it; in a read-only folder it stays.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(path)
+    return removed
+
+
+def restore_mode(path: Path) -> None:
+    """Gives a file the permissions of a new file: safetensors writes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path next to `path`; on success it replaces `path`, on an exception it is removed.
+
+    The temporary name keeps the suffix of `path`, because savers such as matplotlib's choose the format by it.
+
+    Args:
+        path: The destination. Missing parent folders are created.
+
+    Yields:
+        The path to write to, which does not exist yet.
+
+    Raises:
+        Ham10000Error: Where the folder cannot be created or written, or is full; `path` is as it was.
+
+    Example:
+        >>> with atomic_path("runs/table.csv") as temporary:
+        ...     frame.to_csv(temporary)
+    """
+    destination = Path(path)
+    temporary = destination.with_name(f".{destination.stem}.{uuid.uuid4().hex[:12]}.tmp{destination.suffix}")
+    with writing(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            restore_mode(temporary)
+            # A rename is atomic only within one file system, which the same folder guarantees.
+            temporary.replace(destination)
+        finally:
+            # Where the folder itself is gone or a file, the error that is on its way says so.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def scratch_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a hidden folder inside `directory`, in which several files are completed before any takes its place."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".", suffix=".tmp", ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Writes `text` as UTF-8 with Unix line ends by `atomic_path`, and returns the path."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return Path(path)
+
+
+def to_json(value: Any) -> str:
+    """Strict, indented JSON with a final newline.
+
+    Raises:
+        ValueError: For NaN or an infinity, which are not JSON and which other languages refuse to read.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Writes `value` as `to_json` renders it by `atomic_path`, and returns the path."""
+    return atomic_write_text(path, to_json(value))
+
+
+def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool = False) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: The file.
+        kind: Type of its outermost value.
+        optional: Return None for a file that does not exist.
+
+    Returns:
+        The value, of type `kind`.
+
+    Raises:
+        Ham10000Error: If the file does not exist, cannot be read, or is not JSON of that type.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if optional:
+            return None
+        raise Ham10000Error(f"{str(path)!r} does not exist.") from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise Ham10000Error(f"{str(path)!r} cannot be read as JSON: {error}. Write it again.") from error
+    if not isinstance(value, kind):
+        raise Ham10000Error(f"{str(path)!r} must hold a JSON {kind.__name__}, got {type(value).__name__}.")
+    return value
+
+
+def escape_cell(text: str) -> str:
+    """The text of a cell as it is written; one that looks as if it were escaped gets an apostrophe more."""
+    return text if _NUMBER.fullmatch(text) else _ESCAPE.sub("'", text)
+
+
+def restore_cell(text: str) -> str:
+    """The text of a cell as it was before `escape_cell`."""
+    return _RESTORE.sub("", text)
+
+
+def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
+    """Writes a table as csv by `atomic_path`, its text escaped.
+
+    Args:
+        frame: A pandas DataFrame of any columns (this file must not import pandas); floats are written with the
+            fewest digits that read back as the same number.
+        path: The destination; missing parent folders are created.
+
+    Returns:
+        The destination.
+    """
+    texts = {
+        name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]
+        for name in frame.columns[[kind.kind not in "biuf" for kind in frame.dtypes]]
+    }
+    with atomic_path(path) as temporary:
+        frame.assign(**texts).to_csv(temporary, index=False, lineterminator="\n")
+    return Path(path)
+
+
+__all__ = [
+    "atomic_path",
+    "atomic_write_json",
+    "atomic_write_text",
+    "escape_cell",
+    "read_json",
+    "remove_leftovers",
+    "restore_cell",
+    "restore_mode",
+    "scratch_folder",
+    "to_json",
+    "write_table",
+    "writing",
+]
