@@ -193,8 +193,8 @@ class Engine:
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.seconds = 0.0, 0.0
             loss = row.get("validation_loss")
-            chooses = self.config.patience is not None and loss is not None and progress.kept_loss is not None
-            if not chooses or loss < progress.kept_loss:
+            chooses = self.config.patience is not None and loss is not None
+            if not chooses or progress.kept_loss is None or loss < progress.kept_loss:
                 progress.kept_loss, progress.kept_epoch = loss, row["epoch"]
                 if self.accelerator.is_main_process:
                     save_checkpoint(

@@ -156,7 +156,7 @@ def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: st
         Whether there was a point to draw.
     """
     estimate = None if value is None else value.get("estimate", value.get("mean"))
-    if value is None or not defined(estimate):
+    if value is None or estimate is None or not defined(estimate):
         return False
     if defined(value.get("low")) and defined(value.get("high")):
         axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")

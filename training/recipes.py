@@ -136,7 +136,9 @@ def read_plan(path: Path) -> Plan:
             raise Ham10000Error(f"{where}: of {entry['of']!r} was not trained; name a trial with `settings`.")
         if entry.get("views", 1) not in VIEWS:
             raise Ham10000Error(f"{where}: views must be one of {sorted(VIEWS)}, got {entry['views']!r}.")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
         trials[name] = Trial(name=name, **values)
         if trials[name].settings is not None:
             trial_config(Plan(folds, use, shared, ()), trials[name], use[0], Path("runs"))
@@ -319,7 +321,7 @@ def _training_views(
     generator = torch.Generator().manual_seed(0)
     parts = []
     for pixels in images.batches(plan):
-        total = 0
+        total: Any = 0.0
         for _ in range(views):
             parameters = augment.sample(len(pixels), generator, images.aspect).to(pixels.device)
             warped = augment.apply(pixels, parameters, (sides["height"], sides["width"]))
