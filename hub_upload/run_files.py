@@ -83,8 +83,7 @@ class Sibling:
     Attributes:
         run: Its files.
         repo_id: Where it is published, or None.
-        comparison: Result of `ham10000.training.comparison.compare_predictions` of the card's model minus this one, or
-            None.
+        comparison: Result of `compare_predictions` of the card's model minus this one, or None.
     """
 
     run: RunFiles
@@ -122,9 +121,8 @@ def read_run(folder: str | Path) -> RunFiles:
     synthetic_evaluation = evaluation is not None and (
         _names_synthetic(evaluation["data"])
         or _has_synthetic_ids(folder / RunFile.PREDICTIONS)
-        or (synthetic_training and _same_split(training, evaluation))
+        or (synthetic_training and training["split"]["sha256"] == evaluation["split"].get("sha256"))
     )
-    figures = folder / "figures"
     return RunFiles(
         folder=folder,
         config=config,
@@ -133,7 +131,7 @@ def read_run(folder: str | Path) -> RunFiles:
         evaluation=evaluation,
         history=_read(folder, RunFile.HISTORY, list),
         conversion=_read(folder, RunFile.CONVERSION),
-        figures=tuple(sorted(path.name for path in figures.glob("*.png"))) if figures.is_dir() else (),
+        figures=tuple(sorted(path.name for path in folder.glob("figures/*.png"))),
         synthetic_training=synthetic_training,
         synthetic_evaluation=synthetic_evaluation,
     )
@@ -163,10 +161,6 @@ def _has_synthetic_ids(table: Path) -> bool:
         return False
     with table.open(encoding="utf-8", newline="") as stream:
         return any((row.get("image_id") or "").startswith(_SYNTHETIC_ID) for row in csv.DictReader(stream))
-
-
-def _same_split(training: dict[str, Any] | None, evaluation: dict[str, Any]) -> bool:
-    return training is not None and training["split"]["sha256"] == evaluation["split"].get("sha256")
 
 
 __all__ = ["RunFiles", "Sibling", "read_run"]

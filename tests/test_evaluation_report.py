@@ -16,7 +16,7 @@ from ham10000.training.evaluation_report import (
     read_predictions,
     write_evaluation,
 )
-from ham10000.training.files import atomic_path, atomic_write_json, atomic_write_text
+from ham10000.training.files import atomic_path, atomic_write_json, atomic_write_text, read_json
 from ham10000.training.hardware import environment, git_state, peak_rss_mib
 from ham10000.training.metrics import HEADLINE_METRICS, softmax
 from ham10000.training.plots import plot_confusion_matrix, plot_training_curves
@@ -136,6 +136,23 @@ def test_figures_are_reproducible_and_take_a_title(tmp_path: Path, written: tupl
     first = plot_confusion_matrix(metrics, tmp_path / "a.png", title="Fusion, seed 1").read_bytes()
     assert first == plot_confusion_matrix(metrics, tmp_path / "b.png", title="Fusion, seed 1").read_bytes()
     assert first != plot_confusion_matrix(metrics, tmp_path / "c.png").read_bytes()
+
+
+def test_json_is_read_or_refused_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    assert read_json(path, optional=True) is None
+    with pytest.raises(Ham10000Error, match=r"file\.json' does not exist"):
+        read_json(path)
+    for content, message in (
+        (b"{", "cannot be read as JSON: Expecting"),
+        (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion"),
+        (b"[]", "must hold a JSON dict, got list"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(Ham10000Error, match=rf"file\.json' {message}"):
+            read_json(path, optional=True)
+    assert read_json(path, list) == []
 
 
 def test_atomic_files_are_whole_or_absent(tmp_path: Path) -> None:

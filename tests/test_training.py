@@ -1,8 +1,9 @@
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,13 @@ def evaluated_run(finished_run: Path, synthetic_folder: Path) -> Path:
     arguments = ["--checkpoint", str(finished_run), "--data", str(synthetic_folder), "--cache_dir", cache]
     assert evaluate([*arguments, "--n_resamples", "200"]) == 0
     return finished_run
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_a_command_tells_the_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command(["--version"])
+    assert capsys.readouterr().out == f"ham10000 {importlib.metadata.version('ham10000')}\n"
 
 
 def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:

@@ -43,15 +43,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 @contextmanager
 def writing(path: str | os.PathLike[str], also: type[Exception] = OSError) -> Iterator[None]:
-    """Turns a failure to write into one error that says why and what to do.
-
-    Args:
-        path: What is written.
-        also: What a library raises instead of an OSError.
-
-    Raises:
-        Ham10000Error: For any OSError within, and any of `also`.
-    """
+    """Raises a Ham10000Error that says why and what to do for any OSError within, and any of `also`."""
     try:
         yield
     except (OSError, also) as error:
@@ -63,18 +55,17 @@ def writing(path: str | os.PathLike[str], also: type[Exception] = OSError) -> It
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0.0) -> list[Path]:
-    """Removes the temporary files of killed processes from a folder and its `figures`.
+    """Removes the temporary files of killed processes from a folder and its `figures`, and returns their paths.
 
     Args:
         directory: The folder.
         older_than: Seconds since the last write; 0 where nobody else can be writing, as under `only_writer`.
-
-    Returns:
-        The paths removed.
     """
     removed = []
-    places = (Path(directory), Path(directory, "figures"))
-    for path in [path for place in places for pattern in _LEFTOVERS for path in place.glob(pattern)]:
+    folder = Path(directory)
+    for path in [
+        path for pattern in _LEFTOVERS for place in ("", "figures/") for path in folder.glob(place + pattern)
+    ]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
@@ -194,15 +185,10 @@ def restore_cell(text: str) -> str:
 
 
 def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a table as csv by `atomic_path`, its text escaped.
+    """Writes a pandas DataFrame as csv by `atomic_path`, its text escaped, and returns the path.
 
-    Args:
-        frame: A pandas DataFrame of any columns (this file must not import pandas); floats are written with the
-            fewest digits that read back as the same number.
-        path: The destination; missing parent folders are created.
-
-    Returns:
-        The destination.
+    Floats are written with the fewest digits that read back as the same number. `Any`, because this file must not
+    import pandas: the demo's Space has none.
     """
     texts = {
         name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]

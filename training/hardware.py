@@ -16,17 +16,7 @@ from torch import nn
 
 from ham10000.modeling import Ham10000Error
 
-PACKAGES = (
-    "ham10000",
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-)
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -48,7 +38,7 @@ def peak_cuda_mib() -> float | None:
 
 
 def reset_peak_memory() -> None:
-    """Begins `peak_rss_mib` and `peak_cuda_mib` anew, for the next of several runs in one process.
+    """Resets `peak_rss_mib` and `peak_cuda_mib`, for the next of several runs in one process.
 
     On systems other than Linux the resident peak stays that of the whole process.
     """
@@ -69,25 +59,15 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cpus() -> int:
-    # In a container or under taskset fewer cores are usable than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _git(*arguments: str) -> str | None:
     """Output of a git command in this package's folder; None where it fails or there is no git."""
+    folder = Path(__file__).resolve().parent
     try:
-        completed = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
+        return subprocess.check_output(
+            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=20
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return completed.stdout.strip()
 
 
 def git_state() -> dict[str, Any] | None:
@@ -97,9 +77,8 @@ def git_state() -> dict[str, Any] | None:
         `commit` and `dirty` (tracked files differ from it), or None for an installed package: site-packages inside
         somebody's repository must not report that repository's commit.
     """
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    commit = _git("rev-parse", "HEAD")
+    is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = _git("rev-parse", "HEAD") if is_tracked else None
     if commit is None:
         return None
     return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
@@ -113,25 +92,23 @@ def _version(package: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Describes the software and the machine of this process, as it stands when called.
+    """Describes the software and the machine of this process at the time of the call.
 
     Returns:
         `versions` (python and package to version, None where not installed), `platform`, `cpu` (model, cores usable by
         this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit and
-        dirty, or None), `peak_rss_mib` and `peak_cuda_mib` so far. Strict JSON as it stands.
+        dirty, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
     """
-    gpu = None
+    gpu, cuda_peak = None, peak_cuda_mib()
     if torch.cuda.is_available():
-        gpu = {
-            "model": torch.cuda.get_device_name(),
-            "count": torch.cuda.device_count(),
-            "cuda": torch.version.cuda,
-        }
-    cuda_peak = peak_cuda_mib()
+        gpu = {"model": torch.cuda.get_device_name(), "count": torch.cuda.device_count(), "cuda": torch.version.cuda}
+    # In a container or under taskset fewer cores are usable than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("ham10000", *_PACKAGES)},
         "platform": platform.platform(),
-        "cpu": {"model": cpu_model(), "count": _usable_cpus()},
+        "cpu": {"model": cpu_model(), "count": cores},
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
         "gpu": gpu,
         "git": git_state(),

@@ -53,14 +53,8 @@ class RunFile:
 
 # What would be read as the next run's.
 _RESULTS = (
-    RunFile.HISTORY,
-    RunFile.WEIGHTS,
-    RunFile.PREDICTIONS,
-    RunFile.CALIBRATION,
-    RunFile.SHORTCUTS,
-    RunFile.EVALUATION,
-    f"evaluation_*/{RunFile.EVALUATION}",
-    RunFile.ONNX,
+    *(RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.SHORTCUTS, RunFile.ONNX),
+    *(RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}"),
 )
 # Settings that are places on somebody's machine.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
