@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.bootstrap import (
@@ -15,7 +16,7 @@ from ham10000.training.bootstrap import (
     percentile_interval,
 )
 from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, softmax
-from ham10000.training.weighted_metrics import PER_CLASS_STATISTICS, STATISTICS
+from ham10000.training.weighted_metrics import AVERAGE_PRECISION, PER_CLASS_STATISTICS, STATISTICS
 
 
 def make_data(n: int, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,6 +37,12 @@ def reference(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -
     full = compute_metrics(labels, probabilities)
     present = [label for label in LABELS if metrics["per_class"][label]["support"] > 0]
     values = {name: math.nan if metrics[name] is None else metrics[name] for name in HEADLINE_METRICS}
+    values[AVERAGE_PRECISION] = np.mean(
+        [
+            average_precision_score(labels[rows] == LABELS.index(label), probabilities[rows, LABELS.index(label)])
+            for label in present
+        ]
+    )
     for label in LABELS:
         row = metrics["per_class"][label]
         for name in PER_CLASS_STATISTICS:

@@ -111,7 +111,7 @@ def test_bad_inputs_are_errors(tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match=r"no config\.json"):
         save_temperature(tmp_path, 2.0)
     for text, message in (
-        ('{"temperature": ', "not JSON"),
+        ('{"temperature": ', "as JSON"),
         ('{"model_type": "vit"}', "'ham10000'"),
         ("[]", "'ham10000'"),
     ):

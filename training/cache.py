@@ -50,8 +50,8 @@ def decode(entry: dict[str, Any], image_id: str, image_processor: Ham10000ImageP
         Ham10000Error: If the picture cannot be read; the message names the image.
     """
     try:
-        pixels = image_processor.resize(entry["bytes"] if entry["bytes"] is not None else entry["path"])
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # planes, which become floats twice as fast
+        # Planes, which become floats twice as fast as pixels do.
+        return image_processor.resize_planes(entry["bytes"] if entry["bytes"] is not None else entry["path"])
     except Ham10000Error as error:
         raise Ham10000Error(f"Image {image_id!r}: {error} See `ham10000-data --check_images`.") from error
 

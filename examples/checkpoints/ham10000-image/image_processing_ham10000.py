@@ -183,15 +183,18 @@ class Ham10000ImageProcessor(BaseImageProcessor):
 
     def resize(self, image: Any) -> np.ndarray:
         """Any picture `load_image` reads to (height, width, 3) uint8."""
+        return np.ascontiguousarray(self.resize_planes(image).transpose(1, 2, 0))
+
+    def resize_planes(self, image: Any) -> np.ndarray:
+        """The same as (3, height, width) uint8, which is what torch's resizer makes."""
         rgb = load_image(image)
         size = (self.size["width"], self.size["height"])
-        if rgb.size == size:
-            return np.asarray(rgb)
-        if self.resizer == "pillow":
-            return np.asarray(rgb.resize(size, _RESAMPLES[self.resample]))
+        if rgb.size == size or self.resizer == "pillow":
+            resized = rgb if rgb.size == size else rgb.resize(size, _RESAMPLES[self.resample])
+            return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         mode = _TORCH_MODES[self.resample]
-        return F.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+        return F.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0].contiguous().numpy()
 
     def normalize_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) uint8 in 0..255, or floating point in 0..255, to float32 pixel values of the same shape."""
