@@ -131,7 +131,7 @@ def plot_recipes(found: dict[str, Any], path: Path) -> Path:
     """
     check_recipes(found)
     compared = [trial for trial in found["trials"] if trial["differences"] is not None]
-    figure, axes = panels(len(RANKED), 0.9 + 0.42 * len(compared))
+    figure, axes = panels(len(RANKED), 0.9 + 0.42 * len(compared), columns=len(RANKED))
     names = [f"{plain(trial['name'])} − {plain(trial['against'])}" for trial in compared]
     for column, (metric, panel) in enumerate(zip(RANKED, axes, strict=True)):
         for y, trial in enumerate(compared):
