@@ -113,7 +113,7 @@ def test_bad_inputs_are_errors(tmp_path: Path) -> None:
     for text, message in (
         ('{"temperature": ', "as JSON"),
         ('{"model_type": "vit"}', "'ham10000'"),
-        ("[]", "'ham10000'"),
+        ("[]", "must hold a JSON dict, got list"),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(Ham10000Error, match=message):
