@@ -62,7 +62,7 @@ format: setup  ## reformat the code
 	$(BIN)/ruff format .
 
 results: setup  ## render the results table of the README from examples/results
-	$(BIN)/python -m ham10000.training.results render --readme README.md
+	$(BIN)/python examples/benchmarks/results.py render --readme README.md
 
 docs: setup  ## API documentation from the docstrings, in build/docs (no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/docs/build_docs.py

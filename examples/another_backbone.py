@@ -18,8 +18,8 @@ import timm
 import torch
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.cli import run_cli
 from ham10000.training.train import main as train_main
+from ham10000.training.utils.cli import run_cli
 
 
 def backbone_kwargs(backbone: str, image_size: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from ham10000.hub_upload.app_models import load_models
 from ham10000.hub_upload.app_page import build_page, serve
 from ham10000.modeling import LABELS
-from ham10000.training.files import atomic_path
+from ham10000.training.utils.files import atomic_path
 
 FIGURES = Path(__file__).parent / "figures"
 _VIEWS = {

@@ -26,12 +26,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from ham10000.hub_upload.push_to_hub import main as push_main
 from ham10000.modeling import MODALITIES
-from ham10000.training.data_report import main as data_main
-from ham10000.training.evaluation import main as evaluate_main
-from ham10000.training.files import read_json
+from ham10000.training.data.report import main as data_main
+from ham10000.training.evaluation.evaluator import main as evaluate_main
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main
+from ham10000.training.utils.files import read_json
 
 ROOT = Path("runs/demo")
 DATA = ROOT / "data"

@@ -19,14 +19,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from PIL import Image
 
-from ham10000.training.calibration import fit_temperature, save_temperature
-from ham10000.training.data_report import main as data_main
-from ham10000.training.evaluation import main as evaluate_main
-from ham10000.training.evaluation_report import read_predictions
-from ham10000.training.files import atomic_path, read_json
+from ham10000.training.data.report import main as data_main
+from ham10000.training.evaluation.calibration import fit_temperature, save_temperature
+from ham10000.training.evaluation.evaluator import main as evaluate_main
+from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main
+from ham10000.training.utils.files import atomic_path, read_json
 
 ROOT = Path("runs/explanation")
 DATA, CHECKPOINT = ROOT / "data", ROOT / "fusion"

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
-from ham10000.training.augment import Augment
-from ham10000.training.cli import run_cli
-from ham10000.training.data import load_data, metadata_frame
-from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
-from ham10000.training.metrics import compute_metrics, softmax
-from ham10000.training.prediction import choose_device, load_checkpoint, predict_logits
+from ham10000.training.data.augment import Augment
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.split import apply_split, make_split
+from ham10000.training.evaluation.metrics import compute_metrics, softmax
+from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, save_checkpoint
-from ham10000.training.split import apply_split, make_split
 from ham10000.training.train import main as train_main
+from ham10000.training.utils.cli import run_cli
 
 
 def make_checkpoint(folder: Path, synthetic: int) -> Path:

@@ -29,11 +29,11 @@ from safetensors.torch import save
 
 from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
-from ham10000.training.data import load_data
-from ham10000.training.data_checks import check_rows
-from ham10000.training.data_tables import REQUIRED_COLUMNS, read_csv, read_jsonl
-from ham10000.training.prediction_inputs import read_metadata
-from ham10000.training.split import load_split, make_split
+from ham10000.training.data.checks import check_rows
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import load_split, make_split
+from ham10000.training.data.tables import REQUIRED_COLUMNS, read_csv, read_jsonl
+from ham10000.training.inference.inputs import read_metadata
 
 PROPERTIES = Path(__file__).parents[1] / "tests" / "test_properties.py"
 # Which of them belong to which target; a test holds that none is left out.

@@ -24,8 +24,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.files import atomic_write_text
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import atomic_write_text
 
 FOLDER = Path(__file__).resolve().parent
 METADATA = {

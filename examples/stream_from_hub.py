@@ -23,11 +23,11 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000Processor, create_model, create_processor
-from ham10000.training.cli import run_cli
-from ham10000.training.data import load_data
-from ham10000.training.metrics import HEADLINE_METRICS, compute_metrics, softmax
+from ham10000.training.data.sources import load_data
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS, compute_metrics, softmax
 from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.train import quiet_libraries
+from ham10000.training.utils.cli import run_cli
 
 SHARDS = 4
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForImageClassification, AutoProcessor, Trainer, TrainingArguments
 
 from ham10000.modeling import Ham10000Config, Ham10000Processor, create_model, create_processor
-from ham10000.training.cli import run_cli
-from ham10000.training.data import load_data
-from ham10000.training.metrics import HEADLINE_METRICS, Ham10000Metrics, softmax, trainer_compute_metrics
-from ham10000.training.split import apply_split, make_split
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import apply_split, make_split
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS, Ham10000Metrics, softmax, trainer_compute_metrics
 from ham10000.training.train import quiet_libraries
+from ham10000.training.utils.cli import run_cli
 
 
 def prepare(dataset: datasets.Dataset, processor: Ham10000Processor, *, flip: bool) -> datasets.Dataset:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ham10000.hub_upload.app_models import Answer, DemoModel
 from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT
-from ham10000.training.metadata_effects import ALL_FIELDS, UNKNOWN
-from ham10000.training.prediction_output import DISCLAIMER
+from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN
+from ham10000.training.inference.output import DISCLAIMER
 
 FIELD_TITLES = {"age": "age", "sex": "sex", "localization": "site", ALL_FIELDS: "all of them"}
 _MALIGNANT = [LABELS.index(label) for label in MALIGNANT]

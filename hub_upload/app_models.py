@@ -21,10 +21,10 @@ from ham10000.modeling import (
     Ham10000ForImageClassification,
     Ham10000Processor,
 )
-from ham10000.training.explanation import grad_cam, resize_heatmaps
-from ham10000.training.explanation_figure import overlay_heatmap
-from ham10000.training.metadata_effects import MetadataEffect, MetadataEffects, metadata_effects
-from ham10000.training.prediction import load_checkpoint
+from ham10000.training.inference.explanation import grad_cam, resize_heatmaps
+from ham10000.training.inference.explanation_figure import overlay_heatmap
+from ham10000.training.inference.metadata_effects import MetadataEffect, MetadataEffects, metadata_effects
+from ham10000.training.inference.prediction import load_checkpoint
 
 _REFERENCE = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 # Files that say what a model was trained on; the weights come through `load_checkpoint`.

@@ -22,12 +22,12 @@ from ham10000.hub_upload import app_html
 from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocabularies
 from ham10000.hub_upload.app_style import CSS
 from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MODALITIES, Ham10000Error, load_image
-from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.metadata_effects import SWEEP_AGES, UNKNOWN
-from ham10000.training.out_of_distribution import picture_warning
-from ham10000.training.prediction import SHIPPED_CHECKPOINTS
-from ham10000.training.prediction_output import DISCLAIMER
-from ham10000.training.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
+from ham10000.training.inference.out_of_distribution import picture_warning
+from ham10000.training.inference.output import DISCLAIMER
+from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS
+from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 try:
     import gradio as gr

@@ -26,10 +26,10 @@ from ham10000.hub_upload.export_onnx import export_onnx
 from ham10000.hub_upload.model_card import render_model_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.comparison import compare_predictions
-from ham10000.training.files import atomic_write_json, atomic_write_text, restore_mode
-from ham10000.training.prediction import load_checkpoint
+from ham10000.training.evaluation.comparison import compare_predictions
+from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import portable_training, save_model, stored_dtype
+from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
 
 # What the code files of a bundle import, by the names the package index knows.
 RUNTIME_PACKAGES = (

@@ -39,9 +39,9 @@ from ham10000.modeling import (
     Ham10000Processor,
     create_processor,
 )
-from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.files import atomic_write_json, restore_mode, writing
-from ham10000.training.hardware import environment
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import atomic_write_json, restore_mode, writing
+from ham10000.training.utils.hardware import environment
 
 CONVERSION_FILE = "conversion.json"
 # Only a wrong pairing of the names gives more; where the arithmetic is the same, as on the same CPU, it is 0.

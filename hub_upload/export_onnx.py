@@ -22,9 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from ham10000.hub_upload.verify_checkpoint import fixed_inputs
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.files import restore_mode
-from ham10000.training.prediction import load_checkpoint
+from ham10000.training.inference.prediction import load_checkpoint
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import restore_mode
 
 ONNX_FILE = "onnx/model.onnx"
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.hub_upload.space import publish_space
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
 from ham10000.modeling import MODALITIES, Ham10000Error
-from ham10000.training.cli import add_debug_argument, run_cli
+from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:

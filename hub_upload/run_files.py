@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.files import read_json
 from ham10000.training.run_folder import RunFile, trained_on_validation
+from ham10000.training.utils.files import read_json
 
-_SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.synthetic` begin
+_SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
 _REQUIRED = {

@@ -24,9 +24,9 @@ from ham10000.hub_upload.bundle import describe_tree, requirements
 from ham10000.hub_upload.model_card import RESEARCH_BANNER
 from ham10000.hub_upload.publish import check_names, find_token, publish_folder
 from ham10000.modeling import Ham10000Error
-from ham10000.training.cli import add_debug_argument, run_cli
-from ham10000.training.files import atomic_write_text
-from ham10000.training.markdown_text import bullets, code, join
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import atomic_write_text
+from ham10000.training.utils.markdown_text import bullets, code, join
 
 _PAGE = "ham10000.hub_upload.app_page"
 # Names of packages on the index, where they differ from what is imported.
@@ -71,7 +71,7 @@ def needed_modules(start: str = _PAGE) -> tuple[dict[str, Path], set[str]]:
             continue
         files[name] = file
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        waiting.append(package)
+        waiting += [package, name.rpartition(".")[0]]
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found = [alias.name for alias in node.names]

@@ -10,8 +10,8 @@ from fork_server import ForkServer
 from transformers.utils import logging as transformers_logging
 
 from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
-from ham10000.training.data import load_data
-from ham10000.training.data_export import write_official_layout
+from ham10000.training.data.export import write_official_layout
+from ham10000.training.data.sources import load_data
 
 
 @pytest.fixture(scope="session")

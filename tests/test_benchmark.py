@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmark import main
+from benchmark_report import render_benchmark
+from benchmark_turns import measure_seconds, summarize, take_turns
 from PIL import Image
 
 from ham10000.modeling import Ham10000ImageProcessor
-from ham10000.training.benchmark import main
-from ham10000.training.benchmark_report import render_benchmark
-from ham10000.training.benchmark_turns import measure_seconds, summarize, take_turns
-from ham10000.training.hardware import keep_freed_memory
+from ham10000.training.utils.hardware import keep_freed_memory
 
 # The same small network on both sides, small pictures: preparing them weighs more here than in the real measurement.
 SMALL = ["--backbone", "mobilenetv3_small_100", "--backbone_kwargs", "{}", "--baseline", "mobilenet_v3_small"]

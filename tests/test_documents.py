@@ -112,16 +112,17 @@ def test_snippets_of_the_readme_run(
 def test_the_first_change_of_contributing_applies_and_works(tmp_path: Path) -> None:
     """On a copy; the expected number is worked out by hand, the patched test asks scikit-learn."""
     (diff,) = code_blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "diff")
-    for name in ("training/metrics.py", "tests/test_metrics.py"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("training/evaluation/metrics.py", "tests/evaluation/test_metrics.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
         shutil.copy(ROOT / name, tmp_path / name)
     alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # wherever the folder lies, no repository
     subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=tmp_path, env=alone)
-    compute_metrics = runpy.run_path(str(tmp_path / "training" / "metrics.py"))["compute_metrics"]
+    compute_metrics = runpy.run_path(str(tmp_path / "training" / "evaluation" / "metrics.py"))["compute_metrics"]
     # The true class is the first, the second and the third most probable.
     probabilities = [[0.5, 0.3, 0.2, 0, 0, 0, 0]] * 3
     assert compute_metrics([0, 1, 2], probabilities)["top2_accuracy"] == pytest.approx(2 / 3)
-    assert "sk.top_k_accuracy_score" in (tmp_path / "tests" / "test_metrics.py").read_text(encoding="utf-8")
+    patched = tmp_path / "tests" / "evaluation" / "test_metrics.py"
+    assert "sk.top_k_accuracy_score" in patched.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.data import load_data
-from ham10000.training.evaluation import evaluate_checkpoint
-from ham10000.training.metrics import compute_metrics
-from ham10000.training.prediction import load_checkpoint, predict
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import apply_split, load_split, make_split
+from ham10000.training.data.synthetic import make_synthetic
+from ham10000.training.evaluation.evaluator import evaluate_checkpoint
+from ham10000.training.evaluation.metrics import compute_metrics
+from ham10000.training.inference.prediction import load_checkpoint, predict
 from ham10000.training.run_folder import save_checkpoint, training_states
-from ham10000.training.split import apply_split, load_split, make_split
-from ham10000.training.synthetic import make_synthetic
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Without batch norm, whose statistics each process keeps for itself.

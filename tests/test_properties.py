@@ -27,15 +27,15 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_score, roc_auc_score
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
-from ham10000.training.data import FEATURES
-from ham10000.training.data_checks import check_rows
-from ham10000.training.data_sources import COLUMNS
-from ham10000.training.data_tables import read_jsonl, read_table, string_frame
-from ham10000.training.files import escape_cell, restore_cell
-from ham10000.training.metrics import compute_metrics
-from ham10000.training.prediction_inputs import read_metadata
-from ham10000.training.split import Split, load_split, make_split
-from ham10000.training.weighted_metrics import WeightedMetrics
+from ham10000.training.data.checks import check_rows
+from ham10000.training.data.readers import COLUMNS
+from ham10000.training.data.sources import FEATURES
+from ham10000.training.data.split import Split, load_split, make_split
+from ham10000.training.data.tables import read_jsonl, read_table, string_frame
+from ham10000.training.evaluation.metrics import compute_metrics
+from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
+from ham10000.training.inference.inputs import read_metadata
+from ham10000.training.utils.files import escape_cell, restore_cell
 
 _FACTOR = {"fast": 1, "long": 3}[os.environ.get("HAM10000_PROPERTIES", "fast")]
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from results import END, SPEED_END, SPEED_START, START, main, render_speed
 from study_example import study_example
 
-from ham10000.training.results import END, SPEED_END, SPEED_START, START, main, render_speed
-from ham10000.training.study_report import results_table, study_markdown
+from ham10000.training.study.report import results_table, study_markdown
 
 ROOT = Path(__file__).parents[1]
 

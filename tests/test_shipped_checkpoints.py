@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
 from ham10000.modeling import MODALITIES
-from ham10000.training.data import load_data
-from ham10000.training.evaluation import evaluate_checkpoint
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import load_split
+from ham10000.training.evaluation.evaluator import evaluate_checkpoint
+from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, load_checkpoint, predict, shipped_checkpoint
 from ham10000.training.predict import main as predict_main
-from ham10000.training.prediction import SHIPPED_CHECKPOINTS, load_checkpoint, predict, shipped_checkpoint
-from ham10000.training.split import load_split
 
 PINS = Path(__file__).with_name("shipped_outputs.json")
 MODELING = Path(__file__).parents[1] / "modeling"
@@ -112,7 +112,7 @@ def test_predict_uses_the_fusion_model_where_none_is_named(
 def test_an_installation_without_checkpoints_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ham10000.training.prediction.SHIPPED_CHECKPOINTS", tmp_path / "none")
+    monkeypatch.setattr("ham10000.training.inference.prediction.SHIPPED_CHECKPOINTS", tmp_path / "none")
     assert predict_main(["lesion.jpg"]) == 2
     assert "Give --checkpoint a folder, or a Hub id" in capsys.readouterr().err
 

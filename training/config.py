@@ -12,8 +12,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.cli import add_debug_argument
 from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.cli import add_debug_argument
 
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")

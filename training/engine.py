@@ -18,15 +18,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.cli import Interrupted
 from ham10000.training.config import TrainConfig
-from ham10000.training.files import atomic_write_json
-from ham10000.training.loader import EvalLoader, TrainLoader, mix_seeds
+from ham10000.training.data.loader import EvalLoader, TrainLoader, mix_seeds
+from ham10000.training.data.mixing import Targets, mix_batch
+from ham10000.training.evaluation.metrics import compute_metrics
+from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.losses import ClassificationLoss
-from ham10000.training.metrics import compute_metrics
-from ham10000.training.mixing import Targets, mix_batch
-from ham10000.training.prediction import predict_logits
 from ham10000.training.run_folder import RunFile, load_training_state, save_checkpoint, save_training_state
+from ham10000.training.utils.cli import Interrupted
+from ham10000.training.utils.files import atomic_write_json
 
 # Steps between two looks at the loss, each of which waits for the device.
 _READ_EVERY = 20

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham10000.training.cli import DISCLAIMER, add_debug_argument, run_cli
+from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, run_cli
 
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
-    from ham10000.training.prediction_inputs import Sample
+    from ham10000.training.inference.inputs import Sample
 
 # Written out: importing LABELS would import torch, and --help would take seconds. A test compares them.
 _LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
-    from ham10000.training import prediction_output as output
-    from ham10000.training.metadata_effects import UNKNOWN, describe_metadata
-    from ham10000.training.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
-    from ham10000.training.prediction_inputs import collect_samples
+    from ham10000.training.inference import output
+    from ham10000.training.inference.inputs import collect_samples
+    from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
+    from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -126,13 +126,13 @@ def main(argv: Sequence[str]) -> None:
     )
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
-        from ham10000.training.explanation_figure import explanation_paths
+        from ham10000.training.inference.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
     fast = model
     if options.precision is not None or options.backend != "torch":
-        from ham10000.training.hardware import keep_freed_memory
-        from ham10000.training.inference import optimize_for_inference
+        from ham10000.training.inference.fast import optimize_for_inference
+        from ham10000.training.utils.hardware import keep_freed_memory
 
         if model.device.type == "cpu":
             keep_freed_memory()
@@ -180,8 +180,8 @@ def _explain(
     """Explains every sample and draws its figure, with a progress bar on stderr if there are several."""
     from tqdm.auto import tqdm
 
-    from ham10000.training.explanation import explain
-    from ham10000.training.explanation_figure import plot_explanation
+    from ham10000.training.inference.explanation import explain
+    from ham10000.training.inference.explanation_figure import plot_explanation
 
     label, unknown_values = options.explain_class or "mel", options.unknown_values
     for sample, path in tqdm(samples, desc="Explaining", unit="image", disable=len(samples) == 1):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.files import (
+from ham10000.training.utils.files import (
     atomic_path,
     atomic_write_json,
     read_json,

@@ -16,20 +16,25 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
-from ham10000.training.augment import Augment, interpolation
-from ham10000.training.cli import lost_processes_explained, noted_signals, run_cli
 from ham10000.training.config import TrainConfig, parse_arguments
-from ham10000.training.data import load_data
-from ham10000.training.data_checks import DataReport
+from ham10000.training.data.augment import Augment, interpolation
+from ham10000.training.data.checks import DataReport
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.sampling import class_shares
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import Split, apply_split, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
-from ham10000.training.files import atomic_write_json
-from ham10000.training.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32, resolve_precision
-from ham10000.training.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.losses import ClassificationLoss, logit_offset
-from ham10000.training.plots import plot_training_curves
 from ham10000.training.run_folder import RunFile, begin_run, ended_before_saving, only_writer, prepare_output_dir
-from ham10000.training.sampling import class_shares
-from ham10000.training.split import Split, apply_split, load_split, make_split
+from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
+from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import (
+    environment,
+    keep_freed_memory,
+    keep_strided_depthwise_fp32,
+    resolve_precision,
+)
 
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
 FREE_TO_CHANGE = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ham10000.modeling import Ham10000Config, create_model
-from ham10000.training.files import atomic_write_json
-from ham10000.training.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32
+from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32
 
 
 def step_seconds(options: argparse.Namespace) -> float:

@@ -14,16 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ham10000.training.files import atomic_write_json
-from ham10000.training.hardware import environment
+from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import environment
 
 # Runs in the tree that is measured, with whatever that tree's modules are.
 STEPS = """
 import json, resource, sys, time
-from ham10000.training.hardware import keep_freed_memory
+from ham10000.training.utils.hardware import keep_freed_memory
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import load_data
-from ham10000.training.split import make_split
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import make_split
 from ham10000.training.train import build_accelerator, build_engine
 settings, warmup, steps = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = TrainConfig(**settings)

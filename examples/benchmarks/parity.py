@@ -16,9 +16,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ham10000.training.files import atomic_write_json, read_json
-from ham10000.training.hardware import environment
 from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.hardware import environment
 
 SIDES = {
     "fast": [],

@@ -10,8 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ham10000.modeling import Ham10000Config, create_model
-from ham10000.training.files import atomic_write_json
-from ham10000.training.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32
+from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32
 
 # Part of an operation's name to its kind; the first that fits counts.
 KINDS = {

@@ -3,7 +3,7 @@
 python examples/benchmarks/resampling.py --data HAM10000/ --output resampling.png
 
 Training images come from `Augment`, the others from the checkpoint's processor. A ratio of 1 is what a network should
-see; `tests/test_augment.py` holds them to 3 % without augmentation and to 10 % with the default one.
+see; `tests/data/test_augment.py` holds them to 3 % without augmentation and to 10 % with the default one.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmark import write_photographs
 
 from ham10000.modeling import Ham10000Config, create_processor
-from ham10000.training.augment import Augment, interpolation
-from ham10000.training.benchmark import write_photographs
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import load_data
-from ham10000.training.loader import open_frames
+from ham10000.training.data.augment import Augment, interpolation
+from ham10000.training.data.loader import open_frames
+from ham10000.training.data.sources import load_data
 
 COLUMNS = 6
 

@@ -23,14 +23,14 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, create_model
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import load_data
-from ham10000.training.files import atomic_write_json
-from ham10000.training.hardware import environment, keep_freed_memory, resolve_precision
-from ham10000.training.inference import optimize_for_inference
-from ham10000.training.plots import OKABE_ITO, new_figure, save_figure, style_axes
-from ham10000.training.prediction import predict_logits
-from ham10000.training.split import make_split
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import make_split
+from ham10000.training.inference.fast import optimize_for_inference
+from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.train import build_engine
+from ham10000.training.utils.figures import OKABE_ITO, new_figure, save_figure, style_axes
+from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import environment, keep_freed_memory, resolve_precision
 
 
 def batch_scaling(options: argparse.Namespace) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ import pdoc
 import pdoc.render
 from markdown_it import MarkdownIt
 
-from ham10000.training.files import atomic_write_text
+from ham10000.training.utils.files import atomic_write_text
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("modeling", "training", "hub_upload")
@@ -46,8 +46,8 @@ def public_modules(packages: tuple[str, ...] = PACKAGES) -> list[str]:
     names = []
     for package in packages:
         names.append(f"ham10000.{package}")
-        files = sorted((ROOT / package).glob("[!_]*.py"))
-        names += [f"ham10000.{package}.{file.stem}" for file in files]
+        files = sorted((ROOT / package).rglob("[!_]*.py"))
+        names += [".".join(("ham10000", *file.relative_to(ROOT).with_suffix("").parts)) for file in files]
     return names
 
 

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT
-from ham10000.training.files import atomic_path
-from ham10000.training.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.utils.files import atomic_path
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 # Illustrative; sums to one.

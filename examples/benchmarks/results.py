@@ -1,0 +1,104 @@
+"""Keeps the results of real runs in the repository and renders them: tables are never typed.
+
+python examples/benchmarks/results.py collect runs/study --to examples/results
+python examples/benchmarks/results.py render --results examples/results --readme README.md
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark_report import render_benchmark
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.study.figures import plot_study
+from ham10000.training.study.report import check_study, results_table, study_markdown
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
+
+START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
+SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"
+
+
+def collect(study_dir: Path, to: Path) -> Path:
+    """Copies what a finished study found: its numbers, report and figures; no weights.
+
+    Args:
+        study_dir: The `output_dir` of `ham10000-study`.
+        to: Folder of the results.
+
+    Returns:
+        The path of the copied study.json.
+
+    Raises:
+        Ham10000Error: If the study is not finished, or of another format.
+    """
+    source = study_dir / "study.json"
+    if not source.is_file():
+        raise Ham10000Error(f"{str(source)!r} does not exist; run or continue the study first.")
+    study = read_json(source)
+    check_study(study)
+    plot_study(study, to / "figures")
+    atomic_write_text(to / "study.md", study_markdown(study))
+    return atomic_write_json(to / "study.json", study)
+
+
+def render_speed(results: Path) -> str:
+    """Renders the tables of all benchmarks.
+
+    Args:
+        results: Folder with `benchmark*.json`, as `examples/benchmarks/benchmark.py --output` writes them.
+
+    Returns:
+        Markdown.
+    """
+    paths = sorted(results.glob("benchmark*.json"))
+    return "\n\n".join(render_benchmark(read_json(path)) for path in paths)
+
+
+def update_readme(readme: Path, markdown: str, start: str = START, end: str = END) -> None:
+    """Replaces what stands between two markers.
+
+    Raises:
+        Ham10000Error: If the markers are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise Ham10000Error(f"{str(readme)!r} needs the line {start!r} and, below it, {end!r}, once each.")
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    atomic_write_text(readme, f"{before}{start}\n\n{markdown}\n\n{end}{after}")
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line: `collect` or `render`."""
+    parser = argparse.ArgumentParser(prog="python examples/benchmarks/results.py", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    collecting = commands.add_parser("collect", help="copy what a finished study found")
+    collecting.add_argument("study", type=Path)
+    collecting.add_argument("--to", default=Path("examples/results"), type=Path)
+    rendering = commands.add_parser("render", help="print the table, or write it into a README")
+    rendering.add_argument("--results", default=Path("examples/results"), type=Path)
+    rendering.add_argument("--readme", type=Path)
+    for command in (collecting, rendering):
+        add_debug_argument(command)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "collect":
+        print(f"Saved     {collect(arguments.study, arguments.to)}, study.md and figures/")
+        return
+    study = arguments.results / "study.json"
+    if not study.is_file():
+        raise Ham10000Error(f"{str(study)!r} does not exist; `collect` a study first.")
+    table, speed = results_table(read_json(study)), render_speed(arguments.results)
+    if arguments.readme:
+        update_readme(arguments.readme, table)
+        if speed:
+            update_readme(arguments.readme, speed, SPEED_START, SPEED_END)
+    else:
+        print(f"{table}\n\n{speed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

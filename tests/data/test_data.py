@@ -1,0 +1,288 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data.readers import from_splits
+from ham10000.training.data.report import main
+from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
+
+
+@pytest.fixture
+def folder(synthetic_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the synthetic folder that a test may damage."""
+    return Path(shutil.copytree(synthetic_folder, tmp_path / "official"))
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "HAM10000_metadata.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(folder: Path, rows: list[dict[str, str]], delimiter: str = ",", encoding: str = "utf-8") -> None:
+    with (folder / "HAM10000_metadata.csv").open("w", newline="", encoding=encoding) as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def change(folder: Path, index: int, **values: str) -> dict[str, str]:
+    rows = read_rows(folder)
+    rows[index].update(values)
+    write_rows(folder, rows)
+    return rows[index]
+
+
+def same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
+    frames = [metadata_frame(data).sort_values("image_id", ignore_index=True) for data in (first, second)]
+    return frames[0].equals(frames[1])
+
+
+def test_official_layout(synthetic_folder: Path) -> None:
+    data, report = load_data(str(synthetic_folder))
+    assert data.features == FEATURES
+    raw = pd.read_csv(synthetic_folder / "HAM10000_metadata.csv")
+    frame = metadata_frame(data)
+    assert frame["image_id"].tolist() == raw["image_id"].tolist()
+    assert frame["dx"].tolist() == raw["dx"].tolist()
+    np.testing.assert_array_equal(frame["age"].to_numpy(), raw["age"].to_numpy())
+    assert report.rows == len(raw)
+    assert report.class_counts == {dx: int((raw.dx == dx).sum()) for dx in LABELS}
+    assert report.missing["age"] == raw.age.isna().sum() >= 1
+    assert data[3]["image"].size == (200, 150)
+    assert "unreadable images    not checked" in str(report)
+    json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata", "HAM10000_metadata.csv"])
+@pytest.mark.parametrize(("delimiter", "encoding"), [("\t", "utf-8"), (",", "utf-8-sig"), ("\t", "utf-8-sig")])
+def test_spellings_of_the_table(
+    folder: Path, name: str, delimiter: str, encoding: str, synthetic_folder: Path
+) -> None:
+    write_rows(folder, read_rows(folder), delimiter, encoding)
+    (folder / "HAM10000_metadata.csv").rename(folder / name)
+    assert same(load_data(str(folder))[0], load_data(str(synthetic_folder))[0])
+
+
+def test_kaggle_layout_counts_no_image_twice(folder: Path) -> None:
+    for part in (1, 2):
+        shutil.copytree(folder / f"HAM10000_images_part_{part}", folder / f"ham10000_images_part_{part}")
+    (folder / "hmnist_8_8_L.csv").write_text("pixel0000,label\n1,2\n")
+    data, report = load_data(str(folder))
+    assert len(data) == 220
+    assert any("220 image files are copies" in note for note in report.notes)
+    changed = next((folder / "ham10000_images_part_1").iterdir())
+    changed.write_bytes(changed.read_bytes() + b"x")
+    with pytest.raises(Ham10000Error, match="differ; keep the one"):
+        load_data(str(folder))
+
+
+def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
+    """As push_to_hub stores them; to_parquet alone stores paths of this machine, which are refused."""
+    return data.with_format("arrow").map(datasets.table.embed_table_storage, batched=True).with_format(None)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
+def test_every_source_gives_the_same_rows(
+    kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    reference = load_data(str(synthetic_folder))[0].select(range(0, 220, 5))
+    target = tmp_path / "source"
+    target.mkdir()
+    if kind in ("csv", "jsonl"):
+        frame = metadata_frame(reference)
+        frame.insert(0, "file_name", [f"pictures/{name}.jpg" for name in frame.image_id])
+        (target / "pictures").mkdir()
+        for row in reference.cast_column("image", datasets.Image(decode=False)):
+            shutil.copy(row["image"]["path"], target / "pictures")
+        if kind == "csv":
+            frame.to_csv(target / "metadata.csv", index=False)
+        else:
+            frame.to_json(target / "metadata.jsonl", orient="records", lines=True)
+        data, report = load_data(str(target))
+    else:
+        stored = with_bytes(reference)
+        parts = {"train": stored.select(range(30)), "test": stored.select(range(30, 44))}
+        (target / "data").mkdir()
+        for name, part in parts.items():
+            part.to_parquet(target / "data" / f"{name}-00000-of-00001.parquet")
+        if kind == "parquet":
+            data, report = load_data(str(target))
+        else:
+            # The only way to a Hub id without a network: what load_dataset answers for the same files.
+            loaded = datasets.load_dataset(str(target))
+            monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded if name == "user/ham10000" else None)
+            data, report = load_data("user/ham10000")
+        assert any("own division is not used" in note for note in report.notes)
+    assert data.features == FEATURES
+    assert same(data, reference)
+    expected = {row["image_id"]: np.asarray(row["image"]) for row in reference}
+    for row in data.select([0, 20, 43]):
+        np.testing.assert_array_equal(np.asarray(row["image"]), expected[row["image_id"]])
+
+
+def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`marmal88/skin_cancer` repeats images across its splits and spells the diagnoses out."""
+    names = {"mel": "melanoma", "nv": "melanocytic_Nevi", "bkl": "benign_keratosis-like_lesions"}
+    data = with_bytes(load_data(str(synthetic_folder))[0])
+    frame = metadata_frame(data)
+    spelled = data.remove_columns(["dx", "dataset"]).add_column("dx", [names.get(dx, dx) for dx in frame["dx"]])
+    splits = datasets.DatasetDict(train=spelled.select(range(220)), test=spelled.select(range(10)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    with pytest.raises(Ham10000Error, match="duplicate image id in 10 row") as error:
+        load_data("user/copies")
+    assert "user/copies split test, row 1 " in str(error.value)
+    assert "--drop_duplicates" in str(error.value)
+    kept, report = load_data("user/copies", drop_duplicates=True)
+    assert metadata_frame(kept)["dx"].tolist() == frame["dx"].tolist()
+    assert len(report.duplicate_image_ids) == 10
+    notes = " ".join(report.notes)
+    assert "dropped because of drop_duplicates: duplicate image id, image ids 10 " in notes
+    assert "dx 'melanocytic nevi' is read as 'nv'" in notes
+    assert len(from_splits("x", splits).frame) == 230
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected", "options"),
+    [
+        ("dx", "melanom", "expected one of ['akiec', 'bcc'", {"drop_unknown_labels": True}),
+        ("age", "-5", "expected years from 0 to 120", {"invalid_to_missing": True}),
+        ("age", "inf", "expected years from 0 to 120", {"invalid_to_missing": True}),
+        ("age", "old", "expected years from 0 to 120", {"invalid_to_missing": True}),
+        ("sex", "m", "expected one of ['female', 'male']", {"invalid_to_missing": True}),
+        ("localization", "torso", "expected one of ['abdomen', 'acral'", {"invalid_to_missing": True}),
+        ("image_id", "../../etc/x", "expected an id without '/'", None),
+        ("image_id", "", "no image_id", None),
+        ("lesion_id", "", "no lesion_id", None),
+        ("image_id", "SYN_9999999", "no image file", {"drop_unreadable": True}),
+    ],
+)
+def test_bad_value_is_named_with_its_row(folder: Path, column: str, value: str, expected: str, options: dict) -> None:
+    rows = read_rows(folder)
+    singles = pd.DataFrame(rows).groupby("lesion_id")["image_id"].transform("size")
+    index = int(np.flatnonzero(singles.to_numpy() == 1)[4])
+    change(folder, index, **{column: value})
+    with pytest.raises(Ham10000Error) as error:
+        load_data(str(folder))
+    message = str(error.value)
+    assert f"HAM10000_metadata.csv, row {index + 2} " in message
+    assert f"{column} = {value!r}" in message
+    assert expected in message
+    if options is None:
+        return
+    assert f"--{next(iter(options))}" in message
+    data, report = load_data(str(folder), **options)
+    kept = "invalid_to_missing" in options
+    assert len(data) == (220 if kept else 219)
+    assert any(next(iter(options)) in note for note in report.notes)
+    if kept:
+        assert metadata_frame(data)[column].replace("unknown", np.nan).isna()[index]
+
+
+def test_every_problem_is_in_one_message(folder: Path) -> None:
+    change(folder, 0, dx="what")
+    change(folder, 1, sex="m")
+    next((folder / "HAM10000_images_part_2").iterdir()).unlink()
+    with pytest.raises(Ham10000Error) as error:
+        load_data(str(folder))
+    assert all(text in str(error.value) for text in ("unknown label", "invalid sex", "no image file"))
+
+
+def test_age_zero_is_an_age_and_missing_is_null(folder: Path) -> None:
+    for index, age in enumerate(("0", "", "NaN", "unknown", " 0.0 ")):
+        change(folder, index, age=age)
+    change(folder, 0, sex=" Male", localization="")
+    data, _ = load_data(str(folder))
+    assert data[:5]["age"] == [0.0, None, None, None, 0.0]
+    assert (data[0]["sex"], data[0]["localization"]) == ("male", "unknown")
+
+
+def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
+    victim = sorted((folder / "HAM10000_images_part_1").iterdir())[7]
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    assert load_data(str(folder))[1].unreadable_images is None
+    with pytest.raises(Ham10000Error, match=f"unreadable image file in 1 row(?s:.*){victim.stem}"):
+        load_data(str(folder), check_images=True)
+    data, report = load_data(str(folder), drop_unreadable=True)
+    assert (len(data), report.unreadable_images) == (219, [victim.stem])
+
+
+def test_missing_columns_and_ragged_rows(folder: Path) -> None:
+    table = folder / "HAM10000_metadata.csv"
+    text = table.read_text()
+    table.write_text(text.replace("dx,", "diagnosis,", 1))
+    with pytest.raises(
+        Ham10000Error, match=r"column\(s\) \['dx'\] are missing; it has \['lesion_id', 'image_id', 'dia"
+    ):
+        load_data(str(folder))
+    lines = text.splitlines()
+    lines[4] += ",more"
+    table.write_text("\n".join(lines))
+    with pytest.raises(Ham10000Error, match="line 5: 9 fields, but the header has 8"):
+        load_data(str(folder))
+
+
+def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
+    rows = [
+        {name: row[name] for name in ("image_id", "dx", "age", "sex", "localization")} for row in read_rows(folder)
+    ]
+    write_rows(folder, rows)
+    data, report = load_data(str(folder))
+    assert data["lesion_id"][:] == data["image_id"][:]
+    assert set(data["dx_type"]) == set(data["dataset"]) == {"unknown"}
+    assert sum("no column" in note for note in report.notes) == 3
+
+
+def test_conflicting_copies_cannot_be_dropped(folder: Path) -> None:
+    rows = read_rows(folder)
+    write_rows(folder, [*rows, {**rows[0], "dx": "vasc" if rows[0]["dx"] != "vasc" else "nv"}])
+    with pytest.raises(Ham10000Error, match="one image id with different dx in 2 row"):
+        load_data(str(folder), drop_duplicates=True)
+
+
+def test_unknown_source(tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match=r"There is no folder 'nowhere'.*synthetic"):
+        load_data("nowhere")
+    with pytest.raises(Ham10000Error, match="holds nothing, but no metadata"):
+        load_data(str(tmp_path))
+    with pytest.raises(Ham10000Error, match="expected `synthetic:N`"):
+        load_data("synthetic:many")
+
+
+def test_path_out_of_the_imagefolder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,dx,age,sex,localization\n../secret.jpg,nv,5,male,back\n")
+    with pytest.raises(Ham10000Error, match=r"line 2: file_name '../secret.jpg' must be a path below"):
+        load_data(str(tmp_path))
+
+
+def test_command_line(synthetic_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(synthetic_folder), "--folds", "5", "--save_split", str(tmp_path), "--json"]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["report"]["rows"] == 220
+    assert printed["split"]["leakage"]["test"]["all"] == 0
+    assert printed["split"]["sha256"] == json.loads((tmp_path / "split.json").read_text())["sha256"]
+    assert main(["--data", "nowhere"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: There is no folder")
+    assert "Traceback" not in captured.err
+    with pytest.raises(Ham10000Error):
+        main(["--data", "nowhere", "--debug"])
+
+
+@pytest.mark.shared
+def test_real_data(shared_dir: Path) -> None:
+    data, report = load_data(str(shared_dir / "ham10000"))
+    assert (report.rows, report.lesions) == (10015, 7470)
+    assert list(report.class_counts.values()) == [327, 514, 1099, 115, 1113, 6705, 142]
+    assert report.images_per_lesion == {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
+    assert report.missing == {"age": 57, "sex": 57, "localization": 234}
+    assert int((metadata_frame(data)["age"] == 0).sum()) == 39
+    assert report.notes == []

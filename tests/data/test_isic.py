@@ -1,0 +1,148 @@
+"""Pictures with labels in ISIC's formats, or in any csv, become rows; predictions become a submission."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
+
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.utils.isic import ISIC_COLUMNS, ISIC_SITES
+
+# As the official file of the ISIC 2018 test set begins.
+HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+
+
+def write_isic(folder: Path, labels: list[str], metadata: str | None = None) -> Path:
+    """The layout of the ISIC 2018 archives: a folder of pictures beside one with the ground truth."""
+    pictures, truth = folder / "ISIC2018_Task3_Test_Input", folder / "ISIC2018_Task3_Test_GroundTruth"
+    pictures.mkdir(parents=True)
+    truth.mkdir()
+    names = list(ISIC_COLUMNS)
+    lines = [HEADER]
+    for number, label in enumerate(labels):
+        image_id = f"ISIC_{34524 + number:07d}"
+        values = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(values).save(pictures / f"{image_id}.jpg")
+        lines.append(",".join([image_id, *(f"{float(ISIC_COLUMNS[name] == label)}" for name in names)]))
+    (truth / "ISIC2018_Task3_Test_GroundTruth.csv").write_text("\n".join(lines) + "\n")
+    if metadata:
+        (truth / "ISIC_Metadata.csv").write_text(metadata)
+    return folder
+
+
+def test_official_ground_truth(tmp_path: Path) -> None:
+    labels = [*LABELS, "nv", "mel"]
+    dataset, report = load_data(str(write_isic(tmp_path, labels)))
+    frame = metadata_frame(dataset)
+    assert frame["dx"].tolist() == labels
+    assert frame["image_id"].tolist()[0] == "ISIC_0034524"
+    assert frame["age"].isna().all()
+    assert (frame["sex"] == "unknown").all()
+    assert any("no column age; every value counts as missing" in note for note in report.notes)
+    assert dataset[0]["image"].size == (40, 30)
+
+
+def test_metadata_beside_it_is_read_with_coarse_sites(tmp_path: Path) -> None:
+    metadata = "image,age_approx,anatom_site_general,lesion_id,sex\n"
+    metadata += "ISIC_0034525,45,head/neck,IL_2,female\nISIC_0034524,80.0,posterior torso,IL_1,male\n"
+    dataset, report = load_data(str(write_isic(tmp_path, ["mel", "nv", "bkl"], metadata)))
+    frame = metadata_frame(dataset)
+    assert frame["age"].tolist()[:2] == [80.0, 45.0]
+    assert np.isnan(frame["age"][2])
+    assert frame["localization"].tolist() == ["back", "face", "unknown"]
+    assert frame["sex"].tolist() == ["male", "female", "unknown"]
+    assert frame["lesion_id"].tolist()[:2] == ["IL_1", "IL_2"]
+    assert any("'head/neck' is coarser" in note and "'face'" in note for note in report.notes)
+
+
+def test_sites_are_in_our_vocabulary() -> None:
+    assert set(ISIC_SITES.values()) <= set(Ham10000Config().localization_vocabulary)
+
+
+def test_any_csv_of_pictures_below_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "some" / "pictures").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / "some" / "pictures" / f"{name}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name;dx;age;sex;site\na.png;nv;30;female;x\nb.png;Melanoma;;male;y\n")
+    dataset, _ = load_data(str(table))
+    frame = metadata_frame(dataset)
+    assert frame["image_id"].tolist() == ["a", "b"]
+    assert frame["dx"].tolist() == ["nv", "mel"]
+    assert frame["age"][0] == 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("ISIC_0034524,0,0,0,0,0,0,0\n", r"line 2: expected a 1 in one of .* got \['0', '0'"),
+        ("ISIC_0034524,1,0,0,0,0,0,0\nISIC_0034525,1,1,0,0,0,0,0\n", "line 3"),
+        ("ISIC_0034524,yes,0,0,0,0,0,0\n", "'yes'"),
+        ("ISIC_0034524,0.4,0.6,0,0,0,0,0\n", "'0.4'"),
+    ],
+)
+def test_a_row_that_names_no_class_is_named(tmp_path: Path, rows: str, message: str) -> None:
+    folder = write_isic(tmp_path, ["mel", "nv"])
+    next(folder.rglob("*GroundTruth.csv")).write_text(f"{HEADER}\n{rows}")
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(folder))
+
+
+def test_a_class_we_do_not_have_is_an_unknown_label(tmp_path: Path) -> None:
+    """ISIC 2019 has squamous cell carcinoma."""
+    folder = write_isic(tmp_path, ["mel", "nv"])
+    truth = next(folder.rglob("*GroundTruth.csv"))
+    truth.write_text(f"{HEADER},SCC\nISIC_0034524,0,0,0,0,0,0,0,1\nISIC_0034525,0,1,0,0,0,0,0,0\n")
+    with pytest.raises(Ham10000Error, match=r"unknown label in 1 row.*drop_unknown_labels"):
+        load_data(str(folder))
+    dataset, _ = load_data(str(folder), drop_unknown_labels=True)
+    assert metadata_frame(dataset)["dx"].tolist() == ["nv"]
+
+
+def test_two_ground_truths_must_be_told_apart(tmp_path: Path) -> None:
+    folder = write_isic(tmp_path, ["mel", "nv"])
+    truth = next(folder.rglob("*GroundTruth.csv"))
+    (truth.parent / "Other_GroundTruth.csv").write_text(truth.read_text())
+    with pytest.raises(Ham10000Error, match="several ground truths"):
+        load_data(str(folder))
+
+
+def test_it_is_scored_with_one_command_and_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = [*LABELS, *LABELS]
+    folder = write_isic(tmp_path / "data", labels)
+    config = Ham10000Config(modality="fusion", backbone="test_efficientnet")
+    checkpoint = tmp_path / "checkpoint"
+    create_model(config).save_pretrained(checkpoint)
+    create_processor(config, image_size=32).save_pretrained(checkpoint)
+    submission = tmp_path / "submission.csv"
+    options = ["--checkpoint", str(checkpoint), "--data", str(folder), "--split", "all", "--n_resamples", "50"]
+    options += ["--cache_dir", str(tmp_path / "cache"), "--isic_submission", str(submission)]
+    assert evaluate(options) == 0, capsys.readouterr().err
+    table = pd.read_csv(submission)
+    assert ",".join(table.columns) == HEADER
+    np.testing.assert_allclose(table[list(ISIC_COLUMNS)].sum(axis=1), 1, atol=1e-6)
+    predicted = [ISIC_COLUMNS[name] for name in table[list(ISIC_COLUMNS)].idxmax(axis=1)]
+    results = json.loads((checkpoint / "evaluation_all" / "eval_results.json").read_text())
+    # The challenge's score is the mean recall over classes.
+    expected = balanced_accuracy_score(labels, predicted)
+    assert results["metrics"]["balanced_accuracy"] == pytest.approx(expected)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_images_of_the_training_set_are_told(tmp_path: Path, synthetic_folder: Path, capsys) -> None:
+    from ham10000.training.data.split import make_split
+
+    config = Ham10000Config(modality="metadata")
+    create_model(config).save_pretrained(tmp_path)
+    create_processor(config).save_pretrained(tmp_path)
+    split = make_split(load_data(str(synthetic_folder))[0])
+    split.save(tmp_path)
+    options = ["--checkpoint", str(tmp_path), "--data", str(synthetic_folder), "--split", "all", "--n_resamples", "50"]
+    assert evaluate(options) == 0
+    assert f"was trained on {split.sizes['train']} of these images" in capsys.readouterr().out

@@ -1,0 +1,265 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
+from ham10000.training.config import TrainConfig
+from ham10000.training.data.augment import Augment
+from ham10000.training.data.cache import cached_images
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.sources import load_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_folder: Path) -> datasets.Dataset:
+    return load_data(str(synthetic_folder))[0]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Ham10000Processor:
+    return create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(24, 32))
+
+
+def make_loader(dataset, processor, tmp_path, **options) -> TrainLoader:
+    images = open_frames(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
+    samples = Samples.from_dataset(dataset, processor)
+    augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
+    settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
+    return TrainLoader(samples, images, processor, CPU, **settings)
+
+
+def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
+    images = cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert images.shape == (len(dataset), 3, 24, 32)
+    loader = EvalLoader(
+        Samples.from_dataset(dataset, processor),
+        open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False),
+        processor,
+        CPU,
+        batch_size=50,
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    pixel_values = torch.cat([batch.pixel_values for batch in batches])
+    metadata = torch.cat([batch.metadata for batch in batches])
+    chosen = [0, 57, len(dataset) - 1]
+    rows = dataset.select(chosen)
+    expected = processor(
+        images=list(rows["image"]),
+        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in rows],
+    )
+    assert torch.equal(pixel_values[chosen], expected["pixel_values"])
+    torch.testing.assert_close(metadata[chosen], expected["metadata"], equal_nan=True, rtol=0, atol=0)
+
+
+def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processor, tmp_path) -> None:
+    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    (file,) = tmp_path.glob("*.npy")
+    modified = file.stat().st_mtime_ns
+    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert file.stat().st_mtime_ns == modified
+    other = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20)
+    cached_images(dataset, other.image_processor, cache_dir=tmp_path, progress=False)
+    cached_images(dataset.select(range(10)), processor.image_processor, cache_dir=tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"not a picture")
+    rows = {"image": [str(folder / "good.png"), str(folder / "bad.png")], "image_id": ["good", "bad"]}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
+        cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from ham10000.modeling import Ham10000Config, create_processor
+from ham10000.training.data.cache import cached_images
+from ham10000.training.config import TrainConfig
+from ham10000.training.data.sources import load_data
+processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
+print(len(cached_images(load_data(sys.argv[1])[0], processor.image_processor, cache_dir=sys.argv[2])))
+"""
+
+
+def start_build(source: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILD, str(source), str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def large_source(synthetic_folder: Path, dataset: datasets.Dataset) -> Path:
+    """A folder that takes long enough to be interrupted: the same pictures many times, enlarged."""
+    folder = synthetic_folder.parent / "large"
+    pictures = [image.resize((1200, 900)) for image in dataset.select(range(8))["image"]]
+    (folder / "HAM10000_images").mkdir(parents=True)
+    frame = pd.read_csv(synthetic_folder / "HAM10000_metadata.csv")
+    for number, image_id in enumerate(frame["image_id"]):
+        pictures[number % 8].save(folder / "HAM10000_images" / f"{image_id}.jpg")
+    frame.to_csv(folder / "HAM10000_metadata.csv", index=False)
+    return folder
+
+
+def test_a_killed_build_goes_on_and_a_second_builder_waits(dataset, synthetic_folder, tmp_path_factory) -> None:
+    source, cache = large_source(synthetic_folder, dataset), tmp_path_factory.mktemp("cache")
+    process = start_build(source, cache)
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size > 30 * 48 * 64 * 3 for path in cache.glob("*.partial")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (partial,) = cache.glob("*.partial")
+    done = partial.stat().st_size // (48 * 64 * 3)
+    assert 30 <= done < len(dataset)
+    with partial.open("ab") as file:
+        file.write(b"half a picture")
+
+    processes = [start_build(source, cache) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [output for output, _ in outputs] == [f"{len(dataset)}\n"] * 2
+    bars = [text for _, text in outputs if "Caching images" in text]
+    assert len(bars) == 1
+    assert f"{done}/{len(dataset)}" in bars[0]  # it began where the other had stopped
+    processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
+    (built,) = cache.glob("*.npy")
+    fresh = cached_images(
+        load_data(str(source))[0], processor.image_processor, cache_dir=cache / "new", progress=False
+    )
+    assert built.read_bytes() == Path(fresh.filename).read_bytes()
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_cache_that_cannot_be_written(dataset, processor, tmp_path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(Ham10000Error, match=r"Cannot write the image cache .*\.npy.*GB; name a folder"):
+        cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "file", progress=False)
+    limit = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+{BUILD}"""
+    folder = tmp_path / "full"
+    # The synthetic dataset needs no file of its own; the cache does.
+    command = [sys.executable, "-c", limit, "synthetic:30", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "Cannot write the image cache" in result.stderr
+    assert "File too large" in result.stderr
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+
+
+def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
+    def frames(size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None) -> tuple[int, ...]:
+        pictures = [Image.new("RGB", size)] * 3 + [Image.new("RGB", (50, 50))]  # one of another aspect
+        rows = {"image": pictures, "image_id": list("abcd")}
+        features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
+        source = datasets.Dataset.from_dict(rows, features=features)
+        options = {"train_size": train_size, "short_side": short_side, "progress": False}
+        config = Ham10000Config(modality="image", backbone="test_efficientnet")
+        images = open_frames(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
+        return images.images.shape
+
+    assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)
+    assert frames((450, 600), (96, 96)) == (4, 3, 256, 192)
+    assert frames((600, 450), (224, 224)) == (4, 3, 450, 600)  # 448 rows would only soften
+    assert frames((80, 60), (96, 96)) == (4, 3, 60, 80)  # never more than there is
+    assert frames((600, 450), (96, 96), 120) == (4, 3, 120, 160)
+
+
+def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, processor, tmp_path) -> None:
+    loader = make_loader(dataset, processor, tmp_path)
+    orders = [loader.order(epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(len(dataset)))
+    assert not np.array_equal(*orders)
+    assert np.array_equal(orders[1], make_loader(dataset, processor, tmp_path).order(1))
+    assert len(list(loader.epoch(0))) == loader.steps_per_epoch == len(dataset) // 16
+
+
+def test_resumed_epoch_continues_with_the_same_batches(dataset, processor, tmp_path) -> None:
+    loader = make_loader(dataset, processor, tmp_path)
+    whole = list(loader.epoch(2))
+    rest = list(loader.epoch(2, start_step=5))
+    assert len(rest) == len(whole) - 5
+    for (_, (expected,)), (_, (batch,)) in zip(whole[5:], rest, strict=True):
+        assert torch.equal(expected.pixel_values, batch.pixel_values)
+
+
+def test_pictures_grow_over_the_epochs(dataset, processor, tmp_path) -> None:
+    config = TrainConfig(epochs=5, image_size=[160, 192], train_scales=[0.5, 1.0])
+    sizes = [config.train_size(epoch) for epoch in range(5)]
+    assert sizes == [(80, 96), (96, 128), (128, 144), (144, 176), (160, 192)]  # shares .5, .625, … in steps of 16
+    assert TrainConfig(image_size=[150, 200]).train_size(3) == (150, 200)
+    loader = make_loader(dataset, processor, tmp_path, size=lambda epoch: [(16, 16), (24, 32)][epoch])
+    for epoch, shape in enumerate([(16, 3, 16, 16), (16, 3, 24, 32)]):
+        _, (batch,) = next(iter(loader.epoch(epoch)))
+        assert batch.pixel_values.shape == shape
+
+
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_processes_and_micro_batches_share_out_the_same_global_batch(
+    dataset, processor, tmp_path, world_size, micro_batches
+) -> None:
+    (labels, (whole,)) = next(make_loader(dataset, processor, tmp_path).epoch(0))
+    pieces, shared_labels = [], []
+    for rank in range(world_size):
+        loader = make_loader(
+            dataset, processor, tmp_path, rank=rank, world_size=world_size, micro_batches=micro_batches
+        )
+        global_labels, batches = next(loader.epoch(0))
+        assert torch.equal(global_labels, labels)
+        pieces += batches
+        shared_labels.append(global_labels)
+    parts = world_size * micro_batches
+    for number, piece in enumerate(pieces):
+        # Resampling a part of the batch may round differently in the last bit.
+        torch.testing.assert_close(piece.pixel_values, whole.pixel_values[number::parts], atol=1e-4, rtol=0)
+        assert torch.equal(piece.labels, whole.labels[number::parts])
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, processor, tmp_path) -> None:
+    with pytest.raises(Ham10000Error, match="multiple of 3 processes"):
+        make_loader(dataset, processor, tmp_path, world_size=3)
+
+
+def test_metadata_only_opens_no_pictures(dataset, tmp_path) -> None:
+    processor = create_processor(Ham10000Config(modality="metadata"))
+    loader = make_loader(dataset, processor, tmp_path)
+    _, (batch,) = next(loader.epoch(0))
+    assert set(batch.inputs) == {"metadata"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_only_reads_no_metadata(dataset, tmp_path) -> None:
+    processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
+    _, (batch,) = next(make_loader(dataset, processor, tmp_path).epoch(0))
+    assert set(batch.inputs) == {"pixel_values"}
+
+
+def test_eval_loader_shares_out_every_row_once(dataset, processor, tmp_path) -> None:
+    images = open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False)
+    samples = Samples.from_dataset(dataset, processor)
+    samples = dataclasses.replace(samples, labels=torch.arange(len(samples)))  # the row number stands for the row
+    seen = []
+    for rank in range(3):
+        loader = EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3)
+        seen.append(torch.cat([batch.labels for batch in loader]))
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(len(dataset)))

@@ -1,0 +1,204 @@
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.utils.class_weight import compute_class_weight
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data.lesions import KNOWN_DUPLICATE_PAIRS, lesion_groups
+from ham10000.training.data.report import main
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.split import SPLITS, Split, apply_split, load_split, make_split
+
+
+@pytest.fixture(scope="module")
+def data(synthetic_folder: Path) -> datasets.Dataset:
+    return load_data(str(synthetic_folder))[0]
+
+
+@pytest.fixture(scope="module")
+def real(shared_dir: Path) -> datasets.Dataset:
+    return load_data(str(shared_dir / "ham10000"))[0]
+
+
+def test_known_duplicates_become_one_group() -> None:
+    images = ["ISIC_0033481", "ISIC_0033421", "ISIC_0000001", "ISIC_0000002", "ISIC_0033556"]
+    groups = lesion_groups(["b", "a", "b", "c", "d"], images)
+    assert groups == ["a", "a", "a", "c", "d"]
+    assert len(KNOWN_DUPLICATE_PAIRS) == 18
+    assert len({image for pair in KNOWN_DUPLICATE_PAIRS for image in pair}) == 36
+
+
+def test_lesion_grouped_is_the_sklearn_fold_and_keeps_every_row(data: datasets.Dataset) -> None:
+    split = make_split(data, seed=3, fold=9)
+    frame = metadata_frame(data).sort_values("image_id", ignore_index=True)
+    splitter = StratifiedGroupKFold(10, shuffle=True, random_state=3)
+    folds = [set(frame.image_id[test]) for _, test in splitter.split(frame, frame.dx, frame.lesion_id)]
+    assert set(split.ids("test")) == folds[9]
+    assert set(split.ids("validation")) == folds[0]
+    assert set(split.ids("train")) == set(frame.image_id) - folds[9] - folds[0]
+    assert split.dropped == []
+    assert split.table.groupby("lesion_id")["split"].nunique().max() == 1
+    assert split.leakage()["test"]["all"] == split.leakage()["validation"]["all"] == 0
+
+
+def test_folds_cover_every_image_once(data: datasets.Dataset) -> None:
+    tests = [name for fold in range(5) for name in make_split(data, folds=5, fold=fold).ids("test")]
+    assert sorted(tests) == sorted(data["image_id"])
+
+
+def test_lesion_grouped_does_not_depend_on_the_order_of_rows(data: datasets.Dataset) -> None:
+    assert make_split(data.shuffle(seed=1)).sha256 == make_split(data).sha256
+    assert make_split(data, seed=1).sha256 != make_split(data).sha256
+
+
+def test_image_stratified_is_two_sklearn_calls_and_leaks(data: datasets.Dataset) -> None:
+    split = make_split(data, "image-stratified", seed=5)
+    frame = metadata_frame(data)
+    frame = frame[frame.age.notna()]
+    train, rest = train_test_split(frame, test_size=0.2, stratify=frame.dx, random_state=5)
+    validation, test = train_test_split(rest, test_size=0.5, stratify=rest.dx, random_state=5)
+    for part, expected in zip(SPLITS, (train, validation, test), strict=True):
+        assert set(split.ids(part)) == set(expected.image_id)
+    assert split.dropped == metadata_frame(data).image_id[metadata_frame(data).age.isna()].tolist()
+    leaks = split.leakage()["test"]
+    assert leaks["all"] == pytest.approx(test.lesion_id.isin(train.lesion_id).mean())
+    assert leaks["all"] > 0
+    mel = test[test.dx == "mel"]
+    assert leaks["mel"] == pytest.approx(mel.lesion_id.isin(train.lesion_id).mean())
+
+
+def test_class_weights(data: datasets.Dataset) -> None:
+    split = make_split(data)
+    labels = split.table.dx[split.table.split == "train"].to_numpy()
+    expected = compute_class_weight("balanced", classes=np.array(LABELS), y=labels)
+    np.testing.assert_allclose(split.class_weights(), expected, rtol=1e-12)
+    np.testing.assert_allclose(split.class_weights("sqrt") ** 2, expected, rtol=1e-12)
+    assert split.class_weights("none").tolist() == [1.0] * 7
+    with pytest.raises(Ham10000Error, match="'inverse' do not exist"):
+        split.class_weights("inverse")
+
+
+@pytest.mark.parametrize("protocol", ["lesion-grouped", "image-stratified"])
+def test_saved_split_is_read_back(data: datasets.Dataset, protocol: str, tmp_path: Path) -> None:
+    split = make_split(data, protocol, seed=7)
+    path = split.save(tmp_path)
+    for given in (tmp_path, path):
+        loaded = load_split(given)
+        pd.testing.assert_frame_equal(loaded.table, split.table, check_dtype=False)
+        assert loaded.summary() == split.summary()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["split.csv", "split.json"]
+    parts = apply_split(data, loaded)
+    assert {part: parts[part]["image_id"][:] for part in SPLITS} == {part: split.ids(part) for part in SPLITS}
+    assert parts["test"].features == data.features
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("split", "sha256"), ("dx", "class_counts"), ("lesion_id", "group"), ("group", "group")]
+)
+def test_edited_split_is_refused(data: datasets.Dataset, column: str, message: str, tmp_path: Path) -> None:
+    path = make_split(data).save(tmp_path)
+    table = pd.read_csv(path)
+    other = table.index[table[column] != table[column][0]][0]
+    table.loc[0, column] = table.loc[other, column]
+    table.to_csv(path, index=False)
+    with pytest.raises(Ham10000Error, match=f"was edited: its (column )?{message}"):
+        load_split(path)
+
+
+def test_broken_and_missing_files(data: datasets.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match="does not exist"):
+        load_split(tmp_path / "split.csv")
+    path = make_split(data).save(tmp_path)
+    path.with_suffix(".json").write_text(json.dumps({"seed": 1}))
+    with pytest.raises(Ham10000Error, match="is no saved split: KeyError"):
+        load_split(path)
+
+
+def test_split_of_other_data_is_refused(data: datasets.Dataset) -> None:
+    split = make_split(data)
+    with pytest.raises(Ham10000Error, match=r"1 images of the split are not in the data, such as \['SYN_"):
+        apply_split(data.select(range(1, len(data))), split)
+    split.table = split.table.iloc[:-2].reset_index(drop=True)
+    with pytest.raises(Ham10000Error, match="2 images of the data are not in the split"):
+        apply_split(data, split)
+
+
+def test_relabelled_data_is_refused(data: datasets.Dataset) -> None:
+    split = make_split(data)
+    split.table.loc[0, "dx"] = "df" if split.table.dx[0] != "df" else "nv"
+    with pytest.raises(Ham10000Error, match="The dx of 1 images is another in the split"):
+        apply_split(data, split)
+
+
+def test_lesion_on_two_sides_is_refused(data: datasets.Dataset) -> None:
+    split = make_split(data)
+    train = split.table.index[split.table.split == "train"][0]
+    split.table.loc[train, "group"] = split.table.group[split.table.split == "test"].iloc[0]
+    with pytest.raises(Ham10000Error, match="1 lesions are on two sides"):
+        split.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "random"}, "Protocol 'random' does not exist"),
+        ({"folds": 2}, "expected at least 3 folds"),
+        ({"fold": 10}, "0 <= fold < folds"),
+        ({"protocol": "image-stratified", "fold": 1}, "needs `folds`"),
+        ({"folds": 100}, "Use more data|use more data"),
+    ],
+)
+def test_impossible_splits(data: datasets.Dataset, options: dict, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        make_split(data, **options)
+
+
+def test_lesion_grouped_needs_lesions(data: datasets.Dataset) -> None:
+    table = data.remove_columns("lesion_id").add_column("lesion_id", data["image_id"][:])
+    with pytest.raises(Ham10000Error, match="lesion-grouped needs lesion ids"):
+        make_split(table)
+    assert make_split(table, "image-stratified").sizes["test"] > 0
+
+
+@pytest.mark.shared
+def test_published_baseline_split(real: datasets.Dataset) -> None:
+    split = make_split(real, "image-stratified", seed=42)
+    assert split.sizes == {"train": 7966, "validation": 996, "test": 996}
+    assert list(split.class_counts["train"].values()) == [261, 411, 871, 92, 889, 5328, 114]
+    assert list(split.class_counts["test"].values()) == [33, 52, 109, 11, 111, 666, 14]
+    weights = [4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825]
+    assert split.class_weights().round(4).tolist() == weights
+    assert 0.36 < split.leakage()["test"]["all"] < 0.42
+    assert len(split.dropped) == 57
+
+
+@pytest.mark.shared
+def test_real_lesions_and_duplicates_stay_together(real: datasets.Dataset, shared_dir: Path) -> None:
+    published = pd.read_csv(shared_dir / "ham10000" / "known_duplicates.csv")
+    assert set(KNOWN_DUPLICATE_PAIRS) == set(zip(published.image_id_a, published.image_id_b, strict=True))
+    split = make_split(real)
+    side = dict(zip(split.table.image_id, split.table.split, strict=True))
+    assert len(side) == 10015
+    assert all(side[first] == side[second] for first, second in KNOWN_DUPLICATE_PAIRS)
+    assert split.table.groupby("lesion_id")["split"].nunique().max() == 1
+    assert split.leakage()["test"]["all"] == 0
+
+
+@pytest.mark.shared
+def test_command_prints_the_baseline_numbers(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(shared_dir / "ham10000"), "--protocol", "image-stratified"]) == 0
+    printed = capsys.readouterr().out
+    assert "7,966/996/996" in printed
+    assert "4.3602   2.7689   1.3065  12.3696   1.2801   0.2136   9.9825" in printed
+    assert "39.8% of the test images" in printed
+
+
+def test_summary_is_plain_json(data: datasets.Dataset) -> None:
+    split = make_split(data)
+    assert isinstance(split, Split)
+    assert json.loads(json.dumps(split.summary())) == split.summary()

@@ -1,0 +1,179 @@
+"""An evaluation's files: complete, strict, and enough to reproduce every number."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS, softmax
+from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_training_curves
+from ham10000.training.evaluation.report import (
+    PROBABILITY_COLUMNS,
+    evaluate_predictions,
+    format_results,
+    predictions_table,
+    read_predictions,
+    write_evaluation,
+)
+from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic_write_text, read_json
+from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
+
+
+def make_inputs(n: int = 120) -> dict:
+    generator = np.random.default_rng(0)
+    labels = np.arange(n) % 7
+    logits = generator.normal(size=(n, 7)).astype(np.float32)
+    logits[np.arange(n), labels] += 1
+    return {
+        "image_ids": [f"ISIC_{i:07d}" for i in range(n)],
+        "lesion_groups": [f"HAM_{i // 14 * 7 + i % 7:07d}" for i in range(n)],
+        "labels": labels,
+        "probabilities": softmax(logits),
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
+    inputs = make_inputs()
+    results = evaluate_predictions(**inputs, n_resamples=200, seed=1)
+    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    output_dir = tmp_path_factory.mktemp("runs") / "fusion"
+    path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
+    assert path == output_dir / "eval_results.json"
+    return output_dir, inputs, results
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_files_are_complete_and_strict(written: tuple[Path, dict, dict]) -> None:
+    output_dir, _, results = written
+    saved = json.loads((output_dir / "eval_results.json").read_text(), parse_constant=refuse)
+    assert saved == {**results, "split": {"name": "test"}, "seed": 42}
+    assert set(saved["intervals"]) == {*HEADLINE_METRICS, "per_class"}
+    for name in HEADLINE_METRICS:
+        assert saved["intervals"][name]["estimate"] == pytest.approx(saved["metrics"][name], abs=1e-12)
+        assert saved["intervals"][name]["low"] < saved["intervals"][name]["high"]
+    names = {path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if path.is_file()}
+    figures = {f"figures/{name}.png" for name in ("confusion_matrix", "reliability", "per_class")}
+    assert names == {"eval_results.json", "predictions.csv", *figures}
+    for name in figures:
+        with Image.open(output_dir / name) as image:
+            assert image.width == 1200
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict, dict]) -> None:
+    output_dir, inputs, results = written
+    table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
+    np.testing.assert_array_equal(probabilities, inputs["probabilities"])
+    again = evaluate_predictions(
+        image_ids=table["image_id"].tolist(),
+        lesion_groups=table["lesion_group"].tolist(),
+        labels=labels,
+        probabilities=probabilities,
+        n_resamples=200,
+        seed=1,
+    )
+    assert again == results
+    assert table.columns.tolist() == [
+        *("image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"),
+        *PROBABILITY_COLUMNS,
+    ]
+    assert table["correct"].mean() == results["metrics"]["accuracy"]
+    assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
+
+
+def test_results_as_text(written: tuple[Path, dict, dict]) -> None:
+    results = written[2]
+    text = format_results(results)
+    assert "120 images of 63 lesions" in text
+    interval = results["intervals"]["macro_f1"]
+    assert f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in text
+    assert all(f"\n  {label} " in text for label in LABELS)
+
+
+def test_a_class_without_images(tmp_path: Path) -> None:
+    inputs = make_inputs()
+    kept = np.flatnonzero(inputs["labels"] != 3)
+    inputs = {name: np.asarray(values)[kept] for name, values in inputs.items()}
+    results = evaluate_predictions(**inputs, n_resamples=50)
+    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    write_evaluation(tmp_path, results, table)
+    text = format_results(results)
+    assert "undefined" in text
+    assert "no images, or no others, of df" in text
+
+
+def test_bad_input_is_named(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
+    inputs, results = make_inputs(), written[2]
+    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    with pytest.raises(Ham10000Error, match="'ISIC_0000000' is there twice"):
+        evaluate_predictions(**(inputs | {"image_ids": ["ISIC_0000000"] * 120}), n_resamples=5)
+    with pytest.raises(Ham10000Error, match="119 image ids"):
+        evaluate_predictions(**(inputs | {"image_ids": inputs["image_ids"][1:]}), n_resamples=5)
+    with pytest.raises(Ham10000Error, match=r"overwrite the result\(s\) \['metrics'\]"):
+        write_evaluation(tmp_path, results, table, context={"metrics": {}})
+    with pytest.raises(Ham10000Error, match="strict JSON"):
+        write_evaluation(tmp_path, results, table, context={"seconds": float("nan")})
+    assert not (tmp_path / "eval_results.json").exists()
+    table.drop(columns="p_mel").to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(Ham10000Error, match=r"lacks the column\(s\) \['p_mel'\]"):
+        read_predictions(tmp_path / "other.csv")
+    table.replace({"dx": {"mel": "melanoma"}}).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(Ham10000Error, match=r"unknown dx \['melanoma'\]"):
+        read_predictions(tmp_path / "other.csv")
+    with pytest.raises(Ham10000Error, match="no epochs"):
+        plot_training_curves([], tmp_path / "curves.png")
+
+
+def test_figures_are_reproducible_and_take_a_title(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
+    metrics = written[2]["metrics"]
+    first = plot_confusion_matrix(metrics, tmp_path / "a.png", title="Fusion, seed 1").read_bytes()
+    assert first == plot_confusion_matrix(metrics, tmp_path / "b.png", title="Fusion, seed 1").read_bytes()
+    assert first != plot_confusion_matrix(metrics, tmp_path / "c.png").read_bytes()
+
+
+def test_json_is_read_or_refused_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    assert read_json(path, optional=True) is None
+    with pytest.raises(Ham10000Error, match=r"file\.json' does not exist"):
+        read_json(path)
+    for content, message in (
+        (b"{", "cannot be read as JSON: Expecting"),
+        (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion"),
+        (b"[]", "must hold a JSON dict, got list"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(Ham10000Error, match=rf"file\.json' {message}"):
+            read_json(path, optional=True)
+    assert read_json(path, list) == []
+
+
+def test_atomic_files_are_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "table.csv"
+    assert atomic_write_text(target, "é\n").read_bytes() == "é\n".encode()
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_path(target) as temporary:  # noqa: PT012
+        assert temporary.suffix == ".csv"
+        temporary.write_text("half")
+        raise RuntimeError("in the middle")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        atomic_write_json(target, {"loss": float("inf")})
+    assert target.read_text(encoding="utf-8") == "é\n"
+    assert [path.name for path in target.parent.iterdir()] == ["table.csv"]
+
+
+def test_environment_is_strict_json() -> None:
+    state = environment()
+    assert json.loads(json.dumps(state, allow_nan=False)) == state
+    assert state["versions"]["torch"]
+    assert state["cpu"]["count"] >= 1
+    # An interpreter with torch takes between 0.1 and 20 GiB: the unit is MiB.
+    assert 100 < peak_rss_mib() < 20_000
+    git = git_state()
+    assert git is None or len(git["commit"]) == 40

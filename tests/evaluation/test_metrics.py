@@ -1,0 +1,162 @@
+"""The metrics against scikit-learn called directly, and against numbers worked out by hand."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.evaluation.metrics import (
+    HEADLINE_METRICS,
+    Ham10000Metrics,
+    compute_metrics,
+    confidence_bins,
+    expected_calibration_error,
+    sensitivity_at_95_specificity,
+    softmax,
+    trainer_compute_metrics,
+)
+
+PREVALENCE = np.array([327, 514, 1099, 115, 1113, 6705, 142]) / 10015
+
+
+def make_predictions(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels with HAM10000's imbalance and probabilities of a middling model."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(7, size=n, p=PREVALENCE)
+    labels[:14] = np.tile(np.arange(7), 2)
+    logits = 1.5 * generator.normal(size=(n, 7)) + np.log(PREVALENCE) / 2
+    logits[np.arange(n), labels] += 2
+    return labels, softmax(logits)
+
+
+def test_parity_with_scikit_learn() -> None:
+    labels, probabilities = make_predictions()
+    predicted = probabilities.argmax(axis=1)
+    classes = list(range(7))
+    result = compute_metrics(labels, probabilities)
+    expected = {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "macro_f1": sk.f1_score(labels, predicted, labels=classes, average="macro", zero_division=0),
+        "weighted_f1": sk.f1_score(labels, predicted, labels=classes, average="weighted", zero_division=0),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "auroc_macro": sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
+        "nll": sk.log_loss(labels, probabilities, labels=classes),
+        "brier": np.mean(np.sum((np.eye(7)[labels] - probabilities) ** 2, axis=1)),
+    }
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, abs=1e-12), name
+    assert result["confusion_matrix"] == sk.confusion_matrix(labels, predicted, labels=classes).tolist()
+    assert list(result["per_class"]) == list(LABELS)
+    for k, label in enumerate(LABELS):
+        row = result["per_class"][label]
+        assert row["precision"] == sk.precision_score(labels == k, predicted == k)
+        assert row["recall"] == sk.recall_score(labels == k, predicted == k)
+        assert row["f1"] == pytest.approx(sk.f1_score(labels == k, predicted == k), abs=1e-15)
+        assert row["auroc"] == sk.roc_auc_score(labels == k, probabilities[:, k])
+        assert row["support"] == (labels == k).sum()
+    assert result["undefined"] == {}
+
+
+@pytest.mark.parametrize("decimals", [2, 16], ids=["tied scores", "distinct scores"])
+@pytest.mark.parametrize("seed", range(4))
+def test_melanoma_sensitivity_is_read_off_the_roc_curve(seed: int, decimals: int) -> None:
+    labels, probabilities = make_predictions(seed=seed)
+    scores = probabilities[:, 4].round(decimals)
+    false_positive_rate, sensitivity, _ = sk.roc_curve(labels == 4, scores, drop_intermediate=False)
+    expected = sensitivity[false_positive_rate <= 0.05].max()
+    assert sensitivity_at_95_specificity(labels == 4, scores) == pytest.approx(expected, abs=1e-15)
+
+
+def test_melanoma_sensitivity_allows_exactly_one_false_alarm_in_twenty() -> None:
+    scores = np.concatenate([np.linspace(0, 0.95, 20), [0.92, 0.2]])
+    positive = np.arange(22) >= 20
+    assert sensitivity_at_95_specificity(positive, scores) == 0.5
+    # With 19 negatives not one false alarm is allowed, and the highest score is a negative's.
+    assert sensitivity_at_95_specificity(positive[1:], scores[1:]) == 0.0
+
+
+def test_ece_worked_out_by_hand() -> None:
+    """Bins of 1/15: 0.40 and 0.38 share (0.333, 0.4]; 0.90 is in (0.867, 0.933]."""
+    rest = lambda top: [top] + [(1 - top) / 6] * 6  # noqa: E731
+    probabilities = np.array([rest(0.40), rest(0.38), rest(0.90), rest(0.90)])
+    labels = np.array([0, 1, 0, 2])
+    # |1 - 0.78| / 4 from the first bin (one hit, confidences sum to 0.78), |1 - 1.80| / 4 from the other.
+    assert expected_calibration_error(labels, probabilities) == pytest.approx((0.22 + 0.80) / 4, abs=1e-12)
+    assert confidence_bins(np.array([0.0, 1 / 15, 0.4, 0.41, 1.0])).tolist() == [0, 0, 5, 6, 14]
+    assert expected_calibration_error(np.array([3, 3]), np.eye(7)[[3, 3]]) == 0
+
+
+def test_absent_classes_are_reported_not_guessed() -> None:
+    labels, probabilities = make_predictions()
+    kept = (labels != 3) & (labels != 4)
+    result = compute_metrics(labels[kept], probabilities[kept])
+    assert result["auroc_macro"] is None
+    assert result["per_class"]["df"] | {"precision": 0.0} == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 0,
+        "auroc": None,
+    }
+    assert result["undefined"]["auroc_macro"] == "no images, or no others, of df, mel"
+    assert "mel" in result["undefined"]["melanoma_sensitivity_at_95_specificity"]
+    predicted = probabilities[kept].argmax(axis=1)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        balanced = sk.balanced_accuracy_score(labels[kept], predicted)
+    assert result["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12)
+    json.dumps(result, allow_nan=False)
+    json.dumps(compute_metrics([0], np.eye(7)[[1]]), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 7], np.full((2, 7), 1 / 7), "row 1 holds 7"),
+        ([0, -1], np.full((2, 7), 1 / 7), "row 1 holds -1"),
+        ([0.0, 1.0], np.full((2, 7), 1 / 7), "whole numbers"),
+        ([], np.zeros((0, 7)), "N > 0"),
+        ([0, 1], np.full((3, 7), 1 / 7), r"shape \(2, 7\), got \(3, 7\)"),
+        ([0, 1], np.full((2, 6), 1 / 6), r"got \(2, 6\)"),
+        ([0, 1], [[1.0], [0.5, 0.5]], "rows of 7 numbers"),
+        ([0, 1], np.array([np.full(7, 1 / 7), np.full(7, np.nan)]), "Row 1 of the probabilities is not finite"),
+        ([0, 1], np.array([[2.0, -1, 0, 0, 0, 0, 0]] * 2), r"outside \[0, 1\].*not logits"),
+        ([0, 1], np.full((2, 7), 0.1), "does not sum to 1"),
+    ],
+)
+def test_bad_input_is_named(labels: object, probabilities: object, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        compute_metrics(labels, probabilities)
+
+
+def test_metric_class_equals_the_function_and_adds_batches(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    labels, probabilities = make_predictions(200)
+    expected = compute_metrics(labels, probabilities)
+    metric = Ham10000Metrics(cache_dir=str(tmp_path))
+    assert metric.compute(predictions=probabilities, references=labels) == expected
+    for start in range(0, 200, 64):
+        metric.add_batch(predictions=probabilities[start : start + 64], references=labels[start : start + 64])
+    assert metric.compute() == expected
+    with pytest.raises(Ham10000Error, match="does not sum to 1"):
+        Ham10000Metrics(cache_dir=str(tmp_path), keep_in_memory=True).compute(
+            predictions=probabilities * 0.5, references=labels
+        )
+
+
+def test_trainer_metrics_take_logits_or_a_tuple() -> None:
+    labels, probabilities = make_predictions(200)
+    logits = np.log(probabilities).astype(np.float32)
+    result = trainer_compute_metrics(SimpleNamespace(predictions=(logits, np.zeros((200, 3))), label_ids=labels))
+    assert result == trainer_compute_metrics(SimpleNamespace(predictions=logits, label_ids=labels))
+    assert set(result) == set(HEADLINE_METRICS)
+    assert result["nll"] == pytest.approx(compute_metrics(labels, probabilities)["nll"], abs=1e-6)
+    few = trainer_compute_metrics(SimpleNamespace(predictions=logits[:1], label_ids=labels[:1]))
+    assert "auroc_macro" not in few
+    with pytest.raises(Ham10000Error, match="first is row 2"):
+        softmax(np.array([[0.0] * 7, [1.0] * 7, [np.inf] + [0.0] * 6]))
+
+
+def test_softmax_survives_large_logits() -> None:
+    assert softmax([[1000.0, 0, 0, 0, 0, 0, 0]]).tolist() == [[1.0, 0, 0, 0, 0, 0, 0]]

@@ -1,0 +1,215 @@
+"""The demo in Chromium, as somebody uses it: with a mouse, with a keyboard only, on a phone, with the wrong files."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from ham10000.modeling import LABELS, MALIGNANT
+from ham10000.training.inference.prediction import load_checkpoint, predict
+
+pytest.importorskip("gradio", reason="the demo needs the extra app")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+
+from ham10000.hub_upload.app_models import load_models  # noqa: E402
+from ham10000.hub_upload.app_page import build_page, sample_pictures, serve  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+TOTAL = '[data-share="malignant"]'
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoints: dict[str, Path]) -> Iterator[str]:
+    page = build_page(load_models([str(folder) for folder in tiny_checkpoints.values()]))
+    yield serve(page, wait=False)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if _CHROMIUM is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[DESKTOP], ids=["desktop"])
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The opened page with its first answer; whatever a test does, nothing may be fetched from elsewhere."""
+    context = browser.new_context(viewport=request.param)
+    strangers: list[str] = []
+
+    def watch(route: Any) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            strangers.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", watch)
+    opened = context.new_page()
+    opened.goto(address)
+    opened.wait_for_selector(TOTAL, timeout=60_000)
+    sync_api.expect(opened.locator("#ham-effects table").first).to_be_visible(timeout=20_000)
+    yield opened
+    context.close()
+    assert not strangers
+
+
+def shown(page: Any, modality: str) -> dict[str, str]:
+    """The numbers of one model as they stand in the page."""
+    card = page.locator(f'#ham-shares [data-model="{modality}"]')
+    return {label: card.locator(f'[data-share="{label}"]').inner_text() for label in (*LABELS, "malignant")}
+
+
+def expected(folder: Path, picture: Any, metadata: dict[str, Any]) -> dict[str, str]:
+    """The same by the prediction that `ham10000-predict` uses."""
+    model, processor = load_checkpoint(folder)
+    images = [picture] if model.config.uses_image else None
+    row = predict(model, processor, images, [metadata] if model.config.uses_metadata else None)[0]
+    shares = dict(zip(LABELS, row, strict=True))
+    total = sum(shares[label] for label in MALIGNANT)
+    return {label: f"{share:.1%}" for label, share in {**shares, "malignant": total}.items()}
+
+
+def wait_for(page: Any, modality: str, numbers: dict[str, str]) -> None:
+    card = page.locator(f'#ham-shares [data-model="{modality}"]')
+    for label, text in numbers.items():
+        sync_api.expect(card.locator(f'[data-share="{label}"]')).to_have_text(text, timeout=20_000)
+
+
+def choose(page: Any, label: str, steps: int) -> None:
+    """Moves a list by arrow keys, as somebody without a mouse does."""
+    page.get_by_label(label).focus()  # which opens it
+    for _ in range(steps):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "lesion.png"
+    sample_pictures()[LABELS.index("mel")][0].save(path)
+    return path
+
+
+def test_an_upload_and_another_site_move_the_numbers(
+    page: Any, picture: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    page.set_input_files("#ham-file input[type=file]", picture)
+    for modality, folder in tiny_checkpoints.items():
+        wait_for(page, modality, expected(folder, picture, {}))
+    before = {modality: shown(page, modality) for modality in tiny_checkpoints}
+    page.get_by_label("Site on the body").click()
+    page.get_by_role("option", name="face").click()
+    for modality in ("metadata", "fusion"):
+        numbers = expected(tiny_checkpoints[modality], picture, {"localization": "face"})
+        wait_for(page, modality, numbers)
+        assert numbers != before[modality]
+    assert shown(page, "image") == before["image"]
+    sync_api.expect(page.locator("#ham-effects")).to_contain_text("site unknown")
+    page.get_by_label("site", exact=True).check()
+    sync_api.expect(page.locator('#ham-effects [data-varied="localization"]').first).to_contain_text("face (given)")
+    page.get_by_label("Class to explain").click()
+    page.get_by_role("option", name="melanoma").click()
+    sync_api.expect(page.locator('#ham-heat [data-overlay="mel"] img')).to_have_count(2, timeout=20_000)
+    sync_api.expect(page.locator("#ham-warning .ham-box")).to_have_count(0)
+
+
+def test_wrong_files_get_clear_words_and_leave_the_page_usable(
+    page: Any, picture: Path, tmp_path: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    cut, notes, temple = tmp_path / "cut.png", tmp_path / "notes.txt", tmp_path / "temple.jpg"
+    cut.write_bytes(picture.read_bytes()[:5000])
+    notes.write_text("no picture")
+    Image.fromarray(load_sample_image("china.jpg")).save(temple)
+    warning = page.locator("#ham-warning")
+    for file, words, kind in (
+        (cut, "“cut.png” cannot be shown: it is damaged or cut off", "alert"),
+        (notes, "“notes.txt” cannot be shown: it is no picture", "alert"),
+        (temple, "probably not a dermatoscopic image", "status"),
+    ):
+        page.set_input_files("#ham-file input[type=file]", file)
+        sync_api.expect(warning).to_contain_text(words, timeout=20_000)
+        assert warning.get_by_role(kind).count() == 1
+        text = page.locator("body").inner_text()
+        assert str(tmp_path) not in text
+        assert "Traceback" not in text
+        if kind == "alert":
+            sync_api.expect(page.locator('#ham-shares [data-model="image"]')).to_contain_text("needs a picture")
+        else:  # a warning is no refusal
+            wait_for(page, "image", expected(tiny_checkpoints["image"], temple, {}))
+        page.get_by_role("button", name="Clear").click()
+        sync_api.expect(warning.locator(".ham-box")).to_have_count(0, timeout=20_000)
+    page.locator("#ham-samples button").nth(LABELS.index("mel")).click()
+    wait_for(page, "image", expected(tiny_checkpoints["image"], picture, {}))
+
+
+def test_the_keyboard_is_enough(page: Any, picture: Path, tiny_checkpoints: dict[str, Path]) -> None:
+    reached = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        name = page.evaluate(
+            "(() => { const e = document.activeElement;"
+            " return e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || ''; })()"
+        )
+        reached.append(name.strip())
+        if name.startswith(f"Thumbnail {LABELS.index('mel') + 1} "):
+            page.keyboard.press("Enter")
+            wait_for(page, "image", expected(tiny_checkpoints["image"], picture, {}))
+    for control in (
+        "Click to upload",
+        "Age in years",
+        "female",
+        "Site on the body",
+        "Class to explain",
+        "age",
+        "site",
+    ):
+        assert any(name.startswith(control) for name in reached), (control, reached)
+    choose(page, "Age in years", 2)
+    numbers = expected(tiny_checkpoints["fusion"], picture, {"age": 5})
+    wait_for(page, "fusion", numbers)
+    page.get_by_label("female", exact=True).focus()  # Gradio makes every choice a stop of its own
+    page.keyboard.press("Space")
+    wait_for(page, "fusion", expected(tiny_checkpoints["fusion"], picture, {"age": 5, "sex": "female"}))
+
+
+def notice_is_in_view(page: Any) -> bool:
+    """Whether the notice is inside the window and nothing lies over its middle."""
+    return page.evaluate(
+        "(() => { const notice = document.querySelector('#ham-notice'), box = notice.getBoundingClientRect();"
+        " const over = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);"
+        " return box.top >= 0 && box.bottom <= innerHeight && box.height > 10 && notice.contains(over); })()"
+    )
+
+
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], ids=["desktop", "phone"], indirect=True)
+def test_the_notice_stays_and_nothing_is_wider_than_the_window(page: Any) -> None:
+    assert "never for diagnosis" in page.locator("#ham-notice").inner_text()
+    for place in (0, 0.5, 1):
+        page.evaluate(f"window.scrollTo(0, {place} * document.documentElement.scrollHeight)")
+        page.wait_for_timeout(100)
+        assert notice_is_in_view(page), place
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    wide = "[...document.querySelectorAll('.ham-card')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.evaluate(wide) == 0
+
+
+def test_every_control_and_picture_has_a_name(page: Any) -> None:
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('input:not([type=file]), button, select, textarea')]"
+        ".filter(e => e.offsetParent && !(e.getAttribute('aria-label') || e.labels?.length || e.innerText.trim()"
+        " || e.title)).map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    assert page.locator(".ham img:not([alt]), .ham img[alt='']").count() == 0

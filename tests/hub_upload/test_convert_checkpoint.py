@@ -1,0 +1,373 @@
+"""The published baseline, carried over: the same bits out of both networks, and nothing else let in."""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models, transforms
+from transformers import AutoModel
+
+from ham10000.hub_upload.convert_checkpoint import build_networks, convert_checkpoint, main, read_weights
+from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
+from ham10000.training.inference.prediction import load_checkpoint
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def baseline() -> nn.Module:
+    """The baseline's network, with batch norm as after training: a forgotten or swapped statistic must show.
+
+    The statistics are those of a batch, without which the output hardly depends on the picture, and then disturbed.
+    """
+    torch.manual_seed(0)
+    model = models.efficientnet_v2_s(weights=None, num_classes=7).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.7, 1.3)
+        nn.init.normal_(norm.bias, std=0.1)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(pixels(count=4))
+    for norm in norms:
+        norm.running_mean += 0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.3)
+    model.eval()
+    with torch.inference_mode():
+        scale = model(snippet(photograph())).std()
+    model.classifier[1].weight.data /= scale  # so that its softmax does not saturate
+    return model
+
+
+@pytest.fixture(scope="module")
+def converted(baseline: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion of the plain state dict; read-only for tests."""
+    folder = tmp_path_factory.mktemp("converted")
+    torch.save(baseline.state_dict(), folder / "efficientnetv2s_image_only_state_dict.pt")
+    convert_checkpoint(folder / "efficientnetv2s_image_only_state_dict.pt", folder / "ours")
+    return folder / "ours"
+
+
+def light(state_dict: Weights) -> Weights:
+    """The same names and shapes in a file of a few kilobytes: every tensor is one stored number."""
+    return {name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in state_dict.items()}
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def pixels(count: int = 2, side: int = 224) -> torch.Tensor:
+    """Smooth pictures: the pooled features of plain noise are nearly the same for any two."""
+    noise = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(noise, size=(side, side), mode="bicubic")
+
+
+def photograph() -> Image.Image:
+    """Not square, and not of the network's size."""
+    smooth = (pixels(count=1, side=457)[0, :, :311] * 57 + 115).permute(1, 2, 0).numpy()
+    noise = np.random.default_rng(0).normal(0, 4, smooth.shape)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+def snippet(image: Image.Image) -> torch.Tensor:
+    """The preprocessing of the baseline card's own example."""
+    transform = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
+    return transform(image.convert("RGB")).unsqueeze(0)
+
+
+def assert_same_logits(folder: Path, model: nn.Module) -> None:
+    ours = AutoModel.from_pretrained(folder)
+    with torch.inference_mode():
+        expected = model(pixels())
+        assert torch.equal(ours(pixels()).logits, expected)
+        assert torch.equal(ours(pixels()[:1]).logits, model(pixels()[:1]))
+    assert (expected[0] - expected[1]).abs().max() > 0.05  # logits that say something
+
+
+def test_a_plain_state_dict_gives_the_same_bits(converted: Path, baseline: nn.Module) -> None:
+    assert_same_logits(converted, baseline)
+    record = json.loads((converted / "conversion.json").read_text())
+    source = converted.parent / "efficientnetv2s_image_only_state_dict.pt"
+    assert record["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert record["versions"]["torchvision"]
+    del record["source_sha256"], record["versions"]
+    assert record == {
+        "source_file": "efficientnetv2s_image_only_state_dict.pt",
+        "format": "state_dict",
+        "architecture": "torchvision efficientnet_v2_s",
+        "dtype_of_source": "float32",
+        "prefix_removed": None,
+        "max_logit_difference": 0.0,
+    }
+    assert {path.stat().st_mode & 0o777 for path in converted.iterdir()} == {0o666 & ~current_umask()}
+    assert str(converted.parent) not in "".join(path.read_text() for path in converted.glob("*.json"))
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", "model"])
+def test_a_training_checkpoint_gives_the_same_bits(wrapper: str, baseline: nn.Module, tmp_path: Path) -> None:
+    """As a training loop leaves it: wrapped and compiled, beside an optimiser, in another order."""
+    optimizer = torch.optim.AdamW(baseline.classifier.parameters())
+    weights = {f"_orig_mod.module.{name}": value for name, value in reversed(list(baseline.state_dict().items()))}
+    content = {
+        "epoch": 12,
+        wrapper: weights,
+        "optimizer_state_dict": optimizer.state_dict(),
+        "class_names": list(LABELS),
+        "class_counts": dict(zip(LABELS, [327, 514, 1099, 115, 1113, 6705, 142], strict=True)),
+    }
+    torch.save(content, tmp_path / "best.pth")
+    record = convert_checkpoint(tmp_path / "best.pth", tmp_path / "new" / "ours")
+    assert (record["format"], record["prefix_removed"]) == ("training_checkpoint", "_orig_mod.module.")
+    assert_same_logits(tmp_path / "new" / "ours", baseline)
+
+
+def test_safetensors_gives_the_same_bits(baseline: nn.Module, tmp_path: Path) -> None:
+    save_file(baseline.state_dict(), tmp_path / "weights.safetensors")
+    assert convert_checkpoint(tmp_path / "weights.safetensors", tmp_path / "ours")["format"] == "state_dict"
+    assert_same_logits(tmp_path / "ours", baseline)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_another_precision_is_converted_and_said(
+    dtype: torch.dtype, baseline: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stored = copy.deepcopy(baseline).to(dtype)
+    torch.save(stored.state_dict(), tmp_path / "weights.pt")
+    assert main(["--checkpoint", str(tmp_path / "weights.pt"), "--output_dir", str(tmp_path / "ours")]) == 0
+    assert f"weights of type {str(dtype)[6:]}, stored as float32" in capsys.readouterr().out
+    assert_same_logits(tmp_path / "ours", stored.float())
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_resnet"])
+def test_a_network_of_timm_gives_the_same_bits(backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(backbone, num_classes=7).eval()
+    torch.save({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "w")
+    record = convert_checkpoint(tmp_path / "w", tmp_path / "ours", backbone=backbone)
+    assert (record["architecture"], record["max_logit_difference"]) == (f"timm {backbone}", 0.0)
+    ours, processor = load_checkpoint(tmp_path / "ours")
+    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    assert (3, height, width) == model.pretrained_cfg["input_size"]
+    with torch.inference_mode():
+        assert torch.equal(ours(pixels(side=height)).logits, model(pixels(side=height)))
+
+
+def test_the_cards_own_snippet_gives_the_same_probabilities(
+    converted: Path, baseline: nn.Module, tmp_path: Path
+) -> None:
+    """Also the pixel values are equal in every bit: both divide by 255, subtract the mean and divide by the std."""
+    photograph().save(tmp_path / "lesion.jpg")
+    theirs = snippet(Image.open(tmp_path / "lesion.jpg"))
+    model, processor = load_checkpoint(converted)
+    ours = processor(images=str(tmp_path / "lesion.jpg"))["pixel_values"]
+    with torch.inference_mode():
+        expected = torch.softmax(baseline(theirs), dim=1)
+        actual = model(ours).logits.softmax(-1)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(actual, expected)
+    assert 0.2 < expected.max() < 0.99
+
+
+@pytest.mark.slow
+def test_the_folder_loads_without_this_package(converted: Path) -> None:
+    assert verify_checkpoint(converted) == {"images": 3, "logits": 42}
+    processor = Ham10000Processor.from_pretrained(converted)
+    assert processor.model_input_names == ["pixel_values"]
+
+
+def test_the_names_pair_up_as_the_layers_do() -> None:
+    with torch.device("meta"):
+        reference, model, _ = build_networks()
+    names = dict(zip(reference.state_dict(), model.state_dict(), strict=True))
+    known = {  # read off the two networks' source
+        "features.0.0.weight": "backbone.conv_stem.weight",
+        "features.1.1.block.0.1.bias": "backbone.blocks.0.1.bn1.bias",
+        "features.4.0.block.2.fc1.weight": "backbone.blocks.3.0.se.conv_reduce.weight",
+        "features.6.14.block.1.1.running_var": "backbone.blocks.5.14.bn2.running_var",
+        "classifier.1.bias": "classifier.bias",
+    }
+    assert {name: names[name] for name in known} == known
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_code_in_a_pickle_is_refused_and_does_not_run(new_format: bool, baseline: nn.Module, tmp_path: Path) -> None:
+    file, trace = tmp_path / "weights.pt", tmp_path / "it_ran"
+    content = {"model_state_dict": light(baseline.state_dict()), "note": Payload(trace)}
+    torch.save(content, file, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(Ham10000Error, match=r"asks for \w+\.mkdir, which is more than weights; nothing in it was"):
+        convert_checkpoint(file, tmp_path / "out")
+    assert listing(tmp_path) == ["weights.pt"]
+    torch.load(file, weights_only=False)  # the payload is a real one
+    assert trace.is_dir()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_was_cut_short_or_damaged_is_refused(new_format: bool, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save({"a": torch.arange(5000.0)}, file, _use_new_zipfile_serialization=new_format)
+    whole = file.read_bytes()
+    assert read_weights(file).weights["a"][4999] == 4999
+    for length in range(0, len(whole) - 1, 1999):
+        file.write_bytes(whole[:length])
+        with pytest.raises(Ham10000Error, match=r"weights\.pt.*fetch it again") as caught:
+            read_weights(file)
+        assert "weights_only" not in str(caught.value)  # torch's own message proposes to turn the protection off
+    if new_format:  # the old one carries no checksum
+        damaged = bytearray(whole)
+        damaged[whole.index(np.float32(2500).tobytes())] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(Ham10000Error, match="wrong checksum of 'weights/data/0'"):
+            read_weights(file)
+
+
+def test_weights_that_do_not_fit_are_refused(baseline: nn.Module, tmp_path: Path) -> None:
+    good = light(baseline.state_dict())
+    stem, norm, head = "features.0.0.weight", "features.7.1.running_var", "classifier.1.weight"
+    imagenet = {**good, head: torch.ones(1000, 1280), "classifier.1.bias": torch.ones(1000)}
+    with torch.device("meta"):
+        resnet = light(models.resnet50(num_classes=7).state_dict())
+    cases = [
+        (resnet, 'Missing key.*"features.0.0.weight"'),
+        ({"conv_stem.weight": torch.ones(3)}, "--backbone for a network of timm"),
+        (imagenet, r"size mismatch for classifier.1.weight: .*\[1000, 1280\].*\[7, 1280\]"),
+        ({name: value for name, value in good.items() if name != norm}, f'Missing key.*"{norm}"'),
+        ({**good, "extra.bias": torch.ones(1)}, 'Unexpected key.*"extra.bias"'),
+        ({**good, stem: torch.ones(24, 1, 3, 3)}, f"size mismatch for {stem}"),
+        ({("module." if name == stem else "") + name: good[name] for name in good}, f'"{stem}"'),
+        ({**good, norm: [1.0, 2.0]}, "names to tensors"),
+        ({**good, norm: torch.full((1280,), torch.nan)}, "by nan. NaN means weights that are not finite"),
+        ({**good, head: torch.full((7, 1280), -torch.inf)}, "by nan. NaN"),
+        ({**good, head: torch.ones(7, 1280).to_sparse()}, f"does not fit.*{head}"),
+        ({**good, head: torch.ones(7, 1280, device="meta")}, f"does not fit.*{head}"),
+        ([good], "a list"),
+    ]
+    for content, match in cases:
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(Ham10000Error, match=match) as caught:
+            convert_checkpoint(tmp_path / "weights.pt", tmp_path / "out")
+        assert "weights.pt" in str(caught.value)
+        assert len(str(caught.value)) < 1000
+        assert listing(tmp_path) == ["weights.pt"]
+
+
+SWAPPED = ["akiec", "bcc", "bkl", "df", "nv", "mel", "vasc"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "accepted"),
+    [
+        ({"class_names": SWAPPED}, False),
+        ({"class_names": tuple(LABELS[:6])}, False),
+        ({"classes": ["cat", "dog"]}, False),
+        ({"class_to_idx": {label: index for index, label in enumerate(SWAPPED)}}, False),
+        ({"id2label": {str(index): label for index, label in enumerate(SWAPPED)}}, False),
+        ({"label2id": {label: index + 1 for index, label in enumerate(LABELS)}}, False),
+        ({"class_names": tuple(LABELS), "classes": 7}, True),
+        ({"id2label": dict(enumerate(LABELS))}, True),
+        ({"id2label": {str(index): label for index, label in enumerate(LABELS)}, "class_names": None}, True),
+        ({"label2id": {label: index for index, label in reversed(list(enumerate(LABELS)))}}, True),
+        ({"per_class": {label: {"f1": 0.5} for label in SWAPPED}, "malignant": ["mel", "bcc"]}, True),
+    ],
+)
+def test_another_order_of_the_classes_is_refused(entries: dict[str, Any], accepted: bool, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1)}, **entries}, tmp_path / "weights.pt")
+    if accepted:
+        assert read_weights(tmp_path / "weights.pt").format == "training_checkpoint"
+    else:
+        with pytest.raises(Ham10000Error, match=f"`{next(iter(entries))}` gives the classes as"):
+            read_weights(tmp_path / "weights.pt")
+
+
+def test_the_command_line_reports_and_protects_what_is_there(
+    baseline: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "weights.pt", tmp_path / "ours"
+    torch.save({f"module.{name}": value for name, value in baseline.state_dict().items()}, file)
+    arguments = ["--checkpoint", str(file), "--output_dir", str(out)]
+    out.mkdir()  # an empty folder is as good as none
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "the prefix 'module.' was removed" in printed.out
+    assert "differ from torchvision efficientnet_v2_s by at most 0\n" in printed.out
+    assert printed.err == ""
+
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(arguments) == 2
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+
+    # A full disk, while the second half of the files is written.
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ham10000Processor, "save_pretrained", fail)
+        assert main([*arguments, "--overwrite"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+    assert listing(tmp_path) == ["ours", "weights.pt"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    (out / "stale.txt").write_text("of the earlier conversion")
+    assert main([*arguments, "--overwrite"]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert listing(tmp_path) == ["ours", "weights.pt"]
+
+
+def test_overwrite_deletes_only_a_conversion(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.pt")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "train_config.json").write_text("{}")
+    with pytest.raises(Ham10000Error, match=r"run' exists and is not .* a folder with a conversion.json"):
+        convert_checkpoint(tmp_path / "weights.pt", run, overwrite=True)
+    with pytest.raises(Ham10000Error, match="is not an empty folder"):
+        convert_checkpoint(tmp_path / "weights.pt", tmp_path / "weights.pt", overwrite=True)
+    (run / "conversion.json").write_text("{}")
+    (tmp_path / "weights.pt").rename(run / "weights.pt")
+    with pytest.raises(Ham10000Error, match="without the --checkpoint"):
+        convert_checkpoint(run / "weights.pt", run, overwrite=True)
+    assert listing(run) == ["conversion.json", "train_config.json", "weights.pt"]
+
+
+def test_a_place_that_cannot_be_written_is_one_message(
+    baseline: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save(baseline.state_dict(), tmp_path / "weights.pt")
+    below_a_file = tmp_path / "weights.pt" / "ours"
+    assert main(["--checkpoint", str(tmp_path / "weights.pt"), "--output_dir", str(below_a_file)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: Cannot write {str(below_a_file)!r}")

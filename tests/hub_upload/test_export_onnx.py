@@ -1,0 +1,341 @@
+"""The ONNX file says what PyTorch says, for every variant and batch size, also where torch is not installed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ham10000.hub_upload import export_onnx as module
+from ham10000.hub_upload.export_onnx import compare_onnx, export_onnx, main
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.training.inference.prediction import load_checkpoint, predict
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
+CONFIGS: dict[str, dict[str, Any]] = {
+    "image": {"modality": "image", "backbone": "test_resnet"},
+    "metadata": {"modality": "metadata", "metadata_fields": ["localization", "age"]},
+    "concat": {"fusion": "concat"},
+    "gated": {"fusion": "gated"},
+    "metablock": {"fusion": "metablock", "backbone": "test_resnet"},
+    "film": {"fusion": "film", "temperature": 0.5, "metadata_fields": ["sex", "age", "localization"]},
+}
+ROWS: list[dict[str, Any]] = [
+    {"age": 35, "localization": "scalp"},
+    {},
+    {"localization": "back"},
+    {"age": 80},
+    {"age": 0},
+]
+
+
+def save_checkpoint(kind: str, folder: Path) -> Path:
+    """A checkpoint whose logits depend on every input: nothing is at its initial zero, one or 0.02."""
+    torch.manual_seed(0)
+    config = Ham10000Config(**{"backbone": "test_efficientnet", **CONFIGS[kind]})
+    model = create_model(config)
+    for norm in model.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(norm.weight, 0.7, 1.3)
+            nn.init.normal_(norm.bias, std=0.2)
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not name.startswith("backbone."):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    create_processor(config, image_size=(64, 48)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each kind, exported when first asked for; read-only for tests."""
+
+    class Exported(dict):
+        def __missing__(self, kind: str) -> Path:
+            self[kind] = save_checkpoint(kind, tmp_path_factory.mktemp(kind))
+            export_onnx(self[kind])
+            return self[kind]
+
+    return Exported()
+
+
+def copied(exported: dict[str, Path], kind: str, folder: Path) -> Path:
+    return Path(shutil.copytree(exported[kind], folder / "copy"))
+
+
+def run(file: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits_equal_those_of_pytorch(kind: str, exported: dict[str, Path]) -> None:
+    folder = exported[kind]
+    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
+    model, processor = load_checkpoint(folder)
+    inputs = {}
+    if model.config.uses_image:
+        inputs["pixel_values"] = torch.randn(5, 3, 64, 48)
+    if model.config.uses_metadata:
+        inputs["metadata"] = processor.encode_metadata(ROWS)
+    for count in (5, 1, 2):
+        batch = {name: value[:count] for name, value in inputs.items()}
+        with torch.inference_mode():
+            expected = model(**batch).logits
+        assert (run(folder / "onnx" / "model.onnx", batch) - expected).abs().max() <= 1e-5
+        if count == 5:  # each input moves the logits by far more than that
+            assert expected.isfinite().all()
+            for name, value in batch.items():
+                with torch.inference_mode():
+                    moved = model(**{**batch, name: value.roll(1, dims=0)}).logits
+                assert (moved - expected).abs().max(dim=1).values.min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["image", "metadata", "film"])
+def test_the_graph_names_its_inputs_and_leaves_the_batch_open(kind: str, exported: dict[str, Path]) -> None:
+    file = exported[kind] / "onnx" / "model.onnx"
+    graph = onnx.load(file, load_external_data=False).graph
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    pixels, metadata, logits = ["batch", 3, 64, 48], ["batch", 3 if kind == "film" else 2], ["batch", 7]
+    assert (
+        shapes
+        == {
+            "image": {"pixel_values": pixels, "logits": logits},
+            "metadata": {"metadata": metadata, "logits": logits},
+            "film": {"pixel_values": pixels, "metadata": metadata, "logits": logits},
+        }[kind]
+    )
+    for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(exported[kind]), 'File "'):
+        assert place.encode() not in file.read_bytes()
+
+
+def test_the_command_prints_the_difference_and_nothing_else(
+    exported: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    folder = copied(exported, "metadata", tmp_path)
+    assert main([str(folder), "--output", str(tmp_path / "new" / "net.onnx")]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    checked, saved = printed.out.splitlines()
+    assert float(checked.removeprefix("Checked   logits of onnxruntime differ from PyTorch's by at most ")) < 1e-5
+    assert saved.startswith(f"Saved     {tmp_path / 'new' / 'net.onnx'} (")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]
+
+
+def test_a_changed_graph_is_noticed(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(exported, "concat", tmp_path)
+    file = folder / "onnx" / "model.onnx"
+    whole, (model, processor) = file.read_bytes(), load_checkpoint(folder)
+    assert compare_onnx(file, model, processor) < 1e-5
+    weight = model.classifier.weight.detach().numpy()
+
+    def stored(values: np.ndarray) -> bytes:
+        assert whole.count(weight.tobytes()) == 1
+        return whole.replace(weight.tobytes(), values.astype(np.float32).tobytes())
+
+    flipped = weight.copy()
+    flipped.view(np.uint32)[3, 70] ^= 1 << 23  # one bit of one exponent
+    for content in (stored(flipped), stored(weight * 1.001), stored(weight * np.nan)):
+        file.write_bytes(content)
+        with pytest.raises(Ham10000Error, match="is not the network it was made from"):
+            compare_onnx(file, model, processor)
+    for content in (whole[: len(whole) // 2], b""):
+        file.write_bytes(content)
+        with pytest.raises(Ham10000Error, match="onnxruntime cannot run"):
+            compare_onnx(file, model, processor)
+
+
+def test_a_graph_that_takes_one_batch_size_only_is_noticed(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(exported, "film", tmp_path)
+    file = folder / "onnx" / "model.onnx"
+    proto = onnx.load(file)
+    for value in proto.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(proto, file)
+    with pytest.raises(Ham10000Error, match="onnxruntime cannot run"):
+        compare_onnx(file, *load_checkpoint(folder))
+
+
+def test_a_file_that_fails_the_check_does_not_replace_a_good_one(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(exported, "metadata", tmp_path)
+    before = (folder / "onnx" / "model.onnx").read_bytes()
+    model, _ = load_checkpoint(folder)
+    model.classifier.weight.data = torch.full((7, 64), 3e38)  # finite, but no logit is
+    model.save_pretrained(folder)
+    with pytest.raises(Ham10000Error, match="is not the network it was made from"):
+        export_onnx(folder)
+    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
+    assert (folder / "onnx" / "model.onnx").read_bytes() == before
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(exported, "metadata", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_LARGEST_FILE", 0)
+        file = export_onnx(folder)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert compare_onnx(file, *load_checkpoint(folder)) < 1e-5
+    export_onnx(folder)
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
+    assert compare_onnx(file, *load_checkpoint(folder)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_it_says_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # makes its import fail
+    assert main([str(tmp_path)]) == 2
+    assert f"needs {name}, which is not installed: pip install ham10000[onnx]" in capsys.readouterr().err
+
+
+def test_wrong_places_are_one_message(
+    exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    good = str(exported["metadata"])
+    for arguments, message in (
+        (["user/ham10000-fusion"], "There is no folder 'user/ham10000-fusion'"),
+        ([str(tmp_path)], "holds no config.json"),
+        ([good, "--output", str(tmp_path)], "is a folder; --output names a file"),
+        ([good, "--output", str(tmp_path / "file" / "model.onnx")], "Cannot write"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Runs the example where importing torch and everything above it fails.
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "transformers", "timm", "ham10000", "safetensors", "onnx"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import json, runpy
+example = runpy.run_path(sys.argv[1])
+print(json.dumps([example["predict"](*case) for case in json.load(sys.stdin)]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def save_pictures(folder: Path) -> list[str]:
+    """One picture in all the forms pictures come in; not of the network's size or aspect ratio."""
+    random = np.random.default_rng(0)
+    smooth = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((130, 90))
+    grey = np.asarray(smooth.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    transparent = smooth.copy()
+    transparent.putalpha(Image.fromarray(grey))
+    smooth.save(folder / "plain.jpg")
+    smooth.save(folder / "turned.jpg", exif=exif)
+    transparent.save(folder / "rgba.png")
+    smooth.convert("L").save(folder / "grey.jpg")
+    transparent.convert("LA").save(folder / "la.png")
+    smooth.convert("CMYK").save(folder / "cmyk.jpg")
+    smooth.convert("P").save(folder / "palette.png", transparency=3)
+    smooth.save(folder / "key.png", transparency=smooth.getpixel((0, 0)))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "16bit.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save(folder / "float.tif")
+    smooth.resize((48, 64)).save(folder / "exact_size.png")
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def test_the_example_needs_no_torch_and_agrees_with_the_processor(exported: dict[str, Path], tmp_path: Path) -> None:
+    pictures = save_pictures(tmp_path)
+    assert len(pictures) == 11
+    rows = [{"age": 35.5, "sex": "Male", "localization": " scalp"}, {}, {"sex": None, "age": "unknown"}, {"age": 80}]
+    cases: list[tuple[str, str | None, dict]] = []
+    cases += [("film", picture, rows[index % len(rows)]) for index, picture in enumerate(pictures)]
+    cases += [("image", picture, {}) for picture in pictures]
+    cases += [("metadata", None, row) for row in ({}, {"age": 4, "localization": "lower extremity"}, {"age": 61})]
+
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_TORCH,
+            EXAMPLE,
+            exported["film"],
+            pictures[0],
+            "--age",
+            "35.5",
+            "--sex",
+            "male",
+        ],
+        input=json.dumps([(str(exported[kind]), picture, row) for kind, picture, row in cases]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.returncode == 0, process.stderr
+    first, *table = process.stdout.splitlines()
+    answers = json.loads(first)
+    checkpoints = {kind: load_checkpoint(exported[kind]) for kind in ("film", "image", "metadata")}
+
+    def expected(kind: str, picture: str | None, row: dict) -> np.ndarray:
+        model, processor = checkpoints[kind]
+        metadata = [row] if model.config.uses_metadata else None
+        return predict(model, processor, [picture] if picture else None, metadata)[0]
+
+    assert len(answers) == len(cases) == 25
+    distinct = set()
+    for case, answer in zip(cases, answers, strict=True):
+        labels = checkpoints[case[0]][0].config.label2id
+        assert list(answer.values()) == sorted(answer.values(), reverse=True)
+        actual = np.array([answer[label] for label in labels])
+        assert np.abs(actual - expected(*case)).max() <= 1e-5, case
+        distinct.add(actual.round(4).tobytes())
+    assert len(distinct) > 20  # the comparison is not one of equal answers to everything
+
+    *lines, notice = table
+    assert notice == "Research software, not a medical device: never for diagnosis or for decisions about a patient."
+    shown = [(float(line.split("%")[0]) / 100, line.split()[1]) for line in lines]
+    shares = expected("film", pictures[0], {"age": 35.5, "sex": "male"})
+    labels = checkpoints["film"][0].config.id2label
+    assert [label for _, label in shown] == [labels[index] for index in np.argsort(-shares)]
+    assert np.allclose([share for share, _ in shown], np.sort(shares)[::-1], atol=1e-5)
+
+
+def test_the_example_refuses_in_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "black.png")
+    film, image, black = str(exported["film"]), str(exported["image"]), str(tmp_path / "black.png")
+    cases = [
+        ([film, black, "--sex", "other"], "unknown sex 'other'; expected one of female, male"),
+        ([film, black, "--age", "200"], "age 200 is outside 0..120 years"),
+        ([film, black, "--age", "old"], "could not convert string to float: 'old'"),
+        ([film], "this model needs a picture"),
+        ([image, black, "--age", "3"], "this model reads no metadata"),
+        ([str(exported["metadata"]), "--sex", "male"], "this model does not read sex, only ['localization', 'age']"),
+        ([film, str(tmp_path / "broken.jpg")], f"cannot read the picture {str(tmp_path / 'broken.jpg')!r}"),
+        ([str(tmp_path), black], "No such file or directory"),
+    ]
+    for arguments, message in cases:
+        process = subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True)
+        assert process.returncode == 1
+        assert process.stderr.startswith("error: ")
+        assert message in process.stderr
+        assert process.stderr.count("\n") == 1

@@ -1,0 +1,438 @@
+"""The model card: valid metadata, the run's own numbers, no residue, and code that runs as it stands."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from card_runs import (
+    PARSER,
+    cell,
+    find_table,
+    read_json,
+    spaces,
+    split_summary,
+    tables,
+    write_checkpoint,
+    write_json,
+    write_run,
+)
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.run_files import Sibling, read_run
+from ham10000.modeling import LABELS, Ham10000Config, create_model, create_processor
+from ham10000.training.evaluation.comparison import compare_predictions
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS
+from ham10000.training.evaluation.report import METRIC_TITLES
+from ham10000.training.utils.published import published_baseline
+
+CONVERSION = {
+    "source_file": "efficientnetv2s_state_dict.pt",
+    "source_sha256": "cd" * 32,
+    "format": "state_dict",
+    "architecture": "torchvision efficientnet_v2_s",
+}
+
+
+def render(folder: Path, **options: Any) -> str:
+    return render_model_card(read_run(folder), repo_id="user/ham10000-x", revision="v1.0", **options)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One folder of every kind that may be published."""
+    base = tmp_path_factory.mktemp("runs")
+    folders = {
+        name: write_run(base / name, name, seed=seed) for seed, name in enumerate(("image", "metadata", "fusion"))
+    }
+    folders["unevaluated"] = write_run(base / "unevaluated", "image", evaluated=False)
+    folders["converted"] = write_checkpoint(base / "converted", "image")
+    write_json(folders["converted"] / "conversion.json", CONVERSION)
+    folders["converted, evaluated"] = write_checkpoint(base / "converted_evaluated", "image")
+    write_json(folders["converted, evaluated"] / "conversion.json", CONVERSION)
+    write_json(
+        folders["converted, evaluated"] / "eval_results.json", read_json(folders["image"] / "eval_results.json")
+    )
+    # Synthetic photographs in a folder with an innocent name.
+    folders["synthetic"] = write_run(base / "synthetic", "fusion", prefix="SYN")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def cards(runs: dict[str, Path]) -> dict[str, str]:
+    cards = {name: render(folder) for name, folder in runs.items() if name != "fusion"}
+    fusion = runs["fusion"] / "predictions.csv"
+    siblings = [
+        Sibling(
+            read_run(runs[name]),
+            f"user/ham10000-{name}",
+            compare_predictions(fusion, runs[name] / "predictions.csv", n_resamples=50),
+        )
+        for name in ("image", "metadata")
+    ]
+    return cards | {"fusion": render(runs["fusion"], siblings=siblings, has_onnx=True)}
+
+
+KINDS = ("image", "metadata", "fusion", "unevaluated", "converted", "converted, evaluated", "synthetic")
+
+
+def body_of(card: str) -> str:
+    return ModelCard(card, ignore_metadata_errors=False).text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_residue_and_no_empty_section(kind: str, cards: dict[str, str]) -> None:
+    text = body_of(cards[kind])
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for residue in (r"\bnan\b", r"[{}]", r"\bTODO\b", r"\[\]", r"\(\)", r" \.", r"\.\.", r" ,", r"\S  +\S"):
+        assert not re.search(residue, prose), residue
+    assert "None" not in prose.replace("`None`", "").replace("None of the scored images", "")
+    assert "/home/anna" not in cards[kind]
+    tokens = PARSER.parse(text)
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        if token.type == "heading_close":
+            assert following is not None
+            assert following.type != "heading_open"
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert len(headings) == len(set(headings))
+    levels = [int(token.tag[1]) for token in tokens if token.type == "heading_open"]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert text.count("<details>") == text.count("</details>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_are_well_formed(kind: str, cards: dict[str, str]) -> None:
+    text = body_of(cards[kind])
+    parsed = list(tables(text))
+    # Each delimiter row makes a table: none is left as text.
+    assert len(parsed) == len(re.findall(r"^\| :?---", text, flags=re.MULTILINE)) > 0
+    for rows in parsed:
+        assert len(rows) > 1
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert all(cell.strip() for row in rows for cell in row), rows
+    # A parser fills short rows and cuts long ones; the source must have neither.
+    for block in re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE):
+        assert len({line.count("|") for line in block.strip().splitlines()}) == 1
+
+
+@pytest.mark.parametrize("kind", ["image", "metadata", "fusion", "synthetic", "converted, evaluated"])
+def test_front_matter_round_trips_the_results(kind: str, cards: dict[str, str], runs: dict[str, Path]) -> None:
+    data = ModelCard(cards[kind]).data
+    metrics = read_json(runs[kind] / "eval_results.json")["metrics"]
+    assert data.eval_results is not None
+    by_name = {result.metric_name: result for result in data.eval_results}
+    assert by_name["macro-F1"].metric_value == metrics["macro_f1"]
+    assert by_name["balanced accuracy"].metric_value == metrics["balanced_accuracy"]
+    assert by_name["weighted F1"].metric_args == {"average": "weighted"}
+    assert sorted(result.metric_value for result in data.eval_results) == sorted(
+        metrics[name] for name in HEADLINE_METRICS
+    )
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+    assert data.library_name == "transformers"
+    assert data.language == "en"
+    assert data.pipeline_tag == ("tabular-classification" if kind == "metadata" else "image-classification")
+    assert data.model_name == "ham10000-x"
+    assert ("timm" in data.tags) == (kind != "metadata")
+    assert "research-only" in data.tags
+
+
+def test_front_matter_without_results(cards: dict[str, str]) -> None:
+    for kind in ("unevaluated", "converted"):
+        data = ModelCard(cards[kind]).data
+        assert data.eval_results is None
+        assert set(data.to_dict()) & {"model-index", "model_name", "metrics"} == set()
+        assert data.license == "cc-by-nc-4.0"
+        assert "has not been evaluated" in cards[kind]
+        assert "## Results" not in cards[kind]
+
+
+def test_base_model(tmp_path: Path, cards: dict[str, str], runs: dict[str, Path]) -> None:
+    # timm's own tag for a name without one.
+    assert ModelCard(cards["fusion"]).data.base_model == "timm/test_efficientnet.r160_in1k"
+    assert ModelCard(cards["metadata"]).data.base_model is None
+    assert ModelCard(cards["converted"]).data.base_model is None
+    local = write_run(tmp_path / "run", "image", evaluated=False, pretrained="/home/anna/weights/b0.safetensors")
+    assert ModelCard(render(local)).data.base_model is None
+    assert "`b0.safetensors`" in render(local)
+    assert ModelCard(render(local, base_model="timm/b0.in1k")).data.base_model == "timm/b0.in1k"
+
+
+@pytest.mark.parametrize("kind", ["image", "metadata", "fusion"])
+def test_tables_hold_the_runs_numbers(kind: str, cards: dict[str, str], runs: dict[str, Path]) -> None:
+    text, results = body_of(cards[kind]), read_json(runs[kind] / "eval_results.json")
+    metrics, intervals = results["metrics"], results["intervals"]
+    headline = find_table(text, "metric", "value", "meaning")
+    assert set(headline) == {METRIC_TITLES[name] for name in HEADLINE_METRICS}
+    assert sorted(spaces([row[0] for row in headline.values()])) == sorted(
+        cell(intervals[n]) for n in HEADLINE_METRICS
+    )
+    assert spaces(headline["macro-F1"])[0] == cell(intervals["macro_f1"])
+    assert spaces(headline["ECE (15 bins)"])[0] == cell(intervals["ece"])
+
+    per_class = find_table(text, "class", "precision")
+    for name, row in zip(LABELS, per_class.items(), strict=True):
+        values, bounds = metrics["per_class"][name], intervals["per_class"][name]
+        assert row[0].startswith(f"{name}: ")
+        assert spaces(row[1]) == [
+            str(values["support"]),
+            cell(bounds["recall"]),
+            f"{values['precision']:.3f}",
+            cell(bounds["f1"]),
+            f"{values['auroc']:.3f}",
+        ]
+
+    matrix = find_table(text, "true class (row), predicted class (column)")
+    for name, row in zip(LABELS, metrics["confusion_matrix"], strict=True):
+        assert matrix[name] == [*map(str, row), str(sum(row))]
+
+    titles = {"age": "age band", "sex": "sex", "site": "anatomical site", "photographs": "photographs of the lesion"}
+    for field, title in titles.items():
+        rows = find_table(text, title, "malignant sensitivity")
+        groups = results["subgroups"]["fields"][field]
+        assert list(rows) == [group["group"] for group in groups]
+        for group in groups:
+            sensitivity = "too few to say" if group["too_few"] else cell(group["malignant_sensitivity"])
+            assert spaces(rows[group["group"]]) == [
+                f"{group['n_images']} ({group['n_lesions']})",
+                f"{group['n_malignant']} ({group['n_malignant_lesions']})",
+                cell(group["accuracy"]),
+                sensitivity,
+                cell(group["malignant_specificity"]),
+            ]
+    assert "too few to say" in find_table(text, "age band", "malignant sensitivity")["under 30"]
+    gap = results["subgroups"]["largest_gaps"]["age"]
+    assert f"a gap of {cell(gap['difference'])}" in text.replace("\u00a0", " ")
+
+
+def test_words_about_confusions_count_right(cards: dict[str, str], runs: dict[str, Path]) -> None:
+    # From the predictions themselves, not from the confusion matrix the card reads.
+    frame = pd.read_csv(runs["fusion"] / "predictions.csv")
+    malignant = frame["dx"].isin(["mel", "bcc", "akiec"])
+    called = frame["predicted"].isin(["mel", "bcc", "akiec"])
+    text = body_of(cards["fusion"]).replace("\u00a0", " ")
+    missed, alarms = int((malignant & ~called).sum()), int((~malignant & called).sum())
+    assert f"{missed} ({missed / malignant.sum():.0%}".replace("%", " %)") + " are assigned to a benign class" in text
+    assert f"Of {(~malignant).sum()} benign images, {alarms} (" in text
+    found = int(((frame["dx"] == "mel") & (frame["predicted"] == "mel")).sum())
+    assert f"Of {(frame['dx'] == 'mel').sum()} melanoma images it calls {found} melanoma." in text
+
+
+def test_comparison(cards: dict[str, str], runs: dict[str, Path]) -> None:
+    text = body_of(cards["fusion"]).replace("\u00a0", " ")
+    rows = find_table(text, "model", "protocol", "leak")
+    assert len(rows) == 4
+    baseline = published_baseline()
+    published = rows[baseline["name"]]
+    assert published[0:3] == ["image-stratified", "39.8 %", cell(baseline["intervals"]["macro_f1"])]
+    image = read_json(runs["image"] / "eval_results.json")["intervals"]
+    assert rows["image, test_efficientnet, 64 px"][2] == cell(image["macro_f1"])
+    assert "](https://huggingface.co/user/ham10000-image)" in text
+    differences = compare_predictions(
+        runs["fusion"] / "predictions.csv", runs["image"] / "predictions.csv", n_resamples=50
+    )["differences"]
+    table = find_table(text, "fusion minus image", "reading")
+    for title, metric in (("macro-F1", "macro_f1"), ("ECE (15 bins)", "ece"), ("accuracy", "accuracy")):
+        difference = differences[metric]
+        low, high = difference["low"], difference["high"]
+        assert table[title][0] == f"{difference['estimate']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        assert ("no significant difference" in table[title][1]) == (low <= 0 <= high)
+    assert "Numbers of different protocols do not compare." in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "reading"),
+    [
+        ("macro_f1", 0.01, 0.05, "fusion is better"),
+        ("macro_f1", -0.05, -0.01, "fusion is worse"),
+        ("macro_f1", -0.01, 0.05, "no significant difference"),
+        ("ece", 0.01, 0.05, "fusion is worse"),
+        ("ece", -0.05, -0.01, "fusion is better"),
+    ],
+)
+def test_reading_of_a_difference(metric: str, low: float, high: float, reading: str, runs: dict[str, Path]) -> None:
+    difference = {"estimate": (low + high) / 2, "low": low, "high": high, "n_defined": 50}
+    comparison = {"n_images": 240, "n_lesions": 120, "n_resamples": 50, "differences": {metric: difference}}
+    text = render(runs["fusion"], siblings=[Sibling(read_run(runs["image"]), None, comparison)])
+    assert [row[1] for row in find_table(body_of(text), "reading").values()] == [reading]
+
+
+def test_protocol_and_leak_are_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image")
+    results, training = read_json(run / "eval_results.json"), read_json(run / "train_config.json")
+    assert "None of the scored images shows a lesion that the model was trained on" in render(run)
+    leaky = split_summary("image-stratified", leak=0.398)
+    write_json(run / "train_config.json", training | {"split": leaky})
+    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky}})
+    assert "39.8\u00a0% of the scored images show a lesion that another photograph shows in training" in render(run)
+    # Scored by another split than the one it was trained with.
+    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky, "sha256": "ef" * 32}})
+    assert "it may have seen some of these images" in render(run)
+    write_json(run / "eval_results.json", results | {"split": {"name": "all", "n_images": 240, "n_lesions": 120}})
+    assert "whether the model was trained on any of them is not recorded" in render(run)
+    write_json(run / "eval_results.json", results | {"split": {"name": "train", **leaky}})
+    assert "These are the images it was trained on" in render(run)
+
+
+def test_training_on_validation_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image")
+    training, config = read_json(run / "train_config.json"), read_json(run / "config.json")
+    best = {"epoch": training["epochs_trained"], "train_loss": 0.4}
+    settings = training["config"] | {"train_on_validation": True}
+    write_json(run / "train_config.json", training | {"config": settings, "best": best})
+    write_json(run / "config.json", config | {"temperature": 1.25})
+    text = render(run)
+    assert "This model was trained on train and validation together." in text
+    assert "none was left to choose an epoch by" in text
+    assert "temperature 1.250.\nNo image was left to fit it to" in text
+    assert "df has 123 training images" in text  # 92 of train, 31 of validation
+    assert "best by validation" not in text
+    results = read_json(run / "eval_results.json")
+    write_json(run / "eval_results.json", results | {"split": results["split"] | {"name": "validation"}})
+    assert "These are the images it was trained on" in render(run)
+
+
+def test_synthetic_is_loud(tmp_path: Path, cards: dict[str, str]) -> None:
+    assert ModelCard(cards["synthetic"]).data.license == "apache-2.0"
+    assert "SYNTHETIC data: these numbers mean nothing about skin" in cards["synthetic"]
+    assert published_baseline()["name"] not in cards["synthetic"]
+    assert "SYNTHETIC" not in cards["fusion"]
+    named = write_run(tmp_path / "named", "image", evaluated=False, data="synthetic:220")
+    assert ModelCard(render(named)).data.license == "apache-2.0"
+    assert "--data synthetic:220" in render(named)
+    # Trained on photographs, evaluated on others: the weights stay non-commercial, the numbers are void.
+    mixed = write_run(tmp_path / "mixed", "image")
+    write_json(mixed / "eval_results.json", read_json(mixed / "eval_results.json") | {"data": "synthetic:240"})
+    assert ModelCard(render(mixed)).data.license == "cc-by-nc-4.0"
+    assert "SYNTHETIC data: these numbers mean nothing about skin.** It was evaluated on" in render(mixed)
+
+
+def test_a_class_without_images(tmp_path: Path, runs: dict[str, Path]) -> None:
+    run = write_run(tmp_path / "run", "image")
+    results = read_json(run / "eval_results.json")
+    results["metrics"] |= {"auroc_macro": None, "undefined": {"auroc_macro": "no images, or no others, of df"}}
+    results["metrics"]["per_class"]["df"] |= {"support": 0, "auroc": None}
+    undefined = {"estimate": None, "low": None, "high": None, "n_defined": 0}
+    results["intervals"]["auroc_macro"] = undefined
+    results["intervals"]["per_class"]["df"] = {"recall": undefined, "f1": undefined}
+    write_json(run / "eval_results.json", results)
+    text = body_of(render(run))
+    assert find_table(text, "metric", "value")["AUROC (macro, one-vs-rest)"][0] == "–"
+    assert find_table(text, "class", "precision")["df: dermatofibroma"][1] == "–"
+    assert "is undefined: no images, or no others, of df." in text
+    metrics = {result.metric_type for result in ModelCard(render(run)).data.eval_results or []}
+    assert "roc_auc" not in metrics
+    assert "f1" in metrics
+
+
+EVIL = (
+    "a|b <script>alert(1)</script>\n\n# Heading\n---\n![x](http://evil/x.png) `tick` **bold** "
+    "[l](http://evil) \u2028| c"
+)
+
+
+def hostile(value: Any) -> Any:
+    """The same JSON with every text replaced."""
+    if isinstance(value, dict):
+        return {name: hostile(item) for name, item in value.items()}
+    return [hostile(item) for item in value] if isinstance(value, list) else EVIL if isinstance(value, str) else value
+
+
+def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
+    run, clean_run = write_run(tmp_path / "run", "fusion", patience=3), write_run(tmp_path / "clean", "fusion")
+    training, results = read_json(run / "train_config.json"), read_json(run / "eval_results.json")
+    training["environment"]["gpu"] = {"model": ""}
+    results["metrics"]["undefined"] = {"macro_f1": ""}
+    training, results = hostile(training), hostile(results)
+    training["config"]["pretrained"] += "\n```\n# Out\n```"
+    training["environment"]["versions"][EVIL] = training["config"][EVIL] = EVIL
+    results["split"]["name"] = "test"
+    results["metrics"]["n_images"] = EVIL
+    write_json(run / "train_config.json", training)
+    write_json(run / "eval_results.json", results)
+    config = read_json(run / "config.json")
+    config["label_descriptions"]["mel"] = EVIL
+    write_json(run / "config.json", config)
+    write_json(run / "conversion.json", hostile(CONVERSION))
+    evil, clean = render(run), render(clean_run)
+
+    text = body_of(evil)
+    tokens = [token for block in PARSER.parse(text) for token in (block, *(block.children or []))]
+    html = {token.content.strip() for token in tokens if token.type in ("html_block", "html_inline")}
+    assert all(re.fullmatch(r"(</?(details|summary|code)>|[\w ,])+", re.sub(r"\s+", " ", item)) for item in html), html
+    assert not any("evil" in str(token.attrs) for token in tokens)
+    headings = re.findall(r"^#+ .*", text, flags=re.MULTILINE)
+    assert [item for item in headings if item != "## Source of the weights"] == re.findall(
+        r"^#+ .*", body_of(clean), flags=re.MULTILINE
+    )
+    test_tables_are_well_formed("evil", {"evil": evil})
+    per_class = find_table(text, "class", "precision")
+    assert any("a|b <script>alert(1)</script> # Heading --- " in name for name in per_class)
+    assert "<script" not in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def python_blocks(markdown: str) -> list[str]:
+    return [token.content for token in PARSER.parse(markdown) if token.type == "fence" and token.info == "python"]
+
+
+@pytest.mark.parametrize(
+    "modality",
+    [pytest.param("image", marks=pytest.mark.slow), pytest.param("metadata", marks=pytest.mark.slow), "fusion"],
+)
+def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
+    """In a fresh process that cannot import this package, with a folder in the place of the repository."""
+    torch.manual_seed(0)
+    folder = tmp_path / "checkpoint"
+    config = Ham10000Config(modality=modality, backbone="test_efficientnet")
+    model, processor = create_model(config).eval(), create_processor(config, image_size=64)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    picture = Image.effect_mandelbrot((90, 70), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    picture.save(tmp_path / "lesion.jpg")
+    blocks = python_blocks(render(folder))
+    assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
+    assert all('"v1.0"' in block for block in blocks)
+    absent = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'ham10000':\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    code = absent + "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    printed = process.stdout.split("-----\n")
+    row = {"age": 60, "sex": "male", "localization": "back"}
+    images = None if modality == "metadata" else tmp_path / "lesion.jpg"
+    with torch.inference_mode():
+        inputs = processor(images=images, metadata=None if modality == "image" else row)
+        probabilities = model(**inputs).logits.softmax(-1)[0]
+    order = probabilities.argsort(descending=True).tolist()
+    expected = [f"{probabilities[index]:.3f}  {LABELS[index]}" for index in order]
+    assert printed[0].splitlines() == expected
+    for output in printed[1:]:
+        labels = re.findall(r"'label': '(\w+)'", output)
+        assert sorted(labels) == sorted(LABELS)
+    # The second example reads the same inputs as the first.
+    assert re.findall(r"'label': '(\w+)'", printed[1]) == [LABELS[index] for index in order]

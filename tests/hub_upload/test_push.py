@@ -1,0 +1,307 @@
+"""The whole way of a model: trained, evaluated, pushed to a Hub, loaded by its id by a stranger, used."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hub_server import WRITER, HubServer
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling, requirements
+from ham10000.hub_upload.push_to_hub import main as push
+from ham10000.hub_upload.run_files import read_run
+from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Processor
+from ham10000.training.data.split import load_split
+from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.inference.prediction import load_checkpoint, predict
+from ham10000.training.run_folder import save_checkpoint
+from ham10000.training.train import main as train
+
+ROW = {"age": 60, "sex": "male", "localization": "back"}
+# Runs where this package cannot be imported, as on a stranger's machine; prints what each repository predicts.
+STRANGER = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ham10000":
+            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModel, AutoProcessor, pipeline
+
+picture, row, results = sys.argv[1], json.loads(sys.argv[2]), {}
+for modality in ("image", "metadata", "fusion"):
+    source = {"revision": "v1.0", "trust_remote_code": True}
+    model = AutoModel.from_pretrained(f"user/ham10000-{modality}", **source)
+    processor = AutoProcessor.from_pretrained(f"user/ham10000-{modality}", **source)
+    given = {"pixel_values": {"images": picture}, "metadata": {"metadata": row}}
+    inputs = processor(**{k: v for name in processor.model_input_names for k, v in given[name].items()})
+    with torch.inference_mode():
+        results[modality] = model(**inputs).logits.double().softmax(-1)[0].tolist()
+classify = pipeline("image-metadata-classification", model="user/ham10000-fusion", **source)
+results["pipeline"] = {row["label"]: row["score"] for row in classify({"image": picture, **row})}
+assert not any(name.split(".")[0] == "ham10000" for name in sys.modules)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> dict[str, Path]:
+    """A trained and evaluated run of each variant."""
+    parent = tmp_path_factory.mktemp("runs")
+    common = ["--data", str(synthetic_folder), "--cache_dir", str(parent / "cache")]
+    network = [
+        "--backbone",
+        "test_efficientnet",
+        "--pretrained",
+        "none",
+        "--backbone_kwargs",
+        "{}",
+        "--image_size",
+        "32",
+    ]
+    recipe = [
+        "--image_size",
+        "32",
+        "--epochs",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--trackers",
+        "none",
+        "--batch_size",
+        "20",
+    ]
+    for modality in MODALITIES:
+        AcceleratorState._reset_state(True)
+        folder = str(parent / modality)
+        assert train(["--modality", modality, "--output_dir", folder, *common, *network, *recipe]) == 0
+        assert evaluate(["--checkpoint", folder, "--n_resamples", "50", *common]) == 0
+    AcceleratorState._reset_state(True)
+    return {modality: parent / modality for modality in MODALITIES}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "lesion.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def python(hub: HubServer, home: Path, *arguments: str, token: str | None = WRITER) -> subprocess.CompletedProcess:
+    """Runs a fresh interpreter whose Hub is the local one; `home` is its cache."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    if token is not None:
+        environment["HF_TOKEN"] = token
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=home)
+
+
+def test_train_evaluate_push_load_predict(
+    runs: dict[str, Path], hub: HubServer, picture: Path, tmp_path: Path
+) -> None:
+    """Training and evaluation are the fixture's; the rest is what two people do, each on a machine of their own."""
+    home, stranger_home = tmp_path / "home", tmp_path / "stranger"
+    home.mkdir()
+    stranger_home.mkdir()
+    for modality, folder in runs.items():
+        siblings = [f"--sibling={other}" for name, other in runs.items() if name != modality]
+        module, repo_id = "ham10000.hub_upload.push_to_hub", f"user/ham10000-{modality}"
+        done = python(hub, home, "-m", module, "--checkpoint", str(folder), "--repo_id", repo_id, *siblings)
+        assert done.returncode == 0, done.stderr
+        assert "logits equal to the last bit" in done.stdout
+        assert done.stdout.splitlines()[-1] == f"Published {hub.url}/{repo_id}/tree/v1.0"
+        assert WRITER not in done.stdout + done.stderr
+
+    done = python(hub, stranger_home, "-c", STRANGER, str(picture), json.dumps(ROW), token=None)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    for modality, folder in runs.items():
+        model, processor = load_checkpoint(folder)
+        images = [picture] if modality != "metadata" else None
+        expected = predict(model, processor, images, None if modality == "image" else [ROW])[0]
+        np.testing.assert_allclose(results[modality], expected, rtol=0, atol=1e-6)
+    assert set(results["pipeline"]) == set(LABELS)
+    np.testing.assert_allclose([results["pipeline"][name] for name in LABELS], results["fusion"], rtol=0, atol=1e-6)
+
+    # The command line takes the id, too; this machine has the package.
+    arguments = ["--checkpoint", "user/ham10000-fusion", "--revision", "v1.0", "--age", "60", "--sex", "male"]
+    arguments += ["--localization", "back", "--format", "json"]
+    done = python(hub, home, "-m", "ham10000.training.predict", str(picture), *arguments, token=None)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    np.testing.assert_allclose([row["probabilities"][name] for name in LABELS], results["fusion"], rtol=0, atol=1e-6)
+
+
+def assemble(run: Path, folder: Path, **options: Any) -> Path:
+    assemble_bundle(run, folder, repo_id="user/ham10000-fusion", revision="v1.0", **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = read_run(runs["fusion"])
+    siblings = [find_sibling(run, runs[name], f"user/ham10000-{name}") for name in ("image", "metadata")]
+    assert all(sibling.comparison for sibling in siblings)
+    return assemble(runs["fusion"], tmp_path_factory.mktemp("bundle") / "fusion", siblings=siblings)
+
+
+def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: dict[str, Path]) -> None:
+    code = ("configuration", "fusion", "image_processing", "modeling", "pipeline", "processing")
+    figures = ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves")
+    expected = {
+        *("README.md", "requirements.txt", "handler.py", "config.json", "processor_config.json", "model.safetensors"),
+        *("split.csv", "split.json", "train_config.json", "history.json", "eval_results.json"),
+        *(f"{name}_ham10000.py" for name in code),
+        *(f"figures/{name}.png" for name in figures),
+    }
+    paths = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert paths == expected
+    # What `ham10000-evaluate` reads, so that a published folder can be scored again.
+    assert load_split(bundle).sha256 == load_split(runs["fusion"]).sha256
+    tree = describe_tree(bundle)
+    assert all(f"  {path}" in tree for path in expected)
+    assert f"bytes in {len(expected)} files" in tree
+    for path in bundle.rglob("*"):
+        if path.suffix in (".md", ".json", ".csv", ".py", ".txt"):  # no folder of this machine's
+            assert str(runs["fusion"].parent) not in path.read_text(encoding="utf-8"), path
+    saved, trained = (load_file(folder / "model.safetensors") for folder in (bundle, runs["fusion"]))
+    assert saved.keys() == trained.keys()
+    assert all(torch.equal(saved[name], trained[name]) for name in saved)
+
+
+def test_the_card_states_the_evaluation(bundle: Path, runs: dict[str, Path]) -> None:
+    metrics = json.loads((runs["fusion"] / "eval_results.json").read_text())["metrics"]
+    results = {
+        result.metric_name: result.metric_value for result in ModelCard.load(bundle / "README.md").data.eval_results
+    }
+    assert any(value == pytest.approx(metrics["macro_f1"], abs=1e-4) for value in results.values())
+    text = (bundle / "README.md").read_text()
+    assert f"{metrics['macro_f1']:.3f}" in text
+    assert "user/ham10000-image" in text
+    assert 'revision="v1.0"' in text
+
+
+def test_requirements_are_those_of_the_code_files(bundle: Path) -> None:
+    """Every package that a published file imports is asked for, with a floor."""
+    import ast
+
+    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
+    imported = set()
+    for path in bundle.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").split(".")[0])
+    wanted = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)}
+    lines = requirements().splitlines()
+    assert wanted <= {line.split(">=")[0] for line in lines}
+    assert all(">=" in line for line in lines)
+
+
+def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = assemble(runs["fusion"], tmp_path / "sharded", max_shard_size="300KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert (folder / "model.safetensors.index.json").is_file()
+    whole, sharded = (load_checkpoint(path)[0] for path in (runs["fusion"], folder))
+    weights = sharded.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
+
+
+def test_half_precision_weights_stay_so(runs: dict[str, Path], tmp_path: Path) -> None:
+    model, _ = load_checkpoint(runs["metadata"])
+    folder = tmp_path / "half"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    Ham10000Processor.from_pretrained(runs["metadata"]).save_pretrained(folder)
+    published = load_file(assemble(folder, tmp_path / "bundle") / "model.safetensors")
+    assert {value.dtype for value in published.values()} == {torch.bfloat16}
+
+
+def test_weights_stored_in_half_precision_are_published_so_and_compute_in_float32(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    model, processor = load_checkpoint(runs["metadata"])
+    save_checkpoint(tmp_path / "half", model, processor, dtype="float16")
+    folder = assemble(tmp_path / "half", tmp_path / "bundle")
+    published = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in published.values()} == {torch.float16}
+    again = AutoModel.from_pretrained(folder)
+    assert again.dtype == torch.float32
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().float()), name
+
+
+def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    folder.mkdir()
+    for path in runs["metadata"].iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    training = json.loads((folder / "train_config.json").read_text())
+    (folder / "train_config.json").write_text(json.dumps(training | {"finished": False}))
+    with pytest.raises(Ham10000Error, match=r"not finished.*--resume"):
+        assemble(folder, tmp_path / "bundle")
+
+
+def test_dry_run_uploads_nothing_and_shows_the_files(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    arguments = ["--checkpoint", str(runs["metadata"]), "--repo_id", "user/ham10000-metadata", "--dry_run"]
+    assert push([*arguments, "--output_dir", str(tmp_path / "bundle")]) == 0
+    output = capsys.readouterr().out
+    assert "model.safetensors" in output
+    assert "nothing was uploaded" in output
+    assert (tmp_path / "bundle" / "README.md").is_file()
+    assert push([*arguments, "--output_dir", str(tmp_path / "bundle")]) == 2
+    assert "exists; give --output_dir a folder that does not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repo_id", "ham10000-fusion"], "Expected 'user/name'"),
+        (["--repo_id", "user/x", "--tag", "../v1"], "tag '../v1'"),
+        (["--repo_id", "user/x", "--sibling", "nowhere"], "'nowhere/config.json' does not exist"),
+    ],
+)
+def test_mistakes_are_one_message(
+    arguments: list[str], message: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(["--checkpoint", str(runs["metadata"]), "--dry_run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_weights_that_do_not_survive_saving_are_noticed(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A damaged copy in the bundle must not be published: planted by a shard that is changed after saving."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "processor_config.json", "model.safetensors"):
+        (folder / name).write_bytes((runs["metadata"] / name).read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Ham10000Error, match=r"classifier\.bias"):
+        assemble(folder, tmp_path / "bundle")

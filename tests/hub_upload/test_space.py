@@ -1,0 +1,182 @@
+"""The demo as a Space: what is in the folder, that it starts alone, and that it arrives on a Hub as one commit."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import WRITER, HubServer
+from huggingface_hub import HfApi, constants
+
+from ham10000.hub_upload.publish import publish_folder
+from ham10000.hub_upload.push_to_hub import main as push
+from ham10000.hub_upload.space import assemble_space, main, needed_modules, space_requirements
+from ham10000.modeling import MODALITIES, Ham10000Error
+from ham10000.training.inference.out_of_distribution import CONSTANTS
+
+pytest.importorskip("gradio", reason="the demo needs the extra app")
+
+MODELS = ["user/ham10000-image@v1.0", "user/ham10000-fusion@v2.0"]
+SPACE = "user/ham10000-demo"
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("space") / "space"
+    assemble_space(folder, MODELS)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with HubServer(tmp_path / "server") as server:
+        yield server
+
+
+def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
+    _, head, body = (space / "README.md").read_text().split("---\n", 2)
+    settings = yaml.safe_load(head)
+    assert (settings["sdk"], settings["app_file"], settings["pinned"]) == ("gradio", "app.py", False)
+    assert settings["models"] == ["user/ham10000-image", "user/ham10000-fusion"]
+    assert settings["license"] == "apache-2.0"
+    assert str(settings["python_version"]) == "3.11"
+    assert settings["sdk_version"].split(".")[0] == "6"
+    # The Hub's own limits, https://huggingface.co/docs/hub/spaces-config-reference
+    assert len(settings["short_description"]) <= 60
+    assert {settings["colorFrom"], settings["colorTo"]} <= {
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }
+    assert "Not a medical device" in body
+    assert "`user/ham10000-fusion` at `v2.0`" in body
+
+
+def test_every_import_of_the_folder_is_in_it_or_required(space: Path) -> None:
+    """Read from the files themselves, and not by the function that chose them."""
+    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+    required = {line.split(">=")[0] for line in (space / "requirements.txt").read_text().splitlines()}
+    assert all(">=" in line for line in (space / "requirements.txt").read_text().splitlines())
+    for path in space.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module or ""]
+            for module in modules:
+                top = module.split(".")[0]
+                if top == "ham10000":
+                    parts = space.joinpath(*module.split("."))
+                    assert parts.with_suffix(".py").is_file() or parts.is_dir(), (path, module)
+                elif top not in sys.stdlib_module_names:
+                    assert names.get(top, top) in required, (path, module)
+    assert (space / "ham10000" / "training" / "inference" / CONSTANTS.name).read_bytes() == CONSTANTS.read_bytes()
+
+
+def test_no_tool_of_development_is_taken_along() -> None:
+    files, others = needed_modules()
+    assert not others & {"pandas", "pytest", "accelerate", "onnx", "openvino"}
+    assert "ham10000.training.train" not in files
+    with pytest.raises(Ham10000Error, match=r"declares no requirement on \['nonesuch'\]"):
+        space_requirements({"nonesuch"})
+
+
+def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """In a process of its own, with local checkpoints in place of the Hub's; every module comes from the folder."""
+    code = (
+        "import json, runpy, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[1])  # as `python app.py` does\n"
+        "names = runpy.run_path(str(Path(sys.argv[1], 'app.py')))\n"
+        "from ham10000.hub_upload import app_page\n"
+        "from ham10000.hub_upload.app_models import load_models\n"
+        "from urllib.request import urlopen\n"
+        "page = app_page.build_page(load_models(sys.argv[2:]))\n"
+        "address = app_page.serve(page, wait=False)\n"
+        "text = urlopen(address).read().decode()\n"
+        "page.close()\n"
+        "files = [m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'ham10000' and m.__file__]\n"
+        "print(json.dumps({'models': names['MODELS'], 'files': files, 'title': 'side by side' in text}))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(space), *(str(tiny_checkpoints[name]) for name in MODALITIES)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["models"] == MODELS
+    assert found["title"]
+    assert len(found["files"]) > 20
+    assert all(Path(file).is_relative_to(space) for file in found["files"])
+
+
+def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path) -> None:
+    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
+    published = publish_folder(space, SPACE, **options)
+    assert published.uploaded
+    assert published.url == f"{hub.url}/spaces/{SPACE}"
+    state = hub.state.snapshot()
+    assert list(state) == [f"spaces/{SPACE}"]
+    files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes"}
+    assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
+    assert hub.count("POST .*/commit/") == 1
+    assert not publish_folder(space, SPACE, **options).uploaded
+    assert hub.state.snapshot() == state
+
+
+def test_a_module_that_is_gone_goes_from_the_space_and_the_users_file_stays(
+    hub: HubServer, space: Path, tmp_path: Path
+) -> None:
+    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
+    earlier = tmp_path / "earlier"
+    (earlier / "ham10000").mkdir(parents=True)
+    (earlier / "ham10000" / "gone.py").write_text("# an earlier release's\n")
+    (earlier / "picture.png").write_bytes(b"the user's")
+    publish_folder(earlier, SPACE, **options)
+    assert publish_folder(space, SPACE, **options).deleted == ("ham10000/gone.py",)
+    assert "picture.png" in hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]
+
+
+def test_a_refused_commit_leaves_nothing_half_published(hub: HubServer, space: Path) -> None:
+    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
+    hub.fail("POST .*/commit/", status=403)
+    with pytest.raises(Ham10000Error, match="A commit arrives complete or not at all"):
+        publish_folder(space, SPACE, **options)
+    assert list(hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) == [".gitattributes"]
+    assert "app.py" in publish_folder(space, SPACE, **options).uploaded
+
+
+def test_dry_run_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir", str(tmp_path / "space")]
+    assert main(arguments) == 0
+    assert "nothing was uploaded" in capsys.readouterr().out
+    assert 'MODELS = [\n    "user/ham10000-image@v1.0",\n]' in (tmp_path / "space" / "app.py").read_text()
+    assert main(arguments) == 2
+    assert "exists; give --output_dir" in capsys.readouterr().err
+
+
+def test_push_takes_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir"]
+    assert main([*arguments, str(tmp_path / "one")]) == push(["--space", *arguments, str(tmp_path / "two")]) == 0
+    listings = capsys.readouterr().out.split("Dry run")
+    assert listings[0].split("Saved")[0] == listings[1].removeprefix("   nothing was uploaded\n").split("Saved")[0]
+    assert (tmp_path / "one" / "app.py").read_text() == (tmp_path / "two" / "app.py").read_text()
+
+
+@pytest.mark.parametrize("model", ["user/ham10000-image", "ham10000-image@v1.0", "user/x@../v1"])
+def test_a_model_without_a_release_is_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--repo_id", SPACE, "--model", model, "--dry_run"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Expected" in error or "expected" in error

@@ -1,0 +1,283 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from ham10000.modeling import (
+    LABELS,
+    LOCALIZATIONS,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    create_model,
+    create_processor,
+)
+from ham10000.training.inference.explanation import explain, grad_cam, randomized_copy, rank_correlations, sanity_check
+from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
+from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, metadata_effects
+from ham10000.training.inference.output import DISCLAIMER
+
+BACK = {"age": 60, "sex": "male", "localization": "back"}
+
+
+def build(modality: str = "fusion", backbone: str = "test_efficientnet", **settings: Any) -> Any:
+    torch.manual_seed(0)
+    config = Ham10000Config(modality=modality, backbone=backbone, **settings)
+    model: Any = create_model(config)
+    nn.init.normal_(model.classifier.weight)  # freshly drawn it is so small that nothing matters
+    return model.eval(), create_processor(config, image_size=96)
+
+
+def noise(count: int = 3, size: int = 96) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def photograph(width: int = 120, height: int = 80) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
+    model, processor = build(modality)
+    pixels, classes = noise(), [4, 0, 6]
+    inputs: dict[str, torch.Tensor] = {"pixel_values": pixels}
+    if modality == "fusion":
+        inputs["metadata"] = processor.encode_metadata([BACK, {}, {"age": 30}])
+    seen: list[torch.Tensor] = []
+    handle = model.backbone.bn2.register_forward_hook(lambda _, __, output: seen.append(output))
+    logits = model(**inputs).logits
+    handle.remove()
+    (features,) = seen  # (B, C, 3, 3)
+    gradient = torch.autograd.grad(logits[range(3), classes].sum(), features)[0]
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
+    expected = F.interpolate(expected, (96, 96), mode="bilinear")[:, 0]
+    expected = (expected / expected.amax(dim=(1, 2), keepdim=True)).detach()
+
+    maps = grad_cam(model, pixels, classes, inputs.get("metadata"))
+    assert maps.shape == (3, 96, 96)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=0)
+    assert maps.amax(dim=(1, 2)).tolist() == [1, 1, 1]
+    assert (maps[0] - grad_cam(model, pixels, [1, 0, 6], inputs.get("metadata"))[0]).abs().max() > 0.05
+
+
+def test_grad_cam_leaves_the_model_as_it_was() -> None:
+    model, _ = build()
+    pixels = noise()
+    expected = grad_cam(model, pixels, [4, 4, 4])
+    model.train().requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        torch.testing.assert_close(grad_cam(model, pixels.clone(), torch.tensor([4, 4, 4])), expected)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_grad_cam_in_bf16_follows_fp32() -> None:
+    model, _ = build("image", "test_resnet")
+    expected = grad_cam(model, noise(), [4, 1, 2], signed=True)
+    rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2], signed=True)
+    assert rounded.dtype == torch.float32
+    assert rank_correlations(expected, rounded).min() > 0.95
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_mambaout", "test_byobnet", "densenet121"])
+def test_grad_cam_on_other_backbones(backbone: str) -> None:
+    model, _ = build("image", backbone)
+    maps = grad_cam(model, noise(1), [4])
+    assert maps.shape == (1, 96, 96)
+    assert maps.min() >= 0
+    assert maps.max() in (0, 1)
+    signed = grad_cam(model, noise(1), [4], signed=True)
+    assert signed.abs().max() == 1
+    assert (maps[signed > 0] > 0).all()
+    # The path through `forward_features` and `forward_head` is the model's own.
+    with torch.inference_mode():
+        features = model.backbone.forward_features(noise(1))
+        torch.testing.assert_close(model.backbone.forward_head(features), model.backbone(noise(1)))
+
+
+class RedDetector(nn.Module):
+    """A backbone whose feature map is known: the mean red and blue of each 8 x 8 cell."""
+
+    num_features = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x[:, [0, 2]], 8) * self.scale
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().mean(dim=(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def test_the_map_lies_on_the_picture() -> None:
+    """The evidence is where it was put, in a picture of another shape than the network's input."""
+    model, processor = build("image")
+    model.backbone = RedDetector()
+    model.classifier = nn.Linear(2, 7)
+    nn.init.zeros_(model.classifier.weight)
+    nn.init.zeros_(model.classifier.bias)
+    with torch.no_grad():
+        model.classifier.weight[LABELS.index("mel"), 0] = 5.0  # red speaks for melanoma
+        model.classifier.weight[LABELS.index("nv"), 1] = 5.0
+    picture = Image.new("RGB", (240, 120), "black")
+    picture.paste((255, 0, 0), (160, 15, 200, 45))
+    picture.paste((0, 0, 255), (40, 75, 80, 105))
+    heatmaps = explain(model, processor, picture, label="nv").heatmaps
+    assert set(heatmaps) == {"mel", "nv"}
+    for label, (left, top, right, bottom) in {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}.items():
+        heatmap = heatmaps[label]
+        assert heatmap.shape == (120, 240)
+        y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        assert left <= x < right
+        assert top <= y < bottom
+        assert heatmap[top:bottom, left:right].mean() > 5 * heatmap.mean()
+
+
+def test_grad_cam_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = build("image")
+    metadata_model, _ = build("metadata")
+    with pytest.raises(Ham10000Error, match="modality='metadata' reads no image"):
+        grad_cam(metadata_model, noise(1), [0])
+    for classes in ([7], [-1], [0, 1], []):
+        with pytest.raises(Ham10000Error, match=r"`class_ids` must be 1 class ids in 0\.\.6"):
+            grad_cam(model, noise(1), classes)
+    with pytest.raises(Ham10000Error, match="reads no metadata"):
+        grad_cam(model, noise(1), [0], torch.zeros(1, 3))
+    transformer, _ = build("image", "test_vit", backbone_kwargs={"img_size": 96})
+    with pytest.raises(Ham10000Error, match=r"'test_vit' gives features of shape .* use a convolutional backbone"):
+        grad_cam(transformer, noise(1), [0])
+    model.backbone = nn.Linear(1, 1)
+    with pytest.raises(Ham10000Error, match="a Linear, which has no gradient"):
+        grad_cam(model, noise(1), [0])
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(Ham10000Error, match=r"pip install ham10000\[explain\]"):
+        grad_cam(model, noise(1), [0])
+
+
+@pytest.mark.parametrize("modality", ["metadata", "fusion"])
+def test_metadata_effects_equal_the_model(modality: str) -> None:
+    model, processor = build(modality, temperature=1.7)
+    picture = photograph() if modality == "fusion" else None
+    effects = metadata_effects(model, processor, picture, BACK)
+    assert effects.given == {"age": "60", "sex": "male", "localization": "back"}
+
+    def direct(metadata: dict[str, Any]) -> np.ndarray:
+        inputs = processor(images=picture, metadata=metadata)
+        with torch.inference_mode():
+            return model(**inputs).logits.double().softmax(-1)[0].numpy()
+
+    np.testing.assert_allclose(effects.baseline, direct(BACK), atol=1e-6)
+    for row in effects.rows:
+        changed: dict[str, Any] = {**BACK, row.field: row.value} if row.field != ALL_FIELDS else {}
+        np.testing.assert_allclose(row.probabilities, direct(changed), atol=1e-6, err_msg=f"{row.field} {row.value}")
+    names = [(row.field, row.value) for row in effects.rows]
+    expected = [(field, UNKNOWN) for field in (*BACK, ALL_FIELDS)]
+    expected += [("age", str(age)) for age in range(0, 90, 5)]
+    expected += [("sex", "female"), ("sex", "male"), *(("localization", site) for site in LOCALIZATIONS)]
+    assert names == expected
+    unknown = effects.unknown()
+    assert unknown is not None
+    assert np.abs(unknown - effects.baseline).max() > 1e-3
+    assert [row.value for row in effects.varied("sex")] == ["female", "male"]
+    (same,) = [row for row in effects.varied("localization") if row.value == "back"]
+    np.testing.assert_allclose(same.probabilities, effects.baseline, atol=1e-6)
+
+
+def test_metadata_effects_of_other_inputs() -> None:
+    model, processor = build("image")
+    effects = metadata_effects(model, processor, photograph())
+    assert effects.rows == ()
+    assert effects.unknown() is None
+    with pytest.raises(Ham10000Error, match="reads no metadata"):
+        metadata_effects(model, processor, photograph(), {"age": 60})
+    with pytest.raises(Ham10000Error, match="needs an image"):
+        metadata_effects(model, processor)
+    one_field, processor = build("metadata", metadata_fields=["age"])
+    effects = metadata_effects(one_field, processor, metadata={"age": 60})
+    assert effects.unknown() is not None
+    assert [row.field for row in effects.rows] == ["age"] * 19
+    with pytest.raises(Ham10000Error, match="leave `image` out"):
+        metadata_effects(one_field, processor, photograph())
+    with pytest.raises(Ham10000Error, match="unknown sex 'other'"):
+        metadata_effects(*build(), photograph(), {"sex": "other"})
+
+
+def test_overlay() -> None:
+    picture = photograph(60, 40)
+    assert np.array_equal(overlay_heatmap(picture, np.zeros((7, 7))), picture)
+    corner = np.zeros((4, 6))
+    corner[0, 5] = 1
+    overlaid = overlay_heatmap(picture.convert("L"), corner)
+    assert (overlaid.size, overlaid.mode) == ((60, 40), "RGB")
+    changed = np.abs(np.asarray(overlaid, float) - np.asarray(picture.convert("L").convert("RGB"), float)).sum(axis=2)
+    assert changed[:10, 50:].mean() > 50
+    assert changed[20:].max() == 0
+    assert changed[:, :30].max() == 0
+
+
+def test_maps_change_with_random_weights() -> None:
+    """Adebayo et al. 2018: the more weights are random, the less the maps resemble the model's."""
+    model, processor = build("fusion", "test_resnet")
+    pixels, classes = noise(8, 128), [4] * 8
+    original = grad_cam(model, pixels, classes, signed=True)
+    same = grad_cam(randomized_copy(model, []), pixels, classes, signed=True)
+    assert rank_correlations(original, same).min() == pytest.approx(1)
+    steps = sanity_check(model, pixels, classes, processor.encode_metadata([BACK] * 8))
+    assert [*steps][:2] == ["head", "backbone.layer4"]
+    assert [*steps][-1] == "backbone.conv1"
+    others = [
+        rank_correlations(original, grad_cam(randomized_copy(model, seed=seed), pixels, classes, signed=True))
+        for seed in range(1, 6)
+    ]
+    # Borders give any two networks' maps a pattern in common, with either sign: hence several draws.
+    assert np.mean([steps["backbone.conv1"], *others]) < 0.5
+    # After the last step nothing of the model is left, and the model itself is untouched.
+    last = randomized_copy(model, seed=0).state_dict()
+    torch.manual_seed(0)
+    fresh = Ham10000ForImageClassification(model.config).state_dict()
+    assert all(torch.equal(last[name], fresh[name]) for name in fresh)
+    assert torch.equal(grad_cam(model, pixels, classes, signed=True), original)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_rank_correlations() -> None:
+    first = torch.rand(3, 9, 7)
+    second = torch.stack([first[0] ** 2, -first[1], torch.zeros(9, 7)])
+    np.testing.assert_allclose(rank_correlations(first, second), [1, -1, np.nan], atol=1e-12)
+
+
+@pytest.mark.parametrize("modality", ["image", "metadata", "fusion"])
+def test_figure(modality: str, tmp_path: Path) -> None:
+    model, processor = build(modality, temperature=1.5)
+    picture = photograph() if modality != "metadata" else None
+    metadata = BACK if modality != "image" else None
+    explanation = explain(model, processor, picture, metadata, label="df", name="a_$b$.jpg")
+    best = LABELS[explanation.effects.baseline.argmax()]
+    figure = plot_explanation(explanation, tmp_path / "new" / "figure.png")
+    texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
+    assert DISCLAIMER in texts
+    assert any(text.startswith(f"Predicted: {best}") and "calibrated (temperature 1.5)" in text for text in texts)
+    assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
+    assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
+    assert (modality != "image") == ("back (given)" in texts)
+    with Image.open(tmp_path / "new" / "figure.png") as drawn:
+        assert drawn.width == 1800
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
+    with pytest.raises(Ham10000Error, match="`label` must be one of"):
+        explain(model, processor, picture, metadata, label="melanoma")

@@ -1,0 +1,489 @@
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ham10000.modeling import (
+    LABELS,
+    MODALITIES,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Processor,
+    create_model,
+    create_processor,
+)
+from ham10000.training.inference.inputs import Sample, find_images
+from ham10000.training.inference.output import DISCLAIMER, format_csv, format_table
+from ham10000.training.inference.prediction import load_checkpoint, predict
+from ham10000.training.predict import _LABELS, main
+
+BACK = {"age": "60", "sex": "male", "localization": "back"}
+FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An untrained checkpoint of each variant, the fusion one with a temperature; read-only for tests."""
+    folder, paths = tmp_path_factory.mktemp("checkpoints"), {}
+    torch.manual_seed(0)
+    for modality in MODALITIES:
+        temperature = 0.25 if modality == "fusion" else 1.0
+        config = Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=temperature)
+        model = create_model(config)
+        # The freshly drawn classifier is so small that every prediction would be one seventh.
+        torch.nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(folder / modality)
+        create_processor(config, image_size=32).save_pretrained(folder / modality)
+        paths[modality] = str(folder / modality)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four images, one of them in a sub-folder, next to files that are not images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    (folder / ".hidden").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("b.jpg", "a.PNG", "c.tif", "more/d.jpeg"):
+        pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "._b.jpg").write_bytes(b"resource fork")
+    (folder / ".hidden" / "e.jpg").write_bytes(b"not shown")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def write_csv(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def direct(checkpoint: str, **inputs: Any) -> np.ndarray:
+    """What the model and the processor give without our code in between."""
+    model: Any = Ham10000ForImageClassification.from_pretrained(checkpoint)
+    processor = Ham10000Processor.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        logits = model.eval()(**processor(**inputs)).logits
+    return logits.double().softmax(-1).numpy()
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    assert main([*argv, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shares(records: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([[record["probabilities"][label] for label in LABELS] for record in records])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_predict_equals_model_and_processor(modality: str, checkpoints: dict[str, str], pictures: Path) -> None:
+    model, processor = load_checkpoint(checkpoints[modality])
+    inputs: dict[str, Any] = {}
+    if modality != "metadata":
+        inputs["images"] = [pictures / "b.jpg", pictures / "c.tif"]
+    if modality != "image":
+        inputs["metadata"] = [BACK, {"age": None}]
+    probabilities = predict(model, processor, inputs.get("images"), inputs.get("metadata"))
+    assert probabilities.shape == (2, 7)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_array_equal(probabilities, direct(checkpoints[modality], **inputs))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-3
+
+
+def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) -> None:
+    model, processor = load_checkpoint(checkpoints["fusion"])
+    images = find_images([pictures])
+    whole = predict(model, processor, images, [BACK] * 4)
+    np.testing.assert_allclose(predict(model, processor, images, [BACK] * 4, batch_size=3), whole, rtol=1e-4)
+    # A model in training mode would drop features and metadata at random.
+    model.train()
+    np.testing.assert_array_equal(predict(model, processor, images, [BACK] * 4), whole)
+    assert model.training
+    assert np.abs(predict(model, processor, images) - whole).max() > 1e-4
+    for arguments, message in (
+        ([], "Nothing to predict"),
+        ([[]], "Nothing to predict"),
+        ([None, []], "Nothing to predict"),
+        ([images, [BACK]], "Got 4 images but 1 rows"),
+        ([None, [BACK]], "needs `pixel_values`"),
+        ([images, None, 0], "`batch_size` must be at least 1"),
+    ):
+        with pytest.raises(Ham10000Error, match=message):
+            predict(model, processor, *arguments)
+
+
+def test_the_fast_path_gives_the_same_probabilities(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
+    plain = shares(run_json(capsys, *argv))
+    np.testing.assert_allclose(shares(run_json(capsys, *argv, "--precision", "fp32")), plain, rtol=1e-3, atol=1e-5)
+
+
+def test_find_images(pictures: Path) -> None:
+    names = ["a.PNG", "b.jpg", "c.tif", "more/d.jpeg"]
+    assert find_images([pictures]) == [pictures / name for name in names]
+    # The order given, each once.
+    assert find_images([pictures / "c.tif", pictures]) == [pictures / name for name in ("c.tif", *names[:2], names[3])]
+
+
+def test_table_of_one_picture(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    picture = pictures / "b.jpg"
+    assert main([str(picture), "--checkpoint", checkpoints["fusion"], *FLAGS[:2], "--sex", "Male"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    expected = direct(checkpoints["fusion"], images=[picture], metadata=[{"age": 60, "sex": "male"}])[0]
+    best = LABELS[expected.argmax()]
+    config = Ham10000Config()
+    assert "age 60, sex male, localization unknown" in lines
+    assert f"Predicted: {best}, {config.label_descriptions[best]}" in lines
+    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in LABELS]
+    assert [row[0] for row in rows] == [LABELS[index] for index in np.argsort(-expected)]
+    for row in rows:
+        assert f"{expected[LABELS.index(row[0])]:.1%}" in row
+    malignant = sum(expected[LABELS.index(label)] for label in ("mel", "bcc", "akiec"))
+    assert any("malignant total (mel + bcc + akiec)" in line and f"{malignant:.1%}" in line for line in lines)
+    assert " ".join(lines).endswith(DISCLAIMER)
+    assert captured.err == ""
+    # The metadata is what changed: the columns on the right are the same picture without it.
+    without = direct(checkpoints["fusion"], images=[picture])[0]
+    for row in rows:
+        index = LABELS.index(row[0])
+        assert row[-2] == f"{without[index]:.1%}"
+        change = 100 * (expected[index] - without[index])
+        assert row[-1] == (f"{change:+.1f}" if abs(change) >= 0.05 else "0")
+    other = LABELS[without.argmax()]
+    assert any(
+        line.startswith("With its metadata unknown the prediction would ") and f"be {other}" in line for line in lines
+    )
+    assert "Probabilities are calibrated (temperature 0.25)." in lines
+
+    assert main([str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in LABELS]
+    assert len(rows) == 2
+    # The longest bar belongs to the first class, and its length is its share of 30 blocks.
+    share = direct(checkpoints["image"], images=[picture])[0].max()
+    assert abs(rows[0][-1].count("█") - 30 * share) <= 1
+    assert "Probabilities are NOT calibrated" in out
+    assert "unknown" not in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_table_fits_the_terminal(
+    columns: int, checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for argv in ([str(pictures / "b.jpg"), *FLAGS], [str(pictures)]):
+        assert main([*argv, "--checkpoint", checkpoints["fusion"]]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        numbers = [line for line in lines if "%" in line]
+        assert len(numbers) >= 4
+        assert max(len(line) for line in numbers) < columns
+
+
+def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path) -> None:
+    """Bars without block characters keep the columns behind them in place."""
+    command = [sys.executable, "-m", "ham10000.training.predict", str(pictures / "b.jpg"), *FLAGS]
+    command += ["--checkpoint", checkpoints["fusion"]]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    result = subprocess.run(command, capture_output=True, env=environment)
+    text = result.stdout.decode("ascii")
+    assert "#" in text
+    assert "\\u" not in text
+    ends = {len(line) for line in text.splitlines() if line.split()[:1] and line.split()[0] in LABELS}
+    assert len(ends) == 1
+
+
+def test_explain(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, fusion = pictures / "b.jpg", ["--checkpoint", checkpoints["fusion"]]
+    figure = tmp_path / "new" / "out.png"
+    expected = run_json(capsys, str(picture), *fusion, *FLAGS)
+    assert main([str(picture), *fusion, *FLAGS, "--json", "--explain", str(figure), "--explain_class", "df"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == expected
+    assert f"wrote {figure}" in captured.err
+    with Image.open(figure) as drawn:
+        assert drawn.format == "PNG"
+
+    image = ["--checkpoint", checkpoints["image"]]
+    several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
+    assert main([*several, "--explain", str(tmp_path / "figures")]) == 0
+    assert "Explaining" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
+
+    (tmp_path / "a.png").write_bytes(picture.read_bytes())
+    for argv, message in (
+        ([*several, "--explain", "out.png"], "2 samples; give a folder"),
+        ([str(picture), *image, "--explain", "out.jpg"], "expected .png, .pdf, .svg"),
+        ([str(tmp_path / "a.png"), *image, "--explain", str(tmp_path)], "would overwrite the image"),
+        ([str(picture), *image, "--explain_class", "mel"], "give --explain out.png too"),
+    ):
+        assert message in fails(capsys, *argv)
+
+
+def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
+    from ham10000.training.inference.explanation_figure import explanation_paths
+
+    names = ["x/a.jpg", "a_4.jpg", "z/../ev il$.jpg", "y/A.jpg"]
+    samples = [Sample(name, Path(name)) for name in names] + [Sample("../../etc/cron"), Sample(None)]
+    expected = ["a.png", "a_4.png", "ev_il.png", "A_4_4.png", "etc_cron.png", "row_6.png"]
+    assert [path.name for path in explanation_paths(samples, str(tmp_path / "new"))] == expected
+
+
+def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2"]) == 0
+    captured = capsys.readouterr()
+    expected = direct(checkpoints["image"], images=find_images([pictures]))
+    rows = captured.out.splitlines()[1:5]
+    for row, probabilities, name in zip(rows, expected, ("a.PNG", "b.jpg", "c.tif", "d.jpeg"), strict=True):
+        first, second = np.argsort(-probabilities)[:2]
+        assert row.split()[0].endswith(name)
+        assert row.split()[1] == LABELS[first]
+        assert f"then {LABELS[second]} {probabilities[second]:.1%}" in row
+    assert " ".join(captured.out.split()).endswith(DISCLAIMER)
+    assert "Predicting" in captured.err
+
+
+def test_names_cannot_disturb_the_terminal_or_a_spreadsheet(checkpoints: dict[str, str]) -> None:
+    model, processor = load_checkpoint(checkpoints["metadata"])
+    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg", None, {}), Sample("x" * 90 + ".jpg", None, {})]
+    probabilities = predict(model, processor, None, [{}, {}])
+    table = format_table(samples, probabilities, model, processor)
+    assert "\x1b" not in table
+    assert max(len(line) for line in table.splitlines()) < 130
+    rows = list(csv.reader(io.StringIO(format_csv(samples, probabilities))))
+    assert rows[1][0] == "'" + str(samples[0].name)
+
+
+def test_json_and_csv_files(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
+    records = run_json(capsys, *argv)
+    assert [record["image"] for record in records] == [str(path) for path in find_images([pictures])]
+    expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=[BACK] * 4)
+    np.testing.assert_array_equal(shares(records), expected)
+    assert all(record["label"] == max(record["probabilities"], key=record["probabilities"].get) for record in records)
+    for record in records:
+        values = list(record["probabilities"].values())
+        assert values == sorted(values, reverse=True)
+
+    # The suffix decides the format, and missing folders are made.
+    output = tmp_path / "new" / "predictions.csv"
+    assert main([*argv, "--output", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert DISCLAIMER in captured.err
+    rows = list(csv.DictReader(io.StringIO(output.read_text(encoding="utf-8"))))
+    assert list(rows[0]) == ["image", "label", *(f"p_{label}" for label in LABELS)]
+    assert [row["label"] for row in rows] == [record["label"] for record in records]
+    np.testing.assert_array_equal([[float(row[f"p_{label}"]) for label in LABELS] for row in rows], expected)
+    assert list(output.parent.iterdir()) == [output]
+
+    malignant = expected[:, [LABELS.index(label) for label in ("mel", "bcc", "akiec")]].sum(axis=1)
+    np.testing.assert_allclose([record["malignant_total"] for record in records], malignant, rtol=1e-12)
+    assert all(record["calibrated"] is True for record in records)
+    assert run_json(capsys, str(pictures / "b.jpg"), "--checkpoint", checkpoints["image"])[0]["calibrated"] is False
+
+    # The short flags are the same formats.
+    for short, long in (("--json", "json"), ("--csv", "csv")):
+        texts = []
+        for flags in ([short], ["--format", long]):
+            assert main([*argv, *flags]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+    assert main([*argv, "--format", "isic"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(rows[0]) == ["image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert [row["image"] for row in rows] == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
+    (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
+    twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
+    assert "the id 'b' (row 2) is there twice" in fails(capsys, *twice, "--format", "isic")
+
+    records = run_json(capsys, *argv, "--top_k", "3")
+    assert all(len(record["probabilities"]) == 3 for record in records)
+
+
+@pytest.mark.parametrize(("column", "delimiter"), [("image_id", ","), ("file", "\t"), ("path", ";")])
+def test_csv_metadata_equals_flags(
+    column: str,
+    delimiter: str,
+    checkpoints: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = find_images([pictures])
+    names = {"image_id": [path.stem for path in paths], "file": [path.name for path in paths], "path": map(str, paths)}
+    lines = [["lesion_id", column, "DX", "Age", "sex", "localization"]]
+    lines += [["L1", name, "mel", "60", "male", "back"] for name in reversed([*names[column]])]
+    # As spreadsheets save it: with a byte order mark and Windows line ends.
+    table = write_csv(tmp_path / "table.csv", "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines))
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"]]
+    by_flags = run_json(capsys, *argv, *FLAGS)
+    assert main([*argv, "--metadata", table, "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == by_flags
+    assert captured.err.count("lesion_id, dx ignored") == 1
+
+
+def test_csv_with_missing_values(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
+    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
+    message = fails(capsys, *argv)
+    assert "no row for 1 of 4 images" in message
+    assert "d.jpeg" in message
+    assert "--unknown_values missing" in message
+    assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert "no column localization, which counts as missing" in captured.err
+    assert "no row for 1 of 4 images" in captured.err
+    metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
+    expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=metadata)
+    np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
+
+
+def test_metadata_only(checkpoints: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = ["--checkpoint", checkpoints["metadata"]]
+    (record,) = run_json(capsys, *checkpoint, *FLAGS)
+    assert record["image"] is None
+    np.testing.assert_array_equal(shares([record]), direct(checkpoints["metadata"], metadata=[BACK]))
+    assert main([*checkpoint, *FLAGS]) == 0
+    assert capsys.readouterr().out.startswith("age 60, sex male, localization back\n")
+
+    table = write_csv(tmp_path / "t.csv", "age,sex,localization\n60,male,back\n,,\n0,female,face\n")
+    records = run_json(capsys, *checkpoint, "--metadata", table)
+    assert [record["image"] for record in records] == ["line 2", "line 4"]  # a row of empty cells is no row
+    metadata = [BACK, {"age": 0, "sex": "female", "localization": "face"}]
+    np.testing.assert_allclose(shares(records), direct(checkpoints["metadata"], metadata=metadata), rtol=1e-12)
+
+    assert "metadata-only; give --metadata table.csv" in fails(capsys, *checkpoint)
+    assert "reads no image; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("modality", "inputs", "message"),
+    [
+        ("image", "no.jpg", "There is no file or folder 'no.jpg'"),
+        ("image", "https://example.org/a.jpg", "URLs are not fetched"),
+        ("fusion", "", "give at least one file or folder"),
+        ("fusion", "EMPTY", "contains no image (.jpg"),
+        ("image", "B --age 60", "image-only and reads no metadata; drop --age"),
+        ("image", "B --metadata t.csv", "reads no metadata; drop --metadata"),
+        ("fusion", "B --age 60 --metadata t.csv", "give one or the other"),
+        ("fusion", "B --localization elbow", "command line: unknown localization 'elbow'; expected one of abdomen"),
+        ("fusion", "B --localization elbow", "Pass --unknown_values missing"),
+        ("fusion", "B --age -5", "age '-5' is outside"),
+        ("fusion", "B --device tpu", "Device 'tpu'"),
+        ("image", "B --output EMPTY", "is a folder"),
+    ],
+)
+def test_input_errors(
+    modality: str,
+    inputs: str,
+    message: str,
+    checkpoints: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"B": str(pictures / "b.jpg"), "EMPTY": str(tmp_path)}
+    argv = [names.get(word, word) for word in inputs.split()]
+    assert message in fails(capsys, *argv, "--checkpoint", checkpoints[modality])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("age,sex\n60,male\n", "does not say which image"),
+        ("image_id,age\na,1\nb,old\nc,1\nd,1\n", "t.csv, line 3: age 'old' is not a number"),
+        (
+            "image_id,sex\na,\nb,\nc,\nd,diverse\n",
+            "t.csv, line 5: unknown sex 'diverse'; expected one of female, male",
+        ),
+    ],
+)
+def test_csv_errors(
+    text: str,
+    expected: str,
+    checkpoints: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of a table alone are in `bad_tables.py`."""
+    table = write_csv(tmp_path / "t.csv", text)
+    assert expected in fails(capsys, str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table)
+
+
+def test_checkpoint_names(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """What is wrong within a folder is in `bad_checkpoints.py`."""
+    for name in (str(tmp_path / "absent"), "absent", "./absent", "a/b/c"):
+        with pytest.raises(Ham10000Error, match="There is no folder"):
+            load_checkpoint(name)
+    with pytest.raises(Ham10000Error, match="`revision` is for Hub ids"):
+        load_checkpoint(checkpoints["image"], revision="main")
+    with pytest.raises(Ham10000Error, match="is a file"):
+        load_checkpoint(Path(checkpoints["image"]) / "config.json")
+
+
+def test_weights_of_another_variant_are_refused(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """They lack the metadata branch, which must not be filled with random numbers."""
+    shutil.copytree(checkpoints["image"], tmp_path, dirs_exist_ok=True)
+    shutil.copy(Path(checkpoints["fusion"], "config.json"), tmp_path)
+    with pytest.raises(Ham10000Error, match="do not fit its config"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_parser_knows_the_classes_and_debug_shows_the_traceback(pictures: Path) -> None:
+    assert _LABELS == LABELS
+    for argv in (["--top_k", "8"], ["--format", "xml"], ["--json", "--csv"]):
+        with pytest.raises(SystemExit):
+            main([str(pictures), *argv])
+    with pytest.raises(Ham10000Error, match="There is no folder"):
+        main(["no.jpg", "--checkpoint", "absent", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("call", "absent"),
+    [
+        ("build_parser().format_help()", {"torch", "transformers"}),
+        ("main(sys.argv[1:])", {"captum", "datasets", "evaluate", "matplotlib", "pandas", "sklearn"}),
+    ],
+)
+def test_starts_without_what_it_does_not_need(call: str, absent: set[str], checkpoints: dict[str, str]) -> None:
+    code = f"import sys\nfrom ham10000.training.predict import *\n{call}\nsys.exit({absent} & set(sys.modules) or 0)"
+    command = [sys.executable, "-c", code, "--checkpoint", checkpoints["metadata"], *FLAGS, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

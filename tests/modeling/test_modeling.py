@@ -1,0 +1,542 @@
+"""The model: bare timm's and torchvision's logits, the published fusion formulas, missing metadata, loading."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import efficientnet_v2_s
+from transformers import PreTrainedModel
+
+from ham10000.modeling import (
+    FUSIONS,
+    LABELS,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000ImageProcessor,
+    Ham10000Processor,
+)
+from ham10000.training.data.synthetic import make_synthetic
+
+NAN = math.nan
+VARIANTS = [("image", "concat"), ("metadata", "concat"), *(("fusion", fusion) for fusion in FUSIONS)]
+BACKBONES = [
+    ("test_efficientnet", {}),
+    ("test_efficientnet", {"bn_eps": 1e-2}),
+    ("test_vit", {"img_size": 64}),
+    ("test_resnet", {}),
+    ("test_convnext", {"drop_path_rate": 0.1}),
+    ("test_byobnet", {}),
+]
+
+
+def make_model(modality: str = "fusion", fusion: str = "concat", **kwargs) -> Ham10000ForImageClassification:
+    torch.manual_seed(0)
+    config = Ham10000Config(modality=modality, fusion=fusion, **{"backbone": "test_efficientnet", **kwargs})
+    return Ham10000ForImageClassification(config).eval()
+
+
+def shake(module: nn.Module) -> None:
+    """Gives every parameter and batch-norm statistic a value that no initialisation has."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2, generator=generator)
+            elif value.is_floating_point():
+                value.add_(0.1 * torch.randn(value.shape, generator=generator))
+
+
+def make_inputs(model: Ham10000ForImageClassification, batch: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    inputs = {}
+    if model.config.uses_image:
+        inputs["pixel_values"] = torch.randn(batch, 3, 64, 64, generator=generator)
+    if model.config.uses_metadata:
+        rows = [[60.0, 1, 2], [35, 0, 13], [NAN, NAN, NAN], [80, 1, 0]]
+        inputs["metadata"] = torch.tensor([rows[index % 4] for index in range(batch)])
+    return inputs
+
+
+# --- parity of the image variant
+
+
+@pytest.mark.parametrize(("backbone", "kwargs"), BACKBONES, ids=str)
+@torch.no_grad()
+def test_image_logits_equal_bare_timm(backbone: str, kwargs: dict) -> None:
+    bare = timm.create_model(backbone, num_classes=7, **kwargs).eval()
+    shake(bare)
+    model = make_model("image", backbone=backbone, backbone_kwargs=kwargs)
+    weights = bare.state_dict()
+    classifier = bare.pretrained_cfg["classifier"]
+    model.classifier.load_state_dict({name: weights[f"{classifier}.{name}"] for name in ("weight", "bias")})
+    model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
+    pixels = make_inputs(model)["pixel_values"]
+    output = model(pixels)
+    assert torch.equal(output.logits, bare(pixels))
+    assert torch.equal(output.image_embedding, bare.forward_head(bare.forward_features(pixels), pre_logits=True))
+    assert output.logits.std() > 0.01  # the comparison is not one of zeros
+
+
+@torch.no_grad()
+def test_the_baselines_network_equals_torchvision() -> None:
+    """Tensor for tensor in state-dict order; the statistics are random, so a wrong epsilon would show."""
+    reference = efficientnet_v2_s(num_classes=7).eval()
+    shake(reference)
+    model = make_model("image", backbone="efficientnetv2_s", backbone_kwargs={"bn_eps": 1e-3})
+    ours, theirs = model.state_dict(), reference.state_dict()
+    assert len(ours) == len(theirs) == 782
+    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    pixels = make_inputs(model, batch=1)["pixel_values"]
+    expected = reference(pixels)
+    assert (model(pixels).logits - expected).abs().max() == 0.0
+    model.backbone.bn1.eps = 1e-5  # timm's default: the test above would have noticed
+    assert (model(pixels).logits - expected).abs().max() > 0
+
+
+def test_the_backbone_keeps_timms_own_initialisation() -> None:
+    """transformers' `post_init` would draw every weight again, from normal(0, 0.02)."""
+    torch.manual_seed(5)
+    bare = timm.create_model("test_efficientnet", num_classes=0)
+    torch.manual_seed(5)
+    model = Ham10000ForImageClassification(Ham10000Config(modality="image", backbone="test_efficientnet"))
+    for name, value in bare.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+
+
+@torch.no_grad()
+def test_the_default_backbone_is_alive_at_initialisation() -> None:
+    """Under transformers' initialisation its pooled features had a standard deviation of 8e-16."""
+    model = make_model("image", backbone="tf_efficientnetv2_s.in21k_ft_in1k").train()
+    features = model.encode_image(torch.randn(2, 3, 64, 64))
+    assert features.std() > 1e-2
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_our_layers_are_initialised_as_torch_does(fusion: str) -> None:
+    model = make_model("fusion", fusion)
+    ours = {name: value for name, value in model.named_modules() if not name.startswith("backbone")}
+    linears = {name: module for name, module in ours.items() if isinstance(module, nn.Linear)}
+    assert "classifier" in linears
+    assert "metadata_encoder.mlp.0" in linears
+    for name, module in linears.items():
+        if name == "fusion.modulation":  # FiLM starts as the identity
+            continue
+        bound = 1 / math.sqrt(module.in_features)  # uniform in +- bound
+        assert module.weight.abs().max() <= bound, name
+        assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1), name
+
+
+# --- the fusion blocks against their publications
+
+
+class PaaatchaMetaBlock(nn.Module):
+    """The module of github.com/paaatcha/MetaBlock, models/metablock.py, as published."""
+
+    def __init__(self, V: int, U: int):
+        super().__init__()
+        self.fb = nn.Sequential(nn.Linear(U, V), nn.BatchNorm1d(V))
+        self.gb = nn.Sequential(nn.Linear(U, V), nn.BatchNorm1d(V))
+
+    def forward(self, V: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
+        t1 = self.fb(U)
+        t2 = self.gb(U)
+        return torch.sigmoid(torch.tanh(V * t1.unsqueeze(-1)) + t2.unsqueeze(-1))
+
+
+def embeddings(model: Ham10000ForImageClassification) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return (
+        torch.randn(5, model.backbone.num_features, generator=generator),
+        torch.randn(5, model.metadata_encoder.output_size, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_metablock_is_its_authors_module(training: bool) -> None:
+    model = make_model(fusion="metablock")
+    shake(model.fusion)
+    image, metadata = embeddings(model)
+    reference = PaaatchaMetaBlock(image.shape[1], metadata.shape[1])
+    names = {"fb": "scale", "gb": "shift"}
+    weights = model.fusion.state_dict()
+    reference.load_state_dict({name: weights[names[name[:2]] + name[2:]] for name in reference.state_dict()})
+    reference.train(training)
+    model.train(training)
+    assert torch.equal(model.fuse(image, metadata), reference(image.unsqueeze(-1), metadata).squeeze(-1))
+
+
+@torch.no_grad()
+def test_gated_is_arevalos_unit() -> None:
+    """h = z * tanh(W_v x_v) + (1 - z) * tanh(W_t x_t), z = sigmoid(W_z [x_v, x_t]); arXiv:1702.01992, section 3.1."""
+    model = make_model(fusion="gated")
+    shake(model.fusion)
+    image, metadata = embeddings(model)
+    h_v = np.tanh(image.numpy() @ model.fusion.image.weight.numpy().T)
+    h_t = np.tanh(metadata.numpy() @ model.fusion.metadata.weight.numpy().T)
+    both = np.concatenate([image.numpy(), metadata.numpy()], axis=1)
+    z = 1 / (1 + np.exp(-(both @ model.fusion.gate.weight.numpy().T)))
+    np.testing.assert_allclose(model.fuse(image, metadata).numpy(), z * h_v + (1 - z) * h_t, atol=1e-5)
+    assert [name for name, _ in model.fusion.named_parameters()] == ["image.weight", "metadata.weight", "gate.weight"]
+
+
+@torch.no_grad()
+def test_film_is_feature_wise_linear_and_starts_as_identity() -> None:
+    model = make_model(fusion="film")
+    image, metadata = embeddings(model)
+    assert torch.equal(model.fuse(image, metadata), image)
+    shake(model.fusion)
+    weight, bias = (value.numpy() for value in (model.fusion.modulation.weight, model.fusion.modulation.bias))
+    gamma, beta = np.split(metadata.numpy() @ weight.T + bias, 2, axis=1)
+    expected = (1 + gamma) * image.numpy() + beta
+    np.testing.assert_allclose(model.fuse(image, metadata).numpy(), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_concat_logits_are_an_image_part_plus_a_metadata_part() -> None:
+    model = make_model(fusion="concat")
+    shake(model.classifier)
+    output = model(**make_inputs(model))
+    split = output.image_embedding.shape[1]
+    weight = model.classifier.weight
+    parts = output.image_embedding @ weight[:, :split].T + output.metadata_embedding @ weight[:, split:].T
+    torch.testing.assert_close(output.logits, parts + model.classifier.bias)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@torch.no_grad()
+def test_every_fusion_reads_both_inputs(fusion: str) -> None:
+    model = make_model(fusion=fusion)
+    shake(model.fusion)
+    inputs = make_inputs(model)
+    logits = model(**inputs).logits
+    assert not torch.allclose(model(inputs["pixel_values"].flip(0), inputs["metadata"]).logits, logits)
+    assert not torch.allclose(model(inputs["pixel_values"], inputs["metadata"] + 1).logits, logits)
+
+
+# --- metadata and its missing states
+
+
+def test_the_encoding_is_one_hot_with_a_missing_flag_for_each_field() -> None:
+    model = make_model("metadata", localization_vocabulary=["back", "ear", "face"])
+    rows = torch.tensor([[70.0, 1, 2], [0.0, NAN, 0], [NAN, 0, NAN]])
+    #            age  -    f  m  -    back ear face  -
+    expected = [
+        [1.0, 0, 0, 1, 0, 0, 0, 1, 0],  # (70 - 50) / 20
+        [-2.5, 0, 0, 0, 1, 1, 0, 0, 0],
+        [0.0, 1, 1, 0, 0, 0, 0, 0, 1],
+    ]
+    assert model.metadata_encoder.encode(rows).tolist() == expected
+
+
+@pytest.mark.parametrize("field", [0, 1, 2])
+@torch.no_grad()
+def test_missing_differs_from_every_value(field: int) -> None:
+    """From age 0 (a real age in HAM10000) and the mean age, and from each sex and site."""
+    model = make_model("metadata")
+    values = [[0.0, 50.0, 51.86, 85.0], [0.0, 1.0], [float(index) for index in range(14)]][field]
+    row = [60.0, 1.0, 2.0]
+    rows = [[value if index == field else other for index, other in enumerate(row)] for value in [NAN, *values]]
+    logits = model(metadata=torch.tensor(rows)).logits
+    assert logits.isfinite().all()
+    distances = torch.cdist(logits, logits) + 9 * torch.eye(len(rows))
+    assert distances.min() > 1e-4
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@torch.no_grad()
+def test_an_image_alone_is_an_image_with_all_metadata_missing(fusion: str) -> None:
+    model = make_model(fusion=fusion)
+    shake(model.fusion)
+    pixels = make_inputs(model)["pixel_values"]
+    alone = model(pixels)
+    assert alone.logits.isfinite().all()
+    assert torch.equal(alone.logits, model(pixel_values=pixels, metadata=torch.full((4, 3), NAN)).logits)
+    assert not torch.allclose(alone.logits, model(pixels, torch.zeros(4, 3)).logits)
+
+
+def test_no_nan_reaches_a_gradient() -> None:
+    model = make_model(fusion="metablock").train()
+    inputs = make_inputs(model)
+    inputs["metadata"].fill_(NAN)
+    model(**inputs, labels=torch.arange(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def dropped_shares(model: Ham10000ForImageClassification, rows: int = 20000) -> tuple[np.ndarray, float]:
+    """Share of missing values per field, and share of rows with all three missing, as the encoder received them."""
+    received = []
+    model.metadata_encoder.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].clone()))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(metadata=torch.tensor([[60.0, 1, 2]]).repeat(rows, 1))
+    missing = received[0].isnan().numpy()
+    return missing.mean(axis=0), missing.all(axis=1).mean()
+
+
+@pytest.mark.parametrize(("field_rate", "row_rate"), [(0.2, 0.3), (0.3, 0.0), (0.0, 0.4)])
+def test_metadata_dropout_has_the_configured_rates_in_training_only(field_rate: float, row_rate: float) -> None:
+    kwargs = {"metadata_field_dropout": field_rate, "metadata_dropout": row_rate, "metadata_hidden_sizes": [4]}
+    assert dropped_shares(make_model("metadata", **kwargs).eval())[0].tolist() == [0, 0, 0]
+    fields, rows = dropped_shares(make_model("metadata", **kwargs).train())
+    # Binomial with 20,000 draws: four standard deviations are at most 0.0142.
+    np.testing.assert_allclose(fields, row_rate + (1 - row_rate) * field_rate, atol=0.0142)
+    assert rows == pytest.approx(row_rate + (1 - row_rate) * field_rate**3, abs=0.0142)
+
+
+def test_metadata_dropout_leaves_the_callers_tensor_alone() -> None:
+    model = make_model("metadata", metadata_dropout=0.9).train()
+    metadata = make_inputs(model)["metadata"]
+    before = metadata.clone()
+    model(metadata=metadata)
+    assert torch.equal(metadata.nan_to_num(-1), before.nan_to_num(-1))
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
+@torch.no_grad()
+def test_the_temperature_divides_the_logits(modality: str, fusion: str) -> None:
+    model = make_model(modality, fusion)
+    inputs = make_inputs(model)
+    logits = model(**inputs).logits
+    model.config.temperature = 2.5
+    assert torch.equal(model(**inputs).logits, logits / 2.5)
+    assert logits.abs().max() > 0
+
+
+@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
+def test_shapes_loss_and_tuple(modality: str, fusion: str) -> None:
+    model = make_model(modality, fusion, metadata_hidden_sizes=[16, 12], temperature=1.5)
+    inputs = make_inputs(model)
+    labels = torch.tensor([4, 0, 6, 5])
+    output = model(**inputs, labels=labels)
+    assert output.logits.shape == (4, 7)
+    assert torch.equal(output.loss, F.cross_entropy(output.logits, labels))
+    shapes = {"image_embedding": (4, 256), "metadata_embedding": (4, 12)}
+    present = {"image": ["image_embedding"], "metadata": ["metadata_embedding"], "fusion": list(shapes)}[modality]
+    for name, shape in shapes.items():
+        value = getattr(output, name)
+        assert (None if value is None else value.shape) == (shape if name in present else None)
+    as_tuple = model(**inputs, labels=labels, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert len(as_tuple) == 2 + len(present)
+    for part, name in zip(as_tuple, ["loss", "logits", *present], strict=True):
+        assert torch.equal(part, getattr(output, name))
+    assert model(**inputs).loss is None
+    assert torch.equal(model(**inputs, return_dict=False)[0], output.logits)
+
+
+# --- inputs that are refused
+
+
+@pytest.mark.parametrize(
+    ("modality", "inputs", "message"),
+    [
+        ("image", {}, "needs `pixel_values`"),
+        ("image", {"metadata": torch.zeros(1, 3)}, "needs `pixel_values`"),
+        ("image", {"pixel_values": torch.zeros(1, 3, 64, 64), "metadata": torch.zeros(1, 3)}, "leave `metadata` out"),
+        ("metadata", {}, "needs `metadata`"),
+        ("metadata", {"pixel_values": torch.zeros(1, 3, 64, 64)}, "leave `pixel_values` out"),
+        ("metadata", {"metadata": torch.zeros(1, 2)}, r"\(batch, 3\).*age.*sex.*localization.*\(1, 2\)"),
+        ("metadata", {"metadata": torch.zeros(3)}, r"\(batch, 3\)"),
+        ("metadata", {"metadata": torch.zeros(1, 3, dtype=torch.int64)}, "floating point.*int64"),
+        ("fusion", {"metadata": torch.zeros(1, 3)}, "needs `pixel_values`"),
+        ("fusion", {"pixel_values": torch.zeros(3, 64, 64)}, r"\(batch, 3, height, width\), got \(3, 64, 64\)"),
+        ("fusion", {"pixel_values": torch.zeros(2, 3, 64, 64), "metadata": torch.zeros(1, 3)}, "2 images but 1 row"),
+    ],
+)
+def test_wrong_inputs_say_what_was_expected(modality: str, inputs: dict, message: str) -> None:
+    # FiLM, because it would broadcast a single row of metadata over all images without any error
+    with pytest.raises(Ham10000Error, match=message):
+        make_model(modality, "film")(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "message"),
+    [
+        ("efficientnetv2_xxs", {}, "Unknown model"),
+        ("test_vit", {"imgsize": 64}, "imgsize"),
+        ("test_vit", {"num_classes": 3}, "num_classes"),
+    ],
+)
+def test_a_backbone_that_timm_cannot_build(backbone: str, kwargs: dict, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message) as caught:
+        make_model("image", backbone=backbone, backbone_kwargs=kwargs)
+    assert backbone in str(caught.value)
+
+
+# --- training
+
+
+@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
+def test_every_parameter_gets_a_gradient(modality: str, fusion: str) -> None:
+    model = make_model(modality, fusion).train()
+    if fusion == "film":  # while it is the identity no gradient reaches the metadata encoder; after one step it does
+        shake(model.fusion)
+    model(**make_inputs(model, batch=8), labels=torch.arange(8) % 7).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    silent = [name for name, gradient in gradients.items() if not gradient.abs().sum() > 0]
+    # A bias right before a batch norm in training mode has no effect; MetaBlock's linear layers have one.
+    assert [name for name in silent if not name.endswith((".scale.0.bias", ".shift.0.bias"))] == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_film_wakes_its_metadata_branch_in_one_step() -> None:
+    model = make_model(fusion="film").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(**make_inputs(model), labels=torch.arange(4)).loss.backward()
+        optimizer.step()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.metadata_encoder.parameters())
+
+
+@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
+def test_overfits_sixteen_photographs(modality: str, fusion: str) -> None:
+    """Fitted to 100 %, seen in evaluation mode, so with the batch-norm statistics that it collected."""
+    rows = make_synthetic(16, seed=3, image_size=(64, 64))
+    labels = torch.tensor([LABELS.index(row["dx"]) for row in rows])
+    assert len(labels.unique()) == 7
+    processor = Ham10000Processor(Ham10000ImageProcessor(size=32))
+    # Ages that tell the rows apart: the metadata of two lesions may be the same, and then nothing could fit both.
+    metadata = [
+        {"age": 5 * index, "sex": row["sex"], "localization": row["localization"]} for index, row in enumerate(rows)
+    ]
+    everything = processor(images=[row["image"]["bytes"] for row in rows], metadata=metadata)
+    none = {"metadata_field_dropout": 0, "metadata_dropout": 0, "classifier_dropout": 0, "metadata_hidden_dropout": 0}
+    model = make_model(modality, fusion, **none).train()
+    inputs = {name: everything[name] for name in make_inputs(model)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        output = model.eval()(**inputs, labels=labels)
+    assert output.logits.argmax(1).tolist() == labels.tolist()
+    assert output.loss < 0.3
+
+
+# --- saving and loading
+
+
+@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
+@torch.no_grad()
+def test_a_reloaded_model_gives_the_same_bits(modality: str, fusion: str, tmp_path: Path) -> None:
+    model = make_model(modality, fusion, temperature=1.7)
+    shake(model)
+    model.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
+    loaded, info = Ham10000ForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loaded.training
+    assert not info["missing_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    inputs = make_inputs(model)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    # A single sample is where weights that lie at odd addresses of a mapped file would give other last bits.
+    single = {name: value[:1] for name, value in inputs.items()}
+    assert torch.equal(loaded(**single).logits, model(**single).logits)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "embed_dim": 16}),
+        ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 1}),
+        ("beit_base_patch16_224", {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}),
+    ],
+    ids=["swin", "eva", "beit"],
+)
+@torch.no_grad()
+def test_buffers_that_no_checkpoint_holds_are_computed_again(backbone: str, kwargs: dict, tmp_path: Path) -> None:
+    """transformers builds on the meta device and fills non-persistent buffers with whatever memory holds."""
+    if "swin" in backbone:
+        kwargs = {**kwargs, "depths": (1, 1), "num_heads": (1, 2)}
+    model = make_model("image", backbone=backbone, backbone_kwargs=kwargs)
+    buffers = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
+    assert buffers
+    model.save_pretrained(tmp_path)
+    loaded = Ham10000ForImageClassification.from_pretrained(tmp_path)
+    for name, value in buffers.items():
+        assert torch.equal(loaded.get_buffer(name), value), name
+    pixels = torch.randn(2, 3, kwargs["img_size"], kwargs["img_size"])
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
+def edit_weights(folder: Path, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    """transformers itself would warn and go on with random weights."""
+    make_model().save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.pop("classifier.weight"))
+    with pytest.raises(Ham10000Error, match=r"lacks 1 weight.*classifier\.weight"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.update({"classifier.weight": torch.zeros(7, 320)}))
+    Ham10000ForImageClassification.from_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.update({"head.extra": torch.zeros(1)}))
+    with pytest.raises(Ham10000Error, match=r"unexpected 1 weight.*head\.extra"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_are_an_error(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.update({"classifier.weight": torch.zeros(7, 5)}))
+    with pytest.raises((Ham10000Error, RuntimeError), match=r"classifier\.weight|mismatch"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path)
+
+
+def test_a_fusion_of_another_kind_does_not_load(tmp_path: Path) -> None:
+    model = make_model(fusion="gated")
+    model.save_pretrained(tmp_path)
+    with pytest.raises((Ham10000Error, RuntimeError), match=r"fusion|mismatch"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path, fusion="film")
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    # Without our override transformers reads it:
+    PreTrainedModel.from_pretrained.__func__(Ham10000ForImageClassification, tmp_path)
+    with pytest.raises(OSError, match="safetensors"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path)
+
+
+def test_a_misspelled_argument_at_loading_is_an_error(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="temprature"):
+        Ham10000ForImageClassification.from_pretrained(tmp_path, temprature=2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_model(fusion="metablock")
+    model.save_pretrained(tmp_path)
+    loaded = Ham10000ForImageClassification.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    inputs = make_inputs(model)
+    output = loaded(inputs["pixel_values"].to(dtype), inputs["metadata"], labels=torch.arange(4))
+    assert output.logits.dtype == dtype
+    assert output.loss.dtype == torch.float32
+    # Logits are of size 1; the formats keep 8 and 11 significant bits, and the roundings of all layers add up.
+    tolerance = {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    torch.testing.assert_close(output.logits.float(), model(**inputs).logits, atol=tolerance, rtol=0)

@@ -1,0 +1,175 @@
+"""The search for a recipe: what it trains, what it scores, and what its table says."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.config import TrainConfig
+from ham10000.training.data.split import load_split
+from ham10000.training.study.search import answered_prior, main, read_plan
+from ham10000.training.study.search_report import recipes_markdown
+
+PLAN = """
+folds: 5
+use: [0, 1]
+shared: {data: "synthetic:300", modality: image, backbone: test_efficientnet, backbone_kwargs: "{}", pretrained: none,
+         image_size: [32], epochs: 2, head_learning_rate: 0.01}
+trials:
+  plain: {what: The shared settings, settings: {}}
+  sqrt: {what: Sampling, against: plain, settings: {sampling: sqrt, class_weights: none}}
+  flips: {what: Four views, against: plain, of: plain, views: 4}
+  crops: {what: Training views, against: plain, of: plain, crops: 3}
+  small: {what: Smaller images, against: plain, of: plain, image_size: [24]}
+  raw: {what: Without the average, against: plain, of: plain, raw: true}
+  rule: {what: The balanced rule, against: plain, of: plain, balanced: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("recipes")
+    (root / "plan.yaml").write_text(PLAN)
+    assert main([*command(root), "--only", "plain-fold1"]) == 0
+    assert [path.name for path in (root / "trials").iterdir()] == ["plain-fold1"]
+    assert main(command(root)) == 0
+    return root
+
+
+def command(root: Path) -> list[str]:
+    options = {"data": "synthetic:300", "output_dir": root / "trials", "cache_dir": root / "cache", "to": root / "to"}
+    return [str(root / "plan.yaml"), *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def trials(folder: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads((folder / "to" / "recipes.json").read_text())["trials"]}
+
+
+def predictions(folder: Path, run: str, trial: str) -> dict[str, np.ndarray]:
+    """Both folds' predictions, one after the other."""
+    files = [np.load(folder / "trials" / f"{run}-fold{fold}" / f"validation_{trial}.npz") for fold in (0, 1)]
+    found = {name: np.concatenate([file[name] for file in files]) for name in ("labels", "groups", "logits")}
+    for name in ("prior", "natural"):
+        found[name] = np.concatenate([np.tile(file[name], (len(file["labels"]), 1)) for file in files])
+    return found
+
+
+def test_every_number_is_of_validation_images_and_scikit_learns(folder: Path, trials: dict[str, dict]) -> None:
+    splits = [load_split(folder / "trials" / f"plain-fold{fold}") for fold in (0, 1)]
+    assert trials["plain"]["n_images"] == sum(split.sizes["validation"] for split in splits)
+    assert not set(splits[0].ids("validation")) & set(splits[1].ids("validation"))
+    for name, trial in trials.items():
+        found = predictions(folder, trial["of"] or name, name)
+        labels, logits = found["labels"], found["logits"]
+        answers = (logits - np.log(found["prior"]) if name == "rule" else logits).argmax(axis=1)
+        corrected = softmax((logits + np.log(found["natural"] / found["prior"])) / trial["temperature"], axis=1)
+        expected = {
+            "macro_f1": f1_score(labels, answers, average="macro"),
+            "balanced_accuracy": balanced_accuracy_score(labels, answers),
+            "accuracy": accuracy_score(labels, answers),
+            "nll": log_loss(labels, corrected, labels=range(7)),
+            "average_precision_macro": average_precision_score(np.eye(7)[labels], corrected, average="macro"),
+        }
+        assert {metric: row["estimate"] for metric, row in trial["metrics"].items()} == pytest.approx(expected), name
+        for metric, row in (trial["differences"] or {}).items():
+            of_other = trials["plain"]["metrics"][metric]["estimate"]
+            assert row["estimate"] == pytest.approx(expected[metric] - of_other)
+            assert row["low"] <= row["high"]
+    assert not list((folder / "trials").glob("*/predictions.csv"))  # of the test images
+
+
+def test_the_temperature_is_the_best_one(folder: Path, trials: dict[str, dict]) -> None:
+    found = predictions(folder, "plain", "plain")
+    corrected = found["logits"] + np.log(found["natural"] / found["prior"])
+
+    def loss(temperature: float) -> float:
+        return log_loss(found["labels"], softmax(corrected / temperature, axis=1), labels=range(7))
+
+    best = trials["plain"]["temperature"]
+    assert loss(best) == pytest.approx(min(map(loss, best * np.linspace(0.9, 1.1, 21))), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "power"),
+    [
+        ({"class_weights": "none"}, 1.0),
+        ({"class_weights": "sqrt"}, 0.5),
+        ({"class_weights": "balanced"}, 0.0),
+        ({"class_weights": "none", "sampling": "sqrt"}, 0.5),
+        ({"class_weights": "none", "logit_adjustment": 1.0}, 0.0),
+        ({"class_weights": "none", "sampling": "sqrt", "logit_adjustment": 0.5}, 0.25),
+    ],
+)
+def test_the_prior_that_a_run_answers_for(settings: dict, power: float) -> None:
+    counts = np.array([262, 411, 879, 92, 890, 5364, 114])
+    expected = counts**power / (counts**power).sum()
+    np.testing.assert_allclose(answered_prior(TrainConfig(**settings), counts), expected)
+
+
+def test_other_uses_of_the_same_weights_differ(folder: Path, trials: dict[str, dict]) -> None:
+    plain = predictions(folder, "plain", "plain")["logits"]
+    for name in ("flips", "crops", "small", "raw"):
+        assert not np.allclose(predictions(folder, "plain", name)["logits"], plain), name
+        assert trials[name]["cost"] is None
+    assert np.array_equal(predictions(folder, "plain", "rule")["logits"], plain)
+
+
+def test_the_table_shows_every_trial_helpful_or_not(folder: Path, trials: dict[str, dict]) -> None:
+    text = (folder / "to" / "recipes.md").read_text()
+    for name, trial in trials.items():
+        (row,) = re.findall(rf"^\| \*\*{name}\*\*.* \|$", text, re.MULTILINE)
+        assert f"{trial['metrics']['macro_f1']['estimate']:.3f}" in row
+    assert (folder / "to" / "figures" / "recipes.png").is_file()
+    assert str(folder) not in text + (folder / "to" / "recipes.json").read_text()
+
+
+def test_what_is_done_is_not_done_again(folder: Path, trials: dict[str, dict]) -> None:
+    files = [*folder.rglob("*.safetensors"), *folder.rglob("validation_*.npz")]
+    before = [path.stat().st_mtime_ns for path in files]
+    assert main(command(folder)) == 0
+    assert [path.stat().st_mtime_ns for path in files] == before
+    again = json.loads((folder / "to" / "recipes.json").read_text())["trials"]
+    assert {row["name"]: row for row in again} == trials
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trials: {}", "is not a plan with `folds`, `use`, `shared` and `trials`"),
+        ("{a: {what: x, setings: {}}}", "unknown key"),
+        ("{a: {what: x}}", "either `settings` or `of`"),
+        ("{a: {settings: {}}}", "needs `what`"),
+        ("{a: {what: x, of: b}}", "is not a trial above it"),
+        ("{a: {what: x, settings: {}}, b: {what: x, of: a}, c: {what: x, of: b}}", "was not trained"),
+        ("{a: {what: x, settings: {}, views: 3}}", "views must be one of"),
+        ("{a: {what: x, settings: {epochs: 0}}}", "`epochs` must be at least 1"),
+    ],
+)
+def test_a_plan_is_checked_before_anything_is_trained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text if text.startswith("trials") else f"folds: 5\nuse: [0]\nshared: {{}}\ntrials: {text}")
+    with pytest.raises(Ham10000Error, match=re.escape(message)):
+        read_plan(path)
+
+
+def test_the_plan_of_the_results_is_the_one_in_the_examples() -> None:
+    root = Path(__file__).parents[2] / "examples"
+    plan = read_plan(root / "configs" / "recipes.yaml")
+    found = json.loads((root / "results" / "recipes.json").read_text(encoding="utf-8"))
+    assert found["shared"] == plan.shared
+    assert [(row["name"], row["what"], row["settings"]) for row in found["trials"]] == [
+        (trial.name, trial.what, trial.settings) for trial in plan.trials
+    ]
+    assert (root / "results" / "recipes.md").read_text(encoding="utf-8") == recipes_markdown(found)
+
+
+def test_a_run_that_the_plan_lacks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    assert main([*command(tmp_path), "--only", "flips-fold0"]) == 2
+    assert "not a run of this plan; it trains plain-fold0, plain-fold1, sqrt-fold0" in capsys.readouterr().err

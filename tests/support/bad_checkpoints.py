@@ -1,0 +1,353 @@
+"""Cases of the bad-input corpus: checkpoint folders, and files of weights for the converter."""
+
+import functools
+import json
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bad_input import Case
+from safetensors.torch import load, save
+
+from ham10000.hub_upload.convert_checkpoint import read_weights
+from ham10000.modeling import Ham10000Config, create_model, create_processor
+from ham10000.training.inference.prediction import load_checkpoint
+
+Edit = Callable[[Path], Any]
+CONFIG, PROCESSOR, WEIGHTS, INDEX = (
+    "config.json",
+    "processor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+class Payload:
+    """Pickled, it asks to run a command, which leaves a file in the working folder."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("payload-ran"),))
+
+
+@functools.cache
+def files() -> dict[str, bytes]:
+    """A small fusion checkpoint that loads."""
+    config = Ham10000Config(backbone="test_efficientnet")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        create_model(config).save_pretrained(folder)
+        create_processor(config, image_size=32).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Writes the checkpoint into `folder/checkpoint`, so that it has an outside."""
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    for name, content in files().items():
+        (checkpoint / name).write_bytes(content)
+    return checkpoint
+
+
+def checkpoint_case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
+    def build(folder: Path) -> Path:
+        checkpoint = write_checkpoint(folder)
+        edit(checkpoint)
+        return checkpoint
+
+    return Case("checkpoint", name, build, load_checkpoint, None if check else fragments, check)
+
+
+def setting(file: str, **values: Any) -> Edit:
+    """Sets keys of a JSON file."""
+
+    def edit(checkpoint: Path) -> None:
+        content = json.loads((checkpoint / file).read_text())
+        target = content["image_processor"] if values.pop("of_pictures", False) else content
+        target.update(values)
+        (checkpoint / file).write_text(json.dumps(content))
+
+    return edit
+
+
+def content(file: str, data: bytes | str) -> Edit:
+    return lambda checkpoint: (checkpoint / file).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def absent(file: str) -> Edit:
+    return lambda checkpoint: (checkpoint / file).unlink()
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
+    def edit(checkpoint: Path) -> None:
+        tensors = {name: value.clone() for name, value in load((checkpoint / WEIGHTS).read_bytes()).items()}
+        change(tensors)
+        (checkpoint / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+    return edit
+
+
+def cut(share: float) -> Edit:
+    return lambda checkpoint: content(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
+
+
+def shards(target: Callable[[Path], str]) -> Edit:
+    """Moves the weights beside the checkpoint and points an index at them."""
+
+    def edit(checkpoint: Path) -> None:
+        (checkpoint / WEIGHTS).rename(checkpoint.parent / "outside.safetensors")
+        names = load(files()[WEIGHTS])
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, target(checkpoint))}
+        (checkpoint / INDEX).write_text(json.dumps(index))
+
+    return edit
+
+
+def index(text: str) -> Edit:
+    def edit(checkpoint: Path) -> None:
+        (checkpoint / WEIGHTS).unlink()
+        (checkpoint / INDEX).write_text(text)
+
+    return edit
+
+
+def only_pickle(checkpoint: Path) -> None:
+    (checkpoint / WEIGHTS).unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+
+
+def folder_named(file: str) -> Edit:
+    def edit(checkpoint: Path) -> None:
+        (checkpoint / file).unlink()
+        (checkpoint / file).mkdir()
+
+    return edit
+
+
+def outside(key: str, value: str) -> Edit:
+    """A backbone argument that names a file beside the checkpoint."""
+
+    def edit(checkpoint: Path) -> None:
+        (checkpoint.parent / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
+        setting(CONFIG, **{key: json.loads(value.replace("HERE", str(checkpoint.parent)))})(checkpoint)
+
+    return edit
+
+
+def _loads(result: Any) -> None:
+    model, _ = result
+    assert not model.training
+    assert model.classifier.weight.shape[0] == 7
+
+
+DAMAGED, UNFIT = ("The weights of", "are damaged"), ("The weights of", "do not fit its config.json")
+IN_CONFIG: dict[str, tuple[Any, str]] = {
+    "colour": ("red", "Unknown Ham10000Config key"),
+    "modality": ("both", "'image', 'metadata', 'fusion'"),
+    "fusion": ("sum", "concat"),
+    "backbone": ("no_such_network", "timm cannot build"),
+    "backbone_kwargs": ({"no_such": 1}, "no_such"),
+    "temperature": (0, "temperature"),
+    "age_scale": (-1, "age_scale"),
+    "age_offset": ("fifty", "age_offset"),
+    "metadata_hidden_sizes": ([0], "metadata_hidden_sizes"),
+    "metadata_fields": (["dx"], "it is the label itself"),
+    "sex_vocabulary": (["Male", "female"], "lower-case"),
+    "localization_vocabulary": ([], "localization_vocabulary"),
+    "classifier_dropout": (1.0, "classifier_dropout"),
+    "label_descriptions": ({"mel": "melanoma"}, "label_descriptions"),
+    "id2label": ({str(i): f"class {i}" for i in range(7)}, "id2label"),
+    "num_labels": (3, "7 classes"),
+    "quantization_config": ({"quant_method": "bitsandbytes"}, "quantization_config"),
+}
+# What our own classes do not see, because the library reads it first.
+LIBRARY_CONFIG: dict[str, tuple[Any, str]] = {
+    "id2label ": (["akiec"], "config.json"),
+    "id2label": ({"first": "akiec"}, "config.json"),
+    "dtype": ("float3", "config.json"),
+    "attn_implementation": ("someone/kernel", "config.json"),
+    "experts_implementation": ("someone/kernel", "config.json"),
+}
+IN_PROCESSOR: dict[str, tuple[Any, str]] = {
+    "modality": ("both", "modality"),
+    "metadata_fields": (["dx"], "it is the label itself"),
+    "metadata_fields ": ("age", "metadata_fields"),
+    "metadata_fields  ": (5, "metadata_fields"),
+    "metadata_fields   ": (["age", "age"], "twice"),
+    "metadata_fields    ": (["skin"], "'skin'"),
+    "sex_vocabulary": (5, "sex_vocabulary"),
+    "sex_vocabulary ": (["male", "male"], "twice"),
+    "localization_vocabulary": (["Back"], "lower-case"),
+}
+IN_PICTURES: dict[str, Any] = {
+    "size": "224",
+    "image_mean": ["a", 1, 1],
+    "image_std": [0, 1, 1],
+    "resample": "bicubic",
+    "resizer": "magic",
+    "colour": "red",
+}
+
+FOLDERS = [
+    checkpoint_case("untouched", lambda checkpoint: None, check=_loads),
+    *[checkpoint_case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, (v, text) in IN_CONFIG.items()],
+    *[
+        checkpoint_case(f"config {k} {v!r}", setting(CONFIG, **{k.strip(): v}), text)
+        for k, (v, text) in LIBRARY_CONFIG.items()
+    ],
+    checkpoint_case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
+    checkpoint_case("config absent", absent(CONFIG), "config.json"),
+    checkpoint_case("config a folder", folder_named(CONFIG), "config.json"),
+    *[
+        checkpoint_case(f"config {name}", content(CONFIG, text), "config.json")
+        for name, text in {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]"}.items()
+    ],
+    checkpoint_case("config 100,000 deep", content(CONFIG, "[" * 100_000), "checkpoint"),
+    checkpoint_case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
+    checkpoint_case(
+        "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
+    ),
+    checkpoint_case(
+        "config names weights outside",
+        outside("backbone_kwargs", '{"pretrained_cfg": {"file": "HERE/evil.pth"}}'),
+        "pretrained_cfg",
+    ),
+    checkpoint_case("config names a folder outside", outside("backbone", '"local-dir:HERE"'), "backbone"),
+    checkpoint_case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
+    checkpoint_case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
+    checkpoint_case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
+    *[
+        checkpoint_case(f"processor {name}", content(PROCESSOR, text), "checkpoint")
+        for name, text in {
+            "empty": "",
+            "cut": "{",
+            "not UTF-8": b'{"a": "\xff"}',
+            "a list": "[]",
+            "100,000 deep": "[" * 10**5,
+        }.items()
+    ],
+    *[
+        checkpoint_case(f"processor {k} {v!r}", setting(PROCESSOR, **{k.strip(): v}), text)
+        for k, (v, text) in IN_PROCESSOR.items()
+    ],
+    *[
+        checkpoint_case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
+        for k, v in IN_PICTURES.items()
+    ],
+    checkpoint_case("processor's pictures are text", setting(PROCESSOR, image_processor="x"), "checkpoint"),
+    checkpoint_case(
+        "processor of another class",
+        setting(PROCESSOR, of_pictures=True, image_processor_type="ViTImageProcessor"),
+        "Ham10000ImageProcessor",
+    ),
+    checkpoint_case(
+        "processor with the sexes exchanged", setting(PROCESSOR, sex_vocabulary=["male", "female"]), "sex_vocabulary"
+    ),
+    checkpoint_case(
+        "processor with the fields exchanged",
+        setting(PROCESSOR, metadata_fields=["sex", "age", "localization"]),
+        "metadata_fields",
+    ),
+    checkpoint_case("processor of another variant", setting(PROCESSOR, modality="image"), "modality"),
+    checkpoint_case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
+    checkpoint_case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
+    checkpoint_case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
+    checkpoint_case("weights a pickle by another name", content(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
+    checkpoint_case("weights of zero bytes", content(WEIGHTS, b""), *DAMAGED),
+    checkpoint_case("weights are text", content(WEIGHTS, b"not weights" * 9), *DAMAGED),
+    checkpoint_case("weights are a pointer of Git LFS", content(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
+    checkpoint_case("weights with an endless header", content(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
+    *[checkpoint_case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
+    checkpoint_case(
+        "weights of six classes",
+        weights(lambda t: t.update({"classifier.weight": t["classifier.weight"][:6].clone()})),
+        *UNFIT,
+    ),
+    checkpoint_case("a weight too few", weights(lambda t: t.pop("classifier.bias")), "lacks 1", "classifier.bias"),
+    checkpoint_case("a weight too many", weights(lambda t: t.update(evil=torch.zeros(3))), "unexpected 1", "evil"),
+    checkpoint_case(
+        "weights of NaN", weights(lambda t: t["classifier.bias"].fill_(torch.nan)), "classifier.bias", "NaN"
+    ),
+    checkpoint_case(
+        "weights of infinity", weights(lambda t: t["classifier.weight"].fill_(torch.inf)), "classifier.weight"
+    ),
+    *[
+        checkpoint_case(f"index names a file outside, {name}", shards(target), "outside")
+        for name, target in {
+            "relative": lambda folder: "../outside.safetensors",
+            "absolute": lambda folder: str(folder.parent / "outside.safetensors"),
+        }.items()
+    ],
+    checkpoint_case("index names an absent file", shards(lambda folder: "no.safetensors"), "no.safetensors"),
+    *[
+        checkpoint_case(f"index {name}", index(text), "checkpoint")
+        for name, text in {"cut": "{", "of nothing": "{}", "a list": "[]"}.items()
+    ],
+    Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
+    Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("holds no config.json",)),
+    checkpoint_case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
+    checkpoint_case(
+        "code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads
+    ),
+]
+
+
+def _torch_bytes(value: Any, new: bool = True) -> bytes:
+    with tempfile.NamedTemporaryFile() as stream:
+        torch.save(value, stream.name, _use_new_zipfile_serialization=new)
+        return Path(stream.name).read_bytes()
+
+
+def weights_case(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:
+    def build(folder: Path) -> Path:
+        (folder / file).write_bytes(make())
+        return folder / file
+
+    return Case("weights to convert", name, build, read_weights, (file, *fragments))
+
+
+_SMALL = {"a.weight": torch.arange(600.0)}
+TO_CONVERT = [
+    weights_case("zero bytes", lambda: b""),
+    weights_case("text", lambda: b"not weights"),
+    weights_case("zip of nothing", lambda: b"PK\x05\x06" + b"\0" * 18),
+    weights_case("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    weights_case("cut", lambda: _torch_bytes(_SMALL)[:-300], "cut short"),
+    weights_case("cut, old format", lambda: _torch_bytes(_SMALL, new=False)[:-300], "cut short"),
+    weights_case("one byte changed", lambda: _flipped(_torch_bytes(_SMALL)), "damaged"),
+    weights_case("code", lambda: _torch_bytes(Payload()), "more than weights", "nothing in it was run"),
+    weights_case("code, old format", lambda: _torch_bytes(Payload(), new=False), "more than weights"),
+    weights_case("code, plain pickle", lambda: pickle.dumps(Payload(), protocol=2), "more than weights"),
+    weights_case("code beside weights", lambda: _torch_bytes({**_SMALL, "note": Payload()}), "more than weights"),
+    weights_case("a tensor", lambda: _torch_bytes(torch.zeros(3)), "Tensor", "state dict"),
+    weights_case("a list", lambda: _torch_bytes([torch.zeros(3)]), "list"),
+    weights_case("nothing", lambda: _torch_bytes({}), "a dict"),
+    weights_case("no tensor", lambda: _torch_bytes({"epoch": 3}), "'epoch'"),
+    weights_case("numbers as names", lambda: _torch_bytes({1: torch.zeros(3)}), "names to tensors"),
+    weights_case("weights that are text", lambda: _torch_bytes({"model_state_dict": "x"}), "model_state_dict"),
+    weights_case(
+        "another order of the classes",
+        lambda: _torch_bytes(
+            {"model_state_dict": _SMALL, "classes": ["nv", "mel", "akiec", "bcc", "bkl", "df", "vasc"]}
+        ),
+        "classes",
+        "'nv', 'mel'",
+    ),
+    weights_case("safetensors cut", lambda: save(_SMALL)[:-9], "cut short", file="w.safetensors"),
+    weights_case("safetensors of zero bytes", lambda: b"", file="w.safetensors"),
+    weights_case("a pickle named safetensors", lambda: pickle.dumps(Payload()), file="w.safetensors"),
+    Case("weights to convert", "absent", lambda folder: folder / "no.pt", read_weights, ("no.pt",)),
+    Case("weights to convert", "a folder", lambda folder: folder, read_weights, ("give the .pt",)),
+]
+
+
+def _flipped(data: bytes) -> bytes:
+    at = data.index(torch.arange(600.0).numpy().tobytes()[400:480])  # within the tensor's own bytes
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+CASES = [*FOLDERS, *TO_CONVERT]

@@ -1,0 +1,239 @@
+"""Cases of the bad-input corpus: saved splits, and configurations of models and of training."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from bad_input import Case
+
+from ham10000.modeling import Ham10000Config
+from ham10000.training.config import parse_arguments
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import Split, apply_split, load_split, make_split
+
+
+@functools.cache
+def data() -> datasets.Dataset:
+    return load_data("synthetic:220")[0]
+
+
+@functools.cache
+def files() -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        make_split(data(), folds=4).save(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
+
+
+def split_case(
+    name: str,
+    edit: Callable[[Path], Any],
+    *fragments: str,
+    run: Callable[[Path], Any] = load_split,
+    check: Callable[[Any], None] | None = None,
+) -> Case:
+    def build(folder: Path) -> Path:
+        for file, text in files().items():
+            (folder / file).write_text(text, encoding="utf-8", newline="")
+        edit(folder)
+        return folder
+
+    return Case("split", name, build, run, None if check else ("split.", *fragments), check)
+
+
+def table(change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Callable[[Path], None]:
+    """Edits split.csv."""
+
+    def edit(folder: Path) -> None:
+        frame = pd.read_csv(folder / "split.csv", dtype=str)
+        changed = change(frame)
+        (frame if changed is None else changed).to_csv(folder / "split.csv", index=False, lineterminator="\n")
+
+    return edit
+
+
+def record(**values: Any) -> Callable[[Path], None]:
+    """Edits split.json."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "split.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return edit
+
+
+def content(file: str, value: bytes | str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / file).write_bytes(value.encode() if isinstance(value, str) else value)
+
+
+def put(column: str, value: str, row: int = 0) -> Callable[[Path], None]:
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[row, column] = value
+
+    return table(change)
+
+
+def _exchange(frame: pd.DataFrame) -> None:
+    """One image from train to test and one back, so that the sizes stay."""
+    first = {part: frame.index[frame["split"] == part][0] for part in ("train", "test")}
+    frame.loc[first["train"], "split"], frame.loc[first["test"], "split"] = "test", "train"
+
+
+def _overlap(folder: Path) -> None:
+    """A consistent pair of files whose split has one lesion on two sides."""
+    split = load_split(folder)
+    groups = split.table["group"].value_counts()
+    rows = split.table.index[split.table["group"] == groups.index[0]]
+    sides = {"train": "test", "validation": "test", "test": "train"}
+    split.table.loc[rows[0], "split"] = sides[split.table.loc[rows[0], "split"]]
+    split.save(folder)
+
+
+def _twice(folder: Path) -> None:
+    """A consistent pair of files with one image in train and in test."""
+    split = load_split(folder)
+    row = split.table[split.table["split"] == "train"].iloc[[0]].assign(split="test")
+    Split(split.protocol, split.seed, 4, 0, pd.concat([split.table, row], ignore_index=True)).save(folder)
+
+
+def _other(size: int, seed: int) -> Callable[[Path], Any]:
+    return lambda folder: apply_split(load_data(f"synthetic:{size}", seed=seed)[0], load_split(folder))
+
+
+def _nothing(folder: Path) -> None:
+    pass
+
+
+def _same(result: Split) -> None:
+    assert result.table["image_id"].is_unique
+    assert len(result.table) == 220
+
+
+SPLITS = [
+    split_case("untouched", _nothing, check=_same),
+    split_case("rows in another order", table(lambda frame: frame.iloc[::-1]), check=_same),
+    split_case("one image moved to test", put("split", "test", 3), "edited", "sha256"),
+    split_case("two images exchanged", table(_exchange), "edited", "sha256"),
+    split_case("a row deleted", table(lambda frame: frame.iloc[1:]), "edited", "sha256"),
+    split_case(
+        "a row added", table(lambda frame: pd.concat([frame, frame.iloc[:1].assign(image_id="new")])), "edited"
+    ),
+    split_case("all labels nv", table(lambda frame: frame.assign(dx="nv")), "edited", "class_counts"),
+    split_case("a group changed", put("group", "HAM_x"), "edited", "group"),
+    split_case("an id changed", put("image_id", "other"), "edited", "sha256"),
+    split_case("an unknown side", put("split", "holdout"), "edited"),
+    split_case("a fold of text", put("fold", "first"), "no saved split"),
+    split_case("a fold beyond any", put("fold", "9" * 30), "no saved split"),
+    split_case("wrong hash", record(sha256="0" * 64), "edited", "sha256", "0" * 64),
+    split_case("wrong sizes", record(sizes={"train": 1}), "edited", "sizes"),
+    split_case("wrong leakage", record(leakage={}), "edited", "leakage"),
+    split_case("unknown protocol", record(protocol="random"), "protocol", "'random'"),
+    split_case("a protocol that is a list", record(protocol=["lesion-grouped"]), "protocol"),
+    split_case(
+        "no column image_id", table(lambda frame: frame.drop(columns="image_id")), "no saved split", "image_id"
+    ),
+    split_case("no column split", table(lambda frame: frame.drop(columns="split")), "no saved split", "split"),
+    split_case("no column dx", table(lambda frame: frame.drop(columns="dx")), "no saved split", "dx"),
+    split_case("table absent", lambda folder: (folder / "split.csv").unlink(), "split.csv", "does not exist"),
+    split_case("record absent", lambda folder: (folder / "split.json").unlink(), "split.json", "does not exist"),
+    *[
+        split_case(f"{file} {name}", content(file, value), "no saved split")
+        for file in ("split.csv", "split.json")
+        for name, value in {"empty": "", "binary": b"\xff\xfe\x00", "of another kind": "[1, 2]"}.items()
+    ],
+    split_case("record 100,000 deep", content("split.json", "[" * 100_000), "no saved split"),
+    split_case(
+        "record without a seed", content("split.json", '{"protocol": "lesion-grouped"}'), "no saved split", "seed"
+    ),
+    split_case("an image in train and test", _twice, "twice"),
+    split_case("a lesion on two sides", _overlap, "two sides"),
+]
+# These messages name the images, not the file.
+_OTHER = [
+    ("of more data", 200, 0, "images of the split are not in the data"),
+    ("of less data", 240, 0, "images of the data are not in the split"),
+    ("of data relabelled", 220, 5, "is another in the split"),
+]
+OTHER_DATA = [
+    Case("split", name, split_case(name, _nothing).build, _other(size, seed), (message,))
+    for name, size, seed, message in _OTHER
+]
+
+
+def config_case(name: str, values: dict[str, Any], *fragments: str) -> Case:
+    return Case("model config", name, lambda folder: values, lambda values: Ham10000Config(**values), fragments)
+
+
+def training_case(name: str, argv: list[str], *fragments: str) -> Case:
+    return Case("training config", name, lambda folder: argv, lambda argv: parse_arguments(argv), fragments)
+
+
+def file_case(name: str, text: str | bytes, *fragments: str, file: str = "c.yaml") -> Case:
+    def build(folder: Path) -> Path:
+        (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
+        return folder / file
+
+    return Case("config file", name, build, lambda path: parse_arguments(["--config", str(path)]), fragments)
+
+
+CONFIGS = [
+    config_case("a misspelled key", {"modaliti": "image"}, "modaliti", "Known keys"),
+    config_case("a number for text", {"backbone": 5}, "backbone"),
+    config_case("text for a number", {"temperature": "hot"}, "temperature"),
+    config_case("a list for text", {"modality": ["image"]}, "modality"),
+    config_case("None for a list", {"metadata_fields": None}, "metadata_fields"),
+    config_case("true for a number of units", {"metadata_hidden_sizes": "128"}, "metadata_hidden_sizes"),
+    config_case("metadata without fields", {"modality": "metadata", "metadata_fields": []}, "metadata_fields"),
+    config_case("fusion without fields", {"modality": "fusion", "metadata_fields": []}, "metadata_fields"),
+    config_case("the label as an input", {"metadata_fields": ["age", "dx"]}, "dx", "label itself"),
+    config_case("a field twice", {"metadata_fields": ["age", "age"]}, "twice"),
+    config_case("negative temperature", {"temperature": -1.0}, "temperature", "-1.0"),
+    config_case("temperature NaN", {"temperature": float("nan")}, "temperature", "nan"),
+    config_case("infinite scale", {"age_scale": float("inf")}, "age_scale"),
+    config_case("certain dropout", {"classifier_dropout": 1.0}, "classifier_dropout", "1.0"),
+    config_case("another order of labels", {"id2label": {i: str(i) for i in range(7)}}, "id2label"),
+    config_case("unknown in the vocabulary", {"sex_vocabulary": ["male", "unknown"]}, "sex_vocabulary"),
+    training_case("epochs zero", ["--epochs", "0"], "epochs", "0"),
+    training_case("negative rate", ["--learning_rate", "-1"], "learning_rate", "-1"),
+    training_case("rate NaN", ["--learning_rate", "nan"], "learning_rate", "nan"),
+    training_case(
+        "uneven batches", ["--batch_size", "10", "--gradient_accumulation_steps", "3"], "batch_size", "10", "3"
+    ),
+    training_case("unknown fix", ["--data_fixes", "drop_everything"], "data_fixes", "drop_everything"),
+    training_case("three sides", ["--image_size", "1", "2", "3"], "image_size"),
+    training_case("side zero", ["--image_size", "0"], "image_size"),
+    training_case("arguments no JSON", ["--backbone_kwargs", "{"], "backbone_kwargs", "'{'"),
+    training_case("arguments a list", ["--backbone_kwargs", "[1]"], "backbone_kwargs"),
+    training_case("leaking field", ["--metadata_fields", "dx_type"], "dx_type"),
+    training_case("smoothing all", ["--label_smoothing", "1"], "label_smoothing"),
+    training_case("rotation beyond", ["--augment_rotation", "181"], "augment_rotation", "181"),
+    training_case("area zero", ["--augment_min_area", "0"], "augment_min_area"),
+    training_case("no states kept", ["--keep_checkpoints", "0"], "keep_checkpoints"),
+    file_case("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
+    file_case("a key of a number", "3: 3\n", "c.yaml", "3"),
+    file_case("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),
+    file_case("text for a whole number", "epochs: many\n", "epochs"),
+    file_case("a fraction for a whole number", "epochs: 1.5\n", "epochs"),
+    file_case("a list for text", "modality: [image]\n", "modality"),
+    file_case("a list", "- 1\n", "c.yaml", "list"),
+    file_case("text", "hello", "c.yaml", "str"),
+    file_case("broken yaml", "a: [1\n", "c.yaml"),
+    file_case("broken json", '{"epochs": 3', "c.json", file="c.json"),
+    file_case("yaml that asks for code", "!!python/object/apply:os.getcwd []\n", "c.yaml", "python/object"),
+    file_case("Latin-1", "data: é\n".encode("latin-1"), "c.yaml", "Cannot read"),
+    file_case("NUL", "epochs: \0\n", "c.yaml", "Cannot read"),
+    file_case("brackets 5,000 deep", "[" * 5000, "c.yaml"),
+    Case(
+        "config file",
+        "absent",
+        lambda folder: folder / "no.yaml",
+        lambda path: parse_arguments(["--config", str(path)]),
+        ("no.yaml",),
+    ),
+]
+
+CASES = [*SPLITS, *OTHER_DATA, *CONFIGS]

@@ -1,0 +1,346 @@
+"""Cases of the bad-input corpus: tables of metadata, as training data and as the csv of a prediction."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from bad_input import Case
+from bad_pictures import JPEG
+
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.inference.inputs import read_metadata
+
+COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+LABELS = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+Rows = list[list[str]]
+Check = Callable[[Any], None]
+NAME = "HAM10000_metadata.csv"
+
+
+def good_rows() -> Rows:
+    """One row a class: line 2 of the file is akiec, line 8 vasc."""
+    return [
+        [f"HAM_{i}", f"ISIC_{i}", dx, "histo", str(30 + i), "male", "back", "vidir"] for i, dx in enumerate(LABELS)
+    ]
+
+
+def with_value(column: str, value: str, line: int = 4) -> Rows:
+    rows = good_rows()
+    rows[line - 2][COLUMNS.index(column)] = value
+    return rows
+
+
+def as_text(rows: Rows, header: list[str] = COLUMNS, delimiter: str = ",", end: str = "\n") -> str:
+    return "".join(delimiter.join(row) + end for row in [header, *rows])
+
+
+def write_folder(folder: Path, table: str | bytes, name: str = NAME) -> Path:
+    """The official layout: a table and the pictures of the seven good rows."""
+    images = folder / "HAM10000_images_part_1"
+    images.mkdir()
+    for i in range(len(LABELS)):
+        (images / f"ISIC_{i}.jpg").write_bytes(JPEG)
+    (folder / name).write_bytes(table.encode() if isinstance(table, str) else table)
+    return folder
+
+
+def load(folder: Path, **options: bool) -> tuple[pd.DataFrame, Any]:
+    dataset, report = load_data(str(folder), **options)
+    return metadata_frame(dataset), report
+
+
+def table_case(
+    name: str,
+    table: str | bytes,
+    *,
+    error: tuple[str, ...] | None = None,
+    check: Check | None = None,
+    options: dict[str, bool] | None = None,
+    category: str = "table",
+) -> Case:
+    return Case(
+        category,
+        name,
+        lambda folder: write_folder(folder, table),
+        lambda folder: load(folder, **(options or {})),
+        None if error is None else (NAME, *error),
+        check,
+    )
+
+
+def all_rows(changed: dict[str, Any] | None = None, line: int = 4) -> Check:
+    """Seven rows, in order, with what the good table says but for the changed values of one line."""
+
+    def check(result: tuple[pd.DataFrame, Any]) -> None:
+        frame, report = result
+        assert len(frame) == report.rows == 7
+        expected = pd.DataFrame(good_rows(), columns=COLUMNS)
+        expected["age"] = expected["age"].astype(float)
+        for column, value in (changed or {}).items():
+            expected.loc[line - 2, column] = value
+        for column in ("image_id", "lesion_id", "dx", "age", "sex", "localization"):
+            pd.testing.assert_series_equal(frame[column], expected[column], check_dtype=False)
+
+    return check
+
+
+def bad_value(column: str, value: str, *, shown: str | None = None) -> Case:
+    """A value that is refused with file, row, image id, field and value."""
+    where = ["row 4", f"{column} = {value.strip() if shown is None else shown!r}"]
+    if column != "image_id":
+        where.append("(ISIC_2)")
+    return table_case(f"{column} {value!r}", as_text(with_value(column, value)), error=tuple(where))
+
+
+def read_value(column: str, value: str, meaning: Any) -> Case:
+    """A value that is read as another spelling of `meaning`."""
+    check = all_rows({column: meaning})
+    return table_case(f"{column} {value!r} is {meaning}", as_text(with_value(column, value)), check=check)
+
+
+def without(column: str) -> str:
+    at = COLUMNS.index(column)
+    return as_text([row[:at] + row[at + 1 :] for row in good_rows()], COLUMNS[:at] + COLUMNS[at + 1 :])
+
+
+NAN = float("nan")
+VALUES = [
+    *[
+        bad_value("age", value)
+        for value in ("-5", "400", "121", "sixty", "inf", "-inf", "1e9", "60 years", "6_0", "5;6")
+    ],
+    *[bad_value("sex", value) for value in ("m", "diverse", "femalemale", "0", "mаle")],  # the last with a Cyrillic а
+    *[bad_value("localization", value) for value in ("elbow", "back2", "lower-extremity", "../back", "=1+1")],
+    *[bad_value("dx", value) for value in ("melanom", "7", "mel bcc", "nv\x00", "NaN", "")],
+    *[bad_value("image_id", value) for value in ("../ISIC_2", "a/b", "a\\b", "..", "ISIC\x002", "ISIC\x1b2")],
+    *[bad_value("image_id", value) for value in ("", "nan", "None")],
+    *[bad_value("lesion_id", value) for value in ("", "unknown", "NULL")],
+    *[read_value("age", value, NAN) for value in ("", "NaN", "nan", "None", "unknown", "N/A", " ")],
+    read_value("age", "0", 0.0),
+    read_value("age", " 45.0 ", 45.0),
+    read_value("age", "120", 120.0),
+    *[read_value("sex", value, "male") for value in ("Male ", "MALE", "\u00a0male", " mAlE")],
+    *[read_value("sex", value, "unknown") for value in ("", "unknown", "NA", "Unknown ")],
+    *[read_value("localization", value, "lower extremity") for value in ("Lower Extremity", " LOWER EXTREMITY ")],
+    read_value("dx", " MEL ", "mel"),
+    read_value("dx", "Basal cell carcinoma", "bcc"),
+]
+
+GOOD = as_text(good_rows())
+_COPY = [*good_rows(), good_rows()[2]]
+_RELABELLED = [*good_rows(), ["HAM_2", "ISIC_2", "nv", *good_rows()[2][3:]]]
+_BLANK = GOOD.replace("\nHAM_3", "\n\n,,,,,,,\nHAM_3")
+# The quote stands in the last column, where every row that it swallows would leave the count of fields right.
+_OPEN_QUOTE = as_text(with_value("dataset", '"vidir'))
+_TWO_QUOTES = as_text(
+    [row[:-1] + ['"vidir' if i == 2 else 'vidir"' if i == 4 else "vidir"] for i, row in enumerate(good_rows())]
+)
+
+
+def _counts(rows: int, note: str) -> Check:
+    def check(result: tuple[pd.DataFrame, Any]) -> None:
+        frame, report = result
+        assert len(frame) == report.rows == rows
+        assert any(note in text for text in report.notes), report.notes
+
+    return check
+
+
+FORMS = [
+    *[
+        table_case(f"no {column}", without(column), error=(column, "missing"))
+        for column in ("image_id", "dx", "age", "sex", "localization")
+    ],
+    table_case("no lesion_id", without("lesion_id"), check=_counts(7, "no column lesion_id")),
+    table_case("no dataset", without("dataset"), check=_counts(7, "no column dataset")),
+    table_case(
+        "extra columns",
+        as_text([[*row, "x", "y"] for row in good_rows()], [*COLUMNS, "more", "Unnamed: 0"]),
+        check=all_rows(),
+    ),
+    table_case(
+        "columns in another order", as_text([row[::-1] for row in good_rows()], COLUMNS[::-1]), check=all_rows()
+    ),
+    table_case("spaces around columns", as_text(good_rows(), [f" {name} " for name in COLUMNS]), check=all_rows()),
+    table_case(
+        "column twice", as_text([[*row, row[4]] for row in good_rows()], [*COLUMNS, "age"]), error=("twice", "age")
+    ),
+    table_case(
+        "columns in capitals", as_text(good_rows(), [name.upper() for name in COLUMNS]), error=("image_id", "missing")
+    ),
+    table_case("byte order mark", b"\xef\xbb\xbf" + GOOD.encode(), check=all_rows()),
+    table_case("semicolons", as_text(good_rows(), delimiter=";"), check=all_rows()),
+    table_case("tabs", as_text(good_rows(), delimiter="\t"), check=all_rows()),
+    table_case("carriage returns and line feeds", as_text(good_rows(), end="\r\n"), check=all_rows()),
+    table_case("no newline at the end", GOOD.rstrip("\n"), check=all_rows()),
+    table_case(
+        "everything quoted",
+        as_text([[f'"{v}"' for v in row] for row in good_rows()], [f'"{v}"' for v in COLUMNS]),
+        check=all_rows(),
+    ),
+    table_case("blank lines", _BLANK, check=all_rows()),
+    table_case("Latin-1", GOOD.replace("vidir", "Zürich").encode("latin-1"), error=("UTF-8",)),
+    table_case("UTF-16", GOOD.encode("utf-16"), error=("UTF-8",)),
+    table_case("an empty file", "", error=("missing", "image_id")),
+    Case("table", "a header only", lambda folder: write_folder(folder, as_text([])), load, ("a header but no rows",)),
+    table_case("blanks only", "\n\n\n", error=("missing",)),
+    table_case("no header", as_text(good_rows()[1:], good_rows()[0]), error=("missing", "image_id")),
+    table_case("a picture named csv", JPEG, error=("UTF-8",)),
+    table_case("NUL bytes between letters", b"\0".join(GOOD.encode()[i : i + 1] for i in range(len(GOOD))), error=()),
+    table_case("a row too short", GOOD.replace(",vidir\nHAM_3", "\nHAM_3"), error=("line 4", "7 fields", "8")),
+    table_case("a row too long", GOOD.replace(",vidir\nHAM_3", ",vidir,x\nHAM_3"), error=("line 4", "9 fields", "8")),
+    table_case("a quote never closed", _OPEN_QUOTE, error=("line 4", "quote")),
+    table_case("quotes over two rows", _TWO_QUOTES, error=("line 4", "line 6", "quote")),
+    table_case("a quote never closed in the header", '"' + GOOD, error=("line 1", "quote")),
+    table_case("text after a closing quote", as_text(with_value("dataset", '"vi"dir')), error=("line 4", "quote")),
+    table_case(
+        "a cell of 200,000 letters", as_text(with_value("dataset", "v" * 200_000)), error=("line 4", "field limit")
+    ),
+    table_case("one id twice", as_text(_COPY), error=("duplicate image id", "row 9", "ISIC_2", "drop_duplicates")),
+    table_case(
+        "one id twice, dropped", as_text(_COPY), check=_counts(7, "drop_duplicates"), options={"drop_duplicates": True}
+    ),
+    table_case("one id of two classes", as_text(_RELABELLED), error=("different dx", "row 4", "row 9", "'nv'")),
+    table_case(
+        "one id of two classes, dropped",
+        as_text(_RELABELLED),
+        error=("different dx",),
+        options={"drop_duplicates": True},
+    ),
+    table_case(
+        "a label dropped",
+        as_text(with_value("dx", "scc")),
+        check=_counts(6, "drop_unknown_labels"),
+        options={"drop_unknown_labels": True},
+    ),
+    table_case(
+        "an age read as missing",
+        as_text(with_value("age", "400")),
+        check=_counts(7, "'400'"),
+        options={"invalid_to_missing": True},
+    ),
+    table_case(
+        "a row without a picture",
+        as_text(with_value("image_id", "ISIC_9")),
+        error=("no image file", "row 4", "ISIC_9"),
+    ),
+    table_case(
+        "a row without a picture, dropped",
+        as_text(with_value("image_id", "ISIC_9")),
+        check=_counts(6, "drop_unreadable"),
+        options={"drop_unreadable": True},
+    ),
+    table_case(
+        "every row wrong",
+        as_text([[*row[:5], "x", *row[6:]] for row in good_rows()]),
+        error=("7 row(s)", "row 2", "2 more"),
+    ),
+    table_case(
+        "two things wrong",
+        as_text(with_value("age", "sixty")[:5] + with_value("sex", "x", 8)[5:]),
+        error=("row 4", "'sixty'", "row 8", "'x'"),
+    ),
+]
+
+
+def _jsonl_case(name: str, text: str | bytes, *fragments: str) -> Case:
+    def build(folder: Path) -> Path:
+        (folder / "metadata.jsonl").write_bytes(text.encode() if isinstance(text, str) else text)
+        return folder
+
+    return Case("table of json lines", name, build, load, ("metadata.jsonl", *fragments))
+
+
+def _record(**values: Any) -> str:
+    return (
+        json.dumps({"file_name": "a.jpg", "dx": "nv", "age": 40, "sex": "male", "localization": "back"} | values)
+        + "\n"
+    )
+
+
+JSON_LINES = [
+    _jsonl_case("a broken line", _record() + '{"file_name": "a', "line 2", "not JSON"),
+    _jsonl_case("a list", _record() + "[1, 2]", "line 2", "JSON object"),
+    _jsonl_case("Latin-1", _record().replace("nv", "né").encode("latin-1"), "UTF-8"),
+    _jsonl_case("brackets 100,000 deep", "[" * 100_000, "line 1", "not JSON"),
+    _jsonl_case("a number of 5,000 digits", '{"age": ' + "9" * 5000 + "}", "line 1", "not JSON"),
+    _jsonl_case("an empty file", "", "missing", "file_name"),
+    _jsonl_case("a file outside", _record(file_name="../a.jpg"), "line 1", "'../a.jpg'", "'..'"),
+    _jsonl_case("an absolute file", _record(file_name="/etc/hostname"), "line 1", "'/etc/hostname'"),
+    _jsonl_case("a file outside, other slashes", _record(file_name="x\\..\\..\\a.jpg"), "line 1", "'..'"),
+    _jsonl_case("a list as a label", _record(dx=["mel"]), "row 1", "mel"),
+    _jsonl_case("an infinite age", _record(age=float("inf")), "row 1", "'inf'"),
+    _jsonl_case("a true age", _record(age=True), "row 1", "'True'"),
+    _jsonl_case("no file", _record(), "row 1", "no image file"),
+]
+
+
+def _prediction_case(
+    name: str, text: str | bytes, *, error: tuple[str, ...] | None = None, rows: list[dict[str, str]] | None = None
+) -> Case:
+    def build(folder: Path) -> Path:
+        (folder / "m.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+        return folder / "m.csv"
+
+    def check(table: Any) -> None:
+        assert [row.metadata for row in table.rows] == rows
+
+    return Case(
+        "table to predict",
+        name,
+        build,
+        lambda path: read_metadata(path, ["age", "sex", "localization"]),
+        None if error is None else ("m.csv", *error),
+        check if error is None else None,
+    )
+
+
+_ROW = {"age": "60", "sex": "male"}
+PREDICTION = [
+    _prediction_case("an empty file", "", error=("none of",)),
+    _prediction_case("a header only", "image_id,age\n", error=("no rows",)),
+    _prediction_case("none of the fields", "image_id,dx\na,nv\n", error=("'dx'", "none of")),
+    _prediction_case("column twice", "image_id,age,Age\na,1,2\n", error=("'age'", "twice")),
+    _prediction_case("id twice", "image_id,age\na,1\nb,2\na,3\n", error=("line 4", "'a'", "line 2")),
+    _prediction_case("row too long", "image_id,age\na,1\nb,2,3\n", error=("line 3", "3 cells")),
+    _prediction_case("row too short", "image_id,age\na\n", error=("line 2", "1 cells")),
+    _prediction_case("quote never closed", 'age,image_id\n1,a\n2,"b\n3,c\n', error=("line 3", "quote")),
+    _prediction_case("quotes over two rows", 'age,image_id\n1,a\n2,"b\n3,c"\n4,d\n', error=("line 3", "line 4")),
+    _prediction_case("a cell beyond the limit", "image_id,age\na," + "9" * 140_000 + "\n", error=("line 2", "limit")),
+    _prediction_case("a row without an id", "image_id,age\na,1\n,2\n", error=("line 3", "image_id")),
+    _prediction_case("a path with NUL", "path,age\na\0.jpg,1\n", error=("line 2", "path")),
+    _prediction_case("Latin-1", "image_id,age\né,1\n".encode("latin-1"), error=("UTF-8",)),
+    _prediction_case("UTF-16", "image_id,age\na,1\n".encode("utf-16"), error=("UTF-8",)),
+    _prediction_case("byte order mark", b"\xef\xbb\xbfage,sex\n60,male\n", rows=[_ROW]),
+    _prediction_case("semicolons and CRLF", "age;sex;dx\r\n60;male;nv\r\n", rows=[_ROW]),
+    _prediction_case("tabs, spaces and capitals", " AGE \tSex\n 60 \tmale\n\n", rows=[_ROW]),
+    Case(
+        "table to predict",
+        "absent",
+        lambda folder: folder / "m.csv",
+        lambda path: read_metadata(path, ["age"]),
+        ("m.csv", "No such file"),
+    ),
+    Case(
+        "table to predict",
+        "a folder",
+        lambda folder: folder,
+        lambda path: read_metadata(path, ["age"]),
+        ("directory",),
+    ),
+]
+
+
+def _isic(folder: Path) -> Path:
+    (folder / "GroundTruth.csv").write_text("image,isic_id,MEL,NV,BCC,AKIEC,BKL,DF,VASC\na,a,1,0,0,0,0,0,0\n")
+    return folder
+
+
+OTHER_SOURCES = [
+    Case("table", "two columns of image ids", _isic, load, ("GroundTruth.csv", "image_id")),
+    _jsonl_case("a folder's name too long", _record(file_name="a" * 300 + "/a.jpg"), "line 1", "too long"),
+]
+
+CASES = [*VALUES, *FORMS, *JSON_LINES, *PREDICTION, *OTHER_SOURCES]

@@ -1,0 +1,188 @@
+"""For the tests of the cards: run folders with evaluations of random predictions, and how to read a card back."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from PIL import Image
+
+from ham10000.modeling import LABELS, Ham10000Config, create_processor
+from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
+from ham10000.training.evaluation.subgroups import subgroup_results
+
+PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
+N_IMAGES = 240
+FIGURES = ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves")
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _predictions(seed: int, prefix: str) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(N_IMAGES) % len(LABELS)
+    logits = generator.normal(size=(N_IMAGES, len(LABELS)))
+    logits[np.arange(N_IMAGES), labels] += 1.5
+    return {
+        "image_ids": [f"{prefix}_{index:07d}" for index in range(N_IMAGES)],
+        "lesion_groups": [f"L_{index // 14 * 7 + index % 7:07d}" for index in range(N_IMAGES)],
+        "labels": labels,
+        "probabilities": softmax(logits),
+    }
+
+
+def _metadata() -> pd.DataFrame:
+    generator = np.random.default_rng(7)
+    # One group, under 30, stays too small to judge.
+    ages = np.where(np.arange(N_IMAGES) < 5, 20.0, generator.choice([35.0, 50.0, 70.0], N_IMAGES))
+    sites = generator.choice(["back", "face", "foot"], N_IMAGES)
+    columns = {"age": ages, "sex": generator.choice(["female", "male"], N_IMAGES), "localization": sites}
+    return pd.DataFrame({**columns, "photographs": generator.integers(1, 4, N_IMAGES)})
+
+
+def split_summary(protocol: str = "lesion-grouped", leak: float = 0.0) -> dict[str, Any]:
+    counts = {
+        "train": dict(zip(LABELS, (262, 411, 879, 92, 890, 5363, 114), strict=True)),
+        "validation": dict.fromkeys(LABELS, 31),
+        "test": dict.fromkeys(LABELS, 34),
+    }
+    return {
+        "protocol": protocol,
+        "seed": 42,
+        "folds": 10,
+        "fold": 0,
+        "sha256": "ab" * 32,
+        "sizes": {part: sum(values.values()) for part, values in counts.items()},
+        "class_counts": counts,
+        "leakage": {part: {"all": leak} for part in ("validation", "test")},
+    }
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "versions": {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
+        "platform": "Linux",
+        "cpu": {"model": "AMD EPYC", "count": 2},
+        "memory_mib": 24106,
+        "gpu": None,
+        "git": {"commit": "c0ffee" + "0" * 34, "dirty": False},
+        "peak_rss_mib": 3051.7,
+        "peak_cuda_mib": None,
+    }
+
+
+def training_summary(modality: str = "fusion", **config: Any) -> dict[str, Any]:
+    settings = TrainConfig(modality=modality, backbone="test_efficientnet", backbone_kwargs="{}", epochs=10, seed=3)
+    best = {
+        "epoch": 9,
+        "validation_macro_f1": 0.70021,
+        "validation_balanced_accuracy": 0.73,
+        "validation_accuracy": 0.83,
+        "validation_loss": 0.5567,
+    }
+    return {
+        "config": settings.to_dict() | {"data": "/home/anna/data/HAM10000", "output_dir": "/home/anna/run"} | config,
+        "mixed_precision": "bf16",
+        "processes": 1,
+        "device": "cpu",
+        "split": split_summary(),
+        "class_weights": dict.fromkeys(LABELS, 1.25),
+        "data_notes": ["/home/anna/data/HAM10000/table.csv: no column lesion_id; every image counts as a lesion"],
+        "parameters": 5879447,
+        "finished": True,
+        "epochs_trained": 10,
+        "best": best,
+        "training_seconds": 3600.0,
+        "median_images_per_second": 39.1,
+        "environment": environment(),
+    }
+
+
+def write_checkpoint(folder: Path, modality: str = "fusion") -> Path:
+    """Config and processor, as they lie beside the weights; no weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Ham10000Config(modality=modality, backbone="test_efficientnet")
+    config.save_pretrained(folder)
+    create_processor(config, image_size=64).save_pretrained(folder)
+    return folder
+
+
+def write_run(
+    folder: Path,
+    modality: str = "fusion",
+    *,
+    evaluated: bool = True,
+    seed: int = 0,
+    prefix: str = "ISIC",
+    **config: Any,
+) -> Path:
+    """A finished run; `config` overrides its training settings."""
+    write_checkpoint(folder, modality)
+    write_json(folder / "train_config.json", training_summary(modality, **config))
+    write_json(folder / "history.json", [{"epoch": 1, "train_loss": 1.0}])
+    (folder / "split.csv").write_text(f"image_id,lesion_id,group,dx,fold,split\n{prefix}_0000001,L,L,nv,0,train\n")
+    if not evaluated:
+        return folder
+    columns = _predictions(seed, prefix)
+    results = evaluate_predictions(**columns, n_resamples=50)
+    results["subgroups"] = subgroup_results(
+        _metadata(), columns["labels"], columns["probabilities"], columns["lesion_groups"], n_resamples=50
+    )
+    results |= {"data": "HAM10000", "split": {"name": "test", **split_summary()}, "views": 1}
+    write_json(folder / "eval_results.json", results)
+    table = predictions_table(**columns, lesion_ids=columns["lesion_groups"])
+    table.to_csv(folder / "predictions.csv", index=False)
+    (folder / "figures").mkdir()
+    for name in FIGURES:
+        Image.new("RGB", (8, 8), "white").save(folder / "figures" / f"{name}.png")
+    return folder
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tables(markdown: str) -> Iterator[list[list[str]]]:
+    """Every table as a Markdown parser sees it: rows of the text of their cells."""
+    rows: list[list[str]] = []
+    for token in PARSER.parse(markdown):
+        if token.type == "table_open":
+            rows = []
+        elif token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline" and rows and len(token.map or []) and token.level >= 3:
+            rows[-1].append(text_of(token))
+        elif token.type == "table_close":
+            yield rows
+            rows = []
+
+
+def text_of(token: Token) -> str:
+    """What a reader sees of an inline token."""
+    return "".join(
+        child.content for child in token.children or [] if child.type in ("text", "code_inline", "text_special")
+    )
+
+
+def find_table(markdown: str, *titles: str) -> dict[str, list[str]]:
+    """The one table whose header holds these titles, by the first cell of its rows."""
+    found = [rows for rows in tables(markdown) if set(titles) <= set(rows[0])]
+    assert len(found) == 1, (titles, [rows[0] for rows in tables(markdown)])
+    return {row[0]: row[1:] for row in found[0][1:]}
+
+
+def cell(interval: dict[str, Any]) -> str:
+    """How an interval must read, written down anew."""
+    return "{estimate:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
+
+
+def spaces(cells: list[str]) -> list[str]:
+    return [text.replace("\u00a0", " ") for text in cells]

@@ -1,0 +1,129 @@
+"""Imports point one way: from the study down to the model, and never in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "ham10000"
+# Lowest first. A module may import from its own floor and from those below it.
+FLOORS = (
+    ("modeling",),
+    ("training.utils", "training.config", "training.losses", "training.optim"),
+    ("training.data", "training.inference", "training.checkpoint", "training.run_folder"),
+    ("training.evaluation", "training.predict"),
+    ("training.engine",),
+    ("training.train",),
+    ("training.study",),
+)
+# It reads what a run has written, and never runs one.
+NOT_FOR_HUB_UPLOAD = ("training.engine", "training.train", "training.study")
+# Exceptions, as (importing module, imported module): reason.
+ALLOWED: dict[tuple[str, str], str] = {}
+
+
+def module_name(path: Path) -> str:
+    """The name of a file below the package, such as `training.data.cache`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, modules: set[str]) -> set[str]:
+    """The modules of this package that a file imports, at its top, in its functions or for its annotations."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1]
+            base = ".".join(filter(None, [*((PACKAGE, *above) if node.level else ()), node.module]))
+            submodules = [f"{base}.{alias.name}" for alias in node.names]
+            is_module = [name.removeprefix(f"{PACKAGE}.") in modules for name in submodules]
+            names = [name if known else base for name, known in zip(submodules, is_module, strict=True)]
+        else:
+            continue
+        found |= {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
+    return found
+
+
+def floor(module: str) -> int:
+    """The number of a module's floor.
+
+    Raises:
+        ValueError: The module is on none; FLOORS must name it.
+    """
+    for number, prefixes in enumerate(FLOORS):
+        if any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes):
+            return number
+    raise ValueError(f"{module} is on no floor")
+
+
+def is_allowed(module: str, target: str) -> bool:
+    """Whether a module may import another."""
+    if (module, target) in ALLOWED:
+        return True
+    if module.startswith("hub_upload"):
+        return not any(target == name or target.startswith(f"{name}.") for name in NOT_FOR_HUB_UPLOAD)
+    return not target.startswith("hub_upload") and floor(module) >= floor(target)
+
+
+FILES = sorted(path for name in ("modeling", "training", "hub_upload") for path in (ROOT / name).rglob("*.py"))
+MODULES = {module_name(path) for path in FILES}
+IMPORTS = {module_name(path): imported(path, MODULES) for path in FILES}
+
+
+def test_no_import_points_up() -> None:
+    assert len(IMPORTS) > 50
+    pairs = [(module, target) for module, found in IMPORTS.items() for target in sorted(found)]
+    assert [f"{module} imports {target}" for module, target in pairs if not is_allowed(module, target)] == []
+
+
+def test_every_exception_is_needed() -> None:
+    assert [pair for pair in ALLOWED if pair[1] not in IMPORTS.get(pair[0], ())] == []
+
+
+def test_there_is_no_circle() -> None:
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_every_import_leads_to_a_module() -> None:
+    missing = {f"{module} imports {target}" for module, found in IMPORTS.items() for target in found - MODULES}
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "target", "allowed"),
+    [
+        ("training.study.command", "training.train", True),
+        ("training.train", "training.study.runs", False),
+        ("training.evaluation.evaluator", "training.engine", False),
+        ("training.inference.explanation_plots", "training.evaluation.plots", False),
+        ("training.utils.cli", "training.data.checks", False),
+        ("modeling.modeling_ham10000", "training.config", False),
+        ("training.predict", "hub_upload.bundle", False),
+        ("hub_upload.bundle", "training.checkpoint", True),
+        ("hub_upload.bundle", "training.engine", False),
+    ],
+)
+def test_the_direction_is_read_from_the_floors(module: str, target: str, allowed: bool) -> None:
+    assert is_allowed(module, target) is allowed
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "training" / "data" / "a.py"
+    file.parent.mkdir(parents=True)
+    lines = ("import ham10000.b", "from . import c", "def f():", "    from ham10000.training.data import d, E")
+    file.write_text("\n".join(lines))
+    assert imported(file, {"training.data.c", "training.data.d"}) == {
+        "b",
+        "training.data",
+        "training.data.c",
+        "training.data.d",
+    }

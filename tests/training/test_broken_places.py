@@ -1,0 +1,356 @@
+"""Folders that cannot be written, are full, or vanish: one clear error each, and nothing that was there is lost."""
+
+import ctypes
+import os
+import resource
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torchvision.models import efficientnet_v2_s
+
+from ham10000.hub_upload.convert_checkpoint import main as convert
+from ham10000.hub_upload.export_onnx import main as export_onnx
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
+from ham10000.training.data.cache import cached_images, read_rows
+from ham10000.training.data.sources import load_data
+from ham10000.training.engine import Engine
+from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.predict import main as predict
+from ham10000.training.run_folder import training_states
+from ham10000.training.study.command import main as study
+from ham10000.training.train import main as train
+from ham10000.training.utils.files import atomic_write_text, remove_leftovers
+
+TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
+TINY += ["--batch_size", "16", "--trackers", "none"]
+_CAP_DAC_OVERRIDE = 1
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Sets(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+@contextmanager
+def read_only(*folders: Path) -> Iterator[None]:
+    """Takes from folders the permission to write, and from root the power to write all the same.
+
+    The power is a capability of this thread, given back at the end: the errors are the system's own.
+    """
+    modes = {folder: folder.stat().st_mode for folder in folders}
+    is_root = os.geteuid() == 0
+    header, sets = _Header(0x20080522, 0), (_Sets * 2)()  # _LINUX_CAPABILITY_VERSION_3
+    libc = ctypes.CDLL(None, use_errno=True)
+    if is_root:
+        if not hasattr(libc, "capset") or libc.capget(ctypes.byref(header), sets) != 0:
+            pytest.skip("root writes everywhere on this system, and its capabilities cannot be dropped")
+        effective = sets[0].effective
+        sets[0].effective = effective & ~(1 << _CAP_DAC_OVERRIDE)
+        assert libc.capset(ctypes.byref(header), sets) == 0
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        with pytest.raises(PermissionError):
+            (folders[0] / "probe").write_text("")
+        yield
+    finally:
+        for folder, mode in modes.items():
+            folder.chmod(mode)
+        if is_root:
+            sets[0].effective = effective
+            assert libc.capset(ctypes.byref(header), sets) == 0
+
+
+@contextmanager
+def disk_full_beyond(n_bytes: int) -> Iterator[None]:
+    """Lets no file grow beyond so many bytes: EFBIG where a full disk gives ENOSPC, at the same calls."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.lock"
+    }
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr, which is the only error."""
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, text
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
+    """A run of one epoch, evaluated."""
+    AcceleratorState._reset_state(True)
+    folder = tmp_path_factory.mktemp("places") / "run"
+    places = ["--data", str(synthetic_folder), "--cache_dir", str(folder.parent / "cache")]
+    assert train([*TINY, *places, "--epochs", "1", "--output_dir", str(folder)]) == 0
+    assert evaluate([*places, "--checkpoint", str(folder), "--n_resamples", "20"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to break."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def places(data: Path, finished: Path) -> list[str]:
+    return ["--data", str(data), "--cache_dir", str(finished.parent / "cache")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda run, data, options: train([*TINY, *options, "--resume", "--output_dir", str(run)]),
+        lambda run, data, options: train([*TINY, *options, "--overwrite", "--output_dir", str(run)]),
+        lambda run, data, options: evaluate([*options, "--checkpoint", str(run), "--n_resamples", "20"]),
+        lambda run, data, options: study([*TINY[2:-2], *options, "--output_dir", str(run / "logs" / "study")]),
+        lambda run, data, options: study([*TINY[2:-2], *options, "--output_dir", str(run)]),
+        lambda run, data, options: export_onnx([str(run)]),
+        lambda run, data, options: predict(
+            [str(next(data.rglob("*.jpg"))), "--checkpoint", str(run), "--output", str(run / "table.csv")]
+        ),
+    ],
+    ids=["resume", "overwrite", "evaluate", "study-in-a-new-folder", "study", "export", "predict"],
+)
+def test_a_read_only_output_folder(
+    command: Callable[[Path, Path, list[str]], int], run: Path, synthetic_folder: Path, finished: Path, capsys
+) -> None:
+    (run / "logs").mkdir(exist_ok=True)
+    (run / "run.lock").unlink(missing_ok=True)
+    before = content(run)
+    with read_only(run, run / "logs", run / "figures"):
+        assert command(run, synthetic_folder, places(synthetic_folder, finished)) == 2
+    message = one_error(capsys)
+    assert message.startswith(f"error: Cannot write '{run}")
+    assert "Permission denied" in message
+    assert content(run) == before
+
+
+def test_convert_into_a_read_only_folder(tmp_path: Path, capsys) -> None:
+    torch.save(efficientnet_v2_s(weights=None, num_classes=7).state_dict(), tmp_path / "weights.pt")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with read_only(folder):
+        arguments = ["--checkpoint", str(tmp_path / "weights.pt"), "--output_dir", str(folder / "converted")]
+        assert convert(arguments) == 2
+    assert one_error(capsys).startswith(f"error: Cannot write '{folder / 'converted'}'")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_in_training(
+    run: Path, synthetic_folder: Path, finished: Path, capsys, monkeypatch
+) -> None:
+    # Room for everything but the next state; with more room the run goes on to the weights of one that never stopped.
+    options = [*TINY, *places(synthetic_folder, finished), "--epochs", "2", "--save_every_steps", "5"]
+    folder, other = run.parent / "full", run.parent / "undisturbed"
+    assert train([*options, "--output_dir", str(other)]) == 0
+    AcceleratorState._reset_state(True)
+    size = training_states(other)[0].stat().st_size
+    save_state, calls = Engine._save_state, []
+
+    def third_is_too_much(self: Engine) -> None:
+        calls.append(1)
+        with disk_full_beyond(size // 2 if len(calls) == 3 else resource.RLIM_INFINITY):
+            save_state(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_save_state", third_is_too_much)
+        capsys.readouterr()
+        assert train([*options, "--output_dir", str(folder)]) == 2
+    message = one_error(capsys)
+    assert message.startswith(f"error: Cannot write '{folder}/training_state-")
+    assert "Make room there" in message
+    assert len(training_states(folder)) == 2
+    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+    AcceleratorState._reset_state(True)
+    assert train(["--resume", "--output_dir", str(folder)]) == 0
+    states = [load_file(training_states(path)[0]) for path in (folder, other)]
+    assert [name for name in states[0] if not states[0][name].equal(states[1][name])] == []
+    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_a_disk_that_is_full_in_evaluation_leaves_the_earlier_one(run, synthetic_folder, finished, capsys) -> None:
+    before = content(run)
+    options = [*places(synthetic_folder, finished), "--checkpoint", str(run), "--n_resamples", "20", "--views", "2"]
+    with disk_full_beyond(1000):
+        assert evaluate(options) == 2
+    message = one_error(capsys)
+    assert message.startswith(f"error: Cannot write '{run}")
+    assert "File too large. Make room there, or name another place." in message
+    assert content(run) == before
+    assert evaluate(options) == 0
+    assert content(run)["predictions.csv"] != before["predictions.csv"]
+
+
+def test_a_disk_that_is_full_in_prediction(run, synthetic_folder, capsys) -> None:
+    output = run.parent / "table.csv"
+    output.write_text("earlier\n")
+    pictures = [str(path) for path in sorted(synthetic_folder.rglob("*.jpg"))[:3]]
+    with disk_full_beyond(100):
+        assert predict([*pictures, "--checkpoint", str(run), "--output", str(output)]) == 2
+    assert one_error(capsys).startswith(f"error: Cannot write '{output}': File too large.")
+    assert output.read_text() == "earlier\n"
+    assert sorted(path.name for path in run.parent.iterdir()) == ["run", "table.csv"]
+
+
+@pytest.mark.parametrize("number", [28, 30], ids=["ENOSPC", "EROFS"])
+def test_what_only_a_mount_can_cause_is_said_as_well(number: int, tmp_path: Path, monkeypatch) -> None:
+    # A full or read-only file system cannot be mounted in a test; the call that it makes fail is made to fail.
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "file").write_text("earlier")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(Ham10000Error, match=rf"Cannot write '.*file': {os.strerror(number)}\. "):
+            atomic_write_text(tmp_path / "file", "later")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "earlier"}
+
+
+def test_a_typo_costs_no_run(run: Path, capsys) -> None:
+    before = content(run)
+    for options in (["--data", "no/such/folder"], ["--data", "synthetic:220", "--pretrained", "no.safetensors"]):
+        AcceleratorState._reset_state(True)
+        assert train([*TINY, *options, "--overwrite", "--output_dir", str(run)]) == 2
+        one_error(capsys)
+        assert content(run) == before
+
+
+def test_a_replaced_run_keeps_nothing_of_the_old_one(run, synthetic_folder, finished, monkeypatch) -> None:
+    def stop(self: Engine, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "fit", stop)
+    options = [*TINY, *places(synthetic_folder, finished), "--seed", "1", "--overwrite", "--output_dir", str(run)]
+    assert train(options) == 130
+    assert not (run / "model.safetensors").exists()
+    assert not (run / "eval_results.json").exists()
+    assert training_states(run) == []
+
+
+@pytest.fixture
+def pictures(synthetic_folder: Path):
+    processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=32, resizer="torch")
+    return load_data(str(synthetic_folder))[0], processor.image_processor
+
+
+def test_a_cache_deleted_under_a_running_job(synthetic_folder, finished, tmp_path, monkeypatch) -> None:
+    cache, step, calls = tmp_path / "cache", Engine._step, []
+    shutil.copytree(finished.parent / "cache", cache)
+
+    def deleting_step(self: Engine, *arguments: object):
+        calls.append(1)
+        if len(calls) == 3:
+            shutil.rmtree(cache)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_step", deleting_step)
+    options = [*TINY, "--data", str(synthetic_folder), "--epochs", "1", "--output_dir", str(tmp_path / "run")]
+    assert train([*options, "--cache_dir", str(cache)]) == 0
+    assert not cache.exists()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, tmp_path, monkeypatch, capsys) -> None:
+    dataset, processor = pictures
+    cache = tmp_path / "cache"
+    from ham10000.training.data import cache as module
+
+    decode, calls, halves = module.decode, [], []
+
+    def decode_and_delete(*arguments: object) -> np.ndarray:
+        calls.append(threading.get_ident())
+        if len(calls) == 200:
+            (partial,) = cache.glob("*.partial")
+            shutil.rmtree(cache)
+            cache.mkdir()
+            partial.write_bytes(b"another builder's first pictures")
+            halves.append(partial)
+        return decode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "decode", decode_and_delete)
+        with pytest.raises(Ham10000Error, match=r"Cannot write the image cache .* the folder was deleted"):
+            cached_images(dataset, processor, cache_dir=cache, progress=False)
+    assert list(cache.iterdir()) == halves
+    halves[0].unlink()
+    assert len(cached_images(dataset, processor, cache_dir=cache, progress=False)) == len(dataset)
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "other"])
+def test_a_damaged_cache_is_built_again(damage, pictures, tmp_path, capsys) -> None:
+    dataset, processor = pictures
+    source = Path(cached_images(dataset, processor, cache_dir=tmp_path / "whole", progress=False).filename)
+    path = tmp_path / source.name
+    whole = source.read_bytes()
+    path.write_bytes({"short": whole[:-1], "empty": b"", "other": bytes(len(whole))}[damage])
+    images = cached_images(dataset, processor, cache_dir=tmp_path, progress=False)
+    assert f"warning: the image cache '{path}' is damaged; building it again." in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert read_rows(images, np.array([3])).tobytes() == whole[-len(dataset) * 3072 :][3 * 3072 : 4 * 3072]
+
+
+def test_a_read_only_cache(pictures, tmp_path) -> None:
+    dataset, processor = pictures
+    (tmp_path / "cache").mkdir()
+    with (
+        read_only(tmp_path / "cache"),
+        pytest.raises(Ham10000Error, match=r"Cannot write the image cache .*: Permission denied.*--cache_dir"),
+    ):
+        cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False)
+    built = np.array(cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False))
+    with read_only(tmp_path / "cache"):  # complete, it serves
+        assert (cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False) == built).all()
+
+
+def test_a_cache_that_fills_its_disk(pictures, tmp_path) -> None:
+    dataset, processor = pictures
+    with disk_full_beyond(100_000), pytest.raises(Ham10000Error, match=r"File too large\. It takes 0\.00 GB; name"):
+        cached_images(dataset, processor, cache_dir=tmp_path, progress=False)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / ".0123456789ab.tmp").mkdir()
+    left = [".model.0123456789ab.tmp.safetensors", ".tmpEaBVKG", "figures/.curves.0123456789ab.tmp.png"]
+    kept = ["model.safetensors", "figures/curves.png", ".gitignore", "notes.tmp"]
+    for name in [*left, *kept]:
+        (tmp_path / name).write_text("x")
+    assert remove_leftovers(tmp_path, older_than=60) == []
+    removed = {str(path.relative_to(tmp_path)) for path in remove_leftovers(tmp_path)}
+    assert removed == {*left, ".0123456789ab.tmp"}
+    assert all((tmp_path / name).is_file() for name in kept)
+    assert not any((tmp_path / name).exists() for name in removed)

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ham10000.training.data.sampling import class_shares
+from ham10000.training.losses import ClassificationLoss, logit_offset
+
+WEIGHTS = torch.tensor([4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825])
+PRIOR = np.array([261, 411, 871, 92, 889, 5328, 114]) / 7966
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cut_batches_sum_to_torch_cross_entropy_on_the_whole(label_smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(32, 7, generator=generator)
+    labels = torch.randint(0, 7, (32,), generator=generator)
+    loss = ClassificationLoss(WEIGHTS, label_smoothing=label_smoothing)
+    parts = sum(loss(logits[start::5], labels[start::5]) for start in range(5))
+    expected = F.cross_entropy(logits, labels, weight=WEIGHTS, label_smoothing=label_smoothing)
+    torch.testing.assert_close(parts / loss.weight_sum(labels), expected)
+
+
+def test_logit_adjustment_is_the_published_formula() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(8, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 7, (8,), generator=generator)
+    tau = 0.5
+    loss = ClassificationLoss(torch.ones(7), offset=logit_offset(PRIOR, tau))
+    # Menon et al. 2021, equation 10: -log( pi_y^tau e^f_y / sum_c pi_c^tau e^f_c ).
+    scores = PRIOR**tau * np.exp(logits.numpy())
+    expected = -np.log(scores[np.arange(8), labels.numpy()] / scores.sum(axis=1)).sum()
+    assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_tau_nothing_is_added() -> None:
+    assert logit_offset(PRIOR, 0.0) is None
+
+
+@pytest.mark.parametrize("sampling", ["natural", "sqrt"])
+@pytest.mark.parametrize("tau", [0.25, 0.5, 1.0])
+def test_an_adjustment_changes_the_answers_however_rows_are_drawn(sampling: str, tau: float) -> None:
+    """A model that fits the drawn rows answers, without the offset, by Bayes' rule for drawn ** (1 - tau)."""
+    drawn = class_shares(PRIOR * 7966, sampling)
+    likelihoods = np.random.default_rng(0).dirichlet(np.ones(7), size=5)
+    fitted = likelihoods * drawn
+    fitted /= fitted.sum(axis=1, keepdims=True)
+    offset = logit_offset(drawn, tau)
+    assert offset is not None
+    assert offset.std() > 0.1  # the same for all classes would change nothing
+    answers = torch.softmax(torch.from_numpy(np.log(fitted)) - offset, dim=-1).numpy()
+    expected = likelihoods * drawn ** (1 - tau)
+    np.testing.assert_allclose(answers, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)

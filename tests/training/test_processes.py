@@ -1,0 +1,273 @@
+"""Two and four processes give the result of one; a worker or a process that dies, or a signal, costs no run.
+
+The processes are forks that know each other as those of a launcher do: on a CPU, over gloo. What only a launcher does
+is at the end, marked slow.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from fork_server import Child, ForkServer
+from safetensors.torch import load_file
+
+from ham10000.training.run_folder import training_states
+
+# Neither batch norm nor dropout: what is left is arithmetic, which must not depend on the processes.
+PLAIN = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "32"]
+PLAIN += ["--backbone_kwargs", '{"dynamic_img_size": true}']
+BATCH_NORM = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32"]
+COMMON = ["--pretrained", "none", "--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
+
+
+def options(folder: Path, data: Path, *more: str) -> list[str]:
+    places = ["--data", str(data), "--output_dir", str(folder), "--cache_dir", str(folder.parent / "cache")]
+    return [*COMMON, *places, *more]
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / "history.json").read_text())
+
+
+def codes(children: list[Child]) -> list[int]:
+    return [child.wait() for child in children]
+
+
+def wait_until(condition: Callable[[], object], children: list[Child], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert all(child.is_running() for child in children), children[0].text
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    states = [load_file(training_states(path)[0]) for path in (folder, other)]
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
+    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_four_processes_give_the_metrics_of_one(forks, synthetic_folder, tmp_path) -> None:
+    # 22 images to validate on, which four processes cannot share evenly, nor batches of four theirs.
+    more = [*PLAIN, "--epochs", "1", "--eval_batch_size", "4"]
+    folders = [tmp_path / "one", tmp_path / "four"]
+    for folder, world_size in zip(folders, (1, 4), strict=True):
+        ranks = forks.start_ranks(world_size, options(folder, synthetic_folder, *more))
+        assert codes(ranks) == [0] * world_size, ranks[0].text
+        assert f"{world_size} process(es)" in ranks[0].text
+        assert [rank.text for rank in ranks[1:] if "epoch" in rank.text] == []  # one speaks for all
+        assert json.loads((folder / "split.json").read_text())["sizes"]["validation"] % 4 != 0
+    (expected,), (row,) = (history(folder) for folder in folders)
+    for name in ("validation_macro_f1", "validation_accuracy", "validation_balanced_accuracy"):
+        assert row[name] == expected[name]
+    for name in ("train_loss", "validation_loss"):
+        assert row[name] == pytest.approx(expected[name], abs=1e-5)
+    weights, others = (load_file(folder / "model.safetensors") for folder in folders)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, atol=1e-4, rtol=1e-3)
+
+
+PREDICT = """
+import sys
+import numpy as np, torch
+from accelerate import Accelerator
+from ham10000.modeling import Ham10000Config, create_processor
+from ham10000.training.data.loader import EvalLoader, Samples
+from ham10000.training.inference.prediction import predict_logits
+
+class Copy:
+    def __call__(self, metadata):
+        self.logits = metadata[:, :1] * torch.arange(1.0, 8.0)  # a row's own number, whatever it is predicted with
+        return self
+
+accelerator = Accelerator(cpu=True)
+processor = create_processor(Ham10000Config(modality="metadata"))
+rank, world_size = accelerator.process_index, accelerator.num_processes
+for rows in range(1, 12):
+    metadata = torch.arange(float(rows))[:, None].repeat(1, 3)
+    samples = Samples([str(row) for row in range(rows)], torch.zeros(rows, dtype=torch.int64), metadata)
+    loader = EvalLoader(samples, None, processor, accelerator.device, batch_size=2, rank=rank, world_size=world_size)
+    logits = predict_logits(Copy(), loader, accelerator=accelerator)
+    assert np.array_equal(logits, np.arange(rows, dtype=np.float32)[:, None] * np.arange(1, 8)), (rows, logits)
+print("every row once, in order")
+"""
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_row_is_predicted_once_and_in_order(forks: ForkServer, tmp_path: Path, world_size: int) -> None:
+    script = tmp_path / "predict.py"
+    script.write_text(PREDICT)
+    ranks = forks.start_ranks(world_size, [str(script)], command="script")
+    assert codes(ranks) == [0] * world_size, ranks[0].text
+    assert all("every row once, in order" in rank.text for rank in ranks)
+
+
+def test_with_batch_norm_the_epoch_is_judged_by_the_network_that_is_saved(forks, synthetic_folder, tmp_path) -> None:
+    folder = tmp_path / "run"
+    more = [*BATCH_NORM, "--epochs", "1", "--ema_decay", "0"]
+    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *more))
+    assert codes(ranks) == [0, 0], ranks[0].text
+    (one,) = forks.start_ranks(1, options(tmp_path / "one", synthetic_folder, *more))
+    assert one.wait() == 0
+    statistics = [load_file(path / "model.safetensors") for path in (folder, tmp_path / "one")]
+    means = [name for name in statistics[0] if name.endswith("running_mean")]
+    # Each process normalises by its own half of a batch, which is documented, and seen in the statistics.
+    assert any(not torch.allclose(statistics[0][name], statistics[1][name], atol=1e-4) for name in means)
+    places = ["--data", str(synthetic_folder), "--cache_dir", str(tmp_path / "cache"), "--checkpoint", str(folder)]
+    evaluation = forks.run("evaluate", [*places, "--split", "validation", "--n_resamples", "20"])
+    assert evaluation.wait() == 0, evaluation.text
+    metrics = json.loads((folder / "evaluation_validation" / "eval_results.json").read_text())["metrics"]
+    (row,) = history(folder)
+    assert row["validation_macro_f1"] == metrics["macro_f1"]
+    assert row["validation_accuracy"] == metrics["accuracy"]
+    assert row["validation_loss"] == pytest.approx(metrics["nll"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, two epochs, nobody killed."""
+    folder = tmp_path_factory.mktemp("processes") / "undisturbed"
+    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
+    assert codes(ranks) == [0, 0], ranks[0].text
+    return folder
+
+
+STEPS = [*BATCH_NORM, "--epochs", "2", "--save_every_steps", "3"]
+
+
+def resume_alone(forks: ForkServer, folder: Path, copy: Path) -> None:
+    """One process goes on with what two have begun."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    child = forks.run("train", ["--resume", "--output_dir", str(copy)])
+    assert child.wait() == 0, child.text
+    assert json.loads((copy / "train_config.json").read_text())["finished"]
+    assert len(history(copy)) == 2
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(
+    forks, synthetic_folder, undisturbed, tmp_path, victim
+) -> None:
+    folder = tmp_path / "run"
+    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
+    wait_until(lambda: training_states(folder), ranks)
+    os.kill(ranks[victim].pid, signal.SIGKILL)
+    start = time.monotonic()
+    assert ranks[victim].wait() == -9
+    survivor = ranks[1 - victim]
+    assert survivor.wait() == 2, survivor.text
+    assert time.monotonic() - start < 60
+    assert "Traceback" not in survivor.text
+    (message,) = [line for line in survivor.text.splitlines() if line.startswith("error: ")]
+    assert message.startswith("error: Another process of this run ended (")
+    assert f"continue with --resume --output_dir {folder}" in message
+    if victim == 1:
+        resume_alone(forks, folder, tmp_path / "alone")
+    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
+    assert codes(ranks) == [0, 0], ranks[0].text
+    assert_same_weights(folder, undisturbed)
+
+
+@pytest.mark.parametrize("to", [pytest.param("one", marks=pytest.mark.slow), "twice"])
+def test_a_signal_ends_all_processes_after_the_same_step(forks, synthetic_folder, undisturbed, tmp_path, to) -> None:
+    folder = tmp_path / "run"
+    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
+    wait_until(lambda: training_states(folder), ranks)
+    for rank in ranks[1:] if to == "one" else ranks * 2:
+        os.kill(rank.pid, signal.SIGTERM)
+    assert codes(ranks) == [143, 143], ranks[0].text + ranks[1].text
+    messages = [line for rank in ranks for line in rank.text.splitlines() if line.startswith("Stopped by SIGTERM")]
+    assert len(messages) == 1  # one speaks for all
+    assert messages[0].endswith(f"the state is saved. Continue with --resume --output_dir {folder}")
+    assert "Traceback" not in ranks[0].text + ranks[1].text
+    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
+    assert codes(ranks) == [0, 0], ranks[0].text
+    assert_same_weights(folder, undisturbed)
+
+
+def test_an_image_that_cannot_be_read_is_one_line(forks, synthetic_folder, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic_folder, data)
+    for path in data.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:200])
+    child = forks.start("train", options(tmp_path / "run", data, *STEPS))
+    assert child.wait() == 2
+    (message,) = [line for line in child.text.splitlines() if line.startswith("error: ")]
+    assert message.startswith("error: Image '")
+    assert message.endswith("See `ham10000-data --check_images`.")
+    assert "Traceback" not in child.text
+
+
+def launch(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = str(Path(__file__).parents[2] / "training" / "train.py")
+    return subprocess.Popen(
+        [*command, script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_state(process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not training_states(folder):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_process_killed_under_accelerate_launch(forks, synthetic_folder, undisturbed, tmp_path) -> None:
+    folder = tmp_path / "run"
+    process = launch(options(folder, synthetic_folder, *STEPS))
+    wait_for_state(process, folder)
+    ranks = [child for child in psutil.Process(process.pid).children() if "train.py" in " ".join(child.cmdline())]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    start = time.monotonic()
+    _, error = process.communicate(timeout=120)
+    assert time.monotonic() - start < 90
+    assert process.returncode != 0
+    assert not any(rank.is_running() for rank in ranks)
+    assert "error: Another process of this run ended" in error
+    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
+    assert codes(ranks) == [0, 0], ranks[0].text
+    assert_same_weights(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_the_group", [False, True])
+def test_a_signal_under_accelerate_launch(
+    forks, synthetic_folder, undisturbed, tmp_path, signum, to_the_group
+) -> None:
+    # A scheduler signals the launcher, or like a terminal the launcher and its processes, which it signals again.
+    folder = tmp_path / "run"
+    process = launch(options(folder, synthetic_folder, *STEPS))
+    wait_for_state(process, folder)
+    (os.killpg if to_the_group else os.kill)(process.pid, signum)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0  # the launcher's own status, not 143
+    messages = [line for line in error.splitlines() if line.startswith(f"Stopped by {signum.name} in epoch")]
+    assert len(messages) == 1, error
+    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
+    assert codes(ranks) == [0, 0], ranks[0].text
+    assert_same_weights(folder, undisturbed)

@@ -1,0 +1,493 @@
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModel, get_cosine_schedule_with_warmup
+
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
+from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.data.augment import Augment
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.split import load_split
+from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
+from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.evaluation.report import read_predictions
+from ham10000.training.inference.prediction import predict_logits
+from ham10000.training.losses import ClassificationLoss
+from ham10000.training.run_folder import save_model, training_states
+from ham10000.training.train import main as train
+
+TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
+PLAIN = ["--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process; every test starts without it."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def run_training(folder: Path, data: Path | str, *options: str) -> int:
+    cache = folder.parent / "cache"
+    return train(
+        [*TINY, *PLAIN, "--data", str(data), "--output_dir", str(folder), "--cache_dir", str(cache), *options]
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(training_states(folder)[0])
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in history]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
+    """Two epochs of the fusion variant with everything random switched on."""
+    AcceleratorState._reset_state(True)
+    folder = tmp_path_factory.mktemp("runs") / "fusion"
+    assert run_training(folder, synthetic_folder, "--epochs", "2", "--modality", "fusion") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(finished_run: Path, synthetic_folder: Path) -> Path:
+    """The same run with its test split scored."""
+    cache = str(finished_run.parent / "cache")
+    arguments = ["--checkpoint", str(finished_run), "--data", str(synthetic_folder), "--cache_dir", cache]
+    assert evaluate([*arguments, "--n_resamples", "200"]) == 0
+    return finished_run
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_a_command_tells_the_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command(["--version"])
+    assert capsys.readouterr().out == f"ham10000 {importlib.metadata.version('ham10000')}\n"
+
+
+def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert names >= {
+        "config.json",
+        "processor_config.json",
+        "model.safetensors",
+        "modeling_ham10000.py",
+        "split.csv",
+        "split.json",
+        "train_config.json",
+        "history.json",
+        "training_state-00000016.safetensors",
+    }
+    assert not [name for name in names if name.startswith(".") or name.endswith(".bin")]
+    # safetensors alone would write files that only their owner can read.
+    assert len({path.stat().st_mode for path in finished_run.iterdir() if path.is_file()}) == 1
+    summary = json.loads((finished_run / "train_config.json").read_text())
+    assert summary["finished"] is True
+    assert summary["config"]["image_size"] == [32]
+    assert summary["best"] == json.loads((finished_run / "history.json").read_text())[-1]  # the last is kept
+    assert summary["split"]["leakage"]["test"]["all"] == 0
+    assert summary["environment"]["peak_rss_mib"] > 100
+
+
+def test_train_and_validation_together_keep_the_last_epoch(
+    tmp_path: Path, synthetic_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "published"
+    options = ["--modality", "image", "--train_on_validation", "--epochs", "3", "--patience", "1"]
+    assert run_training(folder, synthetic_folder, *options, "--save_dtype", "float16") == 0
+    split = load_split(folder)
+    steps = (split.sizes["train"] + split.sizes["validation"]) // 20
+    assert training_states(folder)[0].name == f"training_state-{3 * steps:08d}.safetensors"
+    summary = json.loads((folder / "train_config.json").read_text())
+    assert summary["finished"]
+    assert summary["epochs_trained"] == summary["best"]["epoch"] == 3
+    assert not [name for name in summary["best"] if name.startswith("validation")]
+    # The last epoch's average, rounded to half precision: what lies in the state, saved at the same moment.
+    stored, state = load_file(folder / "model.safetensors"), weights(folder)
+    for name, value in stored.items():
+        expected = state[f"average/{name}"]
+        assert value.dtype == (torch.float16 if expected.is_floating_point() else expected.dtype)
+        assert torch.equal(value, expected.to(value.dtype)), name
+    assert "epoch 3 is kept, the last: no validation" in capsys.readouterr().out
+    # What is stored as half computes in float32, whoever reads it, and is evaluated as it is published.
+    model = AutoModel.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert torch.equal(model.classifier.weight, stored["classifier.weight"].float())
+    arguments = ["--checkpoint", str(folder), "--data", str(synthetic_folder), "--n_resamples", "20"]
+    cache = ["--cache_dir", str(folder.parent / "cache")]
+    assert evaluate([*arguments, *cache, "--split", "validation"]) == 0
+    assert f"trained on {split.sizes['validation']} of these images" in capsys.readouterr().out
+    assert evaluate([*arguments, *cache]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_weight_too_large_for_half_precision_is_named(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints["metadata"])
+    with torch.no_grad():
+        model.classifier.bias[3] = 1e5
+    with pytest.raises(Ham10000Error, match=r"'classifier\.bias' is too large for float16"):
+        save_model(tmp_path / "half", model, dtype="float16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+    finished_run: Path, tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = tmp_path / "fusion"
+    step, calls = Engine._step, []
+
+    def failing_step(self: Engine, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 14:  # in the middle of the second epoch of 8 steps, after the state of step 12
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    options = ["--epochs", "2", "--modality", "fusion", "--save_every_steps", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_step", failing_step)
+        assert run_training(interrupted, synthetic_folder, *options) == 130
+    AcceleratorState._reset_state(True)
+    assert train(["--resume", "--output_dir", str(interrupted)]) == 0
+
+    expected, resumed = weights(finished_run), weights(interrupted)
+    assert expected.keys() == resumed.keys()
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (finished_run, interrupted)]
+    assert without_times(histories[0]) == without_times(histories[1])
+    published = [load_file(folder / "model.safetensors") for folder in (finished_run, interrupted)]
+    assert all(torch.equal(published[0][name], published[1][name]) for name in published[0])
+
+
+def test_an_existing_run_is_not_overwritten(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished_run / "model.safetensors").read_bytes()
+    assert run_training(finished_run, "synthetic:200", "--epochs", "1") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (finished_run / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()}
+    assert train(["--resume", "--output_dir", str(finished_run), "--learning_rate", "0.5"]) == 2
+    assert "learning_rate was 0.0005 and is now 0.5" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()} == before
+
+
+def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synthetic_folder: Path) -> None:
+    finished_run = evaluated_run
+    results = json.loads((finished_run / "eval_results.json").read_text())
+    table, labels, probabilities = read_predictions(finished_run / "predictions.csv")
+    predicted = probabilities.argmax(axis=1)
+    assert results["metrics"]["accuracy"] == accuracy_score(labels, predicted)
+    assert results["metrics"]["macro_f1"] == pytest.approx(
+        f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0), abs=1e-12
+    )
+    interval = results["intervals"]["accuracy"]
+    assert interval["low"] <= results["metrics"]["accuracy"] <= interval["high"]
+    split = json.loads((finished_run / "split.json").read_text())
+    assert results["split"]["sha256"] == split["sha256"]
+    assert len(table) == split["sizes"]["test"]
+    assert {path.name for path in (finished_run / "figures").iterdir()} == {
+        "confusion_matrix.png",
+        "per_class.png",
+        "reliability.png",
+        "subgroups.png",
+        "training_curves.png",
+    }
+
+    # The same rows through model and processor, as a user of the checkpoint would.
+    model = Ham10000ForImageClassification.from_pretrained(finished_run)
+    processor = Ham10000Processor.from_pretrained(finished_run)
+    rows = {row["image_id"]: row for row in load_data(str(synthetic_folder))[0]}
+    chosen = [rows[image_id] for image_id in table["image_id"]]
+    inputs = processor(
+        images=[row["image"] for row in chosen],
+        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in chosen],
+    )
+    with torch.inference_mode():
+        expected = model(**inputs).logits.softmax(-1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def test_evaluation_of_other_data_with_the_split_is_refused(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    picture = tmp_path / "lesion.jpg"
+    load_data("synthetic:200")[0][0]["image"].save(picture)
+    for written, ours in (("examples/checkpoints/ham10000-fusion", evaluated_run), ("lesion.jpg", picture)):
+        snippet = snippet.replace(written, str(ours))
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["probabilities"].shape == (1, 7)
+    assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:
+    model = Ham10000ForImageClassification.from_pretrained(finished_run)
+    processor = Ham10000Processor.from_pretrained(finished_run)
+    dataset = load_data(str(synthetic_folder))[0]
+    device = torch.device("cpu")
+    images = open_images(dataset, processor, device, cache_dir=finished_run.parent / "cache", progress=False)
+    loader = EvalLoader(Samples.from_dataset(dataset.select(range(6)), processor), images, processor, device)
+    (batch,) = list(loader)
+    with torch.inference_mode():
+        views = [
+            model(pixel_values=batch.pixel_values.flip(dimensions), metadata=batch.metadata).logits.softmax(-1)
+            for dimensions in ([], [2], [3], [2, 3])
+        ]
+    averaged = np.exp(predict_logits(model, loader, views=4))
+    np.testing.assert_allclose(averaged, torch.stack(views).mean(0).numpy(), atol=1e-6)
+    with pytest.raises(Ham10000Error, match="views"):
+        predict_logits(model, loader, views=3)
+
+
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path, modality: str) -> None:
+    torch.manual_seed(0)
+    dataset = load_data(str(synthetic_folder))[0].select(range(0, 160, 10))
+    config = TrainConfig(
+        modality=modality,
+        backbone="test_efficientnet",
+        backbone_kwargs="{}",
+        epochs=40,
+        batch_size=16,
+        learning_rate=3e-3,
+        head_learning_rate=3e-3,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        ema_decay=0.0,
+        classifier_dropout=0.0,
+        output_dir=str(tmp_path),
+        trackers=["none"],
+    )
+    accelerator = Accelerator(cpu=True)
+    processor = create_processor(config.model_config(), image_size=32)
+    options: dict = {"cache_dir": tmp_path / "cache", "progress": False}
+    frames = open_frames(dataset, processor, accelerator.device, train_size=(32, 32), **options)
+    images = open_images(dataset, processor, accelerator.device, **options)
+    samples = Samples.from_dataset(dataset, processor)
+    assert len(samples.labels.unique()) > 2
+    train_loader = TrainLoader(
+        samples, frames, processor, accelerator.device, augment=Augment(flip=False), batch_size=16
+    )
+    eval_loader = EvalLoader(samples, images, processor, accelerator.device)
+    model = Ham10000ForImageClassification(config.model_config())
+    loss = ClassificationLoss(torch.ones(7))
+    engine = Engine(config, accelerator, model, processor, train_loader, eval_loader, loss, {})
+    progress = engine.fit()
+    assert progress.history[-1]["train_loss"] < 0.1
+    assert max(row["validation_accuracy"] for row in progress.history) == 1.0
+
+
+def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path, synthetic_folder: Path, finished_run: Path) -> None:
+    options = ["--epochs", "1", "--modality", "fusion", "--freeze_backbone", "true", "--head_learning_rate", "0.1"]
+    options += [
+        "--pretrained",
+        str(finished_run / "model.safetensors"),
+        "--mixup",
+        "0.2",
+        "--train_scales",
+        "0.5",
+        "1",
+    ]
+    assert run_training(tmp_path / "frozen", synthetic_folder, *options) == 0
+    before, after = load_file(finished_run / "model.safetensors"), load_file(tmp_path / "frozen" / "model.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(name.startswith("backbone.") for name in changed)
+    assert {name for name in after if name.startswith("classifier.")} <= changed
+
+
+def test_two_processes_give_the_metrics_of_one(tmp_path: Path, synthetic_folder: Path) -> None:
+    # A backbone without batch norm or dropout: what is left is arithmetic, which must not depend on the processes.
+    options = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "160"]
+    options += ["--epochs", "2", "--eval_batch_size", "7"]
+    assert run_training(tmp_path / "one", synthetic_folder, *options) == 0
+    # `--multi_gpu` is Accelerate's name for its torchrun launcher; with `--cpu` it would start one process only.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = Path(__file__).parents[2] / "training" / "train.py"
+    arguments = [*TINY, *PLAIN, "--data", str(synthetic_folder), "--cache_dir", str(tmp_path / "cache"), *options]
+    process = subprocess.run(
+        [*command, str(script), *arguments, "--output_dir", str(tmp_path / "two")], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "2 process(es)" in process.stdout
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    for row, other in zip(one, two, strict=True):
+        assert row["validation_accuracy"] == other["validation_accuracy"]
+        assert row["validation_macro_f1"] == other["validation_macro_f1"]
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert row["validation_loss"] == pytest.approx(other["validation_loss"], abs=1e-4)
+
+
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path, synthetic_folder: Path) -> None:
+    # Without batch norm and dropout only the arithmetic is left; the weights of the classes differ between the parts.
+    options = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "160"]
+    states = []
+    for parts in ("1", "4"):
+        AcceleratorState._reset_state(True)
+        folder = tmp_path / parts
+        accumulation = ["--epochs", "1", "--gradient_accumulation_steps", parts]
+        assert run_training(folder, synthetic_folder, *options, *accumulation) == 0
+        states.append({name: value for name, value in weights(folder).items() if name.startswith("optimizer/")})
+    first_moments = [name for name in states[0] if name.endswith("/exp_avg")]
+    assert first_moments
+    for name in first_moments:  # the running mean of the gradients
+        scale = states[0][name].abs().max().item()
+        torch.testing.assert_close(states[0][name], states[1][name], atol=0.02 * scale + 1e-7, rtol=0)
+
+
+def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path: Path, synthetic_folder: Path) -> None:
+    # A learning rate of nearly 0 never improves on the first epoch, so the run ends after `patience` more.
+    options = ["--modality", "metadata", "--epochs", "9", "--patience", "2", "--ema_decay", "0"]
+    rates = ["--learning_rate", "1e-12", "--head_learning_rate", "1e-12", "--weight_decay", "0"]
+    assert run_training(tmp_path / "run", synthetic_folder, *options, *rates) == 0
+    summary = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert (summary["best"]["epoch"], summary["epochs_trained"], summary["finished"]) == (1, 3, True)
+
+    # A rate this large overfits at once: the loss falls and rises again, whatever macro-F1 does.
+    rates = ["--epochs", "12", "--patience", "12", "--head_learning_rate", "0.05", "--label_smoothing", "0"]
+    assert run_training(tmp_path / "chosen", synthetic_folder, *options, *rates) == 0
+    history = json.loads((tmp_path / "chosen" / "history.json").read_text())
+    summary = json.loads((tmp_path / "chosen" / "train_config.json").read_text())
+    assert summary["best"] == min(history, key=lambda row: row["validation_loss"])
+    assert summary["best"]["epoch"] < len(history) == 12
+
+
+def test_the_moving_average_reaches_its_decay() -> None:
+    """timm's default warm-up never does: after 3,000 steps a decay of 0.998 was 0.9952."""
+    config = TrainConfig(modality="metadata", ema_decay=0.99)
+    model = Ham10000ForImageClassification(config.model_config())
+    loader = SimpleNamespace(steps_per_epoch=1)
+    engine = Engine(config, Accelerator(cpu=True), model, None, loader, None, None, {})  # type: ignore[arg-type]
+    weight = model.classifier.weight
+    values, steps = [], 150
+    for step in range(steps):
+        with torch.no_grad():
+            weight.fill_(float(step % 7))
+        values.append(float(step % 7))
+        engine.average.update(model, step=step)
+        if step == 49:  # the plain mean, of what came after the first
+            assert engine.published_model.classifier.weight.mean().item() == pytest.approx(np.mean(values), abs=0.1)
+    assert engine.average.get_decay(100) == pytest.approx(0.99)
+    assert engine.average.get_decay(steps) == 0.99
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, synthetic_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--modality", "metadata", "--head_learning_rate", "1e30", "--warmup_fraction", "0", "--ema_decay", "0"]
+    assert run_training(tmp_path / "run", synthetic_folder, *options) == 2
+    error = capsys.readouterr().err
+    found = re.search(r"The loss is nan in epoch (\d+), step (\d+), on the images ([\w, ]+)\.", error)
+    assert found, error
+    assert "learning rate" in error
+    # The order is a permutation by (seed, epoch), and the batch holds 20 rows of it.
+    rows = load_split(tmp_path / "run").table.query("split == 'train'")["image_id"].to_numpy()
+    order = np.random.default_rng((0, int(found[1]) - 1)).permutation(len(rows))
+    step = int(found[2]) - 1
+    assert found[3].split(", ") == rows[order[20 * step : 20 * step + 20]].tolist()
+
+
+def test_learning_rates_follow_transformers_cosine_schedule() -> None:
+    config = TrainConfig(warmup_fraction=0.1)
+    model = torch.nn.Linear(1, 1)
+    scheduler = get_cosine_schedule_with_warmup(torch.optim.SGD(model.parameters(), lr=1.0), 20, 200)
+    for step in range(200):
+        if step >= 20:
+            assert learning_rate_factor(step, 200, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
+        scheduler.optimizer.step()
+        scheduler.step()
+    # Unlike theirs the warm-up does not waste its first step on a learning rate of 0.
+    assert 0 < learning_rate_factor(0, 200, config) < learning_rate_factor(19, 200, config) < 1
+
+
+def test_optimizer_groups_cover_every_parameter_once() -> None:
+    config = TrainConfig(backbone="test_efficientnet", backbone_kwargs="{}", modality="fusion")
+    model = Ham10000ForImageClassification(config.model_config())
+    optimizer = build_optimizer(model, config)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in parameters} == {id(parameter) for parameter in model.parameters()}
+    assert len(parameters) == len(list(model.parameters()))
+    for group in optimizer.param_groups:
+        assert all((parameter.ndim > 1) == (group["weight_decay"] > 0) for parameter in group["params"])
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    for group in optimizer.param_groups:
+        rates = {
+            config.learning_rate if id(parameter) in backbone else config.head_learning_rate
+            for parameter in group["params"]
+        }
+        assert rates == {group["peak_lr"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "`epochs` must be at least 1"),
+        (["--backbone_kwargs", "{"], "not JSON"),
+        (["--batch_size", "30", "--gradient_accumulation_steps", "4"], "multiple"),
+        (["--metadata_fields", "age", "dx"], "can never be a model input"),
+        (["--freeze_backbone", "true"], "`freeze_backbone` must be false for a model without a backbone, or with a"),
+        (["--train_scales", "0.5", "1.5"], "`train_scales` must be two shares in (0, 1]"),
+        (["--mixup", "-1"], "`mixup` must be 0 or more"),
+        (["--patience", "0"], "`patience` must be positive, or left out"),
+        (["--cache_size", "0"], "`cache_size` must be positive, or left out"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--pretrained", "no/such/file.safetensors"], "No pretrained weights"),
+    ],
+)
+def test_wrong_settings_end_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run_training(tmp_path / "run", "synthetic:220", *options) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1e-3\nepochs: 3\nbackbone_kwargs: {bn_eps: 0.001}\nweight_decay: 1\n")
+    config = parse_arguments(["--config", str(file), "--epochs", "5"])
+    assert (config.learning_rate, config.epochs, config.weight_decay) == (1e-3, 5, 1.0)
+    assert config.model_config().backbone_kwargs == {"bn_eps": 0.001}
+    assert config.batch_size == TrainConfig().batch_size
+    file.write_text("leraning_rate: 1e-3\n")
+    with pytest.raises(Ham10000Error, match=r"unknown key\(s\) \['leraning_rate'\]"):
+        parse_arguments(["--config", str(file)])
+
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
+
+
+# A plan of trials is no config of one; `test_recipes.py` reads it.
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "recipes"], ids=lambda p: p.stem)
+def test_example_configs_are_valid(path: Path) -> None:
+    config = parse_arguments(["--config", str(path)])
+    assert config.modality in path.stem or path.stem in ("baseline", "recipe_b0")

@@ -1,0 +1,1 @@
+"""From a source to batches: readers, checks, splits, the image cache, loaders, augmentation."""

@@ -1,0 +1,294 @@
+"""What is checked of every row, and the report that says what was found."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
+from ham10000.training.utils.markdown_text import plain
+
+MAX_AGE = 120
+_MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
+
+# `marmal88/skin_cancer`, the most used copy of HAM10000 on the Hub, spells the diagnoses out.
+_LABEL_SPELLINGS = {
+    "actinic keratoses": "akiec",
+    "basal cell carcinoma": "bcc",
+    "benign keratosis like lesions": "bkl",
+    "dermatofibroma": "df",
+    "melanoma": "mel",
+    "melanocytic nevi": "nv",
+    "vascular lesions": "vasc",
+}
+
+
+@dataclass
+class DataReport:
+    """What a source holds, and what was found wrong with it.
+
+    The counts are of the rows that were kept; the lists name what was found, kept or not.
+
+    Attributes:
+        source: The source as the user wrote it.
+        rows: Number of images.
+        lesions: Number of lesions.
+        class_counts: Images per class, in the order of `LABELS`.
+        images_per_lesion: Number of lesions by their number of images.
+        missing: Number of rows without a value, per metadata field.
+        duplicate_image_ids: Image ids that occur more than once.
+        missing_images: Image ids without an image.
+        unreadable_images: Image ids whose image cannot be decoded; None where that was not checked.
+        unknown_labels: Values of dx that are no class, with their counts.
+        unknown_sexes: Values of sex outside the vocabulary, with their counts.
+        unknown_localizations: Values of localization outside the vocabulary, with their counts.
+        invalid_ages: Values of age that are no number in 0..120 years, with their counts.
+        inconsistent_lesions: Lesion ids whose images carry different diagnoses.
+        notes: One sentence for each decision and for each thing that was dropped.
+    """
+
+    source: str
+    rows: int = 0
+    lesions: int = 0
+    class_counts: dict[str, int] = field(default_factory=dict)
+    images_per_lesion: dict[int, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    duplicate_image_ids: list[str] = field(default_factory=list)
+    missing_images: list[str] = field(default_factory=list)
+    unreadable_images: list[str] | None = None
+    unknown_labels: dict[str, int] = field(default_factory=dict)
+    unknown_sexes: dict[str, int] = field(default_factory=dict)
+    unknown_localizations: dict[str, int] = field(default_factory=dict)
+    invalid_ages: dict[str, int] = field(default_factory=dict)
+    inconsistent_lesions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as plain values that `json` can write."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Returns the report as a plain-text table."""
+        per_lesion = ", ".join(f"{lesions:,} with {images}" for images, lesions in self.images_per_lesion.items())
+        missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
+        unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
+        lines = [
+            f"source               {self.source}",
+            f"images               {self.rows:,} of {self.lesions:,} lesions",
+            f"images per lesion    {per_lesion}",
+            "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
+            f"missing values       {missing}",
+            f"duplicate image ids  {_counted(self.duplicate_image_ids)}",
+            f"missing images       {_counted(self.missing_images)}",
+            f"unreadable images    {unreadable}",
+            f"unknown labels       {_counted(self.unknown_labels)}",
+            f"unknown sexes        {_counted(self.unknown_sexes)}",
+            f"unknown sites        {_counted(self.unknown_localizations)}",
+            f"invalid ages         {_counted(self.invalid_ages)}",
+            f"lesions with two dx  {_counted(self.inconsistent_lesions)}",
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def _counted(values: list[str] | dict[str, int], limit: int = 5) -> str:
+    """`"7 (a, b, ...)"`, or `"none"`."""
+    if not values:
+        return "none"
+    total = sum(values.values()) if isinstance(values, dict) else len(values)
+    shown = [repr(value) for value in list(values)[:limit]]
+    return f"{total:,} ({', '.join(shown)}{', ...' if len(values) > limit else ''})"
+
+
+class _Checks:
+    """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
+
+    def __init__(self, frame: pd.DataFrame, notes: list[str]) -> None:
+        self.frame = frame
+        self.keep = np.ones(len(frame), dtype=bool)
+        self.notes = notes
+        self.problems: list[str] = []
+
+    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str, limit: int = 5) -> None:
+        """Records rows `bad` as a problem: each with file, row, image id, field and value."""
+        if not bad.any():
+            return
+        rows = self.frame[bad]
+        where = [
+            f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
+            f"{column} = {row[column]!r}"
+            for row in rows.head(limit).to_dict("records")
+        ]
+        if len(rows) > limit:
+            where.append(f"    ... and {len(rows) - limit:,} more")
+        self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
+
+    def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str, asked: bool) -> None:
+        """Drops rows where `option` asked for it, with a note; otherwise they are a problem."""
+        if not asked:
+            remedy = f"Correct them, or drop them with `{option}` (--{option} on the command line)."
+            self.problem(bad, column, what, expected, remedy)
+        elif bad.any():
+            examples = _counted(list(self.frame["image_id"][bad]))
+            self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
+            self.keep &= ~bad
+
+    def finish(self, source: str) -> None:
+        """Raises one error with every problem, if there is one."""
+        if self.problems:
+            raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(self.problems))
+
+
+def check_rows(
+    raw: pd.DataFrame,
+    *,
+    source: str,
+    missing_images: np.ndarray,
+    unreadable_images: np.ndarray | None,
+    notes: list[str],
+    drop_unreadable: bool = False,
+    drop_duplicates: bool = False,
+    drop_unknown_labels: bool = False,
+    invalid_to_missing: bool = False,
+) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
+    """Checks and normalises every row.
+
+    Args:
+        raw: String columns, "" where missing, with `file` and `row`; see `data_sources.RawSource`.
+        source: Name for messages.
+        missing_images: (rows,) bool, whether there is no image.
+        unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
+        notes: Sentences the report begins with.
+        drop_unreadable: Drop rows whose image is missing or unreadable.
+        drop_duplicates: Keep the first row of every image id.
+        drop_unknown_labels: Drop rows whose dx is none of the seven classes.
+        invalid_to_missing: Treat an unknown sex or site and an impossible age as missing.
+
+    Returns:
+        The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and
+        "unknown" where missing), a (rows,) bool mask of the kept rows, and the report.
+
+    Raises:
+        Ham10000Error: One error that lists every problem for which no option was given.
+    """
+    frame = raw.copy()
+    checks = _Checks(frame, list(notes))
+    report = DataReport(source, notes=checks.notes)
+    if frame.empty:
+        raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
+
+    _check_ids(frame, checks)
+    duplicated = frame["image_id"].duplicated().to_numpy()
+    report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
+    _check_labels(frame, checks, report, drop=drop_unknown_labels)
+    _check_conflicts(frame, checks)
+    expected = "every image id must occur once"
+    checks.drop(
+        duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates", asked=drop_duplicates
+    )
+    _check_values(frame, checks, report, to_missing=invalid_to_missing)
+
+    report.missing_images = list(frame["image_id"][missing_images])
+    for bad, what in ((missing_images, "no image file"), (unreadable_images, "unreadable image file")):
+        if bad is not None:
+            expected = "every row needs an image that can be decoded"
+            checks.drop(bad, "image_id", what, expected, option="drop_unreadable", asked=drop_unreadable)
+    if unreadable_images is not None:
+        report.unreadable_images = list(frame["image_id"][unreadable_images])
+    checks.finish(source)
+
+    kept = frame[checks.keep].reset_index(drop=True)
+    if kept.empty:
+        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
+    _count(kept, report)
+    return kept, checks.keep, report
+
+
+def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
+    for name in ("image_id", "lesion_id"):
+        empty = frame[name].str.lower().isin(_MISSING).to_numpy()
+        checks.problem(empty, name, f"no {name}", "every row needs one", "Fill it in.")
+    # Image ids become file names: of the cache, of an export, of predictions.
+    unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
+    expected = "expected an id without '/', '\\' or '..'"
+    checks.problem(unsafe, "image_id", "image_id with a path in it", expected, "Give the file's bare name.")
+    for name in ("lesion_id", "dx_type", "dataset"):
+        control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
+        expected = "expected text without line breaks and control characters"
+        checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
+
+
+def _check_labels(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, drop: bool) -> None:
+    spelled = frame["dx"].str.lower()
+    words = spelled.str.replace(r"[\s_-]+", " ", regex=True)
+    names = words.map(_LABEL_SPELLINGS)
+    for word, count in words[names.notna()].value_counts().sort_index().items():
+        checks.notes.append(f"dx {word!r} is read as {_LABEL_SPELLINGS[str(word)]!r} in {count:,} rows")
+    frame["dx"] = names.where(names.notna(), spelled.where(spelled.isin(LABELS), frame["dx"]))
+    unknown = ~frame["dx"].isin(LABELS).to_numpy()
+    report.unknown_labels = _value_counts(frame["dx"][unknown])
+    expected = f"expected one of {list(LABELS)}"
+    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels", asked=drop)
+
+
+def _check_conflicts(frame: pd.DataFrame, checks: _Checks) -> None:
+    """Copies of one image that disagree cannot be dropped: nobody here knows which of them is right."""
+    for name in ("dx", "lesion_id"):
+        conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
+        expected = f"all rows of an image id must have the same {name}"
+        checks.problem(conflict, name, f"one image id with different {name}", expected, "Correct the rows.")
+
+
+def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, to_missing: bool) -> None:
+    remedy = "Correct them, or read them as missing with `invalid_to_missing` (--invalid_to_missing)."
+
+    def check(name: str, bad: np.ndarray, expected: str) -> dict[str, int]:
+        found = _value_counts(frame[name][bad])
+        if found and to_missing:
+            checks.notes.append(f"read as missing because of invalid_to_missing: {name} {_counted(found)}")
+        elif found:
+            checks.problem(bad, name, f"invalid {name}", expected, remedy)
+        return found
+
+    missing = frame["age"].str.lower().isin(_MISSING).to_numpy()
+    years = pd.to_numeric(frame["age"], errors="coerce")
+    invalid = ~missing & ~years.between(0, MAX_AGE).to_numpy()
+    report.invalid_ages = check("age", invalid, f"expected years from 0 to {MAX_AGE}, or nothing if unknown")
+    # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
+    frame["age"] = years.where(~missing & ~invalid)
+
+    for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
+        values = frame[name].str.lower()
+        values = values.where(~values.isin(_MISSING), "unknown")
+        invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
+        found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
+        if name == "sex":
+            report.unknown_sexes = found
+        else:
+            report.unknown_localizations = found
+        frame[name] = values.mask(invalid, "unknown")
+
+
+def _count(kept: pd.DataFrame, report: DataReport) -> None:
+    report.rows, report.lesions = len(kept), int(kept["lesion_id"].nunique())
+    counts = kept["dx"].value_counts()
+    report.class_counts = {label: int(counts.get(label, 0)) for label in LABELS}
+    sizes = kept["lesion_id"].value_counts().value_counts().sort_index()
+    report.images_per_lesion = {int(str(images)): int(lesions) for images, lesions in sizes.items()}
+    report.missing = {
+        name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
+    }
+    varied = kept.groupby("lesion_id")["dx"].nunique()
+    report.inconsistent_lesions = sorted(str(lesion) for lesion in varied.index[varied > 1])
+    if report.inconsistent_lesions:
+        report.notes.append("lesions whose images carry different dx are kept as they are")
+
+
+def _value_counts(values: pd.Series) -> dict[str, int]:
+    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
+
+
+__all__ = ["MAX_AGE", "DataReport", "check_rows"]

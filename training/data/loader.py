@@ -1,0 +1,350 @@
+"""Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ham10000.modeling import Ham10000Error, Ham10000Processor
+from ham10000.training.data.augment import Augment
+from ham10000.training.data.cache import cached_images, frame_processor, read_rows
+from ham10000.training.data.sampling import epoch_order
+from ham10000.training.data.sources import metadata_frame
+
+
+@dataclass
+class Batch:
+    """One micro-batch on the device.
+
+    Attributes:
+        pixel_values: (batch, 3, height, width) float32, normalised; None for the metadata variant.
+        metadata: (batch, fields) float32; None for the image variant.
+        labels: (batch,) int64.
+    """
+
+    pixel_values: torch.Tensor | None
+    metadata: torch.Tensor | None
+    labels: torch.Tensor
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the model's forward."""
+        inputs = {"pixel_values": self.pixel_values, "metadata": self.metadata}
+        return {name: value for name, value in inputs.items() if value is not None}
+
+
+@dataclass
+class Samples:
+    """The rows of one split as tensors on the CPU.
+
+    Attributes:
+        image_ids: (rows,) names.
+        labels: (rows,) int64.
+        metadata: (rows, fields) float32, or None for the image variant.
+    """
+
+    image_ids: list[str]
+    labels: torch.Tensor
+    metadata: torch.Tensor | None
+
+    @classmethod
+    def from_dataset(cls, dataset: datasets.Dataset, processor: Ham10000Processor) -> "Samples":
+        """Reads labels and metadata; pictures are left to an image source."""
+        frame = metadata_frame(dataset)
+        metadata = None
+        if "metadata" in processor.model_input_names:
+            rows: Any = frame[processor.metadata_fields].to_dict("records")
+            metadata = processor.encode_metadata(rows)
+        # Whole columns at once: row by row, 10,000 rows take seconds.
+        return cls(frame["image_id"].tolist(), torch.tensor(dataset["dx"][:], dtype=torch.int64), metadata)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class CachedImages:
+    """Images from the uint8 cache: one resident tensor on a GPU where it fits, read from the file otherwise.
+
+    Args:
+        images: (rows, 3, height, width) uint8.
+        image_ids: Their names.
+        device: Where batches are wanted.
+        resident_share: The largest share of the free GPU memory the resident tensor may take.
+    """
+
+    def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device, *, resident_share: float = 0.5):
+        self._position = {image_id: row for row, image_id in enumerate(image_ids)}
+        self.images = images
+        self.device = device
+        self.resident: torch.Tensor | None = None
+        if device.type == "cuda" and images.nbytes < resident_share * torch.cuda.mem_get_info(device)[0]:
+            self.resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        return self.images.shape[3] / self.images.shape[2]
+
+    def rows(self, image_ids: list[str]) -> np.ndarray:
+        """Positions of the named images."""
+        return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
+
+    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
+        for rows in plan:
+            if self.resident is not None:
+                yield self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
+            else:
+                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device)
+
+
+def open_images(
+    dataset: datasets.Dataset,
+    processor: Ham10000Processor,
+    device: torch.device,
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> CachedImages | None:
+    """Opens a dataset's images as the checkpoint's processor makes them, for prediction and validation.
+
+    Args:
+        dataset: The rows that are predicted.
+        processor: The checkpoint's; a metadata-only one needs no images.
+        device: Where batches are wanted.
+        cache_dir: Folder of the caches.
+        progress: Whether to show a progress bar while a cache is built.
+
+    Returns:
+        The images, or None for the metadata variant.
+    """
+    if "pixel_values" not in processor.model_input_names:
+        return None
+    image_processor: Any = processor.image_processor
+    images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
+    return CachedImages(images, dataset["image_id"][:], device)
+
+
+def open_frames(
+    dataset: datasets.Dataset,
+    processor: Ham10000Processor,
+    device: torch.device,
+    *,
+    train_size: tuple[int, int],
+    short_side: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> CachedImages | None:
+    """Opens a dataset's images as frames for `Augment`: at their own aspect, with more pixels than the network reads.
+
+    Args:
+        dataset: The whole source, all splits, so that one cache serves every protocol and fold.
+        processor: As in `open_images`.
+        device: Where batches are wanted.
+        train_size: (height, width) of the largest training images.
+        short_side: As in `frame_processor`.
+        cache_dir: Folder of the caches.
+        progress: As in `open_images`.
+
+    Returns:
+        The frames, or None for the metadata variant.
+    """
+    if "pixel_values" not in processor.model_input_names:
+        return None
+    frames = frame_processor(dataset, processor.image_processor, train_size, short_side)
+    images = cached_images(dataset, frames, cache_dir=cache_dir, progress=progress)
+    return CachedImages(images, dataset["image_id"][:], device)
+
+
+def mix_seeds(*parts: int) -> int:
+    """One 32-bit seed from several numbers, the same on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class _Loader:
+    """What training and evaluation share: rows to batches on the device."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        images: CachedImages | None,
+        processor: Ham10000Processor,
+        device: torch.device,
+        *,
+        batch_size: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ):
+        self.samples = samples
+        self.images = images
+        self.normalize = processor.image_processor.normalize_pixels
+        self.device = device
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.rows = None if images is None else images.rows(samples.image_ids)
+        self.labels = samples.labels.to(device)
+        self.metadata = None if samples.metadata is None else samples.metadata.to(device)
+
+    def _pictures(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor | None]:
+        if self.images is None or self.rows is None:
+            return iter([None] * len(plan))
+        return self.images.batches([self.rows[index] for index in plan])
+
+    def _batch(self, index: np.ndarray, pixels: torch.Tensor | None) -> Batch:
+        """Normalises last: `pixels` are uint8, or augmented floats in 0..255."""
+        if pixels is not None:
+            pixels = self.normalize(pixels).contiguous(memory_format=self.memory_format)
+        chosen = torch.from_numpy(index).to(self.device)
+        metadata = None if self.metadata is None else self.metadata[chosen]
+        return Batch(pixels, metadata, self.labels[chosen])
+
+
+class TrainLoader(_Loader):
+    """Shuffled, augmented batches.
+
+    Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
+    share: the same run on one or on several processes sees the same pictures, and a resumed one needs no saved state.
+    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
+
+    Args:
+        samples: The training rows.
+        images: From `open_frames`, or None.
+        processor: Normalises the pictures.
+        device: Where batches are wanted.
+        augment: The augmentation.
+        batch_size: Samples per optimiser step, over all processes.
+        micro_batches: Parts into which each process cuts its share of a batch.
+        seed: Seed of order and augmentation.
+        rank: Number of this process.
+        world_size: Number of processes.
+        channels_last: Memory layout of the pixel values.
+        size: (height, width) of an epoch's pictures, by its number from 0; by default the processor's.
+        sampling: How often each class is drawn, one of `ham10000.training.data.sampling.SAMPLINGS`.
+
+    Raises:
+        Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        images: CachedImages | None,
+        processor: Ham10000Processor,
+        device: torch.device,
+        *,
+        augment: Augment,
+        batch_size: int,
+        micro_batches: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+        size: Callable[[int], tuple[int, int]] | None = None,
+        sampling: str = "natural",
+    ):
+        super().__init__(
+            samples,
+            images,
+            processor,
+            device,
+            batch_size=min(batch_size, len(samples)),
+            rank=rank,
+            world_size=world_size,
+            channels_last=channels_last,
+        )
+        if batch_size % (world_size * micro_batches):
+            raise Ham10000Error(
+                f"batch_size {batch_size} counts the samples of a step over all processes; it must be a multiple of "
+                f"{world_size} processes times {micro_batches} gradient accumulation steps."
+            )
+        if self.batch_size < world_size * micro_batches:
+            raise Ham10000Error(f"{len(samples)} training rows are too few for {world_size * micro_batches} parts.")
+        self.augment = augment
+        self.micro_batches = micro_batches
+        self.seed = seed
+        sides = processor.image_processor.size
+        self.size = size or (lambda _: (sides["height"], sides["width"]))
+        self.sampling = sampling
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return len(self.samples) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(rows,) the rows of an epoch, in order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        return epoch_order(self.samples.labels.numpy(), self.sampling, rng)
+
+    def image_ids(self, epoch: int, step: int) -> list[str]:
+        """The images of one step's global batch."""
+        index = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        return [self.samples.image_ids[row] for row in index]
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
+        """Yields the steps of an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start_step: Step of the epoch to begin at, when resuming.
+
+        Yields:
+            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        """
+        order = self.order(epoch)
+        parts = self.world_size * self.micro_batches
+        plan, positions = [], []
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for micro_batch in range(self.micro_batches):
+                position = np.arange(len(index))[self.rank * self.micro_batches + micro_batch :: parts]
+                positions.append(position)
+                plan.append(index[position])
+        pictures = self._pictures(plan)
+        size = self.size(epoch)
+        aspect = 1.0 if self.images is None else self.images.aspect
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
+            parameters = self.augment.sample(len(index), generator, aspect)
+            batches = []
+            for micro_batch in range(self.micro_batches):
+                number = (step - start_step) * self.micro_batches + micro_batch
+                pixels = next(pictures)
+                if pixels is not None:
+                    own = parameters.select(torch.from_numpy(positions[number])).to(self.device)
+                    pixels = self.augment.apply(pixels, own, size)
+                batches.append(self._batch(plan[number], pixels))
+            yield self.samples.labels[index].to(self.device), batches
+
+
+class EvalLoader(_Loader):
+    """Batches in order, without augmentation; process r of w takes rows r, r + w, r + 2w, …"""
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return -(-len(range(self.rank, len(self.samples), self.world_size)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = np.arange(self.rank, len(self.samples), self.world_size)
+        plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
+        for index, pixels in zip(plan, self._pictures(plan), strict=True):
+            yield self._batch(index, pixels)
+
+
+__all__ = [
+    "Batch",
+    "CachedImages",
+    "EvalLoader",
+    "Samples",
+    "TrainLoader",
+    "mix_seeds",
+    "open_frames",
+    "open_images",
+]

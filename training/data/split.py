@@ -1,0 +1,350 @@
+"""Who is trained on and who is tested on: the two protocols, their hash, and how much they leak."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data.lesions import lesion_groups
+from ham10000.training.data.sources import metadata_frame
+from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
+
+PROTOCOLS = ("lesion-grouped", "image-stratified")
+SPLITS = ("train", "validation", "test")
+WEIGHT_KINDS = ("balanced", "sqrt", "none")
+DEFAULT_FOLDS = 10
+
+
+@dataclass
+class Split:
+    """An assignment of images to train, validation and test.
+
+    Attributes:
+        protocol: `lesion-grouped` or `image-stratified`.
+        seed: Seed of the assignment.
+        folds: Number of folds, or None for the baseline's single 80/10/10 split.
+        fold: The fold that is the test set; the next one is the validation set.
+        table: One row per image: image_id, lesion_id, group, dx, split, and `fold` where there are folds.
+        dropped: Image ids of the data the protocol leaves out.
+    """
+
+    protocol: str
+    seed: int
+    folds: int | None
+    fold: int
+    table: pd.DataFrame
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the assignment, the same in any order of the rows."""
+        lines = sorted(f"{name},{part}\n" for name, part in zip(self.table.image_id, self.table.split, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images per split."""
+        return {part: int((self.table["split"] == part).sum()) for part in SPLITS}
+
+    @property
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Images per split and class, in the order of `LABELS`."""
+        counts = pd.crosstab(self.table["split"], self.table["dx"]).reindex(index=SPLITS, columns=LABELS, fill_value=0)
+        return {
+            part: dict(zip(LABELS, row, strict=True)) for part, row in zip(SPLITS, counts.values.tolist(), strict=True)
+        }
+
+    def ids(self, part: str) -> list[str]:
+        """Image ids of `train`, `validation` or `test`, in the order of the table."""
+        return self.table.loc[self.table["split"] == part, "image_id"].tolist()
+
+    def leakage(self) -> dict[str, dict[str, float]]:
+        """Share of the images of validation and test whose lesion another image shows in train.
+
+        Returns:
+            For `validation` and `test`: the share over `all` of its images and per class, each in [0, 1].
+        """
+        seen = self.table["group"].isin(self.table.loc[self.table["split"] == "train", "group"])
+        shares = {}
+        for part in SPLITS[1:]:
+            chosen = self.table["split"] == part
+            by_class = seen[chosen].groupby(self.table.loc[chosen, "dx"]).mean()
+            shares[part] = {"all": float(seen[chosen].mean())} | {
+                label: float(by_class[label]) for label in LABELS if label in by_class.index
+            }
+        return shares
+
+    def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
+        """(7,) int64 images per class, in the order of `LABELS`, over some of the parts."""
+        return np.array([sum(self.class_counts[part][label] for part in parts) for label in LABELS])
+
+    def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
+        """Weights of the loss from the training images, in the order of `LABELS`.
+
+        Args:
+            kind: `balanced` is n / (7 * count), `sqrt` its square root, `none` ones.
+            parts: The parts that are trained on.
+
+        Returns:
+            (7,) float64.
+
+        Raises:
+            Ham10000Error: For another kind, or a class without training images.
+        """
+        if kind not in WEIGHT_KINDS:
+            raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
+        counts = self.counts(parts).astype(np.float64)
+        if kind == "none":
+            return np.ones(len(LABELS))
+        if not counts.all():
+            absent = [label for label, count in zip(LABELS, counts, strict=True) if not count]
+            raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
+        balanced = counts.sum() / (len(LABELS) * counts)
+        return balanced if kind == "balanced" else np.sqrt(balanced)
+
+    def summary(self) -> dict[str, Any]:
+        """What `split.json` says beside the table, as plain values."""
+        return {
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "folds": self.folds,
+            "fold": self.fold,
+            "sha256": self.sha256,
+            "sizes": self.sizes,
+            "class_counts": self.class_counts,
+            "leakage": self.leakage(),
+            "dropped": self.dropped,
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes the assignment, each file complete or not at all.
+
+        Args:
+            directory: Receives `split.csv` (the table) and `split.json` (`summary()`).
+
+        Returns:
+            The path of `split.csv`.
+        """
+        path = write_table(self.table, Path(directory) / "split.csv")
+        atomic_write_json(path.with_suffix(".json"), self.summary())
+        return path
+
+    def check(self) -> None:
+        """Asserts what the protocol promises.
+
+        Raises:
+            Ham10000Error: For an image id twice, a class that a split lacks, or, with `lesion-grouped`, a lesion on
+                two sides.
+        """
+        twice = self.table["image_id"][self.table["image_id"].duplicated()]
+        if len(twice):
+            raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
+        lacking = {
+            part: [label for label, count in counts.items() if not count]
+            for part, counts in self.class_counts.items()
+            if not all(counts.values())
+        }
+        if lacking:
+            raise Ham10000Error(
+                f"Classes without an image, per split: {lacking}. "
+                "Every split needs all seven classes: use more data, fewer folds or another seed."
+            )
+        if self.protocol == "lesion-grouped":
+            sides = self.table.groupby("group")["split"].nunique()
+            if (sides > 1).any():
+                lesions = [str(group) for group in sides.index[sides > 1][:3]]
+                raise Ham10000Error(
+                    f"{int((sides > 1).sum())} lesions are on two sides of the split, such as {lesions}."
+                )
+
+
+def make_split(
+    dataset: datasets.Dataset,
+    protocol: str = "lesion-grouped",
+    *,
+    seed: int = 42,
+    folds: int | None = None,
+    fold: int = 0,
+) -> Split:
+    """Assigns every image to train, validation or test.
+
+    `lesion-grouped` is the protocol to believe: stratified folds, no lesion on two sides, rows without an age kept,
+    the same assignment in any order of the rows. `image-stratified` is the published baseline's: rows without an age
+    are dropped, then 80/10/10 by class on images, in the order of the rows; it puts photographs of one lesion on
+    both sides and serves only to compare with the baseline's table.
+
+    Args:
+        dataset: From `load_data`.
+        protocol: `lesion-grouped` or `image-stratified`.
+        seed: Seed of the assignment.
+        folds: Number of folds; test is fold `fold`, validation the next, train the rest. By default 10 for
+            `lesion-grouped`, and no folds (two `train_test_split` calls, 0.2 then 0.5) for `image-stratified`.
+        fold: The test fold, from 0.
+
+    Returns:
+        The checked split.
+
+    Raises:
+        Ham10000Error: For an unknown protocol, a fold out of range, data without lesion ids, or a class too rare to
+            be in every split.
+    """
+    if protocol not in PROTOCOLS:
+        raise Ham10000Error(f"Protocol {protocol!r} does not exist; expected one of {list(PROTOCOLS)}.")
+    grouped = protocol == "lesion-grouped"
+    folds = DEFAULT_FOLDS if folds is None and grouped else folds
+    if folds is None and fold != 0:
+        raise Ham10000Error(f"fold={fold} needs `folds`: {protocol} without folds has one split only.")
+    if folds is not None and not (folds >= 3 and 0 <= fold < folds):
+        raise Ham10000Error(f"Got folds={folds} and fold={fold}; expected at least 3 folds and 0 <= fold < folds.")
+
+    frame = metadata_frame(dataset)
+    dropped: list[str] = []
+    if grouped:
+        if (frame["lesion_id"] == frame["image_id"]).all():
+            raise Ham10000Error(
+                "lesion-grouped needs lesion ids, but every lesion_id equals its image_id: photographs of one lesion "
+                "would be parted unseen. Add the column lesion_id, or choose the leaking protocol image-stratified."
+            )
+        frame = frame.sort_values("image_id", ignore_index=True)
+    else:
+        without_age = frame["age"].isna()
+        dropped = frame.loc[without_age, "image_id"].tolist()
+        frame = frame[~without_age].reset_index(drop=True)
+    table = frame[["image_id", "lesion_id"]].copy()
+    table["group"] = lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist())
+    table["dx"] = frame["dx"]
+    try:
+        _assign(table, grouped=grouped, seed=seed, folds=folds, fold=fold)
+    except ValueError as error:
+        counts = table["dx"].value_counts().to_dict()
+        raise Ham10000Error(
+            f"{len(table)} images cannot be split by {protocol} with folds={folds}: {error} "
+            f"Images per class: {counts}. Use more data or fewer folds."
+        ) from error
+    split = Split(protocol, seed, folds, fold, table, dropped)
+    split.check()
+    return split
+
+
+def _assign(table: pd.DataFrame, *, grouped: bool, seed: int, folds: int | None, fold: int) -> None:
+    """Adds the column `split`, and `fold` where there are folds."""
+    labels = table["dx"].to_numpy()
+    if folds is None:
+        _, rest = train_test_split(np.arange(len(table)), test_size=0.2, stratify=labels, random_state=seed)
+        validation, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=seed)
+        table["split"] = "train"
+        table.loc[validation, "split"] = "validation"
+        table.loc[test, "split"] = "test"
+        return
+    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    fold_of = np.empty(len(table), dtype=np.int64)
+    with warnings.catch_warnings():
+        # A class rarer than the folds may still be in the three splits; `Split.check` decides.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for index, (_, test) in enumerate(splitter.split(labels, labels, table["group"] if grouped else None)):
+            fold_of[test] = index
+    table["fold"] = fold_of
+    table["split"] = np.select([fold_of == fold, fold_of == (fold + 1) % folds], ["test", "validation"], "train")
+
+
+def load_split(path: str | Path) -> Split:
+    """Reads a saved split and verifies that nobody edited it.
+
+    Args:
+        path: The folder given to `Split.save`, or its `split.csv`; `split.json` must lie beside it.
+
+    Returns:
+        The checked split.
+
+    Raises:
+        Ham10000Error: Where a file is missing or unreadable, or the table does not have the recorded hash.
+    """
+    csv_path = Path(path) / "split.csv" if Path(path).is_dir() else Path(path)
+    json_path = csv_path.with_suffix(".json")
+    try:
+        table = pd.read_csv(csv_path, dtype=str, keep_default_na=False).map(restore_cell)
+        saved = json.loads(json_path.read_text(encoding="utf-8"))
+        if "fold" in table.columns:
+            table["fold"] = table["fold"].astype(np.int64)
+        split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"])
+        if split.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {split.protocol!r} does not exist")
+        found, groups = split.summary(), lesion_groups(table["lesion_id"].tolist(), table["image_id"].tolist())
+    except FileNotFoundError as error:
+        raise Ham10000Error(
+            f"A saved split is split.csv beside split.json; {error.filename} does not exist."
+        ) from error
+    except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise Ham10000Error(f"{csv_path} with {json_path.name} is no saved split: {error!r}.") from error
+    if table["group"].tolist() != groups:
+        raise Ham10000Error(f"{csv_path} was edited: its column group does not follow from lesion_id and image_id.")
+    # The hash covers ids and sides; the counts and the leak cover dx and group.
+    for name in ("sha256", "sizes", "class_counts", "leakage"):
+        if found[name] != saved.get(name):
+            raise Ham10000Error(
+                f"{csv_path} was edited: its {name} is {found[name]}, but {json_path.name} records "
+                f"{saved.get(name)}. Restore the file, or make the split anew."
+            )
+    try:
+        split.check()
+    except Ham10000Error as error:
+        raise Ham10000Error(f"{csv_path}: {error}") from error
+    return split
+
+
+def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict:
+    """Divides a dataset by a split.
+
+    Args:
+        dataset: From `load_data`.
+        split: From `make_split` or `load_split`.
+
+    Returns:
+        `train`, `validation` and `test`, each in the order of the split's table.
+
+    Raises:
+        Ham10000Error: Where the data and the split are not of the same images, lesions and labels.
+    """
+    frame = metadata_frame(dataset).reset_index().set_index("image_id")
+    known, assigned = set(frame.index), set(split.table["image_id"])
+    for names, what in (
+        (assigned - known, "images of the split are not in the data"),
+        (known - assigned - set(split.dropped), "images of the data are not in the split"),
+    ):
+        if names:
+            raise Ham10000Error(
+                f"{len(names)} {what}, such as {sorted(names)[:3]}. "
+                "Use the data the split was made from, or make the split anew."
+            )
+    rows = frame.loc[split.table["image_id"]]
+    for name in ("lesion_id", "dx"):
+        differs = rows[name].to_numpy() != split.table[name].to_numpy()
+        if differs.any():
+            image_id = split.table["image_id"][differs].iloc[0]
+            raise Ham10000Error(
+                f"The {name} of {int(differs.sum())} images is another in the split, such as {image_id!r}."
+            )
+    index = rows["index"].to_numpy()
+    sides = split.table["split"].to_numpy()
+    return datasets.DatasetDict({part: dataset.select(index[sides == part]) for part in SPLITS})
+
+
+__all__ = [
+    "DEFAULT_FOLDS",
+    "PROTOCOLS",
+    "SPLITS",
+    "WEIGHT_KINDS",
+    "Split",
+    "apply_split",
+    "load_split",
+    "make_split",
+]

@@ -1,0 +1,418 @@
+"""Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.evaluation.metrics import ECE_BINS, confidence_bins, expected_calibration_error
+from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+from ham10000.training.utils.markdown_text import defined
+
+# Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
+_BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
+_LARGEST_TITLE, _SMALLEST_TITLE = 12.0, 8.5
+# Opaque, because lines may pass behind it.
+_LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
+
+
+def set_title(figure: Figure, text: str) -> None:
+    """Puts the finding above the figure, in one line: smaller where it is long, cut off at a word where too long.
+
+    Args:
+        figure: The figure, with its final size.
+        text: The finding.
+    """
+    size = _LARGEST_TITLE
+    title = figure.suptitle(text, x=0.02, ha="left", fontsize=size, fontweight="bold")
+    room = 0.96 * figure.bbox.width
+
+    def too_wide() -> bool:
+        # The canvas is Agg's, which measures text as it will draw it.
+        return title.get_window_extent(figure.canvas.get_renderer()).width > room  # type: ignore[attr-defined]
+
+    while too_wide() and size > _SMALLEST_TITLE:
+        size -= 0.5
+        title.set_fontsize(size)
+    words = text.split(" ")
+    while too_wide() and len(words) > 1:
+        words.pop()
+        title.set_text(" ".join(words).rstrip(",;:") + " …")
+
+
+def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
+    """A figure 8 inches wide with so many panels, at most `columns` in a row.
+
+    Args:
+        count: Number of panels.
+        height: Height of a row of panels in inches.
+        columns: Largest number of panels in a row.
+        extra: Inches for the title and the legend.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = new_figure(8, extra + rows * height)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.12, h_pad=0.06)  # type: ignore[call-arg]  # room for tick labels at the right edge
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in grid[count:]:
+        unused.remove()
+    return figure, grid[:count]
+
+
+def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, xlabel: str, ylabel: str = "") -> None:
+    """Styles a panel whose rows are named on the left, the first on top."""
+    style_axes(axes, xlabel=xlabel, ylabel=ylabel, grid="x")
+    axes.set_yticks(positions, names)
+    axes.set_ylim(max(positions) + 0.6, min(positions) - 0.6)
+
+
+def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: str, shape: str, **options: Any) -> bool:
+    """Draws a point with its horizontal interval, as far as they are defined.
+
+    Args:
+        axes: The axes to draw on.
+        value: `estimate` or `mean`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
+        y: Height.
+        colour: Colour.
+        shape: Marker.
+        **options: Further options of the point, such as `markerfacecolor`.
+
+    Returns:
+        Whether there was a point to draw.
+    """
+    estimate = None if value is None else value.get("estimate", value.get("mean"))
+    if value is None or estimate is None or not defined(estimate):
+        return False
+    if defined(value.get("low")) and defined(value.get("high")):
+        axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    seeds = [seed for seed in value.get("per_seed") or [] if defined(seed)]
+    if len(seeds) > 1:
+        # White inside, or they would vanish in the line of the interval.
+        axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=3.5, markerfacecolor="white")
+    # A point at the end of the scale is drawn whole.
+    axes.plot(estimate, y, shape, color=colour, **({"markersize": 7, "clip_on": False} | options))
+    return True
+
+
+def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
+    """A marker with a label, for a legend."""
+    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 7}
+    return Line2D([], [], color=colour, marker=shape, label=label, **(defaults | options))
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:
+    """One legend below all panels of a figure."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+
+
+def _largest_error(confusion: np.ndarray) -> str:
+    """The confusion with the most images, in words."""
+    errors = confusion - np.diag(np.diag(confusion))
+    if not errors.any():
+        return "no image is misread"
+    true, predicted = np.unravel_index(errors.argmax(), errors.shape)
+    count, support = int(errors[true, predicted]), int(confusion[true].sum())
+    return f"commonest error: {LABELS[true]} read as {LABELS[predicted]} ({count:,} of {support:,})"
+
+
+def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str], title: str | None = None) -> Path:
+    """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
+
+    Args:
+        metrics: Result of `compute_metrics`.
+        path: Destination.
+        title: Replaces the finding that the function words itself.
+
+    Returns:
+        The destination.
+    """
+    confusion = np.asarray(metrics["confusion_matrix"])
+    support = confusion.sum(axis=1, keepdims=True)
+    share = confusion / np.maximum(support, 1)
+    figure = new_figure(8, 7)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap=_BLUES, vmin=0, vmax=1)
+    for row, column in np.ndindex(*confusion.shape):
+        if confusion[row, column] == 0:
+            axes.text(column, row, "0", ha="center", va="center", fontsize=10, color="#B5B5B5")
+            continue
+        colour = "white" if share[row, column] > 0.55 else "black"
+        axes.text(
+            column, row - 0.1, f"{confusion[row, column]:,}", ha="center", va="center", fontsize=12, color=colour
+        )
+        percent = f"{share[row, column]:.0%}" if share[row, column] >= 0.005 else "<1%"
+        axes.text(column, row + 0.24, percent, ha="center", va="center", fontsize=9, color=colour)
+    finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion)}"
+    style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
+    axes.set_xticks(range(len(LABELS)), LABELS)
+    axes.set_yticks(range(len(LABELS)), [f"{k} ({n[0]:,})" for k, n in zip(LABELS, support, strict=True)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    # White lines between the cells, drawn as the minor grid.
+    axes.set_xticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
+    axes.grid(True, which="minor", color="#EDEDED", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
+    bar.set_label("Share of the true class", fontsize=11)
+    bar.outline.set_visible(False)
+    return save_figure(figure, path)
+
+
+def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | os.PathLike[str]) -> Path:
+    """Draws accuracy against confidence of the top label, and how many images have which confidence.
+
+    The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals (Wilson 1927), which take
+    the images as independent; they show which bins are too small to read.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = confidence_bins(confidence)
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    filled = counts > 0
+    n = counts[filled]
+    mean_confidence = np.bincount(bins, weights=confidence, minlength=ECE_BINS)[filled] / n
+    accuracy = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled] / n
+    z = 1.96
+    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+
+    gap = float(confidence.mean() - hits.mean())
+    if abs(gap) < 0.01:
+        finding = "Confidence matches accuracy on average"
+    else:
+        finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
+    ece = expected_calibration_error(labels, probabilities)
+    figure = new_figure(8, 7)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
+    upper.errorbar(
+        mean_confidence,
+        accuracy,
+        yerr=[np.maximum(accuracy - (centre - half), 0), np.maximum(centre + half - accuracy, 0)],
+        color=OKABE_ITO["blue"],
+        marker="o",
+        markersize=6,
+        linewidth=1.8,
+        elinewidth=1,
+        capsize=3,
+        label="this model (95 % interval of the bin)",
+    )
+    style_axes(upper, title=f"{finding} (ECE {ece:.3f}, {len(labels):,} images)", ylabel="Accuracy in the bin (share)")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1.02)
+    upper.legend(loc="lower right", **_LEGEND)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    lower.bar(edges[:-1], counts, width=1 / ECE_BINS, align="edge", color=OKABE_ITO["sky"], edgecolor="white")
+    style_axes(lower, xlabel="Confidence: probability of the predicted class", ylabel="Images", grid="y")
+    lower.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    return save_figure(figure, path)
+
+
+def _column(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """One quantity over the epochs, NaN where a row lacks it."""
+    return np.array([math.nan if row.get(name) is None else float(row[name]) for row in history])
+
+
+def _lines(
+    axes: Axes, epochs: np.ndarray, history: Sequence[dict[str, Any]], series: Iterable[tuple[str, str, str, str]]
+) -> None:
+    for name, label, colour, marker in series:
+        values = _column(history, name)
+        if not np.isnan(values).all():
+            axes.plot(
+                epochs, values, label=label, color=OKABE_ITO[colour], marker=marker, markersize=4.5, linewidth=1.8
+            )
+
+
+def plot_training_curves(
+    history: Sequence[dict[str, Any]], path: str | os.PathLike[str], kept: int | None = None
+) -> Path:
+    """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
+
+    Args:
+        history: One row per epoch with `epoch` and any of `train_loss`, `validation_loss`, `validation_macro_f1`,
+            `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
+        path: Destination.
+        kept: The epoch whose weights the checkpoint has; by default the last.
+
+    Returns:
+        The destination.
+
+    Raises:
+        Ham10000Error: For an empty history.
+    """
+    if not history:
+        raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
+    epochs, macro_f1 = _column(history, "epoch"), _column(history, "validation_macro_f1")
+    figure = new_figure(8, 6)
+    has_scores = not np.isnan(macro_f1).all()
+    # A run that trained on validation has no scores: no empty panel for them.
+    top: list[Any] = ["loss", "score"] if has_scores else ["loss", "loss"]
+    panels = figure.subplot_mosaic([top, ["rate", "rate"]], height_ratios=[3, 1])
+    losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
+    _lines(panels["loss"], epochs, history, losses)
+    scores = (
+        ("validation_macro_f1", "macro-F1", "blue", "o"),
+        ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
+    )
+    if has_scores:
+        _lines(panels["score"], epochs, history, scores)
+        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
+    _lines(panels["rate"], epochs, history, [("learning_rate", "learning rate", "purple", "D")])
+    style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
+    style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
+    panels["rate"].set_ylim(bottom=0)
+    panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    finding = f"{len(history)} epochs without validation scores"
+    if has_scores:
+        row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
+        finding = f"Validation macro-F1 {macro_f1[row]:.3f} at epoch {epochs[row]:g} of {len(history)}, which is kept"
+        for panel in panels.values():
+            panel.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+        panels["score"].plot(
+            epochs[row], macro_f1[row], "o", markersize=11, fillstyle="none", color="black", label="kept"
+        )
+    for name in dict.fromkeys(top):
+        if panels[name].get_legend_handles_labels()[1]:
+            # Above the panel: within it some line is always covered.
+            panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
+    for panel in panels.values():
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    set_title(figure, finding)
+    return save_figure(figure, path)
+
+
+def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws recall and F1 of each class with their intervals.
+
+    Args:
+        results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
+    shown = [label for label in LABELS if intervals[label]["recall"]["estimate"] is not None]
+    figure, (axes,) = panels(1, 4.2)
+    series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
+    for name, _, colour, shape, offset in series:
+        for row, label in enumerate(LABELS):
+            if label in shown:
+                draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
+    weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
+    recall = intervals[weakest]["recall"]
+    bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
+    finding = f"The class missed most is {weakest}: recall {recall['estimate']:.2f}{bounds}"
+    names = [f"{label} ({metrics[label]['support']:,})" for label in LABELS]
+    xlabel = "Score, with 95 % interval (bootstrap over lesions)"
+    name_rows(axes, range(len(LABELS)), names, xlabel=xlabel, ylabel="Class (images)")
+    axes.set_xlim(0, 1)
+    set_title(figure, finding)
+    legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
+    return save_figure(figure, path)
+
+
+def _subgroup_finding(subgroups: dict[str, Any]) -> str:
+    """The largest difference between two groups, as text."""
+    gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
+    if not gaps:
+        return "Too few groups with enough malignant lesions to compare"
+    field = max(gaps, key=lambda name: gaps[name]["difference"]["estimate"])
+    rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
+    lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
+    where = "with {} photograph(s)" if field == "photographs" else f"at {field} {{}}"
+    low, high = where.format(plain(lowest)), where.format(plain(highest))
+    return f"Malignant found: {rows[lowest]:.0%} {low}, {rows[highest]:.0%} {high}"
+
+
+def subgroup_name(field: str, row: dict[str, Any]) -> str:
+    """A group of a field, with its counts, as the name of a row."""
+    title = "age (years)" if field == "age" else plain(field)
+    return f"{title}: {plain(row['group'])} ({row['n_malignant']:,} / {row['n_images']:,})"
+
+
+def spaced_rows(fields: Sequence[str], gap: float) -> list[float]:
+    """Heights of rows one below the other, with a gap where the field changes."""
+    breaks = [0.0, *(float(field != before) for before, field in itertools.pairwise(fields))]
+    return [row + gap * total for row, total in enumerate(itertools.accumulate(breaks))]
+
+
+def say_too_few(axes: Axes, y: float, row: dict[str, Any]) -> None:
+    """Says why a group has no point."""
+    reason = "too few malignant lesions" if row["n_malignant"] else "no malignant lesion"
+    axes.text(0.01, y, reason, color=GREY, fontsize=9, va="center")
+
+
+def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws sensitivity and specificity to malignancy of each group with their intervals.
+
+    Args:
+        subgroups: Result of `subgroup_results`.
+        path: Destination.
+
+    Returns:
+        The destination.
+    """
+    rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
+    figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))
+    positions = spaced_rows([field for field, _ in rows], 0.6)
+    for y, (_, row) in zip(positions, rows, strict=True):
+        if row["too_few"]:
+            say_too_few(axes, y - 0.15, row)
+        else:
+            draw_interval(axes, row["malignant_sensitivity"], y - 0.15, OKABE_ITO["vermilion"], "o")
+        draw_interval(axes, row["malignant_specificity"], y + 0.15, OKABE_ITO["blue"], "s")
+    xlabel = "Share of images, with 95 % interval"
+    names = [subgroup_name(field, row) for field, row in rows]
+    name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
+    axes.set_xlim(0, 1)
+    set_title(figure, _subgroup_finding(subgroups))
+    handles = [
+        legend_point("sensitivity: malignant images called malignant", OKABE_ITO["vermilion"]),
+        legend_point("specificity: benign images called benign", OKABE_ITO["blue"], "s"),
+    ]
+    legend_below(figure, handles)
+    return save_figure(figure, path)
+
+
+__all__ = [
+    "draw_interval",
+    "legend_below",
+    "legend_point",
+    "name_rows",
+    "panels",
+    "plot_confusion_matrix",
+    "plot_per_class",
+    "plot_reliability",
+    "plot_subgroups",
+    "plot_training_curves",
+    "say_too_few",
+    "set_title",
+    "spaced_rows",
+    "subgroup_name",
+]

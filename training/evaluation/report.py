@@ -1,0 +1,316 @@
+"""From predictions to the files of an evaluation: results with intervals, the predictions themselves, figures."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
+from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.metrics import (
+    HEADLINE_METRICS,
+    compute_metrics,
+    validate_labels,
+    validate_probabilities,
+)
+from ham10000.training.evaluation.plots import (
+    plot_confusion_matrix,
+    plot_per_class,
+    plot_reliability,
+    plot_subgroups,
+)
+from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.files import (
+    atomic_write_text,
+    remove_leftovers,
+    restore_cell,
+    restore_mode,
+    scratch_folder,
+    to_json,
+    write_table,
+    writing,
+)
+
+PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
+CONFIDENCE = 0.95
+# Every file of an evaluation is written in a second; what is older was left by a process that was killed.
+_STALE_SECONDS = 600.0
+_PER_CLASS_WITH_INTERVALS = ("recall", "f1")
+# What tables and comparisons of several models show.
+SUMMARY_METRICS = (
+    "macro_f1",
+    "balanced_accuracy",
+    "accuracy",
+    "auroc_macro",
+    "ece",
+    "melanoma_sensitivity_at_95_specificity",
+)
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc_macro": "AUROC (macro, one-vs-rest)",
+    "ece": "ECE (15 bins)",
+    "nll": "NLL (nats)",
+    "brier": "Brier score",
+    "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
+}
+
+
+def evaluate_predictions(
+    *,
+    image_ids: Sequence[str],
+    lesion_groups: Sequence[Any],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
+
+    Args:
+        image_ids: Image ids (N,), each once.
+        lesion_groups: Lesion of each image (N,), known duplicates merged; what the bootstrap resamples.
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        n_resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `metrics` (see `compute_metrics`), `intervals` (headline name to estimate, low, high, n_defined; `per_class` to
+        label to recall and f1, likewise) and `bootstrap` (how they were made). Strict JSON as it stands.
+
+    Raises:
+        Ham10000Error: For lengths that differ, an image that is there twice, or fewer than two lesions.
+    """
+    if not len(image_ids) == len(lesion_groups) == len(labels):
+        raise Ham10000Error(
+            f"Got {len(image_ids)} image ids, {len(lesion_groups)} lesion groups and {len(labels)} labels; "
+            "expected one of each per image."
+        )
+    ids = pd.Series(list(image_ids))
+    if ids.duplicated().any():
+        raise Ham10000Error(
+            f"Image {ids[ids.duplicated()].iloc[0]!r} is there twice ({int(ids.duplicated().sum())} repeated rows): "
+            "padded batches must be trimmed before the evaluation."
+        )
+    metrics = compute_metrics(labels, probabilities)
+    per_class = [f"{name}:{label}" for label in LABELS for name in _PER_CLASS_WITH_INTERVALS]
+    intervals = cluster_bootstrap(
+        labels,
+        probabilities,
+        lesion_groups,
+        [*HEADLINE_METRICS, *per_class],
+        n_resamples=n_resamples,
+        confidence=CONFIDENCE,
+        seed=seed,
+    )
+    return {
+        "metrics": metrics,
+        "intervals": {
+            **{name: intervals[name].as_dict() for name in HEADLINE_METRICS},
+            "per_class": {
+                label: {name: intervals[f"{name}:{label}"].as_dict() for name in _PER_CLASS_WITH_INTERVALS}
+                for label in LABELS
+            },
+        },
+        "bootstrap": {
+            "method": "percentile, lesions resampled with replacement",
+            "confidence": CONFIDENCE,
+            "n_resamples": n_resamples,
+            "n_lesions": int(pd.Series(list(lesion_groups)).nunique()),
+            "seed": seed,
+            "note": "a resample without a class averages the others; the bootstrap interval of ECE lies too high",
+        },
+    }
+
+
+def predictions_table(
+    *,
+    image_ids: Sequence[str],
+    lesion_ids: Sequence[str],
+    lesion_groups: Sequence[Any],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    metadata: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The predictions as the table that `predictions.csv` holds.
+
+    Args:
+        image_ids: Image ids (N,).
+        lesion_ids: Lesion ids as in HAM10000 (N,).
+        lesion_groups: Lesions with known duplicates merged (N,), which the intervals rest on.
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, 7).
+        metadata: Columns age, sex and localization (N rows), for analyses by subgroup.
+
+    Returns:
+        Columns image_id, lesion_id, lesion_group, age, sex, localization (with `metadata`), dx, predicted, correct,
+        p_akiec … p_vasc, in the order given.
+
+    Raises:
+        Ham10000Error: For bad labels or probabilities.
+    """
+    labels = validate_labels(labels)
+    probabilities = validate_probabilities(probabilities, len(labels))
+    names, predicted = np.array(LABELS), probabilities.argmax(axis=1)
+    table = pd.DataFrame(
+        {
+            "image_id": list(image_ids),
+            "lesion_id": list(lesion_ids),
+            "lesion_group": list(lesion_groups),
+            **({} if metadata is None else {name: metadata[name].to_list() for name in METADATA_FIELDS}),
+            "dx": names[labels],
+            "predicted": names[predicted],
+            "correct": predicted == labels,
+        }
+    )
+    return table.join(pd.DataFrame(probabilities, columns=list(PROBABILITY_COLUMNS)))
+
+
+def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Reads a `predictions.csv` to the last bit, and the ids as they were before `files.escape_cell`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The table, the class ids (N,) and the probabilities (N, 7).
+
+    Raises:
+        Ham10000Error: For a missing column or an unknown label.
+    """
+    # pandas' default parser is faster and may be off in the last digit. By default an id such as "<NA>" would be read
+    # as missing; only an age may be.
+    texts = dict.fromkeys(("image_id", "lesion_id", "lesion_group", "dx"), restore_cell)
+    table = pd.read_csv(
+        path, float_precision="round_trip", converters=texts, keep_default_na=False, na_values={"age": [""]}
+    )
+    missing = sorted({"image_id", "lesion_group", "dx", *PROBABILITY_COLUMNS} - set(table.columns))
+    if missing:
+        raise Ham10000Error(f"{path} lacks the column(s) {missing}; is it the predictions.csv of an evaluation?")
+    unknown = sorted(set(table["dx"]) - set(LABELS))
+    if unknown:
+        raise Ham10000Error(f"{path} holds unknown dx {unknown}; expected some of {list(LABELS)}.")
+    labels = table["dx"].map({label: k for k, label in enumerate(LABELS)}).to_numpy(dtype=np.int64)
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(dtype=np.float64)
+    return table, labels, validate_probabilities(probabilities, len(labels))
+
+
+def write_evaluation(
+    output_dir: str | os.PathLike[str],
+    results: dict[str, Any],
+    predictions: pd.DataFrame,
+    context: dict[str, Any] | None = None,
+) -> Path:
+    """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
+
+        output_dir/
+        ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
+        ├── predictions.csv             one row per image, probabilities to the last bit
+        └── figures/
+            ├── confusion_matrix.png
+            ├── reliability.png
+            ├── per_class.png
+            └── subgroups.png           with subgroups only
+
+    Args:
+        output_dir: Destination; made where it does not exist.
+        results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
+        predictions: Result of `predictions_table`, of the same predictions.
+        context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
+
+    Returns:
+        Path of `eval_results.json`.
+
+    Raises:
+        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON, or a folder that
+            cannot be written.
+    """
+    context = context or {}
+    clashes = sorted(set(context) & set(results))
+    if clashes:
+        raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
+    try:
+        text = to_json({**results, **context})
+    except (TypeError, ValueError) as error:
+        raise Ham10000Error(f"{RunFile.EVALUATION} would not be strict JSON: {error}.") from error
+    output_dir = Path(output_dir)
+    remove_leftovers(output_dir, older_than=_STALE_SECONDS)
+    with writing(output_dir), scratch_folder(output_dir) as scratch:
+        write_table(predictions, scratch / RunFile.PREDICTIONS)
+        _, labels, probabilities = read_predictions(scratch / RunFile.PREDICTIONS)
+        figures = scratch / "figures"
+        plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
+        plot_reliability(labels, probabilities, figures / "reliability.png")
+        plot_per_class(results, figures / "per_class.png")
+        if "subgroups" in results:
+            plot_subgroups(results["subgroups"], figures / "subgroups.png")
+        last = atomic_write_text(scratch / RunFile.EVALUATION, text)
+        # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
+        # predictions.
+        (output_dir / last.name).unlink(missing_ok=True)
+        (output_dir / "figures").mkdir(exist_ok=True)
+        for path in [scratch / RunFile.PREDICTIONS, *figures.iterdir(), last]:
+            restore_mode(path)
+            path.replace(output_dir / path.relative_to(scratch))
+    return output_dir / last.name
+
+
+def _cell(interval: dict[str, Any]) -> str:
+    if interval["estimate"] is None:
+        return "undefined"
+    if interval["low"] is None:
+        return f"{interval['estimate']:.3f}"
+    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """The results as a table for the terminal.
+
+    Args:
+        results: Result of `evaluate_predictions`.
+
+    Returns:
+        Lines of text without a final newline.
+    """
+    metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
+    width = max(len(title) for title in METRIC_TITLES.values())
+    lines = [
+        f"{metrics['n_images']:,} images of {bootstrap['n_lesions']:,} lesions; {bootstrap['confidence']:.0%} "
+        f"intervals from {bootstrap['n_resamples']:,} bootstrap resamples of lesions"
+    ]
+    lines += [f"  {METRIC_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
+    lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
+    lines.append(f"  {'class':<6} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
+    for label, row in metrics["per_class"].items():
+        cells = intervals["per_class"][label]
+        auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        lines.append(
+            f"  {label:<6} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
+            f"{_cell(cells['f1']):<21}  {auroc}"
+        )
+    for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
+        if gap:
+            lines.append(
+                f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
+                f"{_cell(gap['difference'])}"
+            )
+    return "\n".join(lines)
+
+
+__all__ = [
+    "CONFIDENCE",
+    "METRIC_TITLES",
+    "PROBABILITY_COLUMNS",
+    "SUMMARY_METRICS",
+    "evaluate_predictions",
+    "format_results",
+    "predictions_table",
+    "read_predictions",
+    "write_evaluation",
+]

@@ -1,0 +1,287 @@
+"""Explains a prediction: where the network looks (Grad-CAM, by captum) and what the metadata changes.
+
+    explanation = explain(model, processor, "lesion.jpg", {"age": 60, "sex": "male"})
+    plot_explanation(explanation, "explanation.png")  # of explanation_figure.py
+
+`ham10000-predict lesion.jpg --explain explanation.png` does the same. `sanity_check` tests whether the maps depend on
+what the network learned.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
+from ham10000.training.inference.metadata_effects import MetadataEffects, logits_from_embeddings, metadata_effects
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A prediction with what explains it.
+
+    Attributes:
+        effects: The probabilities, and what they become when the metadata changes.
+        image: The image, upright RGB; None for the metadata variant.
+        heatmaps: Label to the Grad-CAM map of that class, (image height, image width) float32 in [0, 1]; the predicted
+            class first.
+        name: Name of the image in the figure; None for none.
+        temperature: The model's calibration temperature; 1 if it was never calibrated.
+    """
+
+    effects: MetadataEffects
+    image: Image.Image | None
+    heatmaps: dict[str, np.ndarray]
+    name: str | None = None
+    temperature: float = 1.0
+
+
+def explain(
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
+    image: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    label: str = "mel",
+    name: str | None = None,
+    unknown_values: str = "error",
+) -> Explanation:
+    """Predicts one image, or one row of metadata, and explains the prediction.
+
+    Args:
+        model: Any variant, as loaded.
+        processor: The model's processor.
+        image: An image in any form `load_image` reads; None for the metadata variant.
+        metadata: One row, as for the processor; None if nothing is known.
+        label: The class that is explained next to the predicted one; where it is the predicted one, the second most
+            probable takes its place.
+        name: Name of the image in the figure.
+        unknown_values: As for `metadata_effects`.
+
+    Returns:
+        The explanation; a model that reads no image has no maps.
+
+    Raises:
+        Ham10000Error: As `grad_cam` and `metadata_effects`, and for an unknown label.
+    """
+    if label not in LABELS:
+        raise Ham10000Error(f"`label` must be one of {list(LABELS)}, got {label!r}.")
+    loaded = None if image is None else load_image(image)
+    effects = metadata_effects(model, processor, loaded, metadata, unknown_values=unknown_values)
+    heatmaps: dict[str, np.ndarray] = {}
+    if loaded is not None:
+        order = [LABELS[index] for index in np.argsort(-effects.baseline, kind="stable")]
+        chosen = [order[0], order[1] if label == order[0] else label]
+        pixel_values = processor.image_processor(loaded)["pixel_values"].expand(2, -1, -1, -1)
+        rows = None
+        if model.config.uses_metadata:
+            rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
+        maps = grad_cam(model, pixel_values, [LABELS.index(name) for name in chosen], rows)
+        heatmaps = dict(zip(chosen, resize_heatmaps(maps, loaded.size), strict=True))
+    return Explanation(effects, loaded, heatmaps, name, float(model.config.temperature))
+
+
+def grad_cam(
+    model: Ham10000ForImageClassification,
+    pixel_values: torch.Tensor,
+    class_ids: Sequence[int] | torch.Tensor,
+    metadata: torch.Tensor | None = None,
+    *,
+    signed: bool = False,
+) -> torch.Tensor:
+    """Computes Grad-CAM on the last feature map of the backbone, the one that its pooling reads.
+
+    Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", ICCV 2017,
+    arXiv:1610.02391, equations 1 and 2, of the class's logit; computed by captum's `LayerGradCam`. The map has the
+    resolution of the feature map (7 x 7 at 224 pixels and stride 32) and is enlarged bilinearly, so it shows a region
+    and not an outline. Each map is divided by its own maximum: maps compare in place, never in strength.
+
+    Args:
+        model: An image or fusion model whose timm backbone ends in a spatial feature map (convolutional networks, and
+            Swin and its like), on any device and in any floating point type. It is left as it was.
+        pixel_values: (batch, 3, height, width) float, from the processor.
+        class_ids: (batch,) the explained class of each image.
+        metadata: (batch, fields) float, for a fusion model; None means that everything is missing.
+        signed: Whether to keep what speaks against the class, which equation 2 sets to 0: the map is then divided by
+            its largest magnitude.
+
+    Returns:
+        (batch, height, width) float32 on the CPU in [0, 1], or [-1, 1] if signed; all 0 where nothing speaks for the
+        class.
+
+    Raises:
+        Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
+            as a ViT), inputs the model does not read, or class ids outside 0..6.
+    """
+    try:
+        from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
+    except ImportError as error:
+        raise Ham10000Error(f"Grad-CAM needs captum ({error}): `pip install ham10000[explain]`.") from error
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
+    model._check_inputs(pixel_values, metadata)
+    targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
+    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < len(LABELS))).all()):
+        raise Ham10000Error(
+            f"`class_ids` must be {len(pixel_values)} class ids in 0..{len(LABELS) - 1}, one per image, "
+            f"got {targets.tolist()}."
+        )
+    backbone, device = model.backbone, model.device
+    if not hasattr(backbone, "forward_features"):
+        raise Ham10000Error(
+            f"The backbone is a {type(backbone).__name__}, which has no gradient; explain the model as loaded, not a "
+            "copy made for another backend."
+        )
+    dtype = next(backbone.parameters()).dtype
+    layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
+
+    was_training = model.training
+    model.eval()
+    try:
+        # An inference tensor can have no gradient; its clone outside of inference mode can.
+        with torch.inference_mode(False):
+            if model.config.uses_metadata and metadata is None:
+                metadata = torch.full((len(pixel_values), len(model.config.metadata_fields)), float("nan"))
+            rows = None if metadata is None else metadata.to(device).clone()
+            # The gradient is needed down to the feature map only, so the backbone keeps no activations.
+            with torch.no_grad():
+                features = backbone.forward_features(pixel_values.to(device, dtype).clone())
+            dimension = _channel_dimension(model, features)
+
+            def score(feature_map: torch.Tensor) -> torch.Tensor:
+                """(batch, channels, h, w) to (batch, 7) logits."""
+                mapped = layer(feature_map).movedim(1, dimension).to(dtype)
+                embedding = backbone.forward_head(mapped).to(model.classifier.weight.dtype)
+                return logits_from_embeddings(model, embedding, rows).float()
+
+            # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
+            maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
+                features.movedim(dimension, 1).float(), target=targets.to(device).clone(), relu_attributions=not signed
+            )  # (B, 1, h, w)
+    finally:
+        model.train(was_training)
+    size = tuple(pixel_values.shape[-2:])
+    enlarged: Any = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")
+    enlarged = enlarged[:, 0].float().cpu()
+    strongest = enlarged.abs().amax(dim=(1, 2), keepdim=True)
+    return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged))
+
+
+def _channel_dimension(model: Ham10000ForImageClassification, features: Any) -> int:
+    """Where a feature map has its channels: 1, or 3 for Swin and its like."""
+    shape = tuple(getattr(features, "shape", ()))
+    for dimension in (1, 3):
+        if len(shape) == 4 and shape[dimension] == model.backbone.num_features:
+            return dimension
+    raise Ham10000Error(
+        f"The backbone {model.config.backbone!r} gives features of shape {shape}, not a spatial feature map (batch, "
+        "channels, height, width), so Grad-CAM cannot say where it looks; use a convolutional backbone."
+    )
+
+
+def resize_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Undoes the processor's resize, which neither crops nor keeps the aspect: the maps then lie on the image.
+
+    Args:
+        heatmaps: (batch, height, width), from `grad_cam`.
+        size: Width and height of the image in pixels, as in PIL.
+
+    Returns:
+        (batch, image height, image width) float32 in [0, 1].
+    """
+    resized = nn.functional.interpolate(heatmaps[:, None], size[::-1], mode="bilinear", antialias=True)
+    return resized[:, 0].clamp(0, 1).numpy()
+
+
+def randomized_copy(
+    model: Ham10000ForImageClassification, parts: Sequence[str] | None = None, *, seed: int = 0
+) -> Ham10000ForImageClassification:
+    """Copies a model and gives some of its parts the weights of a new model.
+
+    Args:
+        model: Any variant; it stays as it is.
+        parts: Names of submodules, such as `"classifier"` or `"backbone.layer4"`; None for the whole model.
+        seed: Seed of the new weights.
+
+    Returns:
+        The copy, on the model's device, in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config: Any = model.config
+        fresh = type(model)(config).state_dict()
+    prefixes = ("",) if parts is None else tuple(f"{part}." for part in parts)
+    randomized = copy.deepcopy(model).eval()
+    chosen = {name: value for name, value in fresh.items() if name.startswith(prefixes)}
+    randomized.load_state_dict({**randomized.state_dict(), **chosen})
+    return randomized
+
+
+def sanity_check(
+    model: Ham10000ForImageClassification,
+    pixel_values: torch.Tensor,
+    class_ids: Sequence[int] | torch.Tensor,
+    metadata: torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Randomises the weights from the classifier down to the first layer and compares the maps.
+
+    The cascading parameter randomisation of Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity checks for
+    saliency maps", NeurIPS 2018, arXiv:1810.03292, section 3.1. A method that explains the model has correlations
+    that fall towards 0; maps that stay the same show the edges of the image, not the model's reasons. The maps are
+    signed: a random network's are often negative everywhere, which Grad-CAM shows as 0, and 0 has no ranks.
+
+    Args:
+        model: This and the next three as for `grad_cam`.
+        pixel_values: Some ten images, as a single map may resemble another by chance.
+        class_ids: The explained classes.
+        metadata: The metadata.
+        seed: Seed of the new weights.
+
+    Returns:
+        The `rank_correlations` with the maps of the model as it was, by the part that is randomised, besides those
+        before it: the head (classifier, fusion and metadata encoder), then each child of the backbone that has
+        weights, the last first; at the end every weight is random.
+
+    Raises:
+        Ham10000Error: As `grad_cam`.
+    """
+    original = grad_cam(model, pixel_values, class_ids, metadata, signed=True)
+    children = [name for name, child in model.backbone.named_children() if child.state_dict()]
+    done = [name for name, child in model.named_children() if name != "backbone" and child.state_dict()]
+    results = {}
+    for title in ("head", *(f"backbone.{name}" for name in reversed(children))):
+        done.append(title)  # "head" is not a submodule and matches nothing
+        # Each copy is drawn with the same seed, so a step keeps the random weights of the steps before it.
+        maps = grad_cam(randomized_copy(model, done, seed=seed), pixel_values, class_ids, metadata, signed=True)
+        results[title] = rank_correlations(original, maps)
+    return results
+
+
+def rank_correlations(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """Returns Spearman's rank correlation over the pixels of each pair of maps; NaN where a map is constant.
+
+    Args:
+        first: (batch, height, width).
+        second: (batch, height, width).
+    """
+    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
+    return np.array([spearmanr(a, b).statistic for a, b in pairs])
+
+
+__all__ = [
+    "Explanation",
+    "explain",
+    "grad_cam",
+    "randomized_copy",
+    "rank_correlations",
+    "resize_heatmaps",
+    "sanity_check",
+]

@@ -1,0 +1,278 @@
+"""Draws an explanation: image, heat maps, probabilities, and what the metadata changes."""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
+
+from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT, Ham10000Error
+from ham10000.training.inference.explanation import Explanation
+from ham10000.training.inference.inputs import Sample
+from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
+from ham10000.training.inference.output import DISCLAIMER, calibration_note, malignant_total, points, shown_name
+from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+# Where the map is 1 this much of the image is hidden, where it is 0 nothing: cold regions are seen as they are.
+_OPACITY = 0.65
+_HEAT = "viridis"  # blue to yellow, neither of which is a colour of skin, and readable with any colour blindness
+_WIDTH = 12.0
+# One colour and marker per class: the malignant ones warm, so that they stand out from the benign ones.
+_STYLES = {
+    "mel": ("vermilion", "o"),
+    "bcc": ("orange", "s"),
+    "akiec": ("purple", "^"),
+    "nv": ("blue", "o"),
+    "bkl": ("sky", "s"),
+    "df": ("green", "^"),
+    "vasc": ("black", "v"),
+}
+_DIVERGING = LinearSegmentedColormap.from_list(
+    "okabe_ito_diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]]
+)
+_LEAST_SCALE = 5.0  # points: a change of a tenth of a point must not look like one
+
+
+def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
+    """Lays a heat map over an image.
+
+    Args:
+        image: Any PIL image.
+        heatmap: (H, W) in [0, 1]; of another size than the image it is stretched over the whole of it.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    heat = Image.fromarray(np.asarray(heatmap, dtype=np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(heat), 0, 1)
+    colours = matplotlib.colormaps[_HEAT](strength)[:, :, :3] * 255
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    opacity = _OPACITY * strength[:, :, None]  # (H, W, 1)
+    return Image.fromarray(np.rint((1 - opacity) * pixels + opacity * colours).astype(np.uint8))
+
+
+def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draws image, heat maps, probabilities with and without metadata, and the effects of the metadata.
+
+    Parts that the variant lacks are left out: a metadata-only model has no image, an image-only one no effects.
+
+    Args:
+        explanation: Result of `explain`.
+        path: Where the figure is also saved, in the format of the suffix; None for nowhere.
+
+    Returns:
+        The figure.
+    """
+    effects = explanation.effects
+    heights = {"images": 3.9 if explanation.image is not None else 0.0, "bars": 4.0}
+    heights["changes"] = 4.1 if effects.rows else 0.0
+    names = [name for name, height in heights.items() if height]
+    figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
+    # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    parts = figure.subfigures(len(names), 1, squeeze=False, height_ratios=[heights[name] for name in names])
+    for name, part in zip(names, parts[:, 0], strict=True):
+        if name == "images":
+            _draw_images(part, explanation)
+        elif name == "changes":
+            _draw_changes(part.subplots(), effects)
+        elif "age" in effects.given:
+            bars, sweep = part.subplots(1, 2, width_ratios=[1.15, 1])
+            _draw_probabilities(bars, effects)
+            _draw_age_sweep(sweep, effects)
+        else:
+            _draw_probabilities(part.subplots(), effects)
+    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
+    figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
+    if path is not None:
+        with warnings.catch_warnings():
+            # A file name may contain letters that matplotlib's font lacks, which it draws as boxes.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+            save_figure(figure, path)
+    return figure
+
+
+def _title(explanation: Explanation) -> str:
+    """The answer, and what it was given."""
+    effects = explanation.effects
+    best = int(np.argmax(effects.baseline))
+    total = malignant_total(effects.baseline)
+    given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
+    note = calibration_note(explanation.temperature)
+    lines = (
+        f"Predicted: {LABELS[best]} {effects.baseline[best]:.1%}, malignant total {total:.1%}; {note}",
+        "; ".join(part for part in (shown_name(explanation.name), given) if part),
+    )
+    return "\n".join(plain(line) for line in lines if line)
+
+
+def _draw_images(part: SubFigure, explanation: Explanation) -> None:
+    """The image, then the same image under each heat map."""
+    image = explanation.image
+    assert image is not None
+    panels = [("The image", image, "")]
+    for label, heatmap in explanation.heatmaps.items():
+        share = explanation.effects.baseline[LABELS.index(label)]
+        which = "the predicted class" if len(panels) == 1 else f"{share:.1%}"
+        note = "" if heatmap.any() else f"No region speaks for {label}."
+        panels.append((f"What speaks for {label} ({which})", overlay_heatmap(image, heatmap), note))
+    for axes, (title, shown, note) in zip(part.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(np.asarray(shown), interpolation="bilinear")
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel(note, fontsize=10, color=GREY)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    part.supxlabel(
+        "Grad-CAM: yellow is where the evidence for the class is strongest. Each map is scaled by its own maximum, so "
+        "compare places, not strengths.",
+        x=0.012,
+        ha="left",
+        fontsize=10,
+        color=GREY,
+    )
+
+
+def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
+    """The seven probabilities, and next to them those with all metadata unknown, where that differs."""
+    order = np.argsort(-effects.baseline, kind="stable")
+    positions = np.arange(len(order))
+    without = effects.unknown() if any(value != UNKNOWN for value in effects.given.values()) else None
+    height, offset = (0.6, 0.0) if without is None else (0.38, 0.2)
+    axes.barh(
+        positions - offset,
+        effects.baseline[order],
+        height,
+        color=OKABE_ITO["blue"],
+        label="probability" if without is None else "with the metadata given",
+    )
+    for position, index in zip(positions, order, strict=True):
+        share = effects.baseline[index]
+        axes.text(share + 0.01, position - offset, f"{share:.1%}", va="center", fontsize=10)
+        if without is not None:
+            text = f"{without[index]:.1%} ({points(100 * (share - without[index]))})"
+            axes.text(without[index] + 0.01, position + offset, text, va="center", fontsize=8.5, color=GREY)
+    if without is not None:
+        axes.barh(positions + offset, without[order], height, color="#BDBDBD", label="metadata unknown")
+        title = "In brackets: what the metadata\nadds, in percentage points"
+        axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
+    style_axes(axes, title="Probabilities", grid="x")
+    names = [f"{LABEL_DESCRIPTIONS[LABELS[index]]} ({LABELS[index]})".replace(" / ", " /\n") for index in order]
+    axes.set_yticks(positions, names, fontsize=9)
+    for tick, index in zip(axes.get_yticklabels(), order, strict=True):
+        if LABELS[index] in MALIGNANT:
+            tick.set_color(OKABE_ITO["vermilion"])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel(f"In colour: counted in the malignant total ({' + '.join(MALIGNANT)})", fontsize=10, color=GREY)
+
+
+def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
+    """Every class's probability over the ages, all else as given."""
+    rows = effects.varied("age")
+    ages = [float(row.value) for row in rows]
+    table = np.stack([row.probabilities for row in rows])  # (ages, 7)
+    for label, (colour, marker) in _STYLES.items():
+        shares = table[:, LABELS.index(label)]
+        axes.plot(ages, shares, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6, label=label)
+    given = effects.given["age"]
+    if given != UNKNOWN:
+        axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
+        axes.annotate(
+            f"given: {given}",
+            (float(given), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2),
+            textcoords="offset points",
+            va="top",
+            fontsize=9.5,
+            color=GREY,
+        )
+    style_axes(axes, title="The same with another age", xlabel="Age (years)")
+    axes.set_ylim(0, max(0.05, 1.12 * float(table.max())))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.legend(fontsize=9.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
+    """The change of each probability, in percentage points, for every field but the age varied, or unknown."""
+    groups = [[row for row in effects.rows if row.value == UNKNOWN]]
+    groups += [effects.varied(field) for field in effects.given if field != "age"]  # ages have their own panel
+    columns = [row for group in groups for row in group]
+    table = np.stack([row.probabilities for row in columns], axis=1) - effects.baseline[:, None]  # (7, columns)
+    totals = np.array([malignant_total(row.probabilities) for row in columns]) - malignant_total(effects.baseline)
+    changes = 100 * np.vstack([table, totals])  # (8, columns) points
+    scale = max(_LEAST_SCALE, float(np.abs(changes).max()))
+    axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
+    for row, column in np.ndindex(*changes.shape):
+        value = float(changes[row, column])
+        text = points(value, digits=1 if abs(value) < 9.95 else 0)
+        colour = "white" if abs(value) > 0.7 * scale else "black" if abs(value) >= 0.05 else "#A0A0A0"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    for start in np.cumsum([len(group) for group in groups[:-1]]):
+        axes.axvline(start - 0.5, color=GREY, linewidth=1.2)
+    axes.axhline(len(LABELS) - 0.5, color=GREY, linewidth=1.2)
+    style_axes(axes, title="Change of each probability, in percentage points, when one field is changed", grid="none")
+    axes.set_yticks(range(len(LABELS) + 1), [*LABELS, "malignant total"])
+    axes.set_xticks(range(len(columns)), [_column_name(row, effects) for row in columns], rotation=40, ha="right")
+    for tick, effect in zip(axes.get_xticklabels(), columns, strict=True):
+        tick.set(rotation_mode="anchor", fontsize=9.5)
+        if effects.given.get(effect.field) == effect.value:
+            tick.set_fontweight("bold")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
+    if row.value == UNKNOWN:
+        return f"{'all' if row.field == ALL_FIELDS else row.field} unknown"
+    return f"{row.value} (given)" if effects.given.get(row.field) == row.value else row.value
+
+
+def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
+    """Returns the path of each sample's figure; in a folder the sample's name, numbered where two are alike.
+
+    Args:
+        samples: The samples that are explained.
+        target: A file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
+
+    Raises:
+        Ham10000Error: For a file though there are several samples, another suffix, or a path that is an input.
+    """
+    path = Path(target)
+    is_file = path.suffix != "" and not path.is_dir()
+    if is_file and len(samples) > 1:
+        raise Ham10000Error(f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder.")
+    if is_file and path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
+    if not is_file and path.is_file():
+        raise Ham10000Error(f"--explain {target!r} is an existing file; give a .png file or a folder.")
+    paths = [path]
+    if not is_file:
+        paths, taken = [], set()
+        for number, sample in enumerate(samples, start=1):
+            name = sample.name or ""
+            # A name for a file of any system, from an image's path or a csv's cell.
+            stem = re.sub(r"[^\w.-]+", "_", Path(name).stem if sample.image is not None else name).strip("._")[:100]
+            stem = stem or f"row_{number}"
+            # In lower case, because some file systems take a.png and A.png for one file.
+            while stem.lower() in taken:
+                stem += f"_{number}"
+            taken.add(stem.lower())
+            paths.append(path / f"{stem}.png")
+    images = {sample.image.resolve() for sample in samples if sample.image is not None}
+    for figure in paths:
+        if figure.resolve() in images:
+            raise Ham10000Error(f"--explain would overwrite the image {str(figure)!r}; give another folder.")
+    return paths
+
+
+__all__ = ["FIGURE_SUFFIXES", "explanation_paths", "overlay_heatmap", "plot_explanation"]

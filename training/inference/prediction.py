@@ -1,0 +1,322 @@
+"""Loads a checkpoint and predicts with it: `model, processor = load_checkpoint("runs/fusion")`."""
+
+import contextlib
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+
+# The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
+SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
+# Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
+VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns a device that works.
+
+    Args:
+        name: As torch names it, or `auto`: the GPU where there is one.
+
+    Raises:
+        Ham10000Error: For a device that does not exist.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise Ham10000Error(f"Device {name!r} cannot be used: {error}. Expected auto, cpu or cuda.") from error
+
+
+def shipped_checkpoint(modality: str = "fusion") -> Path:
+    """Returns the folder of a checkpoint that comes with the source tree.
+
+    Args:
+        modality: `image`, `metadata` or `fusion`.
+
+    Raises:
+        Ham10000Error: If this installation has none.
+    """
+    folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
+    if not (folder / "config.json").is_file():
+        raise Ham10000Error(
+            f"No checkpoint was named, and this installation has none ({str(folder)!r} does not exist: a clone of "
+            "the repository has it, a wheel does not). Give --checkpoint a folder, or a Hub id `user/name`."
+        )
+    return folder
+
+
+def load_checkpoint(
+    checkpoint: str | os.PathLike[str], revision: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Ham10000ForImageClassification, Ham10000Processor]:
+    """Loads a model and its processor with this package's own classes; no code from the checkpoint runs.
+
+    Args:
+        checkpoint: A folder, which needs no network, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        device: Where the model is put.
+
+    Returns:
+        The model, in evaluation mode, and the processor.
+
+    Raises:
+        Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
+
+    Example:
+        >>> model, processor = load_checkpoint("runs/fusion")
+        >>> predict(model, processor, ["lesion.jpg"], [{"age": 60, "sex": "male"}])
+    """
+    folder = Path(checkpoint).expanduser()
+    name, is_folder = str(checkpoint), folder.is_dir()
+    if is_folder and revision is not None:
+        raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
+    if is_folder and not (folder / "config.json").is_file():
+        raise Ham10000Error(f"The folder {name!r} holds no config.json; expected the output_dir of a training run.")
+    if folder.is_file():
+        raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
+    # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
+    if not is_folder and (not _HUB_ID.fullmatch(name) or folder.parent.is_dir()):
+        raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
+    if is_folder:
+        _check_index(folder)
+    source = str(folder) if is_folder else name
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
+    try:
+        model_type = Ham10000Config.get_config_dict(source, **options)[0].get("model_type")
+        if model_type != Ham10000Config.model_type:
+            raise Ham10000Error(
+                f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
+                "give a checkpoint of this package."
+            )
+        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
+        processor = Ham10000Processor.from_pretrained(source, **options)
+    except (Ham10000Error, StrictDataclassError):
+        raise
+    except SafetensorError as error:
+        raise Ham10000Error(f"The weights of {name!r} are damaged: {error}. Copy or train them again.") from error
+    except RuntimeError as error:
+        # What transformers raises for a weight of another shape; its message only points to its log.
+        raise Ham10000Error(
+            f"The weights of {name!r} do not fit its config.json: they were saved with another modality, backbone or "
+            "fusion. Copy the checkpoint again."
+        ) from error
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        if is_folder:
+            raise Ham10000Error(f"The checkpoint {name!r} is incomplete or damaged: {reason}") from error
+        raise Ham10000Error(
+            f"There is no folder {name!r}, and the Hub did not give it either: {reason} "
+            "Give an existing checkpoint folder, or a Hub id `user/name` with a connection to the internet."
+        ) from error
+    except (AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        # What transformers raises for a file of JSON that is sound, but not what it expects there.
+        raise Ham10000Error(
+            f"The checkpoint {name!r} is damaged: its config.json or processor_config.json cannot be used "
+            f"({type(error).__name__}: {str(error)[:300]}). Copy it again."
+        ) from error
+    _check_match(name, model, processor)
+    return model.to(device).eval(), processor
+
+
+def _check_index(folder: Path) -> None:
+    """Refuses an index of sharded weights that names a file outside the checkpoint: transformers would follow it."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    where = f"The checkpoint {str(folder)!r} is"
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise Ham10000Error(f"{where} damaged: {path.name} is not an index of weights: {error!r}") from error
+    if outside := sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name):
+        raise Ham10000Error(f"{where} refused: {path.name} names {outside[0]!r}, outside the folder.")
+
+
+def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> None:
+    """Refuses another checkpoint's processor and NaN in the weights, which would spoil predictions silently."""
+    vocabularies = ("metadata_fields", "sex_vocabulary", "localization_vocabulary")
+    for field in ("modality", *(vocabularies if model.config.uses_metadata else ())):
+        ours, theirs = getattr(model.config, field), getattr(processor, field)
+        if ours != theirs:
+            raise Ham10000Error(
+                f"The checkpoint {name!r} does not fit together: {field} is {ours} in config.json, but {theirs} in "
+                "processor_config.json. Copy both from one run."
+            )
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise Ham10000Error(
+                f"The weights of {name!r} contain NaN or infinite values, in {key!r}: their training failed."
+            )
+
+
+@torch.inference_mode()
+def predict(
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
+    images: Sequence[Any] | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    batch_size: int = 32,
+    *,
+    unknown_values: str = "error",
+    progress: bool = False,
+) -> np.ndarray:
+    """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
+
+    Args:
+        model: Any variant, on any device.
+        processor: The model's processor.
+        images: Images in any form `load_image` reads; None for a metadata-only model.
+        metadata: One mapping per image, as for the processor; None for an image-only model, or if nothing is known.
+        batch_size: Samples per step.
+        unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
+        progress: Whether to show a progress bar on stderr, if there is more than one batch.
+
+    Returns:
+        (samples, 7) float64 probabilities in the order of `LABELS`, calibrated by the checkpoint's temperature.
+
+    Raises:
+        Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
+    """
+    if batch_size < 1:
+        raise Ham10000Error(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not images and not metadata:
+        raise Ham10000Error("Nothing to predict: give at least one image or one row of metadata.")
+    if images is not None and metadata is not None and len(images) != len(metadata):
+        raise Ham10000Error(f"Got {len(images)} images but {len(metadata)} rows of metadata; expected one per image.")
+    # All rows are checked before the first image is decoded.
+    encoded = None
+    if metadata is not None:
+        encoded = processor(metadata=list(metadata), unknown_values=unknown_values)["metadata"]
+    count = len(images if images is not None else metadata or ())
+    parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    pixels = iter([None] * len(parts)) if images is None else _batches(images, parts, model, processor)
+    was_training = model.training
+    model.eval()
+    logits = []
+    try:
+        with tqdm(total=count, desc="Predicting", unit="image", disable=not progress or count <= batch_size) as bar:
+            for part, pixel_values in zip(parts, pixels, strict=True):
+                inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
+                if pixel_values is not None:
+                    inputs["pixel_values"] = pixel_values
+                logits.append(model(**inputs).logits)
+                bar.update(len(logits[-1]))
+    finally:
+        model.train(was_training)
+    return torch.cat(logits).cpu().double().softmax(dim=-1).numpy()
+
+
+def _batches(
+    images: Sequence[Any], parts: Sequence[slice], model: Ham10000ForImageClassification, processor: Ham10000Processor
+) -> Iterator[torch.Tensor]:
+    """Yields the normalised images of each part on the model's device; several threads decode.
+
+    A GPU computes while the next part is decoded. A CPU does not: the threads of a convolution wait for the slowest,
+    so one that shares its core with a decoder delays them all.
+    """
+    image_processor: Any = processor.image_processor
+
+    def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
+        return image_processor.normalize_pixels(stacked.to(model.device).permute(0, 3, 1, 2)).contiguous()
+
+    lookahead = 0 if model.device.type == "cpu" else 1
+    waiting: deque[list[Future[np.ndarray]]] = deque()
+    # Pillow releases the interpreter lock while it decodes and resizes.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        try:
+            for part in parts:
+                waiting.append([pool.submit(image_processor.resize, image) for image in images[part]])
+                if len(waiting) > lookahead:
+                    yield collect(waiting.popleft())
+            yield from map(collect, waiting)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Loader(Protocol):
+    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
+
+    device: torch.device
+
+    @property
+    def samples(self) -> Sized: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: Callable[..., Any],
+    loader: _Loader,
+    *,
+    accelerator: Any = None,
+    autocast: Callable[[], Any] = contextlib.nullcontext,
+    views: int = 1,
+    progress: bool = False,
+) -> np.ndarray:
+    """Predicts every row of a loader; with several processes each predicts its share and all get the whole.
+
+    Args:
+        model: The model, in evaluation mode.
+        loader: An `EvalLoader`.
+        accelerator: An `Accelerator` that gathers over processes; None is one process.
+        autocast: Makes the context the model runs in; by default its own precision.
+        views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
+            the views are averaged, and their logarithm is returned.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        (rows, 7) float32 logits in the order of the loader's samples.
+
+    Raises:
+        Ham10000Error: For another number of views.
+    """
+    if views not in VIEWS:
+        raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")
+    parts = []
+    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
+        inputs = batch.inputs
+        outputs = []
+        for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
+            if dimensions:
+                inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
+            with autocast():
+                outputs.append(model(**inputs).logits.float())
+        # Without averaging, one view keeps its logits bit-identical.
+        parts.append(
+            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
+        )
+    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
+    if accelerator is None or accelerator.num_processes == 1:
+        return logits.cpu().numpy()
+    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
+    rows, world_size = len(loader.samples), accelerator.num_processes
+    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
+    padded[: len(logits)] = logits
+    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
+    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
+
+
+__all__ = [
+    "SHIPPED_CHECKPOINTS",
+    "VIEWS",
+    "choose_device",
+    "load_checkpoint",
+    "predict",
+    "predict_logits",
+    "shipped_checkpoint",
+]

@@ -1,0 +1,1 @@
+"""Many runs compared: what metadata adds, and which shortcuts it brings."""

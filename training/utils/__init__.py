@@ -1,0 +1,1 @@
+"""Helpers that know nothing of data, models or training."""
