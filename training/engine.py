@@ -192,7 +192,7 @@ class Engine:
             progress.history.append(row)
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.seconds = 0.0, 0.0
-            loss = row.get("validation_loss")
+            loss: Any = row.get("validation_loss")
             chooses = self.config.patience is not None and loss is not None
             if not chooses or progress.kept_loss is None or loss < progress.kept_loss:
                 progress.kept_loss, progress.kept_epoch = loss, row["epoch"]
