@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.training.config import TrainConfig, parse_arguments
-from ham10000.training.data.augment import Augment, interpolation
+from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.data.sampling import class_shares
@@ -122,14 +122,7 @@ def build_engine(
         frames,
         processor,
         accelerator.device,
-        augment=Augment(
-            flip=config.augment_flip,
-            rotation=config.augment_rotation,
-            min_area=config.augment_min_area,
-            color_jitter=config.augment_color,
-            padding=config.augment_padding,
-            interpolation=interpolation(processor),
-        ),
+        augment=Augment.from_config(config, processor),
         batch_size=config.batch_size,
         micro_batches=config.gradient_accumulation_steps,
         size=config.train_size,

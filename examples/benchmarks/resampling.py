@@ -54,14 +54,7 @@ def main() -> None:
         processor = create_processor(config, image_size=size, resizer="torch")
         kinds = {
             "none": Augment(flip=False, interpolation=interpolation(processor)),
-            "default": Augment(
-                flip=defaults.augment_flip,
-                rotation=defaults.augment_rotation,
-                min_area=defaults.augment_min_area,
-                color_jitter=defaults.augment_color,
-                padding=defaults.augment_padding,
-                interpolation=interpolation(processor),
-            ),
+            "default": Augment.from_config(defaults, processor),
         }
         with tempfile.TemporaryDirectory() as cache:
             frames = open_frames(

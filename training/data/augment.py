@@ -95,6 +95,24 @@ class Augment:
     padding: str = "reflection"
     interpolation: str = "bicubic"
 
+    @classmethod
+    def from_config(cls, config: Any, processor: Any, *, color: bool = True) -> "Augment":
+        """The augmentation that a `TrainConfig` asks for, with the filter of a checkpoint's processor.
+
+        Args:
+            config: The configuration of the run.
+            processor: Its processor.
+            color: False leaves the colours as they are, for augmented views at inference.
+        """
+        return cls(
+            flip=config.augment_flip,
+            rotation=config.augment_rotation,
+            min_area=config.augment_min_area,
+            color_jitter=config.augment_color if color else 0.0,
+            padding=config.augment_padding,
+            interpolation=interpolation(processor),
+        )
+
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
         """Draws the parameters of a batch on the CPU.
 

@@ -41,7 +41,7 @@ from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.augment import Augment, interpolation
+from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
 from ham10000.training.data.lesions import lesion_groups
 from ham10000.training.data.loader import EvalLoader, Samples, open_frames, open_images
@@ -308,13 +308,7 @@ def _training_views(
     model: Any, samples: Samples, images: Any, processor: Any, config: TrainConfig, views: int
 ) -> np.ndarray:
     """Log of the mean probabilities over augmented views without colour jitter, (rows, classes)."""
-    augment = Augment(
-        flip=config.augment_flip,
-        rotation=config.augment_rotation,
-        min_area=config.augment_min_area,
-        padding=config.augment_padding,
-        interpolation=interpolation(processor),
-    )
+    augment = Augment.from_config(config, processor, color=False)
     sides = processor.image_processor.size
     rows = images.rows(samples.image_ids)
     plan = [rows[start : start + 64] for start in range(0, len(rows), 64)]

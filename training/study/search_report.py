@@ -76,8 +76,8 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             "NLL* (lower is better) and AP*, the macro average precision, are of probabilities from which the prior "
             "of class weights, sampling and logit adjustment was removed and to which one temperature was fitted: "
             "otherwise settings are ranked by how sure they are. Macro-F1, balanced accuracy and accuracy are of the "
-            "most probable class as the model gives it. **Read the three together: one fold of a thousand images "
-            "moves NLL* by 0.03 and AP* by 0.04 by chance.**",
+            "most probable class as the model gives it. **Read the three together; each trial was trained once per "
+            "fold, with one seed.**",
             f"![Difference of NLL*, AP* and macro-F1 of every trial]({figures}/recipes.png)",
             table(header, rows, align="lllllrr"),
             section(
@@ -89,8 +89,8 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             section(
                 "How to repeat",
                 f"{code('python -m ham10000.training.study.search ' + found['plan'] + ' --data HAM10000/')}. Trained "
-                f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}, which ran "
-                "two trials, and other work, at a time: minutes (mean of the folds) are no measure of the cost alone. "
+                f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}; minutes "
+                "are the mean of the folds, and no measure of cost where runs shared the machine. "
                 f"Commits {words([code(name) for name in dict.fromkeys(cost['commit'] for cost in costs)])}; "
                 f"{versions}.",
             ),
