@@ -20,11 +20,19 @@ from ham10000.training.utils.hardware import environment
 # Runs in the tree that is measured, with whatever that tree's modules are.
 STEPS = """
 import json, resource, sys, time
-from ham10000.training.utils.hardware import keep_freed_memory
-from ham10000.training.config import TrainConfig
-from ham10000.training.data.sources import load_data
-from ham10000.training.data.split import make_split
-from ham10000.training.train import build_accelerator, build_engine
+from importlib import import_module
+def find(name, *modules):  # where it is in this tree: modules have moved
+    for module in modules:
+        try:
+            return getattr(import_module("ham10000.training." + module), name)
+        except ModuleNotFoundError:
+            pass
+    raise SystemExit(f"{name} is in none of {modules}")
+keep_freed_memory = find("keep_freed_memory", "utils.hardware", "allocator")
+load_data = find("load_data", "data.sources", "data")
+make_split = find("make_split", "data.split", "split")
+TrainConfig = find("TrainConfig", "config")
+build_accelerator, build_engine = (find(name, "train") for name in ("build_accelerator", "build_engine"))
 settings, warmup, steps = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = TrainConfig(**settings)
 keep_freed_memory()
