@@ -325,7 +325,7 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Batches in order, without augmentation; process r of w takes rows r, r + w, r + 2w, …"""
+    """Batches in order, without augmentation; process r of w takes rows r, r + w and so on."""
 
     def __len__(self) -> int:
         """Batches of this process."""

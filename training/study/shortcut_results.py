@@ -77,7 +77,7 @@ def shortcut_results(
     bootstrap = _Bootstrap(labels, cluster_weights(lesion_groups, n_resamples, seed), confidence)
 
     def stack(name: str) -> np.ndarray:
-        """(seeds, 1 or K or values of a sweep, N, 7)"""
+        """(seeds, 1 or K or values of a sweep, N, 7)."""
         arrays = np.stack([part[name] for part in perturbed])
         return arrays if arrays.ndim == 4 else arrays[:, None]
 
