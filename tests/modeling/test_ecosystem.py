@@ -1,4 +1,4 @@
-"""What accelerate, PEFT, torchao, timm and transformers' own scripts do with a model, each against a plain reference."""
+"""What accelerate, PEFT, torchao, timm and transformers' own scripts do with a model, next to a plain reference."""
 
 import copy
 import json
@@ -173,10 +173,10 @@ def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
     arguments = training_arguments(tmp_path, gradient_checkpointing=True)
     assert Trainer(model, arguments, train_dataset=Samples("fusion")).train().global_step == 1
     assert calls[0] is True
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+    with pytest.raises(ValueError, match=r"does not support \w+ checkpointing"):
         make_model("metadata").gradient_checkpointing_enable()
     with pytest.raises(Ham10000Error, match="every_n_layers"):
-        model.activation_checkpointing_enable(every_n_layers=2)
+        model._set_gradient_checkpointing(every_n_layers=2)
 
 
 # --- dtypes
@@ -364,10 +364,12 @@ def test_torchao_quantises_saves_and_loads(tiny_checkpoints: dict[str, Path], tm
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_peft_trains_merges_and_saves(modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="PEFT is optional: pip install peft")
-    inputs, labels = make_inputs(modality), torch.arange(4)
-    model = AutoModelForImageClassification.from_pretrained(tiny_checkpoints[modality])
+    # An image model of convolutions alone has no linear layer that PEFT could adapt.
+    backbone = "test_vit" if modality == "image" else "test_efficientnet"
+    inputs, labels = make_inputs(modality, size=160), torch.arange(4)
+    model = make_model(modality, backbone=backbone)
     original = copy.deepcopy(model.state_dict())
     lora = peft.LoraConfig(target_modules="all-linear", modules_to_save=["classifier"])
     adapted = peft.get_peft_model(model, lora)
