@@ -20,12 +20,12 @@ from .configuration_ham10000 import (
 )
 from .factory import create_model, create_processor
 from .image_processing_ham10000 import Ham10000ImageProcessor, load_image
-from .modeling_ham10000 import Ham10000ForImageClassification, Ham10000Output
+from .modeling_ham10000 import Ham10000ForImageClassification, Ham10000Model, Ham10000ModelOutput, Ham10000Output
 from .pipeline_ham10000 import PIPELINE_TASK, Ham10000Pipeline
 from .processing_ham10000 import Ham10000Processor
 
 AutoConfig.register("ham10000", Ham10000Config)
-AutoModel.register(Ham10000Config, Ham10000ForImageClassification)
+AutoModel.register(Ham10000Config, Ham10000Model)
 AutoModelForImageClassification.register(Ham10000Config, Ham10000ForImageClassification)
 # One PIL implementation under both names, so that asking for the default backend finds it without a warning.
 AutoImageProcessor.register(
@@ -63,6 +63,7 @@ setattr(Ham10000Config, "custom_pipelines", property(_get_custom_pipelines, _set
 # What `save_pretrained` copies beside the weights, so that they load where this package is not installed.
 Ham10000Config.register_for_auto_class()
 Ham10000ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+Ham10000Model.register_for_auto_class("AutoModel")
 Ham10000ImageProcessor.register_for_auto_class("AutoImageProcessor")
 Ham10000Processor.register_for_auto_class("AutoProcessor")
 
@@ -81,6 +82,8 @@ __all__ = [
     "Ham10000Error",
     "Ham10000ForImageClassification",
     "Ham10000ImageProcessor",
+    "Ham10000Model",
+    "Ham10000ModelOutput",
     "Ham10000Output",
     "Ham10000Pipeline",
     "Ham10000Processor",

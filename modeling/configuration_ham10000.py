@@ -5,9 +5,9 @@ from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, __version__
 
-# Class ids are alphabetical; the order is part of every checkpoint and of every results file.
+# The default label set. Class ids are alphabetical; the order is part of every checkpoint and of every results file.
 LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 LABEL_DESCRIPTIONS = {
@@ -58,33 +58,20 @@ FUSIONS = ("concat", "gated", "metablock", "film")
 # Arguments of `timm.create_model` that would make a config read files or fetch weights.
 _FORBIDDEN_BACKBONE_KWARGS = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
-# Not fields of ours, but legitimate in a config.json or in a `from_pretrained` call.
-_LIBRARY_KEYS = frozenset(
-    {
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation_internal",
-        "_name_or_path",
-        "attn_implementation",
-        "auto_map",
-        "custom_pipelines",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "tags",
-        "torch_dtype",
-        "use_cache",  # transformers.Trainer sets it on any model's config before it saves
-    }
-)
-
 
 class Ham10000Error(ValueError):
     """The one error of this package for bad input: data, metadata, configuration or checkpoint.
 
     Its message names what was wrong (file, row, field, value), what was expected and what to do.
     """
+
+
+def _whole_numbers(name: str, ids: Any) -> list[int]:
+    """Class ids as numbers; JSON's keys, and transformers' own example scripts, have strings of digits."""
+    numbers = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in ids]
+    if not all(type(number) is int for number in numbers):
+        raise Ham10000Error(f"`{name}` needs whole numbers as class ids, such as 0 or '0', got {list(ids)}.")
+    return numbers
 
 
 def _is_probability(value: Any) -> bool:
@@ -95,7 +82,8 @@ def _is_probability(value: Any) -> bool:
 class Ham10000Config(PreTrainedConfig):
     """Configuration of `Ham10000ForImageClassification`, all three variants.
 
-    Wrong values and misspelled names are errors. Label order, metadata schema and calibration travel with the weights.
+    Wrong values and misspelled arguments are errors. Label order, metadata schema and calibration travel with the
+    weights. Keys that a library has saved, such as `quantization_config`, are kept as they are.
 
     Args:
         modality: `"image"`, `"metadata"` or `"fusion"`.
@@ -106,7 +94,7 @@ class Ham10000Config(PreTrainedConfig):
             `"metablock"` or `"film"`. Only read when `modality="fusion"`.
         metadata_fields: The columns the metadata tensor holds, in that order; a subset of age, sex, localization.
         sex_vocabulary: Values of `sex`; the value's position is its index in the metadata tensor.
-        localization_vocabulary: Values of `localization`, likewise.
+        localization_vocabulary: Values of `localization`, in the same way.
         age_offset: Age in years that is encoded as 0.
         age_scale: Years per unit of the encoded age: `(age - age_offset) / age_scale`.
         metadata_hidden_sizes: Widths of the layers of the metadata MLP; the last is the metadata embedding's.
@@ -115,18 +103,26 @@ class Ham10000Config(PreTrainedConfig):
         metadata_dropout: Probability, in training, that all fields of one sample are set to missing.
         classifier_dropout: Dropout before the classifier, in [0, 1).
         temperature: Calibration temperature; the logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
-        label_descriptions: Plain-language name of each label.
+        malignant_labels: The labels that count as malignant; by default those of mel, bcc and akiec that are in the
+            label set. May be empty.
+        label_descriptions: Plain-language name of each label; by default HAM10000's, or the label itself.
+        **kwargs: Fields of `PreTrainedConfig`. `id2label`, `label2id` or `num_labels` give another label set of two
+            or more classes; by default it is the seven of HAM10000.
 
     Raises:
-        Ham10000Error: For an unknown key.
+        Ham10000Error: For an unknown key, or label maps that contradict each other.
         huggingface_hub.errors.StrictDataclassError: For a value of a wrong type or outside its closed set.
 
     Example:
         >>> Ham10000Config(modality="fusion", backbone="test_efficientnet", fusion="film").num_labels
         7
+        >>> Ham10000Config(id2label={0: "benign", 1: "mel"}).malignant_labels
+        ['mel']
     """
 
     model_type = "ham10000"
+    # `Trainer` collects every other output as a prediction.
+    keys_to_ignore_at_inference = ["pooler_output", "image_embedding", "metadata_embedding", "hidden_states"]
 
     modality: Literal["image", "metadata", "fusion"] = "fusion"
     backbone: str = "tf_efficientnetv2_s.in21k_ft_in1k"
@@ -145,39 +141,102 @@ class Ham10000Config(PreTrainedConfig):
     metadata_dropout: float | int = 0.1
     classifier_dropout: float | int = 0.2
     temperature: float | int = 1.0
-    label_descriptions: dict[str, str] = field(default_factory=lambda: dict(LABEL_DESCRIPTIONS))
+    malignant_labels: list[str] | None = None
+    label_descriptions: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Rejects unknown keys and fills in the label maps."""
-        unknown = sorted(set(kwargs) - _LIBRARY_KEYS)
-        if unknown:
+        # transformers writes its version into whatever it saves, and so does `from_dict` below. Saved keys are a
+        # library's business, of this release or the next; what somebody types is checked.
+        unknown = sorted(key for key in kwargs if not (hasattr(type(self), key) or hasattr(type(self), f"_{key}")))
+        if unknown and self.transformers_version is None:
             known = ", ".join(sorted(Ham10000Config.__annotations__))
             raise Ham10000Error(f"Unknown Ham10000Config key(s) {unknown}. Known keys: {known}.")
-        if kwargs.pop("num_labels", len(LABELS)) != len(LABELS):
-            raise Ham10000Error(f"HAM10000 has {len(LABELS)} classes; `num_labels` cannot be set to anything else.")
-        if self.id2label is None:
-            self.id2label = dict(enumerate(LABELS))
-        if self.label2id is None:
-            self.label2id = {label: index for index, label in enumerate(LABELS)}
+        self._fill_label_maps(kwargs.pop("num_labels", None))
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lets what is said about labels follow when `id2label` or `num_labels` is set later."""
+        if name == "label2id" and isinstance(value, dict):
+            value = dict(zip(value, _whole_numbers(name, value.values()), strict=True))
+        super().__setattr__(name, value)
+        if name == "id2label" and "_post_init_done" in vars(self):
+            if set(self.label_names) != set(self.label_descriptions or ()):
+                self.malignant_labels = self.label_descriptions = None
+            self.label2id = None
+            self._fill_label_maps(None)
+
+    def _fill_label_maps(self, num_labels: int | None) -> None:
+        given: dict[Any, Any] = self.id2label or {}
+        if self.id2label is None and self.label2id is not None:
+            given = {index: label for label, index in self.label2id.items()}
+            if len(given) != len(self.label2id):
+                raise Ham10000Error(f"`label2id` gives several labels the same id: {self.label2id}.")
+        elif self.id2label is None:
+            seven = num_labels in (None, len(LABELS))
+            given = dict(enumerate(LABELS if seven else [f"LABEL_{index}" for index in range(num_labels or 0)]))
+        id2label = dict(sorted(zip(_whole_numbers("id2label", given), given.values(), strict=True)))
+        vars(self)["id2label"] = id2label  # an assignment would come back here
+        if self.label2id is None:
+            self.label2id = {label: index for index, label in id2label.items()}
+        if num_labels not in (None, len(id2label)):
+            raise Ham10000Error(
+                f"`num_labels` is {num_labels}, but the label maps have {len(id2label)} labels: {self.label_names}. "
+                "Leave `num_labels` out, or give the maps that belong to it."
+            )
+        if self.malignant_labels is None:
+            self.malignant_labels = [label for label in MALIGNANT if label in self.label_names]
+        if self.label_descriptions is None:
+            self.label_descriptions = {name: LABEL_DESCRIPTIONS.get(name, name) for name in self.label_names}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Builds a config from a saved one; overrides in `kwargs` are checked as the constructor's arguments are."""
+        """Builds a config from a saved one; overrides in `kwargs` are checked as the constructor's arguments are.
+
+        Other labels replace the saved ones and all that was said about them, the temperature included, which was
+        fitted to the logits of the classifier that knew the old ones.
+        """
+        config_dict = {"transformers_version": __version__, **config_dict}
+        maps = ("id2label", "label2id", "num_labels")
+        given = {name: kwargs.pop(name) for name in maps if name in kwargs}
+        given = {name: value for name, value in given.items() if value is not None}
+        saved = cls(**{name: config_dict[name] for name in maps if name in config_dict}).label_names
+        if given and given != {"num_labels": len(saved)}:
+            stale = {*maps, "malignant_labels", "label_descriptions", "temperature"}
+            if (names := cls(**given).label_names) == saved:
+                stale = set(maps)
+            elif set(names) == set(saved):
+                stale = {*maps, "temperature"}
+            config_dict = {name: value for name, value in config_dict.items() if name not in stale} | given
         loaded: Any = super().from_dict(config_dict, **kwargs)
         # transformers assigns the overrides one by one, which checks types but runs no validator.
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
 
     def validate_labels(self) -> None:
-        """The label order is fixed: a checkpoint with another one would be read wrongly without any error."""
-        id2label = {int(index): label for index, label in (self.id2label or {}).items()}
-        if id2label != dict(enumerate(LABELS)):
-            raise ValueError(f"`id2label` must be {dict(enumerate(LABELS))}, got {self.id2label}.")
-        if self.label2id != {label: index for index, label in enumerate(LABELS)}:
-            raise ValueError(f"`label2id` must be the inverse of `id2label`, got {self.label2id}.")
-        if set(self.label_descriptions) != set(LABELS):
-            raise ValueError(f"`label_descriptions` must have one entry for each of {list(LABELS)}.")
+        """Two classes or more, numbered from 0, and everything said about labels is about these."""
+        names = self.label_names
+        if list(self.id2label or ()) != list(range(len(names))) or len(set(names)) != len(names) or len(names) < 2:
+            raise ValueError(
+                f"`id2label` must name two or more different labels by ids from 0 up, got {self.id2label}."
+            )
+        if any(not name or name != name.strip() for name in names):
+            raise ValueError(f"`id2label` has an empty label, or one with blanks at its ends: {names}.")
+        if self.label2id != {label: index for index, label in enumerate(names)}:
+            raise ValueError(f"`label2id` must be the inverse of `id2label`, {self.id2label}, got {self.label2id}.")
+        malignant = self.malignant_labels or []
+        if not set(malignant) <= set(names) or len(set(malignant)) != len(malignant):
+            raise ValueError(f"`malignant_labels` must be different ones of the labels {names}, got {malignant}.")
+        if set(self.label_descriptions or ()) != set(names):
+            raise ValueError(f"`label_descriptions` must have one entry for each of {names}.")
+
+    def validate_problem_type(self) -> None:
+        """Probabilities are a softmax over the classes everywhere: loss, calibration, metrics and pipelines."""
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"`problem_type` must be 'single_label_classification' or None, got {self.problem_type!r}: "
+                "an image has one label."
+            )
 
     def validate_backbone(self) -> None:
         """A config comes from strangers: it names a network, never a file, a folder or a repository."""
@@ -224,6 +283,12 @@ class Ham10000Config(PreTrainedConfig):
         ):
             if not _is_probability(getattr(self, name)):
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels in the order of the logits."""
+        id2label: dict[Any, str] = self.id2label or {}
+        return [id2label[index] for index in sorted(id2label)]
 
     @property
     def uses_image(self) -> bool:

@@ -101,8 +101,14 @@ def test_wrong_types_and_values_outside_the_closed_sets(values: dict) -> None:
         {"localization_vocabulary": ["back", "unknown"]},
         {"localization_vocabulary": ["back "]},
         {"id2label": {0: "nv"}},
-        {"id2label": dict(enumerate(reversed(LABELS)))},
-        {"label2id": dict.fromkeys(LABELS, 0)},
+        {"id2label": {0: "nv", 2: "mel"}},
+        {"id2label": {0: "nv", 1: "nv"}},
+        {"id2label": {0: "nv", 1: " "}},
+        {"label2id": {"nv": 0, "mel": 1}, "id2label": {0: "mel", 1: "nv"}},
+        {"malignant_labels": ["melanoma"]},
+        {"malignant_labels": ["mel", "mel"]},
+        {"problem_type": "regression"},
+        {"problem_type": "multi_label_classification"},
         {"label_descriptions": {"mel": "melanoma"}},
     ],
     ids=str,
@@ -112,10 +118,88 @@ def test_values_out_of_range(values: dict) -> None:
         Ham10000Config(**values)
 
 
-@pytest.mark.parametrize("count", [2, 6, 8])
-def test_num_labels_cannot_differ_from_seven(count: int) -> None:
-    with pytest.raises(Ham10000Error, match="7 classes"):
-        Ham10000Config(num_labels=count)
+def test_num_labels_is_the_size_of_the_map() -> None:
+    with pytest.raises(Ham10000Error, match=r"`num_labels` is 3, but the label maps have 2 labels: \['a', 'b'\]"):
+        Ham10000Config(num_labels=3, id2label={0: "a", 1: "b"})
+    with pytest.raises(StrictDataclassError, match="two or more"):
+        Ham10000Config(num_labels=1)
+    assert Ham10000Config(num_labels=3).label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]  # as transformers names them
+    assert Ham10000Config(num_labels=7).label_names == list(LABELS)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 11])
+@pytest.mark.parametrize("digits", [False, True])
+def test_any_label_set_travels(count: int, digits: bool, tmp_path: Path) -> None:
+    """With ids as transformers' example scripts pass them, and with more than ten, which JSON sorts as text."""
+    names = ["mel", "naevus", *(f"class {index}" for index in range(count - 2))]
+    maps = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    given = maps
+    if digits:
+        given = {"id2label": {str(k): v for k, v in maps["id2label"].items()}}
+        given["label2id"] = {name: str(index) for name, index in maps["label2id"].items()}
+    for config in (Ham10000Config(**given), Ham10000Config(id2label=given["id2label"])):
+        config.save_pretrained(tmp_path)
+        for one in (config, Ham10000Config.from_pretrained(tmp_path)):
+            assert one.label_names == names
+            assert (one.id2label, one.label2id, one.num_labels) == (maps["id2label"], maps["label2id"], count)
+            assert one.malignant_labels == ["mel"]
+            assert one.label_descriptions["mel"] == "melanoma"
+            assert one.label_descriptions["naevus"] == "naevus"
+
+
+def test_ids_that_are_not_whole_numbers() -> None:
+    for maps in ({"id2label": {"a": "nv", "b": "mel"}}, {"label2id": {"nv": "0.5", "mel": "1"}}):
+        with pytest.raises((Ham10000Error, StrictDataclassError), match="whole numbers as class ids"):
+            Ham10000Config(**maps)
+    with pytest.raises(Ham10000Error, match="`label2id` gives several labels the same id"):
+        Ham10000Config(label2id=dict.fromkeys(LABELS, 0))
+
+
+def test_malignant_labels_may_be_empty_and_are_saved(tmp_path: Path) -> None:
+    assert Ham10000Config().malignant_labels == ["mel", "bcc", "akiec"]
+    for malignant in ([], ["mel"]):
+        Ham10000Config(malignant_labels=malignant).save_pretrained(tmp_path)
+        assert Ham10000Config.from_pretrained(tmp_path).malignant_labels == malignant
+
+
+def test_other_labels_at_loading_replace_all_that_was_said_of_the_old(tmp_path: Path) -> None:
+    Ham10000Config(temperature=2.0, malignant_labels=["mel"]).save_pretrained(tmp_path)
+    script = {"num_labels": 2, "label2id": {"cat": "0", "dog": "1"}, "id2label": {"0": "cat", "1": "dog"}}
+    other = Ham10000Config.from_pretrained(tmp_path, **script)
+    assert (other.label_names, other.malignant_labels, other.temperature) == (["cat", "dog"], [], 1.0)
+    assert other.label_descriptions == {"cat": "cat", "dog": "dog"}
+    same = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(LABELS)), num_labels=7)
+    assert (same.label_names, same.malignant_labels, same.temperature) == (list(LABELS), ["mel"], 2.0)
+    turned = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(reversed(LABELS))))
+    assert (turned.malignant_labels, turned.temperature) == (["mel"], 1.0)
+    with pytest.raises(Ham10000Error, match="`num_labels` is 3"):
+        Ham10000Config.from_pretrained(tmp_path, num_labels=3, id2label={0: "a", 1: "b"})
+
+
+def test_labels_set_later_take_the_rest_along(tmp_path: Path) -> None:
+    config = Ham10000Config()
+    config.num_labels = 3
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    config.id2label = {0: "bcc", 1: "other"}
+    config.save_pretrained(tmp_path)
+    loaded = Ham10000Config.from_pretrained(tmp_path)
+    assert (loaded.label_names, loaded.malignant_labels, loaded.num_labels) == (["bcc", "other"], ["bcc"], 2)
+
+
+def test_what_a_library_saves_never_breaks_loading(tmp_path: Path) -> None:
+    """Neither what today's transformers writes nor a key of tomorrow's; both are saved again."""
+    config = Ham10000Config()
+    config.quantization_config = {"quant_method": "torchao"}
+    config.written_by_the_next_release = [1, 2]
+    config.save_pretrained(tmp_path)
+    for loaded in (
+        Ham10000Config.from_pretrained(tmp_path),
+        Ham10000Config.from_json_file(tmp_path / "config.json"),
+        Ham10000Config.from_dict({"modality": "fusion", "written_by_the_next_release": [1, 2]}),
+        Ham10000Config(**json.loads((tmp_path / "config.json").read_text())),
+    ):
+        assert loaded.written_by_the_next_release == [1, 2]
+        assert loaded.to_dict()["written_by_the_next_release"] == [1, 2]
 
 
 @pytest.mark.parametrize("column", ["dx", "dx_type", "dataset", "lesion_id", "image_id"])
@@ -160,6 +244,7 @@ OTHER_THAN_DEFAULT = {
     "metadata_dropout": 0.7,
     "classifier_dropout": 0,
     "temperature": 1.7320508075688772,
+    "malignant_labels": ["mel"],
     "label_descriptions": {label: label.upper() for label in LABELS},
 }
 
@@ -198,10 +283,10 @@ def test_the_json_spells_everything_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("temprature", 2.0, Ham10000Error),
         ("temperature", "hot", StrictDataclassError),
         ("metadata_fields", ["age", "age"], StrictDataclassError),
-        ("id2label", {"0": "nv", "1": "mel"}, StrictDataclassError),
+        ("malignant_labels", ["melanoma"], StrictDataclassError),
+        ("id2label", {"0": "nv", "2": "mel"}, StrictDataclassError),
     ],
 )
 def test_an_edited_config_file_is_checked(key: str, value: object, error: type, tmp_path: Path) -> None:

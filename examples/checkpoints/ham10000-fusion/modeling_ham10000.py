@@ -8,10 +8,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_ham10000 import LABELS, Ham10000Config, Ham10000Error
+from .configuration_ham10000 import Ham10000Config, Ham10000Error
 from .fusion_ham10000 import build_fusion
 from .pipeline_ham10000 import CUSTOM_PIPELINES
 
@@ -22,13 +23,38 @@ class Ham10000Output(ModelOutput):
 
     Attributes:
         loss: Scalar cross-entropy, when `labels` were given.
-        logits: (batch, 7), divided by the calibration temperature; columns in the order of `config.id2label`.
+        logits: (batch, labels), divided by the calibration temperature; columns in the order of `config.id2label`.
+        hidden_states: With `output_hidden_states=True`, the feature maps of the backbone's stages or blocks, as timm's
+            `forward_intermediates` gives them; for the metadata variant the outputs of the MLP's layers.
         image_embedding: (batch, backbone features), pooled; None for the metadata variant.
         metadata_embedding: (batch, metadata_hidden_sizes[-1]); None for the image variant.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    image_embedding: torch.Tensor | None = None
+    metadata_embedding: torch.Tensor | None = None
+
+
+@dataclass
+class Ham10000ModelOutput(ModelOutput):
+    """Output of `Ham10000Model`: that of `Ham10000ForImageClassification`, and before the logits the features.
+
+    Attributes:
+        loss: As in `Ham10000Output`.
+        pooler_output: (batch, features), what the classifier reads. Without labels it is the first output, which
+            transformers' feature extraction takes for the features.
+        logits: As in `Ham10000Output`.
+        hidden_states: As in `Ham10000Output`.
+        image_embedding: As in `Ham10000Output`.
+        metadata_embedding: As in `Ham10000Output`.
+    """
+
+    loss: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     image_embedding: torch.Tensor | None = None
     metadata_embedding: torch.Tensor | None = None
 
@@ -84,10 +110,21 @@ class MetadataEncoder(nn.Module):
             columns += [encoded * present, ~present]
         return torch.cat([column.to(metadata.dtype) for column in columns], dim=1)
 
-    def forward(self, metadata: torch.Tensor) -> torch.Tensor:
-        """(batch, fields) raw values to (batch, output_size)."""
+    def forward(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """(batch, fields) raw values to (batch, output_size); adds each layer's output to `hidden_states`."""
         features = self.encode(metadata.float())
-        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        features = features.to(next(self.mlp.parameters()).dtype)
+        if hidden_states is None:
+            return self.mlp(features)
+        for layer in self.mlp:
+            features = layer(features)
+            if isinstance(layer, nn.Dropout):  # the last part of each hidden layer
+                hidden_states.append(features)
+        return features
+
+
+def _identity(features: torch.Tensor) -> torch.Tensor:
+    return features
 
 
 def build_backbone(config: Ham10000Config) -> Any:
@@ -103,12 +140,27 @@ def build_backbone(config: Ham10000Config) -> Any:
         Ham10000Error: If timm knows no such model, or the model takes no such keyword argument.
     """
     try:
-        return timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs)
+        backbone: Any = timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Ham10000Error(
             f"timm cannot build the backbone {config.backbone!r} with backbone_kwargs={config.backbone_kwargs}: "
             f"{error}. `timm.list_models()` lists the names."
         ) from error
+    # PEFT finds modules by the end of their names, and would wrap an empty `backbone.classifier` in place of the
+    # classifier. A function does what it did.
+    if isinstance(backbone._modules.get("classifier"), nn.Identity):
+        del backbone.classifier
+        backbone.classifier = _identity
+    return backbone
+
+
+def _supports_checkpointing(backbone: Any) -> bool:
+    try:
+        backbone.set_grad_checkpointing(True)
+        backbone.set_grad_checkpointing(False)
+    except (AssertionError, AttributeError, NotImplementedError):  # in as many ways timm says that it does not
+        return False
+    return True
 
 
 class Ham10000PreTrainedModel(PreTrainedModel):
@@ -119,6 +171,13 @@ class Ham10000PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
     _no_split_modules: list[str] = []
+
+    # timm's attention calls torch's fused kernel wherever there is one.
+    _supports_sdpa = True
+
+    def get_input_embeddings(self) -> Any:
+        """There are none: quantizers and PEFT ask every model for its token embeddings."""
+        return None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,31 +193,58 @@ class Ham10000PreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, ignore_mismatched_sizes: bool = False, **kwargs: Any
+    ) -> Any:
         """Loads a checkpoint; parameters the checkpoint lacks are an error, not a warning.
 
         Args:
             pretrained_model_name_or_path: Repository id or folder.
             *args: Passed to `PreTrainedModel.from_pretrained`.
-            **kwargs: Likewise, such as `revision`, `dtype` or `token`.
+            ignore_mismatched_sizes: Allows a new classifier on the trained body: its weights are random where the
+                checkpoint has none, another number of labels, or other labels than asked for by `id2label`.
+            **kwargs: Passed to `PreTrainedModel.from_pretrained`, such as `revision`, `dtype` or `token`.
 
         Returns:
             The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
 
         Raises:
-            Ham10000Error: If weights are missing from the checkpoint or left over in it.
+            Ham10000Error: If weights are missing from the checkpoint or left over in it, or its labels are others.
+
+        Example:
+            >>> names = {0: "benign", 1: "malignant"}
+            >>> Ham10000ForImageClassification.from_pretrained(folder, id2label=names, ignore_mismatched_sizes=True)
         """
         kwargs["use_safetensors"] = True  # by default a folder without safetensors would fall back to a pickle
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        place = str(pretrained_model_name_or_path)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
+            **kwargs,
+        )
         model, info = loaded
-        for kind, names in (("lacks", info["missing_keys"]), ("has unexpected", info["unexpected_keys"])):
+        absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        if ignore_mismatched_sizes:
+            absent = {name for name in absent if not name.startswith("classifier.")}
+        for kind, names in (("lacks", absent), ("has unexpected", info["unexpected_keys"])):
             if names:
                 examples = ", ".join(sorted(names)[:5])
                 raise Ham10000Error(
-                    f"The checkpoint {str(pretrained_model_name_or_path)!r} {kind} {len(names)} weight tensor(s), "
+                    f"The checkpoint {place!r} {kind} {len(names)} weight tensor(s), "
                     f"such as {examples}. It was not saved with this config; check modality, backbone and fusion."
                 )
+        labels, saved = model.config.label_names, cls._saved_labels(pretrained_model_name_or_path, kwargs)
+        if saved not in (None, labels):
+            if not ignore_mismatched_sizes:
+                raise Ham10000Error(
+                    f"The checkpoint {place!r} knows the labels {saved}, not {labels}. For a new classifier on its "
+                    "trained body, pass ignore_mismatched_sizes=True."
+                )
+            # Of the same shape as the saved one it has been loaded, with a meaning of its rows that no longer holds.
+            model._init_weights(model.classifier)
         # safetensors maps the file, in which tensors lie at odd addresses, and some CPU kernels add in another order
         # there: without memory of their own, loaded weights would give other last bits than those that were saved.
         for tensor in (*model.parameters(), *model.buffers()):
@@ -166,30 +252,52 @@ class Ham10000PreTrainedModel(PreTrainedModel):
                 tensor.data = tensor.data.clone()
         return (model, info) if wants_info else model
 
+    @classmethod
+    def _saved_labels(cls, place: Any, kwargs: dict[str, Any]) -> list[str] | None:
+        """The labels in the checkpoint's own config; None where it has no config."""
+        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+        try:
+            saved, _ = cls.config_class.get_config_dict(place, **{key: kwargs[key] for key in hub if key in kwargs})
+        except OSError:
+            return None
+        return cls.config_class.from_dict(saved).label_names if saved else None
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves config, code and safetensors weights, so that `AutoModel` and `pipeline` work without this package.
 
         Args:
             save_directory: Folder, created if needed.
             *args: Passed to `PreTrainedModel.save_pretrained`.
-            **kwargs: Likewise, such as `max_shard_size`.
+            **kwargs: Passed to `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            Ham10000Error: If the labels were changed in the config of a model that is already built.
         """
-        # A class keeps one `register_for_auto_class` name, so the second entry of the auto map is written by hand.
+        classes = getattr(self.classifier, "out_features", self.config.num_labels)
+        if classes != self.config.num_labels:
+            raise Ham10000Error(
+                f"The config has the labels {self.config.label_names}, but the classifier of this model has {classes} "
+                f"outputs. Give the labels to the config before the model is built, or to "
+                "`from_pretrained` with ignore_mismatched_sizes=True."
+            )
+        # Each class would write the name it was registered under only.
         if self._auto_class is not None:
             module = type(self).__module__.split(".")[-1]
             auto_map = dict(getattr(self.config, "auto_map", None) or {})
-            self.config.auto_map = {**auto_map, "AutoModel": f"{module}.{type(self).__name__}"}
+            own = {"AutoModel": "Ham10000Model", "AutoModelForImageClassification": "Ham10000ForImageClassification"}
+            self.config.auto_map = auto_map | {auto: f"{module}.{name}" for auto, name in own.items()}
             # The pipeline's file is copied because this one imports it.
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class Ham10000ForImageClassification(Ham10000PreTrainedModel):
-    """Classifies a dermatoscopic image, its metadata, or both, into the seven HAM10000 classes.
+    """Classifies a dermatoscopic image, its metadata, or both, into `config.label_names`.
 
     Research software, never for diagnosis. `config.modality` selects the variant:
 
-    - `"image"`: a timm backbone, then the classifier. Its logits equal the bare timm model's bit for bit.
+    - `"image"`: a timm backbone, then the classifier. Its logits are bit-identical to the bare timm model's, which is
+      `model.backbone` (without a classifier), for use in timm.
     - `"metadata"`: an MLP on age, sex and localization, then the classifier.
     - `"fusion"`: both embeddings joined by `config.fusion`, then the classifier.
 
@@ -207,16 +315,22 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
     backbone: Any
     metadata_encoder: Any
     fusion: Any
+    config: Ham10000Config
 
     def __init__(self, config: Ham10000Config):
         super().__init__(config)
         self.backbone = None
         self.metadata_encoder = None
         self.fusion = None
+        self.gradient_checkpointing = self.supports_gradient_checkpointing = False
         if config.uses_image:
             self.backbone = build_backbone(config)
+            self._backbone_is_empty = next(self.backbone.parameters()).is_meta
+            self.supports_gradient_checkpointing = _supports_checkpointing(self.backbone)
             for module in self.backbone.modules():
                 setattr(module, "_is_backbone", True)  # noqa: B010 (nn.Module's attributes are typed)
+                if config._attn_implementation == "eager" and hasattr(module, "fused_attn"):
+                    module.fused_attn = False
             feature_size = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         if config.uses_metadata:
             self.metadata_encoder = MetadataEncoder(config)
@@ -227,19 +341,64 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         elif config.modality == "metadata":
             feature_size = metadata_size
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(feature_size, len(LABELS))
+        self.classifier = nn.Linear(feature_size, len(config.label_names))
         self.post_init()
 
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, height, width) normalised pixels to (batch, backbone features), pooled."""
-        return self.backbone(pixel_values)
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialises the weights; a backbone that was built on the meta device gets timm's own initialisation now.
 
-    def encode_metadata(self, metadata: torch.Tensor) -> torch.Tensor:
-        """(batch, fields) raw metadata to (batch, metadata_hidden_sizes[-1]); drops fields in training."""
+        That is how FSDP builds a model: on the meta device, then `to_empty`, then this.
+        """
+        initialised = getattr(self, "_is_hf_initialized", False)
+        if self.backbone is not None and self._backbone_is_empty and not initialised:
+            own = dict((*self.backbone.named_parameters(), *self.backbone.named_buffers()))
+            if not any(value.is_meta for value in own.values()):
+                with torch.device("cpu"):
+                    fresh = build_backbone(self.config)
+                for name, value in (*fresh.named_parameters(), *fresh.named_buffers()):
+                    if isinstance(own[name], DTensor):
+                        mesh, placements = own[name].device_mesh, own[name].placements
+                        value = distribute_tensor(value.data.to(own[name].device), mesh, placements)
+                    own[name].copy_(value)
+        super().init_weights()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, every_n_layers: int = 1, **__: Any) -> None:
+        if every_n_layers != 1:
+            raise Ham10000Error(
+                f"timm recomputes every block or none; `every_n_layers` must be 1, got {every_n_layers}."
+            )
+        self.backbone.set_grad_checkpointing(enable)
+        self.gradient_checkpointing = enable
+
+    def encode_image(
+        self, pixel_values: torch.Tensor, hidden_states: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(batch, 3, height, width) normalised pixels to (batch, backbone features), pooled.
+
+        Args:
+            pixel_values: What the processor makes, in the model's dtype.
+            hidden_states: A list that receives the backbone's feature maps, or None.
+        """
+        if hidden_states is None:
+            return self.backbone(pixel_values)
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise Ham10000Error(f"`output_hidden_states`: timm's {self.config.backbone!r} does not return them.")
+        features, states = self.backbone.forward_intermediates(pixel_values)
+        hidden_states += states
+        return self.backbone.forward_head(features)
+
+    def encode_metadata(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """(batch, fields) raw metadata to (batch, metadata_hidden_sizes[-1]); drops fields in training.
+
+        Args:
+            metadata: As `forward` takes it.
+            hidden_states: A list that receives the outputs of the MLP's layers, or None.
+        """
         self._check_metadata(metadata)
         if self.training:
             metadata = self._drop_metadata(metadata)
-        return self.metadata_encoder(metadata)
+        return self.metadata_encoder(metadata, hidden_states)
 
     def fuse(self, image_embedding: torch.Tensor, metadata_embedding: torch.Tensor) -> torch.Tensor:
         """Joins both embeddings to (batch, fusion.output_size)."""
@@ -250,49 +409,68 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         metadata: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Ham10000Output | tuple[torch.Tensor, ...]:
+    ) -> Any:
         """Computes the logits, and the loss if labels are given.
 
         Args:
-            pixel_values: (batch, 3, height, width) float, as `Ham10000Processor` makes it.
+            pixel_values: (batch, 3, height, width) floating point, as `Ham10000Processor` makes it.
             metadata: (batch, len(config.metadata_fields)) float: age in years, indices into the vocabularies, NaN
                 where a value is missing. For the fusion variant None means that everything is missing.
             labels: (batch,) int64 class ids.
-            return_dict: False gives a tuple.
+            output_hidden_states: Whether to return `hidden_states`; by default `config.output_hidden_states`.
+            return_dict: False gives a tuple; by default `config.return_dict`.
 
         Returns:
             `Ham10000Output`, or a tuple of its parts that are not None.
 
         Raises:
-            Ham10000Error: If an input is given that the variant does not read, or one is missing that it needs.
+            Ham10000Error: If an input is given that the variant does not read, or one is missing that it needs; if the
+                backbone cannot give its hidden states, or attentions are asked for.
 
         Example:
             >>> inputs = processor(images=image, metadata=[{"age": 60, "sex": "male", "localization": "back"}])
             >>> model(**inputs).logits.softmax(-1)
         """
         self._check_inputs(pixel_values, metadata)
+        if self.config.output_attentions:
+            raise Ham10000Error("`output_attentions`: timm's models do not return attentions; leave it out.")
         if self.config.uses_metadata and metadata is None and pixel_values is not None:
             shape = (pixel_values.shape[0], len(self.config.metadata_fields))
             metadata = torch.full(shape, float("nan"), device=pixel_values.device)
-        image_embedding = None if pixel_values is None else self.encode_image(pixel_values)  # (B, C)
-        metadata_embedding = None if metadata is None else self.encode_metadata(metadata)  # (B, M)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+        image_embedding = metadata_embedding = None
+        if pixel_values is not None:
+            # The processor's pixels are float32, whatever the model was loaded in.
+            image_embedding = self.encode_image(pixel_values.to(self.dtype), hidden_states)  # (B, C)
+        if metadata is not None:
+            own = None if self.config.uses_image else hidden_states
+            metadata_embedding = self.encode_metadata(metadata, own)  # (B, M)
 
         features: Any = image_embedding if metadata_embedding is None else metadata_embedding
         if image_embedding is not None and metadata_embedding is not None:
             features = self.fuse(image_embedding, metadata_embedding)
-        logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, 7)
+        logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, labels)
 
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float(), labels)
-        output = Ham10000Output(
+        output = self._output(
+            features,
             loss=loss,
             logits=logits,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
             image_embedding=image_embedding,
             metadata_embedding=metadata_embedding,
         )
-        return output.to_tuple() if return_dict is False else output
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
+        return Ham10000Output(**parts)
 
     def _drop_metadata(self, metadata: torch.Tensor) -> torch.Tensor:
         """Sets fields, and whole rows, to missing at random, so that "unknown" is a trained state."""
@@ -311,6 +489,8 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             raise Ham10000Error("modality='metadata' needs `metadata`, got None.")
         if not self.config.uses_metadata and metadata is not None:
             raise Ham10000Error("modality='image' reads no metadata; leave `metadata` out.")
+        if pixel_values is not None and not pixel_values.is_floating_point():
+            raise Ham10000Error(f"`pixel_values` must be floating point and normalised, got {pixel_values.dtype}.")
         if pixel_values is not None and pixel_values.ndim != 4:
             raise Ham10000Error(f"`pixel_values` must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
         # FiLM and MetaBlock would broadcast one row of metadata over all images.
@@ -327,4 +507,27 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
 
 
-__all__ = ["Ham10000ForImageClassification", "Ham10000Output", "Ham10000PreTrainedModel", "build_backbone"]
+class Ham10000Model(Ham10000ForImageClassification):
+    """What `AutoModel` loads: the same network and weights, whose first output is the features.
+
+    transformers' `pipeline("image-feature-extraction")` takes the first output of this model. The classifier is there
+    too, so that saving it again loses nothing.
+
+    Example:
+        >>> model = Ham10000Model(Ham10000Config(modality="image", backbone="test_efficientnet")).eval()
+        >>> model(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output.shape
+        torch.Size([2, 256])
+    """
+
+    def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
+        return Ham10000ModelOutput(pooler_output=features, **parts)
+
+
+__all__ = [
+    "Ham10000ForImageClassification",
+    "Ham10000Model",
+    "Ham10000ModelOutput",
+    "Ham10000Output",
+    "Ham10000PreTrainedModel",
+    "build_backbone",
+]

@@ -1,0 +1,419 @@
+"""What accelerate, PEFT, torchao, timm and transformers' own scripts do with a model, next to a plain reference."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from ham10000.modeling import (
+    LABELS,
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Model,
+    Ham10000Processor,
+)
+
+MODALITIES = ["image", "metadata", "fusion"]
+THREE = ["benign", "mel", "other"]
+
+
+def make_model(modality: str = "fusion", **kwargs) -> Ham10000ForImageClassification:
+    torch.manual_seed(0)
+    config = Ham10000Config(modality=modality, **{"backbone": "test_efficientnet", "fusion": "metablock", **kwargs})
+    return Ham10000ForImageClassification(config).eval()
+
+
+def make_inputs(modality: str, batch: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "pixel_values": torch.randn(batch, 3, size, size, generator=generator),
+        "metadata": torch.tensor([[60.0, 1, 2], [35, 0, 13], [float("nan")] * 3, [80, 1, 0]]).repeat(batch // 4, 1),
+    }
+    unused = {"image": ["metadata"], "metadata": ["pixel_values"], "fusion": []}[modality]
+    return {name: value for name, value in inputs.items() if name not in unused}
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
+
+
+# --- labels of a checkpoint and of those who load it
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_new_classifier_on_the_trained_body(
+    modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Three classes, two, and seven others, whose classifier has the shape of the saved one."""
+    trained = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
+    for names in (THREE, ["mel", "not mel"], list("abcdefg")):
+        with pytest.raises((Ham10000Error, RuntimeError), match=r"ignore_mismatched_sizes"):
+            AutoModelForImageClassification.from_pretrained(
+                tiny_checkpoints[modality], num_labels=len(names), id2label=dict(enumerate(names))
+            )
+        model = AutoModelForImageClassification.from_pretrained(
+            tiny_checkpoints[modality],
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: str(index) for index, name in enumerate(names)},
+            ignore_mismatched_sizes=True,
+        )
+        for name, value in trained.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value) != name.startswith("classifier."), name
+        assert model.classifier.weight.std() > 0.01  # not what the memory happened to hold
+        assert model.config.label_names == names
+        inputs = make_inputs(modality)
+        output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
+        assert output.logits.shape == (4, len(names))
+        output.loss.backward()
+        model.save_pretrained(tmp_path)
+        again = AutoModelForImageClassification.from_pretrained(tmp_path)
+        assert torch.equal(again(**inputs).logits, output.logits)
+        assert again.config.label_names == names
+
+
+def test_a_body_that_does_not_fit_stays_an_error(tiny_checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(Ham10000Error, match=r"lacks .* metadata_encoder\.mlp"):
+        Ham10000ForImageClassification.from_pretrained(
+            tiny_checkpoints["fusion"], metadata_hidden_sizes=[3, 64], num_labels=3, ignore_mismatched_sizes=True
+        )
+
+
+def test_labels_changed_under_a_built_model_are_refused_at_saving(tmp_path: Path) -> None:
+    model = make_model("metadata")
+    model.config.num_labels = 3
+    with pytest.raises(Ham10000Error, match=r"LABEL_2.*has 7 outputs"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- Trainer
+
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, modality: str, classes: int = 7):
+        self.inputs = make_inputs(modality, batch=8)
+        self.labels = [index % classes for index in range(8)]
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        return {**{name: value[index] for name, value in self.inputs.items()}, "labels": self.labels[index]}
+
+
+def training_arguments(folder: Path, **kwargs) -> TrainingArguments:
+    kwargs = {"max_steps": 1, "per_device_train_batch_size": 8, "report_to": [], "use_cpu": True, **kwargs}
+    return TrainingArguments(output_dir=str(folder), disable_tqdm=True, dataloader_pin_memory=False, **kwargs)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageClassification])
+def test_the_usual_compute_metrics(auto_class, modality: str, tiny_checkpoints: dict, tmp_path: Path) -> None:
+    """As in transformers' documentation: `np.argmax(p.predictions, axis=1)`, so predictions are the logits alone."""
+    seen: list[np.ndarray] = []
+
+    def compute_metrics(p: EvalPrediction) -> dict[str, float]:
+        seen.append(p.predictions)
+        return {"accuracy": (np.argmax(p.predictions, axis=1) == p.label_ids).mean()}
+
+    model = auto_class.from_pretrained(tiny_checkpoints[modality])
+    data = Samples(modality)
+    trainer = Trainer(model, training_arguments(tmp_path), eval_dataset=data, compute_metrics=compute_metrics)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        logits = model.eval()(**data.inputs).logits
+    np.testing.assert_allclose(seen[0], logits.numpy(), atol=1e-5)
+    assert metrics["eval_accuracy"] == (logits.argmax(1) == torch.tensor(data.labels)).double().mean().item()
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_gradient_checkpointing_gives_the_same_gradients(backbone: str) -> None:
+    gradients = []
+    for enabled in (False, True):
+        model = make_model("fusion", backbone=backbone, fusion="concat", metadata_dropout=0, metadata_field_dropout=0)
+        if enabled:
+            model.gradient_checkpointing_enable()
+        assert model.is_gradient_checkpointing == enabled
+        model.train()
+        for module in model.modules():  # the two runs must not differ by what is dropped
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        size = 160 if backbone == "test_vit" else 64
+        model(**make_inputs("fusion", size=size), labels=torch.arange(4)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+
+
+def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
+    calls = []
+    model = make_model("fusion")
+    original = model.backbone.set_grad_checkpointing
+    model.backbone.set_grad_checkpointing = lambda enable=True: [calls.append(enable), original(enable)]
+    arguments = training_arguments(tmp_path, gradient_checkpointing=True)
+    assert Trainer(model, arguments, train_dataset=Samples("fusion")).train().global_step == 1
+    assert calls[0] is True
+    with pytest.raises(ValueError, match=r"does not support \w+ checkpointing"):
+        make_model("metadata").gradient_checkpointing_enable()
+    with pytest.raises(Ham10000Error, match="every_n_layers"):
+        model._set_gradient_checkpointing(every_n_layers=2)
+
+
+# --- dtypes
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_takes_the_processors_output(
+    modality: str, dtype: torch.dtype, tiny_checkpoints: dict, picture: Image.Image
+) -> None:
+    processor = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])
+    given = {"images": picture, "metadata": {"age": 60, "sex": "male"}}
+    unused = {"image": ["metadata"], "metadata": ["images"], "fusion": []}[modality]
+    inputs = processor(**{name: value for name, value in given.items() if name not in unused})
+    assert {value.dtype for value in inputs.values()} == {torch.float32}
+    expected = AutoModel.from_pretrained(tiny_checkpoints[modality])(**inputs).logits
+    logits = AutoModel.from_pretrained(tiny_checkpoints[modality], dtype=dtype)(**inputs).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), expected, atol=0.1, rtol=0.05)
+
+
+def test_integer_pixels_are_refused() -> None:
+    with pytest.raises(Ham10000Error, match=r"`pixel_values` must be floating point.*uint8"):
+        make_model("image")(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+# --- what a config or a call may ask for
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@torch.no_grad()
+def test_return_dict_of_the_config(modality: str) -> None:
+    model, inputs = make_model(modality, return_dict=False), make_inputs(modality)
+    as_tuple = model(**inputs)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], model(**inputs, return_dict=True).logits)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_resnet", "test_convnext", "test_byobnet"])
+@torch.no_grad()
+def test_hidden_states_are_timms(backbone: str) -> None:
+    model, inputs = make_model("fusion", backbone=backbone), make_inputs("fusion", size=160)
+    output = model(**inputs, output_hidden_states=True)
+    _, expected = model.backbone.forward_intermediates(inputs["pixel_values"])
+    assert len(output.hidden_states) == len(expected) > 1
+    for ours, theirs in zip(output.hidden_states, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(output.logits, model(**inputs).logits)
+    model.config.output_hidden_states = True
+    assert len(model(**inputs).hidden_states) == len(expected)
+
+
+@torch.no_grad()
+def test_hidden_states_of_the_metadata_variant() -> None:
+    output = make_model("metadata", metadata_hidden_sizes=[9, 5])(**make_inputs("metadata"), output_hidden_states=True)
+    assert [state.shape for state in output.hidden_states] == [(4, 9), (4, 5)]
+    assert torch.equal(output.hidden_states[-1], output.metadata_embedding)
+
+
+def test_hidden_states_that_timm_does_not_give_and_attentions_are_refused() -> None:
+    model = make_model("image")
+    model.backbone = nn.Sequential(model.backbone)  # has no `forward_intermediates`
+    with pytest.raises(Ham10000Error, match="output_hidden_states"):
+        model(**make_inputs("image"), output_hidden_states=True)
+    model = make_model("image", output_attentions=True)
+    with pytest.raises(Ham10000Error, match="output_attentions"):
+        model(**make_inputs("image"))
+
+
+@torch.no_grad()
+def test_attention_implementations(tmp_path: Path) -> None:
+    inputs = make_inputs("image", size=160)
+    make_model("image", backbone="test_vit").save_pretrained(tmp_path)
+    plain = AutoModel.from_pretrained(tmp_path)
+    fused = AutoModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    eager = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    attention = [model.backbone.blocks[0].attn.fused_attn for model in (plain, fused, eager)]
+    assert attention == [timm.layers.use_fused_attn(), True, False]
+    assert torch.equal(fused(**inputs).logits, plain(**inputs).logits)
+    torch.testing.assert_close(eager(**inputs).logits, plain(**inputs).logits)
+    with pytest.raises((ImportError, ValueError), match=r"[Ff]lash"):
+        AutoModel.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
+
+
+# --- pipelines, timm, deferred initialisation
+
+
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+@pytest.mark.parametrize("pool", [False, True])
+@torch.no_grad()
+def test_feature_extraction_gives_features(
+    modality: str, pool: bool, tiny_checkpoints: dict, picture: Image.Image
+) -> None:
+    extract = pipeline("image-feature-extraction", model=str(tiny_checkpoints[modality]))
+    features = torch.tensor(extract(picture, pool=pool))
+    model = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
+    pixels = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])(images=picture)["pixel_values"]
+    received = []
+    model.classifier.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    model(pixels)
+    torch.testing.assert_close(features, received[0])
+    assert features.shape == (1, model.classifier.in_features)
+
+
+def test_either_class_saves_what_both_load(tmp_path: Path) -> None:
+    model = make_model("image")
+    inputs = make_inputs("image")
+    for cls in (Ham10000Model, Ham10000ForImageClassification):
+        model.save_pretrained(tmp_path)
+        auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+        assert auto_map["AutoModel"] == "modeling_ham10000.Ham10000Model"
+        assert auto_map["AutoModelForImageClassification"] == "modeling_ham10000.Ham10000ForImageClassification"
+        loaded = cls.from_pretrained(tmp_path)
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        model = loaded
+
+
+@torch.no_grad()
+def test_the_bare_backbone_for_timm_is_one_line(tiny_checkpoints: dict[str, Path]) -> None:
+    backbone = AutoModel.from_pretrained(tiny_checkpoints["image"]).backbone
+    bare = timm.create_model("test_efficientnet", num_classes=0).eval()
+    bare.load_state_dict(backbone.state_dict())
+    pixels = make_inputs("image")["pixel_values"]
+    assert torch.equal(backbone(pixels), bare(pixels))
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+def test_a_model_built_on_the_meta_device_gets_timms_initialisation(backbone: str, modality: str) -> None:
+    """As FSDP builds it; `to_empty` leaves what the memory held, which `init_weights` must replace everywhere."""
+    config = Ham10000Config(modality=modality, backbone=backbone, fusion="film")
+    with torch.device("meta"):
+        model = Ham10000ForImageClassification(config)
+    model.to_empty(device="cpu")
+    for value in (*model.parameters(), *model.buffers()):
+        value.data.fill_(7)
+    torch.manual_seed(3)
+    model.init_weights()
+    torch.manual_seed(3)
+    bare = timm.create_model(backbone, num_classes=0)
+    own = dict((*model.backbone.named_parameters(), *model.backbone.named_buffers()))
+    for name, value in (*bare.named_parameters(), *bare.named_buffers()):
+        assert torch.equal(own[name], value), name
+    for name, value in model.state_dict().items():
+        assert not (value == 7).all(), name
+    # Initialised once, or loaded, it is left alone.
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_loaded_model_is_not_initialised_again(tiny_checkpoints: dict[str, Path]) -> None:
+    model = AutoModel.from_pretrained(tiny_checkpoints["fusion"])
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# --- optional libraries: they are no dependency of this package, and quantised or adapted models are theirs
+
+
+@torch.no_grad()
+def test_torchao_quantises_saves_and_loads(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="torchao is optional: pip install torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    inputs = make_inputs("fusion")
+    expected = AutoModel.from_pretrained(tiny_checkpoints["fusion"])(**inputs).logits
+    recipe = TorchAoConfig(Int8WeightOnlyConfig())
+    model = AutoModelForImageClassification.from_pretrained(
+        tiny_checkpoints["fusion"], quantization_config=recipe, dtype=torch.float32
+    )
+    assert "metadata_encoder.mlp.0.weight" in dict(model.named_parameters())
+    assert type(model.metadata_encoder.mlp[0].weight) is not nn.Parameter  # it was quantised
+    logits = model(**inputs).logits
+    torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="PEFT is optional: pip install peft")
+    # An image model of convolutions alone has no linear layer that PEFT could adapt.
+    backbone = "test_vit" if modality == "image" else "test_efficientnet"
+    inputs, labels = make_inputs(modality, size=160), torch.arange(4)
+    model = make_model(modality, backbone=backbone)
+    original = copy.deepcopy(model.state_dict())
+    lora = peft.LoraConfig(target_modules="all-linear", modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(model, lora)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert any("classifier.modules_to_save" in name for name in trained)
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        adapted(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+    adapted.eval()
+    with torch.no_grad():
+        expected = adapted(**inputs).logits
+        merged = adapted.merge_and_unload()
+        merged.save_pretrained(tmp_path)
+        loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+        torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    assert list(loaded.state_dict()) == list(original)
+    assert not torch.equal(loaded.classifier.weight, original["classifier.weight"])
+
+
+def test_an_official_scripts_config_call(tiny_checkpoints: dict[str, Path]) -> None:
+    """The call of transformers' run_image_classification.py, argument by argument."""
+    config = AutoConfig.from_pretrained(
+        tiny_checkpoints["image"],
+        num_labels=len(LABELS),
+        label2id={label: str(index) for index, label in enumerate(LABELS)},
+        id2label={str(index): label for index, label in enumerate(LABELS)},
+        finetuning_task="image-classification",
+        cache_dir=None,
+        revision="main",
+        token=None,
+        trust_remote_code=False,
+    )
+    model = AutoModelForImageClassification.from_pretrained(
+        tiny_checkpoints["image"],
+        from_tf=False,
+        config=config,
+        cache_dir=None,
+        revision="main",
+        token=None,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=False,
+    )
+    trained = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints["image"])
+    assert torch.equal(model.classifier.weight, trained.classifier.weight)
