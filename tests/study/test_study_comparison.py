@@ -15,9 +15,8 @@ from statsmodels.stats.multitest import multipletests
 
 from ham10000.modeling import Ham10000Error
 from ham10000.modeling.configuration_ham10000 import LABELS
-from ham10000.training.evaluation.comparison import paired_differences
+from ham10000.training.evaluation.comparison import paired_differences, smallest_detectable
 from ham10000.training.evaluation.metrics import compute_metrics, softmax
-from ham10000.training.evaluation.significance import smallest_detectable
 from ham10000.training.study.comparison import (
     adjust_comparisons,
     class_changes,

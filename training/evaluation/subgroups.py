@@ -1,10 +1,10 @@
 """Results by age band, sex, site and photographs: a mean can hide a group in which malignancies are missed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.bootstrap import cluster_weights, percentile_interval
@@ -77,7 +77,7 @@ def subgroup_results(
     metadata: pd.DataFrame,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    lesion_groups: Sequence[Any] | np.ndarray,
+    lesion_groups: ArrayLike,
     *,
     n_resamples: int = 2000,
     confidence: float = 0.95,
