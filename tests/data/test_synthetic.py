@@ -90,11 +90,6 @@ def test_lesions_keep_their_metadata_and_look_alike() -> None:
     assert len({row["image"]["bytes"] for row in rows}) == 60
 
 
-def test_image_size() -> None:
-    rows = synthetic.make_synthetic(7, image_size=(96, 72))
-    assert Image.open(io.BytesIO(rows[0]["image"]["bytes"])).size == (96, 72)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_default_size_can_be_split_by_either_protocol(seed: int) -> None:
     data, report = load_data("synthetic", synthetic_size=150)

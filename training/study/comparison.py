@@ -51,7 +51,7 @@ def _difference(per_seed: np.ndarray, values: np.ndarray, confidence: float) -> 
     return row
 
 
-def compare_variants(
+def compare_variants(  # two sets of predictions, what they share, and their names
     labels: np.ndarray,
     probabilities: np.ndarray,
     other_probabilities: np.ndarray,
