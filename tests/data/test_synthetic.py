@@ -35,7 +35,7 @@ def test_same_seed_same_bytes() -> None:
 def test_same_picture_in_another_process() -> None:
     code = (
         "import hashlib, numpy\n"
-        "from ham10000.training.data.synthetic_images import Lesion, encode_jpeg, render\n"
+        "from ham10000.training.data.synthetic import Lesion, encode_jpeg, render\n"
         "lesion = Lesion.draw('mel', numpy.random.default_rng(3))\n"
         "picture = encode_jpeg(render(lesion, numpy.random.default_rng(4)))\n"
         "digest = hashlib.sha256(picture).hexdigest()\n"
