@@ -22,7 +22,7 @@ from ham10000.hub_upload import app_html
 from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocabularies
 from ham10000.hub_upload.app_style import CSS
 from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MODALITIES, Ham10000Error, load_image
-from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
 from ham10000.training.inference.out_of_distribution import picture_warning
 from ham10000.training.inference.output import DISCLAIMER
@@ -132,6 +132,11 @@ def results(
     )
 
 
+def _sample(index: int) -> Chosen:
+    picture, caption = sample_pictures()[index]
+    return Chosen(picture, f"Synthetic sample, drawn as {caption}")
+
+
 def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     """Builds the page.
 
@@ -141,13 +146,11 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     Returns:
         The page, not yet served; `serve` adds theme and style.
     """
-    samples = sample_pictures()
     sexes, sites = vocabularies(models)
     with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, _KEEP_SECONDS)) as page:
         gr.HTML(app_html.notice(), padding=False)
         gr.HTML(app_html.header_html(models), padding=False)
-        first, label_of_first = samples[LABELS.index("nv")]
-        chosen = gr.State(Chosen(first, f"Synthetic sample, drawn as {label_of_first}"))
+        chosen = gr.State(_sample(LABELS.index("nv")))
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Your picture", height=130, elem_id="ham-file")
@@ -157,7 +160,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                     padding=False,
                 )
                 gallery = gr.Gallery(
-                    samples,
+                    sample_pictures(),
                     label="Synthetic samples",
                     show_label=False,
                     columns=4,
@@ -197,8 +200,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
             return results(models, *values)
 
         def pick(event: gr.SelectData) -> tuple[Chosen, None]:
-            picture, caption = samples[int(event.index)]
-            return Chosen(picture, f"Synthetic sample, drawn as {caption}"), None
+            return _sample(int(event.index)), None
 
         hidden: Any = {"api_visibility": "private"}
         options = {"inputs": inputs, "outputs": outputs, "show_progress": "minimal", **hidden}

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, __version__
@@ -53,7 +53,8 @@ FORBIDDEN_FIELDS = {
 }
 
 MODALITIES = ("image", "metadata", "fusion")
-FUSIONS = ("concat", "gated", "metablock", "film")
+Fusion = Literal["concat", "gated", "metablock", "film"]
+FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 # Arguments of `timm.create_model` that would make a config read files or fetch weights.
 _FORBIDDEN_BACKBONE_KWARGS = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -90,8 +91,8 @@ class Ham10000Config(PreTrainedConfig):
         backbone: Name of any timm model, with or without the pretrained tag. The default is EfficientNetV2-S;
             `"efficientnetv2_s"` with `backbone_kwargs={"bn_eps": 1e-3}` is torchvision's network.
         backbone_kwargs: Further keyword arguments of `timm.create_model`, such as `{"drop_path_rate": 0.1}`.
-        fusion: How the image and the metadata embedding are joined: `"concat"` (late fusion), `"gated"`,
-            `"metablock"` or `"film"`. Only read when `modality="fusion"`.
+        fusion: How the image and the metadata embedding are joined, one of `FUSIONS`; `"concat"` is late fusion. Only
+            read when `modality="fusion"`.
         metadata_fields: The columns the metadata tensor holds, in that order; a subset of age, sex, localization.
         sex_vocabulary: Values of `sex`; the value's position is its index in the metadata tensor.
         localization_vocabulary: Values of `localization`, in the same way.
@@ -127,7 +128,7 @@ class Ham10000Config(PreTrainedConfig):
     modality: Literal["image", "metadata", "fusion"] = "fusion"
     backbone: str = "tf_efficientnetv2_s.in21k_ft_in1k"
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
-    fusion: Literal["concat", "gated", "metablock", "film"] = "concat"
+    fusion: Fusion = "concat"
 
     metadata_fields: list[str] = field(default_factory=lambda: list(METADATA_FIELDS))
     sex_vocabulary: list[str] = field(default_factory=lambda: list(SEXES))

@@ -1,6 +1,8 @@
 """Imports point one way: from the study down to the model, and never in a circle."""
 
 import ast
+import re
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -115,6 +117,51 @@ def test_every_import_leads_to_a_module() -> None:
 )
 def test_the_direction_is_read_from_the_floors(module: str, target: str, allowed: bool) -> None:
     assert is_allowed(module, target) is allowed
+
+
+# Lower these as the code allows; never raise them.
+LINES, PARAMETERS, LINES_WITH_ANY = 80, 9, 362
+# Functions that are still longer.
+LONG = {"evaluate_checkpoint", "compare_variants", "leakage_scores", "shortcut_results"}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
+    """The name, the tree and the signature's lines of every function, with the line above it."""
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield f"{path.relative_to(ROOT)}:{node.name}", node, lines[node.lineno - 2 : node.body[0].lineno - 1]
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node, _ in functions()}
+    assert {name for name, length in lengths.items() if length > LINES and name.partition(":")[2] not in LONG} == set()
+
+
+def test_many_parameters_have_a_reason_beside_them() -> None:
+    many = {}
+    for name, node, signature in functions():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([argument for argument in arguments if argument.arg not in ("self", "cls")])
+        if count > PARAMETERS and not any("  # " in line or line.lstrip().startswith("# ") for line in signature):
+            many[name] = count
+    assert many == {}
+
+
+def test_any_is_rare() -> None:
+    lines = [line for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= LINES_WITH_ANY
+
+
+@pytest.mark.parametrize(("title", "most"), [("From csv to loss", 10), ("From JPEG to logits", 4)])
+def test_a_path_of_the_map_is_short(title: str, most: int) -> None:
+    """Counted in the map of CONTRIBUTING, which names every file that a row or an image passes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"-> ([\w/]+\.py)", text.partition(f"{title}:\n")[2].partition("\n\nFrom ")[0])
+    assert 1 < len(listed) <= most
+    assert [name for name in listed if not (ROOT / name).is_file()] == []
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_reached(results: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    # Undisturbed the ratios are 1.8, 1.0 and 1.2; a pipeline that decodes in every epoch or waits falls below these.
+    least = {"training": 0.9, "ceiling": 0.6, "inference": 0.7}
+    assert [case for case, ratio in least.items() if results["cases"][case]["ratio"] <= ratio] == []
     cases = ("training", "ceiling", "inference", "cache")  # in the order of the table
     rows = [line for line in render_benchmark(results).splitlines() if line.startswith("|")][2:]
     assert len(rows) == len(results["cases"]) == len(cases)
@@ -62,22 +66,6 @@ def test_the_table_says_what_was_reached(results: dict, capsys: pytest.CaptureFi
     assert rows[2].endswith("| 3.00 | 50% short |")
     assert main(["--render", "nowhere.json"]) == 2
     assert "nowhere.json" in capsys.readouterr().err
-
-
-# --- the guard. Undisturbed the ratios are 1.8, 1.0 and 1.2; a pipeline that decodes in every epoch, works picture by
-# picture or waits for the device falls below these.
-
-
-def test_training_has_not_become_slower_than_the_plain_pipeline(results: dict) -> None:
-    assert results["cases"]["training"]["ratio"] > 0.9
-
-
-def test_feeding_the_network_does_not_hold_it_up(results: dict) -> None:
-    assert results["cases"]["ceiling"]["ratio"] > 0.6
-
-
-def test_inference_has_not_become_slower_than_the_snippet(results: dict) -> None:
-    assert results["cases"]["inference"]["ratio"] > 0.7
 
 
 def test_resizing_by_torch_is_faster_than_by_pillow() -> None:

@@ -109,20 +109,42 @@ def test_snippets_of_the_readme_run(
     assert [answer["score"] for answer in answers] == pytest.approx(expected[:3].tolist(), abs=1e-6)
 
 
-def test_the_first_change_of_contributing_applies_and_works(tmp_path: Path) -> None:
+def apply_diff(number: int, folder: Path) -> None:
+    """Applies a diff of CONTRIBUTING to copies of the files it changes."""
+    diff = code_blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "diff")[number]
+    for name in re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}  # wherever the folder lies, no repository
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=folder, env=alone)
+
+
+def test_the_metric_of_contributing_applies_and_works(tmp_path: Path) -> None:
     """On a copy; the expected number is worked out by hand, the patched test asks scikit-learn."""
-    (diff,) = code_blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "diff")
-    for name in ("training/evaluation/metrics.py", "tests/evaluation/test_metrics.py"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # wherever the folder lies, no repository
-    subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=tmp_path, env=alone)
+    apply_diff(0, tmp_path)
     compute_metrics = runpy.run_path(str(tmp_path / "training" / "evaluation" / "metrics.py"))["compute_metrics"]
     # The true class is the first, the second and the third most probable.
     probabilities = [[0.5, 0.3, 0.2, 0, 0, 0, 0]] * 3
     assert compute_metrics([0, 1, 2], probabilities)["top2_accuracy"] == pytest.approx(2 / 3)
     patched = tmp_path / "tests" / "evaluation" / "test_metrics.py"
     assert "sk.top_k_accuracy_score" in patched.read_text(encoding="utf-8")
+
+
+def test_the_fusion_block_of_contributing_applies_and_works(tmp_path: Path) -> None:
+    apply_diff(1, tmp_path)
+    assert len(list(tmp_path.rglob("*.*"))) == 3  # in at most three places
+    names = runpy.run_path(str(tmp_path / "modeling" / "fusion_ham10000.py"))
+    config = (tmp_path / "modeling" / "configuration_ham10000.py").read_text(encoding="utf-8")
+    literal = re.search(r"^Fusion = Literal(\[.*\])$", config, re.MULTILINE)
+    assert literal
+    assert ast.literal_eval(literal[1]) == list(names["_FUSIONS"])
+    block, image, metadata = names["build_fusion"]("product", 5, 3), torch.randn(2, 5), torch.randn(2, 3)
+    projected = [
+        image @ block.image.weight.T + block.image.bias,
+        metadata @ block.metadata.weight.T + block.metadata.bias,
+    ]
+    torch.testing.assert_close(block(image, metadata), projected[0].tanh() * projected[1].tanh())
+    assert "product" in (tmp_path / "hub_upload" / "model_card.md.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

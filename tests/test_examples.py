@@ -101,6 +101,7 @@ def test_fine_tuning_adapts_to_another_camera(tmp_path: Path) -> None:
     assert after > before
 
 
+@pytest.mark.slow
 def test_another_backbone_is_timms(tmp_path: Path, synthetic_folder: Path, capsys) -> None:
     arguments = ["--backbones", "test_vit", "--data", str(synthetic_folder), "--output_dir", str(tmp_path)]
     example = load_example("another_backbone")
@@ -162,6 +163,7 @@ def test_a_stream_is_read_batch_by_batch_and_parts_lesions(tmp_path: Path, synth
     assert 0.1 < np.mean(shares) < 0.3
 
 
+@pytest.mark.slow
 def test_streaming_from_parquet_leaves_a_checkpoint(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "stream"
     arguments = ["--synthetic", "100", "--steps", "3", "--image_size", "32", "--output_dir", str(folder)]

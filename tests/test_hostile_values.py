@@ -14,7 +14,7 @@ import pytest
 from card_runs import PARSER
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.export import write_official_layout
+from ham10000.training.data.report import write_official_layout
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import Split, load_split
 from ham10000.training.evaluation.comparison import compare_predictions

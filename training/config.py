@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import Fusion
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import add_debug_argument
 
@@ -66,7 +67,7 @@ class TrainConfig:
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
     pretrained: str = _option("timm", "'timm' (weights from the Hub), 'none', or a local .safetensors file")
-    fusion: Literal["concat", "gated", "metablock", "film"] = _option("concat", "how embeddings are joined")
+    fusion: Fusion = _option("concat", "how embeddings are joined")
     metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
     metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")
     metadata_field_dropout: float = _option(0.1, "probability that one field of a training sample is hidden")

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.data.augment import Targets, mix_batch
 from ham10000.training.data.loader import EvalLoader, TrainLoader, mix_seeds
-from ham10000.training.data.mixing import Targets, mix_batch
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.losses import ClassificationLoss

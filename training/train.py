@@ -19,8 +19,7 @@ from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_mod
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
-from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
-from ham10000.training.data.sampling import class_shares
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, class_shares, open_frames, open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import Split, apply_split, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept

@@ -35,7 +35,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.data.loader import open_frames
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import make_split
-from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.engine import Engine
 from ham10000.training.inference.fast import BACKENDS, optimize_for_inference
 from ham10000.training.inference.prediction import choose_device, predict, predict_logits

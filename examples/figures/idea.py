@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT
-from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.utils.files import atomic_path
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"

@@ -1,22 +1,28 @@
 import dataclasses
-import signal
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.data import cache
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.cache import cached_images
-from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.loader import (
+    EvalLoader,
+    Samples,
+    TrainLoader,
+    class_shares,
+    epoch_order,
+    open_frames,
+    open_images,
+)
 from ham10000.training.data.sources import load_data
 
 CPU = torch.device("cpu")
@@ -88,82 +94,14 @@ def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) ->
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-BUILD = """
-import sys
-from pathlib import Path
-from ham10000.modeling import Ham10000Config, create_processor
-from ham10000.training.data.cache import cached_images
-from ham10000.training.config import TrainConfig
-from ham10000.training.data.sources import load_data
-processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
-print(len(cached_images(load_data(sys.argv[1])[0], processor.image_processor, cache_dir=sys.argv[2])))
-"""
-
-
-def start_build(source: Path, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", BUILD, str(source), str(cache)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def large_source(synthetic_folder: Path, dataset: datasets.Dataset) -> Path:
-    """A folder that takes long enough to be interrupted: the same pictures many times, enlarged."""
-    folder = synthetic_folder.parent / "large"
-    pictures = [image.resize((1200, 900)) for image in dataset.select(range(8))["image"]]
-    (folder / "HAM10000_images").mkdir(parents=True)
-    frame = pd.read_csv(synthetic_folder / "HAM10000_metadata.csv")
-    for number, image_id in enumerate(frame["image_id"]):
-        pictures[number % 8].save(folder / "HAM10000_images" / f"{image_id}.jpg")
-    frame.to_csv(folder / "HAM10000_metadata.csv", index=False)
-    return folder
-
-
-def test_a_killed_build_goes_on_and_a_second_builder_waits(dataset, synthetic_folder, tmp_path_factory) -> None:
-    source, cache = large_source(synthetic_folder, dataset), tmp_path_factory.mktemp("cache")
-    process = start_build(source, cache)
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size > 30 * 48 * 64 * 3 for path in cache.glob("*.partial")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (partial,) = cache.glob("*.partial")
-    done = partial.stat().st_size // (48 * 64 * 3)
-    assert 30 <= done < len(dataset)
-    with partial.open("ab") as file:
-        file.write(b"half a picture")
-
-    processes = [start_build(source, cache) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [output for output, _ in outputs] == [f"{len(dataset)}\n"] * 2
-    bars = [text for _, text in outputs if "Caching images" in text]
-    assert len(bars) == 1
-    assert f"{done}/{len(dataset)}" in bars[0]  # it began where the other had stopped
-    processor = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(48, 64))
-    (built,) = cache.glob("*.npy")
-    fresh = cached_images(
-        load_data(str(source))[0], processor.image_processor, cache_dir=cache / "new", progress=False
-    )
-    assert built.read_bytes() == Path(fresh.filename).read_bytes()
-    assert not list(cache.glob("*.partial"))
-
-
-def test_a_cache_that_cannot_be_written(dataset, processor, tmp_path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(Ham10000Error, match=r"Cannot write the image cache .*\.npy.*GB; name a folder"):
-        cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "file", progress=False)
-    limit = f"""
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-{BUILD}"""
-    folder = tmp_path / "full"
-    # The synthetic dataset needs no file of its own; the cache does.
-    command = [sys.executable, "-c", limit, "synthetic:30", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert "Cannot write the image cache" in result.stderr
-    assert "File too large" in result.stderr
-    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+def test_a_second_builder_waits_for_the_first(dataset, processor, tmp_path, monkeypatch) -> None:
+    decode, decoded = cache.decode, []
+    monkeypatch.setattr(cache, "decode", lambda *arguments: decoded.append(1) or decode(*arguments))
+    build = partial(cached_images, dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    with ThreadPoolExecutor(2) as builders:
+        first, second = (task.result() for task in [builders.submit(build) for _ in range(2)])
+    assert len(decoded) == len(dataset)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
@@ -240,14 +178,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, processor, tmp_pa
         make_loader(dataset, processor, tmp_path, world_size=3)
 
 
-def test_metadata_only_opens_no_pictures(dataset, tmp_path) -> None:
-    processor = create_processor(Ham10000Config(modality="metadata"))
-    loader = make_loader(dataset, processor, tmp_path)
-    _, (batch,) = next(loader.epoch(0))
-    assert set(batch.inputs) == {"metadata"}
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_image_only_reads_no_metadata(dataset, tmp_path) -> None:
     processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
     _, (batch,) = next(make_loader(dataset, processor, tmp_path).epoch(0))
@@ -263,3 +193,40 @@ def test_eval_loader_shares_out_every_row_once(dataset, processor, tmp_path) -> 
         loader = EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3)
         seen.append(torch.cat([batch.labels for batch in loader]))
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(len(dataset)))
+
+
+COUNTS = np.array([262, 411, 879, 92, 890, 5364, 114])
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS))
+
+
+def test_natural_is_a_permutation() -> None:
+    order = epoch_order(LABELS, "natural", np.random.default_rng(1))
+    assert sorted(order) == list(range(len(LABELS)))
+
+
+def test_square_root_shares_are_kang_et_al_equation_1() -> None:
+    # p_j = n_j^q / sum_i n_i^q with q = 1/2.
+    expected = [count**0.5 / sum(other**0.5 for other in COUNTS) for count in COUNTS]
+    np.testing.assert_allclose(class_shares(COUNTS, "sqrt"), expected)
+    order = epoch_order(LABELS, "sqrt", np.random.default_rng(1))
+    assert len(order) == len(LABELS)
+    np.testing.assert_allclose(np.bincount(LABELS[order]) / len(order), expected, atol=1 / len(order))
+
+
+def test_a_class_is_drawn_as_evenly_as_its_share_allows() -> None:
+    order = epoch_order(LABELS, "sqrt", np.random.default_rng(1))
+    times = np.bincount(order, minlength=len(LABELS))
+    for label in range(7):
+        own = times[label == LABELS]
+        assert own.max() - own.min() <= 1, label
+
+
+@pytest.mark.parametrize("sampling", ["natural", "sqrt"])
+def test_the_order_follows_the_generator(sampling: str) -> None:
+    first, same, other = (epoch_order(LABELS, sampling, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_a_class_without_rows_is_no_error() -> None:
+    assert sorted(epoch_order(np.array([0, 0, 5, 5]), "sqrt", np.random.default_rng(0))) == [0, 1, 2, 3]

@@ -14,7 +14,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALI
 from ham10000.training.evaluation.comparison import compare_predictions, paired_differences
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.plots import _subgroup_finding, plot_subgroups
-from ham10000.training.evaluation.report import predictions_table, read_predictions
+from ham10000.training.evaluation.report import predictions_table
 from ham10000.training.evaluation.subgroups import FIELDS, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
 
 N = 700
@@ -178,12 +178,6 @@ def write(path: Path, inputs: dict) -> Path:
     )
     table.to_csv(path, index=False)
     return path
-
-
-def test_predictions_carry_the_metadata(tmp_path: Path) -> None:
-    inputs = make()
-    table, _, _ = read_predictions(write(tmp_path / "p.csv", inputs))
-    pd.testing.assert_frame_equal(table[["age", "sex", "localization"]], inputs["metadata"], check_dtype=False)
 
 
 def test_paired_differences_equal_the_metrics_difference(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(
     ("name", "existing"),
-    [(name, there) for name in FAULTS for there in (False, True) if not (there and name.endswith("create"))],
+    [(name, False) for name in FAULTS] + [(name, True) for name in ("409 commit", "lost commit", "killed weights")],
 )
 def test_fault(
     name: str,

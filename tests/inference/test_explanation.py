@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import spearmanr
 from torch import nn
 
 from ham10000.modeling import (
@@ -18,7 +19,7 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
-from ham10000.training.inference.explanation import explain, grad_cam, randomized_copy, rank_correlations, sanity_check
+from ham10000.training.inference.explanation import explain, grad_cam
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
 from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, metadata_effects
 from ham10000.training.inference.output import DISCLAIMER
@@ -82,6 +83,12 @@ def test_grad_cam_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def rank_correlations(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """Spearman's, over the pixels of each pair of maps (batch, height, width)."""
+    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
+    return np.array([spearmanr(a, b).statistic for a, b in pairs])
+
+
 def test_grad_cam_in_bf16_follows_fp32() -> None:
     model, _ = build("image", "test_resnet")
     expected = grad_cam(model, noise(), [4, 1, 2], signed=True)
@@ -90,7 +97,7 @@ def test_grad_cam_in_bf16_follows_fp32() -> None:
     assert rank_correlations(expected, rounded).min() > 0.95
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_mambaout", "test_byobnet", "densenet121"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
 def test_grad_cam_on_other_backbones(backbone: str) -> None:
     model, _ = build("image", backbone)
     maps = grad_cam(model, noise(1), [4])
@@ -231,43 +238,25 @@ def test_overlay() -> None:
     assert changed[:, :30].max() == 0
 
 
-def test_maps_change_with_random_weights() -> None:
-    """Adebayo et al. 2018: the more weights are random, the less the maps resemble the model's."""
-    model, processor = build("fusion", "test_resnet")
-    pixels, classes = noise(8, 128), [4] * 8
+def test_maps_depend_on_the_weights() -> None:
+    """Adebayo et al. 2018 (arXiv:1810.03292): the maps of a random network do not resemble the model's."""
+    model, _ = build("fusion", "test_resnet")
+    pixels, classes = noise(4), [4] * 4
     original = grad_cam(model, pixels, classes, signed=True)
-    same = grad_cam(randomized_copy(model, []), pixels, classes, signed=True)
-    assert rank_correlations(original, same).min() == pytest.approx(1)
-    steps = sanity_check(model, pixels, classes, processor.encode_metadata([BACK] * 8))
-    assert [*steps][:2] == ["head", "backbone.layer4"]
-    assert [*steps][-1] == "backbone.conv1"
-    others = [
-        rank_correlations(original, grad_cam(randomized_copy(model, seed=seed), pixels, classes, signed=True))
-        for seed in range(1, 6)
-    ]
-    # Borders give any two networks' maps a pattern in common, with either sign: hence several draws.
-    assert np.mean([steps["backbone.conv1"], *others]) < 0.5
-    # After the last step nothing of the model is left, and the model itself is untouched.
-    last = randomized_copy(model, seed=0).state_dict()
-    torch.manual_seed(0)
-    fresh = Ham10000ForImageClassification(model.config).state_dict()
-    assert all(torch.equal(last[name], fresh[name]) for name in fresh)
     assert torch.equal(grad_cam(model, pixels, classes, signed=True), original)
+    correlations = []
+    for seed in range(5):  # borders give any two networks' maps a pattern in common, with either sign
+        torch.manual_seed(seed)
+        fresh = Ham10000ForImageClassification(model.config).eval()
+        correlations.append(rank_correlations(original, grad_cam(fresh, pixels, classes, signed=True)))
+    assert np.mean(correlations) < 0.5
 
 
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_rank_correlations() -> None:
-    first = torch.rand(3, 9, 7)
-    second = torch.stack([first[0] ** 2, -first[1], torch.zeros(9, 7)])
-    np.testing.assert_allclose(rank_correlations(first, second), [1, -1, np.nan], atol=1e-12)
-
-
-@pytest.mark.parametrize("modality", ["image", "metadata", "fusion"])
+@pytest.mark.parametrize("modality", ["metadata", "fusion"])
 def test_figure(modality: str, tmp_path: Path) -> None:
     model, processor = build(modality, temperature=1.5)
     picture = photograph() if modality != "metadata" else None
-    metadata = BACK if modality != "image" else None
-    explanation = explain(model, processor, picture, metadata, label="df", name="a_$b$.jpg")
+    explanation = explain(model, processor, picture, BACK, label="df", name="a_$b$.jpg")
     best = LABELS[explanation.effects.baseline.argmax()]
     figure = plot_explanation(explanation, tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
@@ -275,9 +264,9 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     assert any(text.startswith(f"Predicted: {best}") and "calibrated (temperature 1.5)" in text for text in texts)
     assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
     assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
-    assert (modality != "image") == ("back (given)" in texts)
+    assert "back (given)" in texts
     with Image.open(tmp_path / "new" / "figure.png") as drawn:
         assert drawn.width == 1800
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
     with pytest.raises(Ham10000Error, match="`label` must be one of"):
-        explain(model, processor, picture, metadata, label="melanoma")
+        explain(model, processor, picture, BACK, label="melanoma")

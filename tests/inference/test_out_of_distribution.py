@@ -11,7 +11,7 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_image
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.synthetic_images import Lesion, render
+from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.inference.out_of_distribution import (
     CONSTANTS,
     FEATURES,

@@ -123,12 +123,6 @@ def test_weights_that_do_not_fit_name_the_tensors(edit, message: str, tmp_path: 
     assert "'test_efficientnet'" in str(caught.value)
 
 
-def test_the_weights_of_another_backbone_do_not_fit(tmp_path: Path) -> None:
-    path, _ = timm_file(tmp_path, "test_vit")
-    with pytest.raises(Ham10000Error, match="do not fit the backbone 'test_efficientnet'"):
-        create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
-
-
 class Explosive:
     """Unpickling it would create a file."""
 
@@ -174,12 +168,6 @@ def test_without_network_and_file_one_message_names_both_ways_out() -> None:
     for words in (config.backbone, "internet", "local safetensors file", "timm's names", "pretrained=False"):
         assert words in message
     assert "\n" not in message.split("Two ways out")[1]
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_backbone_without_published_weights_says_so() -> None:
-    with pytest.raises(Ham10000Error, match=r"No pretrained weights exist for efficientnetv2_s.*Two ways out"):
-        create_model(Ham10000Config(modality="image", backbone="efficientnetv2_s"), pretrained=True)
 
 
 @torch.no_grad()

@@ -74,12 +74,6 @@ def test_every_form_of_one_picture_gives_the_same_pixels(picture: Image.Image, t
     assert torch.equal(processor(np.stack([array, array]))["pixel_values"], expected.expand(2, -1, -1, -1))
 
 
-def test_bfloat16_tensor_within_its_precision(picture: Image.Image) -> None:
-    tensor = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).div(255).bfloat16()
-    difference = np.asarray(load_image(tensor)).astype(int) - np.asarray(picture)
-    assert np.abs(difference).max() <= 1  # 8 significant bits: 255 * 2 ** -9 rounds by at most one step
-
-
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "YCbCr", "P", "RGBX"])
 def test_opaque_modes_are_what_pillow_converts(mode: str, picture: Image.Image) -> None:
     image = picture.convert(mode)
@@ -161,67 +155,7 @@ def test_exif_orientation(orientation: int, picture: Image.Image, tmp_path: Path
         np.testing.assert_array_equal(np.asarray(load_image(opened)), expected)
 
 
-def test_the_first_frame_of_an_animation(picture: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "two.tiff"
-    picture.save(path, save_all=True, append_images=[Image.new("RGB", picture.size, "red")])
-    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(picture))
-    with Image.open(path) as opened:
-        opened.seek(1)
-        np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(picture))
-
-
 # --- pictures that are refused
-
-
-@pytest.mark.parametrize("url", ["http://example.org/a.jpg", "https://example.org/a.jpg"])
-def test_urls_are_not_fetched(url: str) -> None:
-    with pytest.raises(Ham10000Error, match=f"URLs are not fetched.*{url}"):
-        Ham10000ImageProcessor()(url)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 0.9])
-def test_a_truncated_file_is_an_error_that_names_it(kind: str, share: float, picture: Image.Image, tmp_path: Path):
-    buffer = io.BytesIO()
-    picture.resize((300, 225)).save(buffer, kind)
-    content = buffer.getvalue()[: int(len(buffer.getvalue()) * share)]
-    path = tmp_path / f"cut.{kind.lower()}"
-    path.write_bytes(content)
-    with pytest.raises(Ham10000Error, match=f"cut.{kind.lower()}"):
-        Ham10000ImageProcessor()(path)
-    with pytest.raises(Ham10000Error, match=f"{len(content)} bytes"):
-        Ham10000ImageProcessor()(content)
-    if share > 0.5:  # enough for Pillow to open it lazily, so that the error comes at decoding
-        with Image.open(path) as opened, pytest.raises(Ham10000Error, match="PIL image of mode RGB"):
-            load_image(opened)
-
-
-@pytest.mark.parametrize(
-    ("form", "message"),
-    [
-        ("nowhere/none.jpg", "nowhere/none.jpg"),
-        (Path("tests"), "tests"),
-        (b"", "0 bytes"),
-        (b"<svg></svg>", "11 bytes"),
-        (np.zeros((4, 4), np.int64), "int64"),
-        (np.zeros((4, 4), bool), "bool"),
-        (np.full((4, 4, 3), 255.0), "0, 1"),
-        (np.full((4, 4, 3), -0.1), "0, 1"),
-        (np.full((4, 4, 3), np.nan), "NaN"),
-        (np.zeros((8, 9, 2), np.uint8), r"\(8, 9, 2\)"),
-        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
-        (np.zeros(4, np.uint8), r"\(4,\)"),
-        (7, "int"),
-        (None, "NoneType"),
-        ([], "empty"),
-        (Image.fromarray(np.full((2, 2), 70000, np.int32)), "65535"),
-        (Image.fromarray(np.full((2, 2), -1, np.int32)), "65535"),
-    ],
-    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
-)
-def test_what_is_no_picture_is_refused(form: object, message: str) -> None:
-    with pytest.raises(Ham10000Error, match=message):
-        Ham10000ImageProcessor()(form)
 
 
 # --- parity of the pixel values
@@ -318,38 +252,6 @@ def test_the_numbers_are_the_backbones_own(backbone: str, mean: tuple, std: tupl
     assert processor.resample == 3  # bicubic
 
 
-def test_another_image_size_keeps_the_other_numbers() -> None:
-    config = Ham10000Config(backbone="test_vit")
-    assert create_processor(config, image_size=96).image_processor.size == {"height": 96, "width": 96}
-    rectangle = create_processor(config, image_size=(48, 96)).image_processor
-    assert (rectangle.size, rectangle.image_mean) == ({"height": 48, "width": 96}, [0.5, 0.5, 0.5])
-    vit = Ham10000Config(backbone="test_vit", backbone_kwargs={"img_size": 64})
-    assert create_processor(vit).image_processor.size == {"height": 64, "width": 64}
-    for size in (0, -3, (0, 5)):
-        with pytest.raises(Ham10000Error, match="size"):
-            create_processor(config, image_size=size)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"image_size": 64}, "image_size"),
-        ({"do_resize": False}, "do_resize"),
-        ({"size": {"height": 4}}, "size"),
-        ({"size": {"shortest_edge": 4}}, "size"),
-        ({"size": 0}, "size"),
-        ({"resample": 9}, "resample"),
-        ({"resizer": "opencv"}, "'opencv'"),
-        ({"resizer": "torch", "resample": 1}, "resample 1"),
-        ({"image_mean": [0.5]}, "3 means"),
-        ({"image_std": [0.5, 0.5, 0.0]}, "positive"),
-    ],
-)
-def test_wrong_image_settings(settings: dict, message: str) -> None:
-    with pytest.raises(Ham10000Error, match=message):
-        Ham10000ImageProcessor(**settings)
-
-
 def test_unknown_call_arguments_are_errors(picture: Image.Image) -> None:
     with pytest.raises(Ham10000Error, match="do_resize"):
         Ham10000ImageProcessor()(picture, do_resize=False)
@@ -391,13 +293,6 @@ def test_every_spelling_of_missing_is_what_absent_is(field: str, missing: object
 @pytest.mark.parametrize("age", [60, 60.0, "60", " 60 ", np.int64(60), np.float32(60), np.uint8(60)], ids=repr)
 def test_any_number_is_an_age(age: object) -> None:
     assert Ham10000Processor().encode_metadata({"age": age})[0, 0] == 60
-
-
-@pytest.mark.parametrize("age", [-1, 121, 1e9, math.inf, "old", "60 years", True, [60], {"years": 60}], ids=repr)
-def test_wrong_ages_name_the_row_and_the_value(age: object) -> None:
-    with pytest.raises(Ham10000Error, match=r"row 1: age .*") as caught:
-        Ham10000Processor()(metadata=[ROW, {"age": age}])
-    assert repr(age) in str(caught.value)
 
 
 @pytest.mark.parametrize(

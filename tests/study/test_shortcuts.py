@@ -1,15 +1,12 @@
 """What a model reads: against its own forward, closed forms of hand-built models, and planted shortcuts."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ham10000.modeling import (
@@ -22,8 +19,7 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
-from ham10000.training.data.loader import CachedImages, EvalLoader, Samples, open_images
-from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.loader import CachedImages, EvalLoader, Samples
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.comparison import paired_differences
 from ham10000.training.study.shortcut_results import shortcut_results
@@ -31,7 +27,6 @@ from ham10000.training.study.shortcuts import MISSING_SHARES, SWEEP_AGES, pertur
 
 CPU = torch.device("cpu")
 MEL, NV = LABELS.index("mel"), LABELS.index("nv")
-Draw = Callable[[str, np.random.Generator], str]
 
 
 def make_samples(frame: pd.DataFrame, config: Ham10000Config) -> Samples:
@@ -112,17 +107,6 @@ def test_every_change_equals_the_models_own_forward_to_the_last_bit(modality: st
         with torch.inference_mode():
             logits = torch.cat([model(pixel_values=batch.pixel_values).logits for batch in loader])
         np.testing.assert_array_equal(probabilities["unknown:all"], logits.softmax(-1).numpy())
-
-
-def test_names_shapes_and_types() -> None:
-    model, loader = random_model("metadata")
-    probabilities = perturbed_probabilities(model, loader, seed=0, repeats=3)
-    shapes: dict[str, tuple[int, ...]] = {"as_is": (24, 7), "age_sweep": (18, 24, 7), "site_sweep": (14, 24, 7)}
-    shapes |= {f"missing:{share}": (3, 24, 7) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
-    for field in ("age", "sex", "localization", "all"):
-        shapes |= {f"shuffled:{field}": (3, 24, 7), f"unknown:{field}": (24, 7)}
-    assert {name: array.shape for name, array in probabilities.items()} == shapes
-    assert {array.dtype for array in probabilities.values()} == {np.dtype(np.float32)}
 
 
 def test_absent_fields_are_left_out() -> None:
@@ -409,85 +393,3 @@ def test_results_of_inputs_that_do_not_fit_are_errors() -> None:
         shortcut_results(labels, [part], groups, **{**options, "sites": ["back", "ear"]})
     with pytest.raises(Ham10000Error, match="does not sum to 1"):
         shortcut_results(labels, [{**part, "unknown:sex": part["unknown:sex"] / 2}], groups, **options)
-
-
-def plant(dx: str, generator: np.random.Generator) -> str:
-    """Nine in ten lesions of a class lie at the class's own site."""
-    return LOCALIZATIONS[2 * LABELS.index(dx)] if generator.random() < 0.9 else str(generator.choice(LOCALIZATIONS))
-
-
-def anywhere(dx: str, generator: np.random.Generator) -> str:
-    return str(generator.choice(LOCALIZATIONS))
-
-
-class Planted:
-    """Synthetic rows of which the sites can be drawn anew; half of the lesions are trained on."""
-
-    def __init__(self, n: int, cache: Path):
-        dataset, _ = load_data(f"synthetic:{n}")
-        self.frame = metadata_frame(dataset)
-        config = Ham10000Config(modality="fusion", backbone="test_efficientnet")
-        self.images = open_images(
-            dataset, create_processor(config, image_size=32), CPU, cache_dir=cache, progress=False
-        )
-
-    def results(self, modality: str, draw: Draw, seed: int) -> dict[str, Any]:
-        """Trains a model on the drawn sites and looks at what it reads, on the other half of the lesions."""
-        generator = np.random.default_rng(seed)
-        lesions = self.frame.drop_duplicates("lesion_id")
-        site = {row.lesion_id: draw(str(row.dx), generator) for row in lesions.itertuples()}
-        frame = self.frame.assign(localization=self.frame["lesion_id"].map(site))
-        # Every other lesion of each class, in random order.
-        order = lesions.sample(frac=1, random_state=seed).sort_values("dx", kind="stable")
-        trained = frame["lesion_id"].isin(set(order["lesion_id"].iloc[::2]))
-        torch.manual_seed(seed)
-        config = Ham10000Config(modality=modality, backbone="test_efficientnet")  # type: ignore[arg-type]
-        model = create_model(config)
-        images = self.images if modality == "fusion" else None
-        train = make_loader(config, make_samples(frame[trained], config), images, batch_size=10_000)
-        test = make_loader(config, make_samples(frame[~trained], config), images, batch_size=64)
-        fit(model, train, epochs=6 if modality == "fusion" else 30)
-        perturbed = perturbed_probabilities(model.eval(), test, seed=seed)
-        groups = frame.loc[~trained, "lesion_id"].tolist()
-        return shortcut_results(
-            test.samples.labels.numpy(), [perturbed], groups, sites=LOCALIZATIONS, n_resamples=500, seed=seed
-        )
-
-
-def fit(model: Any, loader: EvalLoader, epochs: int) -> None:
-    """The plainest training there is."""
-    (whole,) = loader
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    counts = torch.bincount(whole.labels, minlength=7)
-    weight = (len(whole.labels) / counts).sqrt()
-    model.train()
-    for _ in range(epochs):
-        for rows in torch.randperm(len(whole.labels)).split(32):
-            if len(rows) > 1:
-                logits = model(**{name: value[rows] for name, value in whole.inputs.items()}).logits
-                optimizer.zero_grad()
-                F.cross_entropy(logits, whole.labels[rows], weight=weight).backward()
-                optimizer.step()
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return Planted(600, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.mark.parametrize("modality", ["metadata", "fusion"])
-def test_a_site_that_gives_the_class_away_is_named(planted: Planted, modality: str) -> None:
-    results = planted.results(modality, plant, seed=0)
-    assert "localization" in results["named"]
-    assert "shuffling the site costs" in results["sentence"]
-    assert results["fields"]["localization"]["shuffled"]["macro_f1_drop"]["low"] > 0.1
-    assert results["site_sweep"]["flip_share"]["low"] > 0.5
-
-
-@pytest.mark.parametrize("modality", ["metadata", "fusion"])
-def test_a_site_that_says_nothing_is_not_named(planted: Planted, modality: str) -> None:
-    results = planted.results(modality, anywhere, seed=0)
-    assert "localization" not in results["named"]
-    assert "shuffling the site costs" not in results["sentence"]
-    drop = results["fields"]["localization"]["shuffled"]["macro_f1_drop"]
-    assert drop["low"] < 0.02

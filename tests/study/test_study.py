@@ -1,10 +1,7 @@
 """The study as a user runs it: from the command line, killed and continued, its numbers found again by other ways."""
 
 import json
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -158,32 +155,6 @@ def test_what_is_done_is_not_done_again(folder: Path, study: dict, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert {path: path.stat().st_mtime_ns for path in evaluations} == evaluations
     assert json.loads((folder / "study.json").read_text())["protocols"] == study["protocols"]
-
-
-def test_a_killed_study_goes_on_to_the_same_result(forks, folder: Path, study: dict, tmp_path: Path) -> None:
-    options = [*TINY, "--variants", "image", "fusion-concat", "--views", "1", "--save_every_steps", "1"]
-    options += ["--cache_dir", str(folder.parent / "cache"), "--output_dir", str(tmp_path)]
-    child = forks.start("study", options)
-    second = tmp_path / "lesion-grouped" / "fusion-concat-seed0"
-    deadline = time.monotonic() + 180
-    while not list(second.glob("training_state-*.safetensors")):
-        assert child.is_running(), child.text
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    assert not json.loads((second / "train_config.json").read_text())["finished"]
-    result = forks.run("study", options)
-    assert result.wait() == 0, result.text
-    assert "lesion-grouped/image-seed0: done before" in result.text
-    assert "lesion-grouped/fusion-concat-seed0: resumed, calibrated, evaluated, perturbed" in result.text
-    for name in ("image-seed0", "fusion-concat-seed0"):
-        ours, other = (root / "lesion-grouped" / name / "model.safetensors" for root in (tmp_path, folder))
-        assert ours.read_bytes() == other.read_bytes()
-    found = json.loads((tmp_path / "study.json").read_text())["protocols"]["lesion-grouped"]
-    expected = study["protocols"]["lesion-grouped"]["variants"]["fusion-concat"]
-    assert found["variants"]["fusion-concat"]["metrics"] == expected["metrics"]
-    assert found["variants"]["fusion-concat"]["shortcuts"] == expected["shortcuts"]
 
 
 def test_folds_score_every_image_once_and_seeds_have_a_spread(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from ham10000.modeling import Ham10000Error
 from ham10000.modeling.configuration_ham10000 import LABELS
-from ham10000.training.evaluation.bootstrap import cluster_bootstrap, cluster_weights, percentile_interval
+from ham10000.training.evaluation.bootstrap import cluster_bootstrap, cluster_weights
 from ham10000.training.evaluation.metrics import compute_metrics, softmax
 from ham10000.training.study.seeds import (
     STUDY_METRICS,
@@ -92,15 +92,6 @@ def test_the_seeds_are_resampled_on_their_own() -> None:
     assert stats.chisquare(counts, [1000, 2000, 1000]).pvalue > 0.001
 
 
-def test_equal_seeds_add_nothing() -> None:
-    labels, probabilities, lesions = make(n_seeds=1)
-    one = summarise_seeds(labels, probabilities, lesions, n_resamples=200)
-    four = summarise_seeds(labels, np.repeat(probabilities, 4, axis=0), lesions, n_resamples=200)
-    for name, row in four.items():
-        assert row["sd"] == pytest.approx(0, abs=1e-12)
-        assert (row["low"], row["high"]) == pytest.approx((one[name]["low"], one[name]["high"]), abs=1e-12)
-
-
 def test_what_is_undefined_is_none() -> None:
     labels, probabilities, lesions = make()
     kept = labels != LABELS.index("mel")
@@ -116,39 +107,6 @@ def test_predictions_of_another_shape_are_refused(shape: tuple[int, ...]) -> Non
     labels, _, lesions = make()
     with pytest.raises(Ham10000Error, match=r"\(S, 210, 7\)"):
         summarise_seeds(labels, np.zeros(shape), lesions, n_resamples=5)
-
-
-def simulate_study(
-    generator: np.random.Generator, n_lesions: int, n_seeds: int, seed_sd: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and one-hot predictions; a seed's accuracy is 0.75 plus a normal effect, hard lesions are shared."""
-    accuracies = np.clip(0.75 + seed_sd * generator.normal(size=(n_seeds, 1)), 0.01, 0.99)
-    difficulty = generator.normal(size=(1, n_lesions)) + generator.normal(size=(n_seeds, n_lesions))
-    right = difficulty / np.sqrt(2) < stats.norm.ppf(accuracies)
-    return np.zeros(n_lesions, dtype=int), one_hot(np.where(right, 0, 1))
-
-
-@pytest.mark.parametrize(("seed_sd", "lesions_alone_suffice"), [(0.06, False), (0.0, True)])
-def test_coverage_with_a_random_seed_effect(seed_sd: float, lesions_alone_suffice: bool) -> None:
-    """The interval of the mean over seeds covers the recipe's accuracy; resampled lesions alone do not."""
-    generator = np.random.default_rng(6)
-    n, n_lesions, n_seeds, n_resamples = 200, 300, 5, 300
-    lesions, covered, covered_by_lesions = np.arange(n_lesions), 0, 0
-    fixed = np.tile(np.arange(n_seeds)[:, None], n_resamples)  # every seed once: only the lesions vary
-    for repeat in range(n):
-        labels, probabilities = simulate_study(generator, n_lesions, n_seeds, seed_sd)
-        row = summarise_seeds(
-            labels, probabilities, lesions, metrics=["accuracy"], n_resamples=n_resamples, seed=repeat
-        )["accuracy"]
-        covered += row["low"] <= 0.75 <= row["high"]
-        weights = cluster_weights(lesions, n_resamples, seed=repeat)
-        estimates, values = two_way_distribution(labels, probabilities, weights, ["accuracy"], fixed)
-        narrow = percentile_interval(estimates["accuracy"].mean(), values["accuracy"])
-        covered_by_lesions += narrow.low <= 0.75 <= narrow.high
-    # Five seeds estimate their own spread too small by a tenth, and percentiles know no t: 0.90 is what is promised.
-    assert covered >= stats.binom.ppf(0.001, n, 0.90)
-    lowest = stats.binom.ppf(0.001, n, 0.90)
-    assert (covered_by_lesions >= lowest) == lesions_alone_suffice
 
 
 def test_leakage_scores_equal_scikit_learn() -> None:

@@ -1,4 +1,4 @@
-"""Cases of the bad-input corpus: saved splits, and configurations of models and of training."""
+"""Cases of the bad-input corpus: saved splits, and configurations of training."""
 
 import functools
 import json
@@ -11,7 +11,6 @@ import datasets
 import pandas as pd
 from bad_input import Case
 
-from ham10000.modeling import Ham10000Config
 from ham10000.training.config import parse_arguments
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import Split, apply_split, load_split, make_split
@@ -164,10 +163,6 @@ OTHER_DATA = [
 ]
 
 
-def config_case(name: str, values: dict[str, Any], *fragments: str) -> Case:
-    return Case("model config", name, lambda folder: values, lambda values: Ham10000Config(**values), fragments)
-
-
 def training_case(name: str, argv: list[str], *fragments: str) -> Case:
     return Case("training config", name, lambda folder: argv, lambda argv: parse_arguments(argv), fragments)
 
@@ -181,22 +176,6 @@ def file_case(name: str, text: str | bytes, *fragments: str, file: str = "c.yaml
 
 
 CONFIGS = [
-    config_case("a misspelled key", {"modaliti": "image"}, "modaliti", "Known keys"),
-    config_case("a number for text", {"backbone": 5}, "backbone"),
-    config_case("text for a number", {"temperature": "hot"}, "temperature"),
-    config_case("a list for text", {"modality": ["image"]}, "modality"),
-    config_case("None for a list", {"metadata_fields": None}, "metadata_fields"),
-    config_case("true for a number of units", {"metadata_hidden_sizes": "128"}, "metadata_hidden_sizes"),
-    config_case("metadata without fields", {"modality": "metadata", "metadata_fields": []}, "metadata_fields"),
-    config_case("fusion without fields", {"modality": "fusion", "metadata_fields": []}, "metadata_fields"),
-    config_case("the label as an input", {"metadata_fields": ["age", "dx"]}, "dx", "label itself"),
-    config_case("a field twice", {"metadata_fields": ["age", "age"]}, "twice"),
-    config_case("negative temperature", {"temperature": -1.0}, "temperature", "-1.0"),
-    config_case("temperature NaN", {"temperature": float("nan")}, "temperature", "nan"),
-    config_case("infinite scale", {"age_scale": float("inf")}, "age_scale"),
-    config_case("certain dropout", {"classifier_dropout": 1.0}, "classifier_dropout", "1.0"),
-    config_case("another order of labels", {"id2label": {i: str(i) for i in range(7)}}, "id2label"),
-    config_case("unknown in the vocabulary", {"sex_vocabulary": ["male", "unknown"]}, "sex_vocabulary"),
     training_case("epochs zero", ["--epochs", "0"], "epochs", "0"),
     training_case("negative rate", ["--learning_rate", "-1"], "learning_rate", "-1"),
     training_case("rate NaN", ["--learning_rate", "nan"], "learning_rate", "nan"),

@@ -1,6 +1,5 @@
 """A run that is stopped, killed or damaged goes on to the very weights of an undisturbed one."""
 
-import json
 import os
 import signal
 import time
@@ -76,18 +75,6 @@ def test_a_stopped_run_says_how_to_go_on(signum, code, undisturbed, forks, synth
     assert message.startswith(f"Stopped by {signum.name} in epoch ")
     assert message.endswith(f"Continue with --resume --output_dir {folder}")
     assert "Traceback" not in error
-
-
-def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, forks, synthetic_folder, tmp_path) -> None:
-    folder = tmp_path / "run"
-    child = start(forks, folder, synthetic_folder)
-    wait_for_states(child, folder)
-    os.kill(child.pid, signal.SIGTERM)
-    assert child.wait() == 143
-    stopped = json.loads((folder / "train_config.json").read_text())
-    assert not stopped["finished"]
-    assert main(["--resume", "--output_dir", str(folder)]) == 0
-    assert_same(folder, undisturbed)
 
 
 def test_one_folder_has_one_writer_and_a_dead_one_is_none(

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ham10000.training.data.sampling import class_shares
+from ham10000.training.data.loader import class_shares
 from ham10000.training.losses import ClassificationLoss, logit_offset
 
 WEIGHTS = torch.tensor([4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825])

@@ -233,19 +233,6 @@ def test_evaluation_of_other_data_with_the_split_is_refused(
     assert "error:" in capsys.readouterr().err
 
 
-def test_the_first_snippet_of_the_readme_runs(evaluated_run: Path, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    snippet = text.partition("```python\n")[2].partition("```")[0]
-    picture = tmp_path / "lesion.jpg"
-    load_data("synthetic:200")[0][0]["image"].save(picture)
-    for written, ours in (("examples/checkpoints/ham10000-fusion", evaluated_run), ("lesion.jpg", picture)):
-        snippet = snippet.replace(written, str(ours))
-    names: dict[str, Any] = {}
-    exec(snippet, names)
-    assert names["probabilities"].shape == (1, 7)
-    assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
-
-
 def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:
     model = Ham10000ForImageClassification.from_pretrained(finished_run)
     processor = Ham10000Processor.from_pretrained(finished_run)

@@ -12,7 +12,6 @@ import torch
 from ham10000.modeling import Ham10000Error, Ham10000Processor
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.cache import cached_images, frame_processor, read_rows
-from ham10000.training.data.sampling import epoch_order
 from ham10000.training.data.sources import metadata_frame
 
 
@@ -205,6 +204,49 @@ class _Loader:
         return Batch(pixels, metadata, self.labels[chosen])
 
 
+def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
+    """The share of an epoch that each class takes.
+
+    Args:
+        counts: (classes,) training images of each class.
+        sampling: `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way
+            to equal shares (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217,
+            equation 1 with q = 1/2).
+
+    Returns:
+        (classes,) float64, summing to one.
+    """
+    weights = counts.astype(np.float64) ** {"natural": 1.0, "sqrt": 0.5}[sampling]
+    return weights / weights.sum()
+
+
+def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> np.ndarray:
+    """The rows of one epoch, as many as there are.
+
+    A class is drawn as evenly as its share allows: every row as many whole times as it fits, and a random part of the
+    rows once more. Compared with weights of the loss, rare classes come with more augmented views instead of larger
+    gradients of few.
+
+    Args:
+        labels: (rows,) class ids.
+        sampling: As for `class_shares`.
+        rng: Source of randomness.
+
+    Returns:
+        (rows,) int64 positions; with `natural` a permutation.
+    """
+    if sampling == "natural":
+        return rng.permutation(len(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    ends = np.rint(np.cumsum(class_shares(counts, sampling)) * len(labels)).astype(np.int64)
+    drawn = []
+    for label, draws in zip(classes, np.diff(ends, prepend=0), strict=True):
+        rows = np.flatnonzero(labels == label)
+        passes, rest = divmod(int(draws), len(rows))
+        drawn += [np.tile(rows, passes), rng.permutation(rows)[:rest]]
+    return rng.permutation(np.concatenate(drawn))
+
+
 class TrainLoader(_Loader):
     """Shuffled, augmented batches.
 
@@ -225,13 +267,13 @@ class TrainLoader(_Loader):
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
         size: (height, width) of an epoch's pictures, by its number from 0; by default the processor's.
-        sampling: How often each class is drawn, one of `ham10000.training.data.sampling.SAMPLINGS`.
+        sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
 
     Raises:
         Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
     """
 
-    def __init__(
+    def __init__(  # each is an option of the run, or of its place among processes
         self,
         samples: Samples,
         images: CachedImages | None,
@@ -344,6 +386,8 @@ __all__ = [
     "EvalLoader",
     "Samples",
     "TrainLoader",
+    "class_shares",
+    "epoch_order",
     "mix_seeds",
     "open_frames",
     "open_images",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.data.lesions import lesion_groups
 from ham10000.training.data.sources import metadata_frame
 from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
 
@@ -22,6 +22,28 @@ PROTOCOLS = ("lesion-grouped", "image-stratified")
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
 DEFAULT_FOLDS = 10
+# Photographs of one lesion that HAM10000 gives two lesion ids: Abhishek, Jain, Hamarneh, "Investigating the quality of
+# DermaMNIST and Fitzpatrick17k dermatological image datasets", Scientific Data 12:196 (2025).
+KNOWN_DUPLICATE_PAIRS = (
+    ("ISIC_0033481", "ISIC_0033421"),
+    ("ISIC_0033556", "ISIC_0032634"),
+    ("ISIC_0029152", "ISIC_0033173"),
+    ("ISIC_0029036", "ISIC_0027027"),
+    ("ISIC_0027820", "ISIC_0028209"),
+    ("ISIC_0027689", "ISIC_0032647"),
+    ("ISIC_0030906", "ISIC_0024879"),
+    ("ISIC_0033391", "ISIC_0034186"),
+    ("ISIC_0025226", "ISIC_0030074"),
+    ("ISIC_0026087", "ISIC_0025664"),
+    ("ISIC_0024736", "ISIC_0029748"),
+    ("ISIC_0024770", "ISIC_0027811"),
+    ("ISIC_0027162", "ISIC_0029061"),
+    ("ISIC_0024602", "ISIC_0032283"),
+    ("ISIC_0029625", "ISIC_0024629"),
+    ("ISIC_0030000", "ISIC_0031392"),
+    ("ISIC_0024437", "ISIC_0031299"),
+    ("ISIC_0033374", "ISIC_0033417"),
+)
 
 
 @dataclass
@@ -165,6 +187,47 @@ class Split:
                 raise Ham10000Error(
                     f"{int((sides > 1).sum())} lesions are on two sides of the split, such as {lesions}."
                 )
+
+
+def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
+    """Groups photographs that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
+
+    Args:
+        lesion_id: Lesion id of every photograph.
+        image_id: Image id of every photograph, in the same order.
+
+    Returns:
+        For every photograph the name of its group: the smallest lesion id in it.
+    """
+    lesion_of = dict(zip(image_id, lesion_id, strict=True))
+    parent = {lesion: lesion for lesion in lesion_id}
+
+    def root(lesion: str) -> str:
+        while parent[lesion] != lesion:
+            lesion = parent[lesion]
+        return lesion
+
+    for first, second in KNOWN_DUPLICATE_PAIRS:
+        if first in lesion_of and second in lesion_of:
+            low, high = sorted((root(lesion_of[first]), root(lesion_of[second])))
+            parent[high] = low
+    return [root(lesion) for lesion in lesion_id]
+
+
+def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
+    """How many photographs of each row's lesion the whole dataset holds.
+
+    Args:
+        dataset: The whole source, with `lesion_id` and `image_id`.
+        rows: Some of its rows, with `image_id`.
+
+    Returns:
+        One count for each row.
+    """
+    image_ids = dataset["image_id"][:]
+    groups = lesion_groups(dataset["lesion_id"][:], image_ids)
+    counts, group_of = Counter(groups), dict(zip(image_ids, groups, strict=True))
+    return [counts[group_of[image_id]] for image_id in rows["image_id"]]
 
 
 def make_split(
@@ -340,11 +403,14 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
 
 __all__ = [
     "DEFAULT_FOLDS",
+    "KNOWN_DUPLICATE_PAIRS",
     "PROTOCOLS",
     "SPLITS",
     "WEIGHT_KINDS",
     "Split",
     "apply_split",
+    "lesion_groups",
     "load_split",
     "make_split",
+    "photographs_per_lesion",
 ]

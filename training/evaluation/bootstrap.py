@@ -1,18 +1,15 @@
 """Bootstrap intervals that resample whole lesions, since photographs of one lesion are not independent."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
-
-# f(labels (N,), predictions (N, 7) or (N,), weights (N,)) -> float, NaN where undefined.
-Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
 _BLOCK_ELEMENTS = 2_000_000
@@ -36,7 +33,7 @@ class Interval:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The fields, for a JSON file."""
-        return {"estimate": self.estimate, "low": self.low, "high": self.high, "n_defined": self.n_defined}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class ClusterWeights:
             yield self.counts[start : start + rows].astype(np.float64)
 
 
-def cluster_weights(clusters: Sequence[Any] | np.ndarray, n_resamples: int = 2000, seed: int = 0) -> ClusterWeights:
+def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> ClusterWeights:
     """Draws clusters with replacement, as many as there are, `n_resamples` times.
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
@@ -129,10 +126,7 @@ def percentile_interval(estimate: float, values: np.ndarray, confidence: float =
 
 
 def bootstrap_distribution(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    weights: ClusterWeights,
-    statistics: Iterable[str | Statistic],
+    labels: np.ndarray, predictions: np.ndarray, weights: ClusterWeights, statistics: Iterable[str]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
@@ -140,10 +134,9 @@ def bootstrap_distribution(
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,) where every statistic is happy with those.
+        predictions: Probabilities (N, 7), or predicted class ids (N,) where no statistic needs probabilities.
         weights: The resamples, from `cluster_weights` over the same rows.
-        statistics: Names in `weighted_metrics.STATISTICS`, fast, or functions of (labels, predictions, weights (N,)),
-            called once per resample and named by their `__name__`.
+        statistics: Names in `weighted_metrics.STATISTICS`.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -151,25 +144,13 @@ def bootstrap_distribution(
     Raises:
         Ham10000Error: For unknown or repeated names, or inputs that do not fit together.
     """
-    wanted = list(statistics)
-    names = [item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in wanted]
+    names = list(statistics)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise Ham10000Error(f"Statistic name(s) given twice: {repeated}.")
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    metrics = WeightedMetrics(
-        labels, predictions, weights.index, weights.n_clusters, [item for item in wanted if isinstance(item, str)]
-    )
-    functions = {name: item for name, item in zip(names, wanted, strict=True) if not isinstance(item, str)}
-
-    def evaluate_block(block: np.ndarray) -> dict[str, np.ndarray]:
-        values = metrics(block)
-        for name, function in functions.items():
-            values[name] = np.array([function(labels, predictions, row[weights.index]) for row in block])
-        return values
-
-    full = evaluate_block(np.ones((1, weights.n_clusters)))
-    resampled = [evaluate_block(block) for block in weights.blocks()]
+    metrics = WeightedMetrics(np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, names)
+    full = metrics(np.ones((1, weights.n_clusters)))
+    resampled = [metrics(block) for block in weights.blocks()]
     return (
         {name: float(full[name][0]) for name in names},
         {name: np.concatenate([values[name] for values in resampled]) for name in names},
@@ -179,8 +160,8 @@ def bootstrap_distribution(
 def cluster_bootstrap(
     labels: np.ndarray,
     predictions: np.ndarray,
-    clusters: Sequence[Any] | np.ndarray,
-    statistics: Iterable[str | Statistic],
+    clusters: ArrayLike,
+    statistics: Iterable[str],
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -217,7 +198,6 @@ def cluster_bootstrap(
 __all__ = [
     "ClusterWeights",
     "Interval",
-    "Statistic",
     "bootstrap_distribution",
     "cluster_bootstrap",
     "cluster_weights",

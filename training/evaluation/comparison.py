@@ -1,10 +1,12 @@
-"""Compares two models on the same images: the difference of their metrics, with a paired interval."""
+"""Compares two models on the same images: paired differences with intervals, p-values, and detectable effects."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binom, norm
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
@@ -15,7 +17,7 @@ def paired_differences(
     labels: np.ndarray,
     probabilities: np.ndarray,
     other_probabilities: np.ndarray,
-    lesion_groups: Sequence[Any] | np.ndarray,
+    lesion_groups: ArrayLike,
     *,
     metrics: Sequence[str] = SUMMARY_METRICS,
     n_resamples: int = 2000,
@@ -102,4 +104,107 @@ def compare_predictions(
     }
 
 
-__all__ = ["compare_predictions", "paired_differences"]
+def mcnemar_mid_p(only_first: int, only_second: int) -> float:
+    """McNemar's test that two models are right equally often, on the same cases, as a two-sided mid-p-value.
+
+    The exact test less half of the observed outcome's probability, which removes its conservatism (Fagerland, Lydersen
+    & Laake 2013, 10.1186/1471-2288-13-91). The cases must be independent: give one photograph per lesion.
+
+    Args:
+        only_first: Cases that only the first model gets right.
+        only_second: Cases that only the second one gets right.
+
+    Returns:
+        The p-value in (0, 1]; 1 where the models never differ.
+
+    Raises:
+        Ham10000Error: For a negative count.
+
+    Example:
+        >>> round(mcnemar_mid_p(1, 7), 4)
+        0.0391
+    """
+    if only_first < 0 or only_second < 0:
+        raise Ham10000Error(f"Expected counts of at least 0, got {only_first} and {only_second}.")
+    fewer, total = min(only_first, only_second), only_first + only_second
+    if total == 0:
+        return 1.0
+    both_tails = 1.0 if only_first == only_second else 2 * binom.cdf(fewer, total, 0.5)
+    observed = binom.pmf(fewer, total, 0.5)
+    return float(both_tails - (observed / 2 if only_first == only_second else observed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    Args:
+        p_values: P-values (m,), in any order; may be empty.
+
+    Returns:
+        The adjusted p-values in the same order, at most 1.
+
+    Raises:
+        Ham10000Error: For a value outside [0, 1], NaN included.
+
+    Example:
+        >>> holm([0.04, 0.01])
+        [0.04, 0.02]
+    """
+    from statsmodels.stats.multitest import multipletests  # late: it takes a second to import
+
+    values = np.asarray(p_values, dtype=np.float64)
+    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(wrong):
+        raise Ham10000Error(f"P-values lie in [0, 1]; number {wrong[0]} is {values[wrong[0]]}.")
+    return multipletests(values, method="holm")[1].tolist() if len(values) else []
+
+
+def bootstrap_p_value(values: np.ndarray) -> float:
+    """Two-sided p-value of a difference being 0, from its bootstrap distribution.
+
+    Twice the smaller of the two shares of resamples on either side of 0, with one more resample counted into each, so
+    that it is never 0 (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.4). A
+    resample at exactly 0 counts on both sides, which is cautious for accuracy, whose differences are often exactly 0.
+    It says the same as the percentile interval: p < 0.05 where the 95 % interval leaves 0 out.
+
+    Args:
+        values: The difference in each resample (R,); NaN entries are left out.
+
+    Returns:
+        The p-value in [2 / (R + 1), 1].
+
+    Raises:
+        Ham10000Error: If the difference is undefined in every resample.
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0:
+        raise Ham10000Error("A difference that is undefined in every resample has no p-value.")
+    smaller = min(np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0))
+    return min(1.0, 2 * (1 + smaller) / (1 + len(defined)))
+
+
+def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE, power: float = 0.8) -> float:
+    """The true difference that a two-sided test finds with the given power: (z_{1-a/2} + z_power) * standard error.
+
+    It is a property of the sample's size and of the pairing, not of the difference that was observed; power computed
+    from the observed difference would only restate the p-value (Hoenig & Heisey 2001, 10.1198/000313001300339897).
+
+    Args:
+        standard_error: Standard error of the difference, at least 0.
+        confidence: 1 minus the test's level, in (0, 1).
+        power: Probability of finding the difference, in (0, 1).
+
+    Returns:
+        The difference, in the units of the standard error.
+    """
+    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error
+
+
+__all__ = [
+    "bootstrap_p_value",
+    "compare_predictions",
+    "holm",
+    "mcnemar_mid_p",
+    "paired_differences",
+    "smallest_detectable",
+]

@@ -16,10 +16,9 @@ import transformers
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import DATA_FIXES
-from ham10000.training.data.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import SPLITS, Split, apply_split, load_split
+from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
     evaluate_predictions,
@@ -97,7 +96,7 @@ def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
     return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
 
 
-def evaluate_checkpoint(
+def evaluate_checkpoint(  # each is an option of the command line
     checkpoint: Path,
     dataset: datasets.Dataset,
     *,

@@ -17,17 +17,19 @@ SUM_TOLERANCE = 1e-4
 # One false alarm in 20 is allowed at 95 % specificity. As a whole number it keeps the comparison exact.
 NEGATIVES_PER_FALSE_POSITIVE = 20
 
-HEADLINE_METRICS = (
-    "accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "balanced_accuracy",
-    "auroc_macro",
-    "ece",
-    "nll",
-    "brier",
-    "melanoma_sensitivity_at_95_specificity",
-)
+# The headline metrics and what a table calls them.
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc_macro": "AUROC (macro, one-vs-rest)",
+    "ece": "ECE (15 bins)",
+    "nll": "NLL (nats)",
+    "brier": "Brier score",
+    "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
+}
+HEADLINE_METRICS = tuple(METRIC_TITLES)
 
 
 def validate_labels(labels: Any) -> np.ndarray:
@@ -314,6 +316,7 @@ __all__ = [
     "ECE_BINS",
     "HEADLINE_METRICS",
     "MELANOMA",
+    "METRIC_TITLES",
     "NEGATIVES_PER_FALSE_POSITIVE",
     "N_CLASSES",
     "Ham10000Metrics",

@@ -12,6 +12,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ha
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
     HEADLINE_METRICS,
+    METRIC_TITLES,
     compute_metrics,
     validate_labels,
     validate_probabilities,
@@ -48,17 +49,6 @@ SUMMARY_METRICS = (
     "ece",
     "melanoma_sensitivity_at_95_specificity",
 )
-METRIC_TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "weighted_f1": "weighted F1",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc_macro": "AUROC (macro, one-vs-rest)",
-    "ece": "ECE (15 bins)",
-    "nll": "NLL (nats)",
-    "brier": "Brier score",
-    "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
-}
 
 
 def evaluate_predictions(

@@ -3,11 +3,9 @@
     explanation = explain(model, processor, "lesion.jpg", {"age": 60, "sex": "male"})
     plot_explanation(explanation, "explanation.png")  # of explanation_figure.py
 
-`ham10000-predict lesion.jpg --explain explanation.png` does the same. `sanity_check` tests whether the maps depend on
-what the network learned.
+`ham10000-predict lesion.jpg --explain explanation.png` does the same.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 from torch import nn
 
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
@@ -123,21 +120,8 @@ def grad_cam(
         from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
     except ImportError as error:
         raise Ham10000Error(f"Grad-CAM needs captum ({error}): `pip install ham10000[explain]`.") from error
-    if not model.config.uses_image:
-        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
-    model._check_inputs(pixel_values, metadata)
-    targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
-    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < len(LABELS))).all()):
-        raise Ham10000Error(
-            f"`class_ids` must be {len(pixel_values)} class ids in 0..{len(LABELS) - 1}, one per image, "
-            f"got {targets.tolist()}."
-        )
+    targets = _check_explainable(model, pixel_values, class_ids, metadata)
     backbone, device = model.backbone, model.device
-    if not hasattr(backbone, "forward_features"):
-        raise Ham10000Error(
-            f"The backbone is a {type(backbone).__name__}, which has no gradient; explain the model as loaded, not a "
-            "copy made for another backend."
-        )
     dtype = next(backbone.parameters()).dtype
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
 
@@ -173,6 +157,30 @@ def grad_cam(
     return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged))
 
 
+def _check_explainable(
+    model: Ham10000ForImageClassification,
+    pixel_values: torch.Tensor,
+    class_ids: Sequence[int] | torch.Tensor,
+    metadata: torch.Tensor | None,
+) -> torch.Tensor:
+    """The class ids as int64 (batch,), if the model and its inputs fit Grad-CAM."""
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
+    model._check_inputs(pixel_values, metadata)
+    targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
+    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < len(LABELS))).all()):
+        raise Ham10000Error(
+            f"`class_ids` must be {len(pixel_values)} class ids in 0..{len(LABELS) - 1}, one per image, "
+            f"got {targets.tolist()}."
+        )
+    if not hasattr(model.backbone, "forward_features"):
+        raise Ham10000Error(
+            f"The backbone is a {type(model.backbone).__name__}, which has no gradient; explain the model as loaded, "
+            "not a copy made for another backend."
+        )
+    return targets
+
+
 def _channel_dimension(model: Ham10000ForImageClassification, features: Any) -> int:
     """Where a feature map has its channels: 1, or 3 for Swin and its like."""
     shape = tuple(getattr(features, "shape", ()))
@@ -199,89 +207,9 @@ def resize_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> np.ndarray
     return resized[:, 0].clamp(0, 1).numpy()
 
 
-def randomized_copy(
-    model: Ham10000ForImageClassification, parts: Sequence[str] | None = None, *, seed: int = 0
-) -> Ham10000ForImageClassification:
-    """Copies a model and gives some of its parts the weights of a new model.
-
-    Args:
-        model: Any variant; it stays as it is.
-        parts: Names of submodules, such as `"classifier"` or `"backbone.layer4"`; None for the whole model.
-        seed: Seed of the new weights.
-
-    Returns:
-        The copy, on the model's device, in evaluation mode.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config: Any = model.config
-        fresh = type(model)(config).state_dict()
-    prefixes = ("",) if parts is None else tuple(f"{part}." for part in parts)
-    randomized = copy.deepcopy(model).eval()
-    chosen = {name: value for name, value in fresh.items() if name.startswith(prefixes)}
-    randomized.load_state_dict({**randomized.state_dict(), **chosen})
-    return randomized
-
-
-def sanity_check(
-    model: Ham10000ForImageClassification,
-    pixel_values: torch.Tensor,
-    class_ids: Sequence[int] | torch.Tensor,
-    metadata: torch.Tensor | None = None,
-    *,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Randomises the weights from the classifier down to the first layer and compares the maps.
-
-    The cascading parameter randomisation of Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim, "Sanity checks for
-    saliency maps", NeurIPS 2018, arXiv:1810.03292, section 3.1. A method that explains the model has correlations
-    that fall towards 0; maps that stay the same show the edges of the image, not the model's reasons. The maps are
-    signed: a random network's are often negative everywhere, which Grad-CAM shows as 0, and 0 has no ranks.
-
-    Args:
-        model: This and the next three as for `grad_cam`.
-        pixel_values: Some ten images, as a single map may resemble another by chance.
-        class_ids: The explained classes.
-        metadata: The metadata.
-        seed: Seed of the new weights.
-
-    Returns:
-        The `rank_correlations` with the maps of the model as it was, by the part that is randomised, besides those
-        before it: the head (classifier, fusion and metadata encoder), then each child of the backbone that has
-        weights, the last first; at the end every weight is random.
-
-    Raises:
-        Ham10000Error: As `grad_cam`.
-    """
-    original = grad_cam(model, pixel_values, class_ids, metadata, signed=True)
-    children = [name for name, child in model.backbone.named_children() if child.state_dict()]
-    done = [name for name, child in model.named_children() if name != "backbone" and child.state_dict()]
-    results = {}
-    for title in ("head", *(f"backbone.{name}" for name in reversed(children))):
-        done.append(title)  # "head" is not a submodule and matches nothing
-        # Each copy is drawn with the same seed, so a step keeps the random weights of the steps before it.
-        maps = grad_cam(randomized_copy(model, done, seed=seed), pixel_values, class_ids, metadata, signed=True)
-        results[title] = rank_correlations(original, maps)
-    return results
-
-
-def rank_correlations(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-    """Returns Spearman's rank correlation over the pixels of each pair of maps; NaN where a map is constant.
-
-    Args:
-        first: (batch, height, width).
-        second: (batch, height, width).
-    """
-    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
-    return np.array([spearmanr(a, b).statistic for a, b in pairs])
-
-
 __all__ = [
     "Explanation",
     "explain",
     "grad_cam",
-    "randomized_copy",
-    "rank_correlations",
     "resize_heatmaps",
-    "sanity_check",
 ]

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.data.lesions import photographs_per_lesion
 from ham10000.training.data.sources import metadata_frame
-from ham10000.training.data.split import Split, load_split
+from ham10000.training.data.split import Split, load_split, photographs_per_lesion
 from ham10000.training.evaluation.report import CONFIDENCE, read_predictions
 from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.run_folder import RunFile

@@ -7,9 +7,9 @@ import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import cluster_weights, percentile_interval
+from ham10000.training.evaluation.comparison import bootstrap_p_value, holm, mcnemar_mid_p, smallest_detectable
 from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
 from ham10000.training.evaluation.report import METRIC_TITLES
-from ham10000.training.evaluation.significance import bootstrap_p_value, holm, mcnemar_mid_p, smallest_detectable
 from ham10000.training.study.seeds import STUDY_METRICS, seed_draws, two_way_distribution, validate_seeds
 
 # The metric the verdict rests on. It was fixed before any result: to pick it afterwards would make the p-values void.
@@ -51,7 +51,7 @@ def _difference(per_seed: np.ndarray, values: np.ndarray, confidence: float) -> 
     return row
 
 
-def compare_variants(
+def compare_variants(  # two sets of predictions, what they share, and their names
     labels: np.ndarray,
     probabilities: np.ndarray,
     other_probabilities: np.ndarray,

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.data.lesions import lesion_groups
+from ham10000.training.data.split import lesion_groups
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.metrics import validate_probabilities
 from ham10000.training.utils.markdown_text import words

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from ham10000.modeling import Ham10000Error
+from ham10000.modeling import FUSIONS, Ham10000Error
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
@@ -26,7 +26,6 @@ from ham10000.training.train import FREE_TO_CHANGE, train
 from ham10000.training.utils.files import atomic_path, atomic_write_json, read_json
 from ham10000.training.utils.hardware import release_freed_memory, reset_peak_memory
 
-FUSIONS = ("concat", "gated", "metablock", "film")
 VARIANTS = ("metadata", "image", *(f"fusion-{kind}" for kind in FUSIONS))
 # As `pretrained` of a fusion run: the backbone of the image run beside it.
 IMAGE_RUN = "image"

@@ -43,11 +43,9 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
-from ham10000.training.data.lesions import lesion_groups
-from ham10000.training.data.loader import EvalLoader, Samples, open_frames, open_images
-from ham10000.training.data.sampling import class_shares
+from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_frames, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import apply_split, load_split
+from ham10000.training.data.split import apply_split, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.metrics import softmax

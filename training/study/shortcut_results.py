@@ -12,8 +12,8 @@ from ham10000.training.evaluation.bootstrap import (
     cluster_weights,
     percentile_interval,
 )
+from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
 from ham10000.training.evaluation.metrics import MELANOMA, validate_labels, validate_probabilities
-from ham10000.training.evaluation.significance import bootstrap_p_value, holm
 from ham10000.training.study.shortcuts import MISSING_SHARES, SWEEP_AGES
 from ham10000.training.utils.markdown_text import words
 
