@@ -24,7 +24,13 @@ from ham10000.training.data.mixing import Targets, mix_batch
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.losses import ClassificationLoss
-from ham10000.training.run_folder import RunFile, load_training_state, save_checkpoint, save_training_state
+from ham10000.training.run_folder import (
+    RunFile,
+    load_training_state,
+    replace_run,
+    save_checkpoint,
+    save_training_state,
+)
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import atomic_write_json
 
@@ -148,6 +154,8 @@ class Engine:
         self.validation_loader = validation_loader
         self.loss = loss
         self.fingerprint = fingerprint
+        # Another place than the run's folder as long as that has a run which this one will replace, see `begin_run`.
+        self.folder = Path(config.output_dir)
         self.total_steps = config.epochs * train_loader.steps_per_epoch
         self.progress = Progress()
         if config.channels_last:
@@ -197,9 +205,7 @@ class Engine:
             if not chooses or progress.kept_loss is None or loss < progress.kept_loss:
                 progress.kept_loss, progress.kept_epoch = loss, row["epoch"]
                 if self.accelerator.is_main_process:
-                    save_checkpoint(
-                        self.config.output_dir, self.published_model, self.processor, dtype=self.config.save_dtype
-                    )
+                    save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
@@ -374,7 +380,7 @@ class Engine:
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
-            atomic_write_json(Path(self.config.output_dir) / RunFile.HISTORY, self.progress.history)
+            atomic_write_json(self.folder / RunFile.HISTORY, self.progress.history)
 
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""
@@ -399,13 +405,10 @@ class Engine:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
             save_training_state(
-                self.config.output_dir,
-                state,
-                self._modules(),
-                self.optimizer,
-                step=step,
-                keep=self.config.keep_checkpoints,
+                self.folder, state, self._modules(), self.optimizer, step=step, keep=self.config.keep_checkpoints
             )
+            self.folder = Path(self.config.output_dir)
+            replace_run(self.folder)
 
 
 def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:
