@@ -3,7 +3,6 @@
 import contextlib
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
-from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.config import TrainConfig
@@ -31,9 +29,19 @@ from ham10000.training.run_folder import (
     save_checkpoint,
     save_training_state,
 )
-from ham10000.training.utils.cli import Interrupted
+from ham10000.training.utils.cli import Interrupted, progress_bar
 from ham10000.training.utils.files import atomic_write_json
 
+# What is printed of an epoch: name in the history, and format.
+_COLUMNS = {
+    "epoch": ("epoch", "d"),
+    "train loss": ("train_loss", ".4f"),
+    "val. loss": ("validation_loss", ".4f"),
+    "macro-F1": ("validation_macro_f1", ".4f"),
+    "balanced acc.": ("validation_balanced_accuracy", ".4f"),
+    "accuracy": ("validation_accuracy", ".4f"),
+    "images/s": ("images_per_second", ".0f"),
+}
 # Steps between two looks at the loss, each of which waits for the device.
 _READ_EVERY = 20
 
@@ -194,6 +202,8 @@ class Engine:
         """
         progress = self.progress
         self.stop_signal = stop_signal
+        if progress.epoch < self.config.epochs:
+            self.accelerator.print(_table_head(self.validation_loader is not None))
         while progress.epoch < self.config.epochs and not self.out_of_patience():
             self._train_epoch()
             row = self._validate()
@@ -209,7 +219,8 @@ class Engine:
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
-            self.accelerator.print(_describe(row, is_kept=chooses and row["epoch"] == progress.kept_epoch))
+            is_kept = chooses and row["epoch"] == progress.kept_epoch
+            self.accelerator.print(_table_line(row, "kept" if is_kept else ""))
         # Killed between the last state and its history, a run has nothing left to do but this.
         self._write_history()
         return progress
@@ -247,15 +258,13 @@ class Engine:
         steps = self.train_loader.epoch(progress.epoch, progress.step)
         unread: list[torch.Tensor] = []
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
-        with tqdm(
+        with progress_bar(
             total=self.train_loader.steps_per_epoch,
             initial=progress.step,
             desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
             leave=False,
-            # A log file is not redrawn: there a line every half a minute is enough.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
         ) as bar:
             for labels, micro_batches in steps:
                 number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
@@ -425,16 +434,16 @@ def describe_kept(progress: Progress, config: TrainConfig) -> str:
     return f"epoch {progress.kept_epoch} is kept, {choice}: {loss}"
 
 
-def _describe(row: dict[str, Any], *, is_kept: bool) -> str:
-    text = f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f}  "
-    if "validation_loss" not in row:
-        return f"{text}{row['images_per_second']:.0f} images/s"
-    text += (
-        f"validation loss {row['validation_loss']:.4f}  "
-        f"macro-F1 {row['validation_macro_f1']:.4f}  balanced accuracy {row['validation_balanced_accuracy']:.4f}  "
-        f"accuracy {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
+def _table_line(row: dict[str, Any], mark: str = "") -> str:
+    """An epoch as a line of at most 80 characters, below `_table_head`."""
+    cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
+    return "  ".join([*cells, mark]).rstrip()
+
+
+def _table_head(has_validation: bool) -> str:
+    return "  ".join(
+        title for title, (name, _) in _COLUMNS.items() if has_validation or not name.startswith("validation_")
     )
-    return f"{text}  * kept" if is_kept else text
 
 
 __all__ = [

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -297,7 +298,13 @@ def _train(
     accelerator.print(describe_run(config, split, engine))
     if accelerator.log_with:
         scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("logs", config=scalars)
+        try:
+            accelerator.init_trackers("logs", config=scalars)
+        except Exception as error:  # each tracker's own: no login, no network, no room
+            raise Ham10000Error(
+                f"The trackers {config.trackers} cannot start: {type(error).__name__}: {error}. Set them up, or train "
+                "with `--trackers none`."
+            ) from error
 
     def write_summary() -> None:
         seconds = time.perf_counter() - start
@@ -373,14 +380,30 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-train`."""
+def run(config: TrainConfig) -> None:
+    """Does what the command line of `ham10000-train` asks for."""
     quiet_libraries()
-    config = parse_arguments(list(argv))
     accelerator = build_accelerator(config, [name for name in config.trackers if name != "none"])
     train(config, accelerator)
     accelerator.end_training()
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of this file; that of `ham10000-train`, in `__main__.py`, answers `--help` without torch."""
+    run(parse_arguments(argv))
+
+
+def _titled(title: str, text: str) -> str:
+    """A few words on one subject, in lines of 80 characters."""
+    return textwrap.fill(
+        text,
+        width=80,
+        initial_indent=f"{title:<10}",
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
@@ -388,19 +411,33 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     leak = split.leakage()["test"]["all"]
     weights = split.class_weights(config.class_weights, config.train_parts)
     model = engine.model
-    lines = [
-        f"Model     {config.modality}"
-        + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
-        + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
-        + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
-        f"Split     {split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-        f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
-        "Weights   " + "  ".join(f"{label} {weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
-        f"Run       {config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
-        f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
-        f"{engine.accelerator.num_processes} process(es)",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            _titled(
+                "Model",
+                config.modality
+                + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
+                + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
+                + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
+            ),
+            _titled(
+                "Split",
+                f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
+                f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
+            ),
+            # A label and its weight stay together.
+            _titled(
+                "Weights",
+                ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
+            ).replace("\xa0", " "),
+            _titled(
+                "Run",
+                f"{config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
+                f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
+                f"{engine.accelerator.num_processes} process(es)",
+            ),
+        ]
+    )
 
 
 def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
@@ -413,8 +450,9 @@ def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> s
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
     return "\n".join(
         [
-            f"Result    {describe_kept(progress, config)}",
-            f"Cost      {seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}",
+            _titled("Result", describe_kept(progress, config)),
+            _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
+            # Not wrapped: to be copied.
             f"Saved     {config.output_dir}",
             f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
         ]

@@ -312,7 +312,7 @@ def test_the_old_run_stays_until_the_new_one_has_saved(run, synthetic_folder, fi
     ]
 
 
-@pytest.mark.parametrize("killed_before", range(14))
+@pytest.mark.parametrize("killed_before", range(12))
 def test_killed_while_it_is_replaced_a_folder_has_the_old_run_or_the_new_one(
     killed_before: int, tmp_path: Path, monkeypatch
 ) -> None:
@@ -344,7 +344,7 @@ def test_killed_while_it_is_replaced_a_folder_has_the_old_run_or_the_new_one(
             replace_run(tmp_path)
         except KeyboardInterrupt:
             is_killed = True
-    assert is_killed == (killed_before < 12)
+    assert is_killed == (killed_before < 11)
     seen = settings_path(tmp_path).read_text()
     prepare_output_dir(tmp_path, may_have_run=True)
     expected = new if killed_before else old
