@@ -9,7 +9,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 
@@ -19,6 +19,8 @@ from ham10000.training.utils.cli import add_debug_argument
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000Config
 
+Protocol = Literal["lesion-grouped", "image-stratified"]
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
 
@@ -60,7 +62,7 @@ class TrainConfig:
         None, "shorter side of the cached images in pixels (default: twice the training size, at most the images' own)"
     )
 
-    protocol: Literal["lesion-grouped", "image-stratified"] = _option("lesion-grouped", "how the data is split")
+    protocol: Protocol = _option("lesion-grouped", "how the data is split")
     split_seed: int = _option(42, "seed of the split; the training seed does not change it")
     folds: int | None = _option(None, "number of folds (default: the protocol's own split)")
     fold: int = _option(0, "which fold is the test set; the next one is the validation set")
@@ -326,12 +328,14 @@ def build_parser() -> argparse.ArgumentParser:
         title = item.metadata["group"] or title
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+        default: Any = item.default
+        if callable(item.default_factory):
+            default = item.default_factory()
         shown = " ".join(str(value) for value in default) if isinstance(default, list) else default
         is_said = shown is None or shown is False or shown == ""
         text = item.metadata["help"] + ("" if is_said else f" (default: {shown})")
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        names, kind = [f"--{item.name}"], item.type
+        names, kind = [f"--{item.name}"], cast(Any, item.type)
         if isinstance(kind, types.UnionType):  # `int | None`: left out, it is None
             kind = get_args(kind)[0]
         if get_origin(kind) is Literal:
@@ -377,4 +381,4 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     return TrainConfig(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(TrainConfig)})
 
 
-__all__ = ["DATA_FIXES", "TrainConfig", "build_parser", "parse_arguments", "read_config_file"]
+__all__ = ["DATA_FIXES", "PROTOCOLS", "TrainConfig", "build_parser", "parse_arguments", "read_config_file"]

@@ -17,13 +17,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torchvision.models import efficientnet_v2_s
 
-from ham10000.hub_upload.convert_checkpoint import main as convert
-from ham10000.hub_upload.export_onnx import main as export_onnx
+from ham10000.hub_upload.commands import convert
+from ham10000.hub_upload.commands import export as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
 from ham10000.training.data.cache import cached_images, read_rows
 from ham10000.training.data.sources import load_data
 from ham10000.training.engine import Engine
-from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.predict import main as predict
 from ham10000.training.run_folder import begin_run, prepare_output_dir, replace_run, settings_path, training_states
 from ham10000.training.study.command import main as study

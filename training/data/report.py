@@ -4,12 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ham10000.modeling.configuration_ham10000 import LABELS
-from ham10000.training.data.export import write_official_layout
-from ham10000.training.data.sources import load_data
-from ham10000.training.data.split import PROTOCOLS, SPLITS, Split, make_split
+from ham10000.training.config import PROTOCOLS
 from ham10000.training.utils.cli import add_debug_argument, run_cli
+
+# Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
+if TYPE_CHECKING:
+    from ham10000.training.data.split import Split
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_text(split: Split) -> str:
+def split_text(split: "Split") -> str:
     """Describes a split in plain text.
 
     Args:
@@ -41,6 +43,9 @@ def split_text(split: Split) -> str:
     Returns:
         Its sizes, class counts, class weights to four decimals, and its leak.
     """
+    from ham10000.modeling.configuration_ham10000 import LABELS
+    from ham10000.training.data.split import SPLITS
+
     folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
     counts, leakage = split.class_counts, split.leakage()
     sizes = "/".join(f"{size:,}" for size in split.sizes.values())
@@ -71,6 +76,10 @@ def split_text(split: Split) -> str:
 def main(argv: Sequence[str]) -> None:
     """Checks a source, prints the report and the split, and writes what was asked for."""
     options = build_parser().parse_args(argv)
+    from ham10000.training.data.export import write_official_layout
+    from ham10000.training.data.sources import load_data
+    from ham10000.training.data.split import make_split
+
     dataset, report = load_data(
         options.data,
         check_images=options.check_images,
