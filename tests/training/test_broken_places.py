@@ -1,6 +1,7 @@
 """Folders that cannot be written, are full, or vanish: one clear error each, and nothing that was there is lost."""
 
 import ctypes
+import json
 import os
 import re
 import resource
@@ -304,12 +305,10 @@ def test_the_old_run_stays_until_the_new_one_has_saved(run, synthetic_folder, fi
 
     monkeypatch.setattr(Engine, "_save_state", save_and_stop)
     assert train(options) == 130
-    assert sorted(content(run)) == [
-        "split.csv",
-        "split.json",
-        "train_config.json",
-        "training_state-00000004.safetensors",
-    ]
+    assert [path.name for path in training_states(run)] == ["training_state-00000004.safetensors"]
+    assert json.loads((run / "train_config.json").read_text())["config"]["seed"] == 1
+    for name in ("model.safetensors", "eval_results.json", "history.json", "figures/training_curves.png"):
+        assert not (run / name).exists()
 
 
 @pytest.mark.parametrize("killed_before", range(12))
