@@ -24,10 +24,10 @@ from pathlib import Path
 # Before the first import of a library that reads it: the demo never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from ham10000.hub_upload.push_to_hub import main as push_main
+from ham10000.hub_upload.commands import push as push_main
 from ham10000.modeling import MODALITIES
 from ham10000.training.data.report import main as data_main
-from ham10000.training.evaluation.evaluator import main as evaluate_main
+from ham10000.training.evaluation.__main__ import main as evaluate_main
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main

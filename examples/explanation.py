@@ -20,8 +20,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from PIL import Image
 
 from ham10000.training.data.report import main as data_main
+from ham10000.training.evaluation.__main__ import main as evaluate_main
 from ham10000.training.evaluation.calibration import fit_temperature, save_temperature
-from ham10000.training.evaluation.evaluator import main as evaluate_main
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile

@@ -24,6 +24,7 @@ from PIL import Image
 
 from ham10000.hub_upload.export_onnx import export_onnx
 from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.publish import seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.evaluation.comparison import compare_predictions
@@ -150,7 +151,7 @@ def assemble_bundle(
     card = render_model_card(
         run, repo_id=repo_id, revision=revision, siblings=siblings, base_model=base_model, has_onnx=onnx
     )
-    atomic_write_text(folder / "README.md", card)
+    atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)

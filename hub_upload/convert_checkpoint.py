@@ -8,15 +8,13 @@ DIR/
     conversion.json                            where they came from: file, sha256, format, precision, versions
 """
 
-import argparse
 import hashlib
 import re
 import shutil
-import sys
 import uuid
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
-from transformers.utils import logging as transformers_logging
 
 from ham10000.hub_upload.verify_checkpoint import fixed_inputs
 from ham10000.modeling import (
@@ -39,7 +36,6 @@ from ham10000.modeling import (
     Ham10000Processor,
     create_processor,
 )
-from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_json, restore_mode, writing
 from ham10000.training.utils.hardware import environment
 
@@ -275,33 +271,4 @@ def _write_folder(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-convert`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
-    parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
-    parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in output_dir")
-    add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
-    transformers_logging.disable_progress_bar()
-    record = convert_checkpoint(
-        arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone, overwrite=arguments.overwrite
-    )
-    print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
-    if record["prefix_removed"]:
-        print(f"Note      the prefix {record['prefix_removed']!r} was removed from every name")
-    if record["dtype_of_source"] != "float32":
-        print(f"Note      weights of type {record['dtype_of_source']}, stored as float32")
-    print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
-    print(f"Checked   logits differ from {record['architecture']} by at most {record['max_logit_difference']:g}")
-    print(f"Saved     {arguments.output_dir}")
-    print(f"Next      ham10000-verify {arguments.output_dir}")
-
-
-__all__ = ["SourceCheckpoint", "build_networks", "convert_checkpoint", "main", "read_weights"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["SourceCheckpoint", "build_networks", "convert_checkpoint", "read_weights"]

@@ -4,26 +4,22 @@ runs/fusion/
     onnx/model.onnx     inputs `pixel_values` and/or `metadata` (NaN is missing), output `logits`; any batch size
 """
 
-import argparse
 import contextlib
 import importlib
 import io
 import logging
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from ham10000.hub_upload.verify_checkpoint import fixed_inputs
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import restore_mode
 
 ONNX_FILE = "onnx/model.onnx"
@@ -183,21 +179,4 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-export-onnx`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="checkpoint folder")
-    parser.add_argument("--output", help=f"file to write (default: {ONNX_FILE} in the checkpoint)")
-    add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
-    transformers_logging.disable_progress_bar()
-    file = export_onnx(arguments.checkpoint, arguments.output)
-    print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
-
-
-__all__ = ["ONNX_FILE", "TOLERANCE", "compare_onnx", "export_onnx", "main"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["ONNX_FILE", "TOLERANCE", "compare_onnx", "export_onnx"]

@@ -3,16 +3,26 @@
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OIDCError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    set_client_factory,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OIDCError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
 from ham10000.modeling import Ham10000Error
 
@@ -23,6 +33,10 @@ _OWNED = {
     r"|(train_config|history|eval_results|conversion)\.json",
     "space": r"ham10000/.+",
 }
+# The last line of a card that was rendered here; the Hub does not show it.
+_SEAL = re.compile(r"\n<!-- rendered by ham10000: ([0-9a-f]{64}) -->\n\Z")
+# Seconds for one read or write; huggingface_hub sets none, and waits for ever.
+_TIMEOUT = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,99}")
 # What huggingface_hub raises: its own errors are OSErrors, large files fail with RuntimeErrors, unusable answers with
 # ValueErrors (JSON) and LookupErrors.
@@ -108,6 +122,78 @@ def find_token(api: HfApi) -> str:
     return str(token)
 
 
+def limit_waiting() -> None:
+    """Gives every request of huggingface_hub in this process a time limit, for a Hub that never answers."""
+
+    def limit(request: httpx2.Request) -> None:
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            kind: given.get(kind) or _TIMEOUT for kind in ("connect", "read", "write", "pool")
+        }
+
+    def client() -> httpx2.Client:
+        limited = default_client_factory()
+        limited.event_hooks["request"].append(limit)  # the client's own limit would not reach calls that say None
+        return limited
+
+    set_client_factory(client)
+
+
+def seal_card(card: str) -> str:
+    """Adds a last line to a rendered card, by which the next push sees whether somebody has edited it since."""
+    digest = hashlib.sha256(card.encode()).hexdigest()
+    return f"{card}\n<!-- rendered by ham10000: {digest} -->\n"
+
+
+def is_edited(card: str) -> bool:
+    """Whether a card is another one than `seal_card` returned: changed, or never rendered here."""
+    seal = _SEAL.search(card)
+    return seal is None or hashlib.sha256(card[: seal.start()].encode()).hexdigest() != seal[1]
+
+
+def keep_edited_card(
+    folder: Path, repo_id: str, *, api: HfApi, tag: str | None = None, revision: str = "main", repo_type: str = "model"
+) -> bool:
+    """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
+
+    Args:
+        folder: What will be published, with a rendered README.md.
+        repo_id: As in `publish_folder`, like all that follow.
+        api: The client.
+        tag: Name of the release.
+        revision: The branch.
+        repo_type: `"model"` or `"space"`.
+
+    Returns:
+        Whether the card is kept; then a note is printed.
+
+    Raises:
+        Ham10000Error: If the Hub does not tell.
+    """
+    ours = folder / "README.md"
+    with _one_message(f"Reading the card of {repo_id!r}", find_token(api)), tempfile.TemporaryDirectory() as scratch:
+        if not api.repo_exists(repo_id, repo_type=repo_type):
+            return False
+        refs = api.list_repo_refs(repo_id, repo_type=repo_type)
+        commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+        commit = commits.get(tag or "") or commits.get(revision) or commits["main"]
+        try:
+            theirs = Path(
+                api.hf_hub_download(repo_id, ours.name, repo_type=repo_type, revision=commit, local_dir=scratch)
+            )
+        except EntryNotFoundError:
+            return False
+        card = theirs.read_bytes()
+        if card == ours.read_bytes() or not is_edited(card.decode("utf-8", errors="replace")):
+            return False
+        shutil.copyfile(theirs, ours)
+    print(
+        f"note: the card of {repo_id} was edited on the Hub, or not written by this package; it is kept as it is. "
+        "--replace_card puts the new one in its place"
+    )
+    return True
+
+
 def redact(text: str, token: str) -> str:
     """Replaces the token, and whatever looks like one, by asterisks."""
     text = text.replace(token, "***") if token else text
@@ -137,7 +223,9 @@ def explain(error: BaseException, token: str) -> str:
     elif isinstance(cause, json.JSONDecodeError):
         words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
     advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
-    return f"{context}{words}. A commit arrives complete or not at all, and a rerun completes a release. {advice}"
+    # Where a rerun cannot help, it is not recommended.
+    rerun = "" if status == 501 else " A commit arrives complete or not at all, and a rerun completes a release."
+    return f"{context}{words}.{rerun} {advice}"
 
 
 @contextmanager
@@ -284,6 +372,15 @@ def _publish(
     if revision not in branches:
         api.create_branch(repo_id, branch=revision, revision=commit, repo_type=repo_type)
     uploads, deletions = _compare(api, repo_id, repo_type, commit, files)
+    if create_pr and (uploads or deletions):
+        # One whose answer was lost, perhaps.
+        for pull in api.get_repo_discussions(
+            repo_id, discussion_type="pull_request", discussion_status="open", repo_type=repo_type
+        ):
+            proposed = f"refs/pr/{pull.num}"
+            if pull.title == commit_message and not any(_compare(api, repo_id, repo_type, proposed, files)):
+                print(f"Pull request {pull.num} of {repo_id} has these files already; nothing to do")
+                return Published(pull.url, api.repo_info(repo_id, revision=proposed, repo_type=repo_type).sha or "")
     if uploads or deletions:
         print(f"Uploading {len(uploads)} of {len(files)} files to {repo_id}, deleting {len(deletions)}", flush=True)
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
@@ -314,4 +411,16 @@ def _publish(
     return Published(page, commit, uploads, deletions)
 
 
-__all__ = ["Published", "check_names", "find_token", "is_owned", "list_files", "publish_folder", "redact"]
+__all__ = [
+    "Published",
+    "check_names",
+    "find_token",
+    "is_edited",
+    "is_owned",
+    "keep_edited_card",
+    "limit_waiting",
+    "list_files",
+    "publish_folder",
+    "redact",
+    "seal_card",
+]

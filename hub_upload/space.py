@@ -9,22 +9,19 @@ space/
 ham10000-space --repo_id user/ham10000-demo --model user/ham10000-image@v1.0 --model user/ham10000-fusion@v1.0
 """
 
-import argparse
 import ast
 import importlib.util
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCardData
+from huggingface_hub import SpaceCardData
 
-from ham10000.hub_upload.bundle import describe_tree, requirements
+from ham10000.hub_upload.bundle import requirements
 from ham10000.hub_upload.model_card import RESEARCH_BANNER
-from ham10000.hub_upload.publish import check_names, find_token, publish_folder
+from ham10000.hub_upload.publish import check_names, seal_card
 from ham10000.modeling import Ham10000Error
-from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_text
 from ham10000.training.utils.markdown_text import bullets, code, join
 
@@ -184,83 +181,13 @@ def assemble_space(
     listed = "".join(f'    "{model}",\n' for model in models)
     atomic_write_text(folder / "app.py", _APP.format(models=f"[\n{listed}]"))
     atomic_write_text(folder / "requirements.txt", required)
-    atomic_write_text(folder / "README.md", render_readme(title, chosen, licence))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `ham10000-space`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-space",
-        description=(__doc__ or "").split("\n")[0],
-        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
-    )
-    parser.add_argument("--repo_id", required=True, help="user/name of the Space; created if it is not there")
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="USER/NAME@REVISION", help="a model to show; repeatable"
-    )
-    parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
-    parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
-    parser.add_argument("--private", action="store_true", help="create the Space as private")
-    parser.add_argument("--dry_run", action="store_true", help="write the folder, upload nothing")
-    parser.add_argument("--output_dir", type=Path, help="keep the folder here, which must not exist")
-    parser.add_argument("--message", default="Publish the demo", help="commit message")
-    add_debug_argument(parser)
-    return parser
-
-
-def publish_space(argv: Sequence[str]) -> None:
-    """Does what the command line of `ham10000-space`, or of `ham10000-push --space`, asks for.
-
-    Args:
-        argv: The options, without the program's name.
-
-    Raises:
-        Ham10000Error: For a name or a model without a revision, a folder that exists, or a Hub that refuses.
-    """
-    arguments = build_parser().parse_args(argv)
-    check_names(arguments.repo_id, tag=None, revision="main")
-    if arguments.output_dir is not None and arguments.output_dir.exists():
-        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
-    if not arguments.dry_run:
-        find_token(HfApi())
-    with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
-        folder = Path(scratch, "space")
-        assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
-        print(describe_tree(folder))
-        if arguments.output_dir is not None:
-            shutil.copytree(folder, arguments.output_dir)
-            print(f"Saved     {arguments.output_dir}; try it: python {arguments.output_dir / 'app.py'}")
-        if arguments.dry_run:
-            print("Dry run   nothing was uploaded")
-            return
-        published = publish_folder(
-            folder,
-            arguments.repo_id,
-            api=HfApi(library_name="ham10000"),
-            tag=None,
-            private=arguments.private,
-            commit_message=arguments.message,
-            repo_type="space",
-        )
-    print(f"Published {published.url}")
-
-
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-space`."""
-    publish_space(argv)
+    atomic_write_text(folder / "README.md", seal_card(render_readme(title, chosen, licence)))
 
 
 __all__ = [
     "assemble_space",
-    "main",
     "needed_modules",
     "parse_model",
-    "publish_space",
     "render_readme",
     "space_requirements",
 ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,5 @@
 """Proves that a checkpoint folder loads, with equal logits, where this package is not installed."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -123,20 +122,4 @@ def verify_checkpoint(checkpoint: str | Path) -> dict[str, int]:
     return {"images": len(expected), "logits": expected.numel() * len(actual)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of `ham10000-verify`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="checkpoint folder")
-    arguments = parser.parse_args(argv)
-    try:
-        compared = verify_checkpoint(arguments.checkpoint)
-    except modeling.Ham10000Error as error:
-        parser.exit(2, f"error: {error}\n")
-    print(
-        f"{arguments.checkpoint}: loads with trust_remote_code=True without this package; "
-        f"{compared['logits']} logits equal to the last bit"
-    )
-
-
-if __name__ == "__main__":
-    main()
+__all__ = ["fixed_inputs", "verify_checkpoint"]

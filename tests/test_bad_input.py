@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ham10000.training import predict, train
 from ham10000.training.data import report as data_report
 from ham10000.training.data.tables import read_table
-from ham10000.training.evaluation import evaluator as evaluation
+from ham10000.training.evaluation import __main__ as evaluation
 
 CASES = [*bad_checkpoints.CASES, *bad_pictures.CASES, *bad_splits.CASES, *bad_tables.CASES]
 

@@ -3,19 +3,24 @@
 import argparse
 import dataclasses
 import json
+import re
+import sys
+import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
-import yaml
 from huggingface_hub.dataclasses import strict
-from transformers import HfArgumentParser
 
-from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.modeling.configuration_ham10000 import Fusion
-from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import add_debug_argument
 
+# Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
+if TYPE_CHECKING:
+    from ham10000.modeling import Ham10000Config
+
+Protocol = Literal["lesion-grouped", "image-stratified"]
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
 
@@ -23,10 +28,12 @@ DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "inva
 _REMOVED = ("loader", "dataloader_workers")
 
 
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, *, group: str | None = None) -> Any:
+    """A field; `group` is the heading in `--help` from this one on."""
+    metadata = {"help": text, "group": group}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @strict
@@ -44,16 +51,18 @@ class TrainConfig:
     """
 
     data: str = _option(
-        "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id"
+        "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id", group="data"
     )
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
-    output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
-    cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
+    output_dir: str = _option(
+        "runs/run", "folder of the run: checkpoint, config, split, history, logs", group="output"
+    )
+    cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)", group="data")
     cache_size: int | None = _option(
         None, "shorter side of the cached images in pixels (default: twice the training size, at most the images' own)"
     )
 
-    protocol: Literal["lesion-grouped", "image-stratified"] = _option("lesion-grouped", "how the data is split")
+    protocol: Protocol = _option("lesion-grouped", "how the data is split")
     split_seed: int = _option(42, "seed of the split; the training seed does not change it")
     folds: int | None = _option(None, "number of folds (default: the protocol's own split)")
     fold: int = _option(0, "which fold is the test set; the next one is the validation set")
@@ -63,11 +72,11 @@ class TrainConfig:
         False, "train on the validation images too, for a model to publish: the last epoch is kept, nothing is chosen"
     )
 
-    modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model")
+    modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
     pretrained: str = _option("timm", "'timm' (weights from the Hub), 'none', or a local .safetensors file")
-    fusion: Fusion = _option("concat", "how embeddings are joined")
+    fusion: str = _option("concat", "how embeddings are joined, such as concat, gated or film")
     metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
     metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")
     metadata_field_dropout: float = _option(0.1, "probability that one field of a training sample is hidden")
@@ -81,7 +90,7 @@ class TrainConfig:
         "torch", "what resizes pictures, in training and in the checkpoint: torch is faster, pillow exactly timm's"
     )
 
-    epochs: int = _option(14, "epochs at most")
+    epochs: int = _option(14, "epochs at most", group="schedule")
     patience: int | None = _option(
         None,
         "keep the epoch of the lowest validation loss, and stop after this many without a lower one; left out, all "
@@ -96,7 +105,7 @@ class TrainConfig:
     warmup_fraction: float = _option(0.1, "share of all steps with a linearly rising learning rate")
     max_gradient_norm: float | None = _option(None, "clip gradients to this norm")
     class_weights: Literal["none", "sqrt", "balanced"] = _option(
-        "sqrt", "class weights of the loss, from train counts"
+        "sqrt", "class weights of the loss, from train counts", group="loss"
     )
     label_smoothing: float = _option(0.05, "label smoothing")
     sampling: Literal["natural", "sqrt"] = _option(
@@ -106,10 +115,12 @@ class TrainConfig:
         0.0, "tau of logit adjustment (Menon et al. 2021) for the classes as drawn; 1 is the balanced softmax"
     )
     ema_decay: float = _option(
-        0.998, "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off"
+        0.998,
+        "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off",
+        group="schedule",
     )
 
-    mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off")
+    mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off", group="augmentation")
     cutmix: float = _option(0.0, "alpha of CutMix (Yun et al. 2019); 0 is off, with mixup each takes every other step")
     augment_flip: bool = _option(True, "random horizontal and vertical flips")
     augment_rotation: float = _option(45.0, "random rotation up to this many degrees")
@@ -119,12 +130,14 @@ class TrainConfig:
     )
     augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the picture")
 
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option("auto", "auto: bf16 where the hardware has it")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option(
+        "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware has it", group="machine"
+    )
     channels_last: bool = _option(True, "NHWC memory layout of the network")
     eval_batch_size: int = _option(64, "batch size of validation")
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
     save_dtype: Literal["float32", "float16"] = _option(
-        "float32", "how the checkpoint stores its weights; read back, both compute in float32"
+        "float32", "how the checkpoint stores its weights; read back, both compute in float32", group="output"
     )
     save_every_steps: int | None = _option(
         None, "also save the training state every so many steps, not only each epoch"
@@ -135,7 +148,9 @@ class TrainConfig:
         False,
         "continue the run in output_dir where it stopped (anew if it had saved nothing), with its own settings",
     )
-    overwrite: bool = _option(False, "start anew in an output_dir that already holds a run")
+    overwrite: bool = _option(
+        False, "replace the run that output_dir already holds, once the new one has saved its first state"
+    )
 
     def __post_init__(self) -> None:
         """Checks every value; the types are checked by `strict`."""
@@ -170,23 +185,25 @@ class TrainConfig:
         for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
         if self.batch_size % self.gradient_accumulation_steps:
-            raise Ham10000Error(
+            raise _error(
                 f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
                 "`gradient_accumulation_steps`; the first must be a multiple of the second."
             )
         self.model_config()
 
-    def model_config(self) -> Ham10000Config:
+    def model_config(self) -> "Ham10000Config":
         """The configuration of the model this run trains."""
+        from ham10000.modeling import Ham10000Config
+
         try:
             backbone_kwargs = json.loads(self.backbone_kwargs)
         except json.JSONDecodeError as error:
-            raise Ham10000Error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
+            raise _error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
         return Ham10000Config(
             modality=self.modality,
             backbone=self.backbone,
             backbone_kwargs=backbone_kwargs,
-            fusion=self.fusion,
+            fusion=self.fusion,  # type: ignore[arg-type]  # checked there, where the blocks are named
             metadata_fields=list(self.metadata_fields),
             metadata_dropout=self.metadata_dropout,
             metadata_field_dropout=self.metadata_field_dropout,
@@ -228,7 +245,13 @@ class TrainConfig:
 
     def _require(self, name: str, condition: bool, expected: str) -> None:
         if not condition:
-            raise Ham10000Error(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+            raise _error(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+
+def _error(message: str) -> Exception:
+    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+    return Ham10000Error(message)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -243,29 +266,29 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises:
         Ham10000Error: If the file is missing, malformed, or holds an unknown key.
     """
+    import yaml
+
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Ham10000Error(f"Cannot read the config file {str(path)!r}: {error}") from error
+        raise _error(f"Cannot read the config file {str(path)!r}: {error}") from error
     values = {} if values is None else values
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
     if not isinstance(values, dict):
-        raise Ham10000Error(
-            f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}."
-        )
+        raise _error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
     for name in _REMOVED:
         values.pop(name, None)
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
-        raise Ham10000Error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
+        raise _error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
     for item in dataclasses.fields(TrainConfig):
         if item.type in (int, int | None) and isinstance(values.get(item.name), str):
             # As a default of argparse it would be refused without the name of the file.
-            raise Ham10000Error(f"{path}: {item.name} must be a whole number, got {values[item.name]!r}.")
+            raise _error(f"{path}: {item.name} must be a whole number, got {values[item.name]!r}.")
         if item.type == list[float] and isinstance(values.get(item.name), list):
             values[item.name] = [float(v) if isinstance(v, int) else v for v in values[item.name]]
         # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
@@ -273,26 +296,68 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             try:
                 values[item.name] = float(values[item.name])
             except ValueError as error:
-                raise Ham10000Error(f"{path}: {item.name} must be a number, got {values[item.name]!r}.") from error
+                raise _error(f"{path}: {item.name} must be a number, got {values[item.name]!r}.") from error
     return values
 
 
-def _parser_fields() -> Any:
-    """A plain copy of the fields: HfArgumentParser overwrites the types it is given, which `strict` still needs."""
-    copies = []
+class _Switch(argparse.Action):
+    """`--x`, `--x true`, `--x false` and `--no_x`."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        given = str(True if values is None else values).lower()
+        if given not in ("true", "false"):
+            parser.error(f"argument {option_string}: expected true or false, got {values!r}")
+        setattr(namespace, self.dest, (given == "true") != option_string.startswith("--no_"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-train`: an option for each field of `TrainConfig`, under its group."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-train",
+        usage="%(prog)s [--config FILE] [options]",
+        description="Train a HAM10000 model: image-only, metadata-only or fusion.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file with any of these options; the command line wins"
+    )
+    add_debug_argument(parser)
+    groups: dict[str, Any] = {}
+    title = ""
     for item in dataclasses.fields(TrainConfig):
-        default: Any = {"default": item.default}
-        if item.default_factory is not dataclasses.MISSING:
-            default = {"default_factory": item.default_factory}
-        copies.append((item.name, item.type, dataclasses.field(metadata=item.metadata, **default)))
-    return dataclasses.make_dataclass("TrainOptions", copies)
+        title = item.metadata["group"] or title
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        default: Any = item.default
+        if callable(item.default_factory):
+            default = item.default_factory()
+        shown = " ".join(str(value) for value in default) if isinstance(default, list) else default
+        is_said = shown is None or shown is False or shown == ""
+        text = item.metadata["help"] + ("" if is_said else f" (default: {shown})")
+        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
+        names, kind = [f"--{item.name}"], cast(Any, item.type)
+        if isinstance(kind, types.UnionType):  # `int | None`: left out, it is None
+            kind = get_args(kind)[0]
+        if get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        elif kind is bool:
+            options |= {"action": _Switch, "nargs": "?", "metavar": "true|false"}
+            names += [f"--no_{item.name}"] if default else []
+        else:
+            if get_origin(kind) is list:
+                options["nargs"], kind = "+", get_args(kind)[0]
+            options |= {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+        groups[title].add_argument(*names, **options)
+    return parser
 
 
-def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
+def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     """Builds the configuration from the command line, over `--config FILE`, over the defaults.
 
+    With `--resume` and no file, the run's own `train_config.json` is the file.
+
     Args:
-        argv: Arguments without the program's name; None reads `sys.argv`.
+        argv: Arguments without the program's name; None reads `sys.argv`. Hyphens in names count as underscores.
 
     Returns:
         The validated configuration.
@@ -300,27 +365,20 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.
     """
-    file_option = argparse.ArgumentParser(add_help=False)
-    file_option.add_argument("--config", help="YAML or JSON file with any of these options; the command line wins")
-    add_debug_argument(file_option)
-    first = argparse.ArgumentParser(add_help=False, parents=[file_option], allow_abbrev=False)
-    first.add_argument("--output_dir", default=TrainConfig.output_dir)
-    first.add_argument("--resume", nargs="?", const="true", default="false")
-    known, _ = first.parse_known_args(argv)
-    own_file = Path(known.output_dir) / RunFile.TRAINING
-    if known.config is None and known.resume.lower() == "true" and own_file.is_file():
-        known.config = str(own_file)
-    parser = HfArgumentParser(
-        _parser_fields(),
-        parents=[file_option],
-        description="Train a HAM10000 model: image-only, metadata-only or fusion.",
-        allow_abbrev=False,
-    )
-    if known.config:
-        parser.set_defaults(**read_config_file(known.config))
-    arguments = vars(parser.parse_args(argv))
-    del arguments["config"], arguments["debug"]
-    return TrainConfig(**arguments)
+    given = sys.argv[1:] if argv is None else argv
+    given = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
+    parser = build_parser()
+    arguments = parser.parse_args(given)
+    file = arguments.config
+    if file is None and arguments.resume:
+        from ham10000.training.run_folder import settings_path
+
+        own_file = settings_path(Path(arguments.output_dir))
+        file = own_file if own_file.is_file() else None
+    if file is not None:
+        parser.set_defaults(**read_config_file(file))
+        arguments = parser.parse_args(given)
+    return TrainConfig(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(TrainConfig)})
 
 
-__all__ = ["DATA_FIXES", "TrainConfig", "parse_arguments", "read_config_file"]
+__all__ = ["DATA_FIXES", "PROTOCOLS", "TrainConfig", "build_parser", "parse_arguments", "read_config_file"]

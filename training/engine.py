@@ -3,7 +3,6 @@
 import contextlib
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
-from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.config import TrainConfig
@@ -24,10 +22,26 @@ from ham10000.training.data.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.losses import ClassificationLoss
-from ham10000.training.run_folder import RunFile, load_training_state, save_checkpoint, save_training_state
-from ham10000.training.utils.cli import Interrupted
+from ham10000.training.run_folder import (
+    RunFile,
+    load_training_state,
+    replace_run,
+    save_checkpoint,
+    save_training_state,
+)
+from ham10000.training.utils.cli import Interrupted, progress_bar
 from ham10000.training.utils.files import atomic_write_json
 
+# What is printed of an epoch: name in the history, and format.
+_COLUMNS = {
+    "epoch": ("epoch", "d"),
+    "train loss": ("train_loss", ".4f"),
+    "val. loss": ("validation_loss", ".4f"),
+    "macro-F1": ("validation_macro_f1", ".4f"),
+    "balanced acc.": ("validation_balanced_accuracy", ".4f"),
+    "accuracy": ("validation_accuracy", ".4f"),
+    "images/s": ("images_per_second", ".0f"),
+}
 # Steps between two looks at the loss, each of which waits for the device.
 _READ_EVERY = 20
 
@@ -148,6 +162,8 @@ class Engine:
         self.validation_loader = validation_loader
         self.loss = loss
         self.fingerprint = fingerprint
+        # Another place than the run's folder as long as that has a run which this one will replace, see `begin_run`.
+        self.folder = Path(config.output_dir)
         self.total_steps = config.epochs * train_loader.steps_per_epoch
         self.progress = Progress()
         if config.channels_last:
@@ -186,6 +202,8 @@ class Engine:
         """
         progress = self.progress
         self.stop_signal = stop_signal
+        if progress.epoch < self.config.epochs:
+            self.accelerator.print(_table_head(self.validation_loader is not None))
         while progress.epoch < self.config.epochs and not self.out_of_patience():
             self._train_epoch()
             row = self._validate()
@@ -197,13 +215,12 @@ class Engine:
             if not chooses or progress.kept_loss is None or loss < progress.kept_loss:
                 progress.kept_loss, progress.kept_epoch = loss, row["epoch"]
                 if self.accelerator.is_main_process:
-                    save_checkpoint(
-                        self.config.output_dir, self.published_model, self.processor, dtype=self.config.save_dtype
-                    )
+                    save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
-            self.accelerator.print(_describe(row, is_kept=chooses and row["epoch"] == progress.kept_epoch))
+            is_kept = chooses and row["epoch"] == progress.kept_epoch
+            self.accelerator.print(_table_line(row, "kept" if is_kept else ""))
         # Killed between the last state and its history, a run has nothing left to do but this.
         self._write_history()
         return progress
@@ -241,15 +258,13 @@ class Engine:
         steps = self.train_loader.epoch(progress.epoch, progress.step)
         unread: list[torch.Tensor] = []
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
-        with tqdm(
+        with progress_bar(
             total=self.train_loader.steps_per_epoch,
             initial=progress.step,
             desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
             leave=False,
-            # A log file is not redrawn: there a line every half a minute is enough.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
         ) as bar:
             for labels, micro_batches in steps:
                 number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
@@ -374,7 +389,7 @@ class Engine:
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
-            atomic_write_json(Path(self.config.output_dir) / RunFile.HISTORY, self.progress.history)
+            atomic_write_json(self.folder / RunFile.HISTORY, self.progress.history)
 
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""
@@ -399,13 +414,10 @@ class Engine:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
             save_training_state(
-                self.config.output_dir,
-                state,
-                self._modules(),
-                self.optimizer,
-                step=step,
-                keep=self.config.keep_checkpoints,
+                self.folder, state, self._modules(), self.optimizer, step=step, keep=self.config.keep_checkpoints
             )
+            self.folder = Path(self.config.output_dir)
+            replace_run(self.folder)
 
 
 def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:
@@ -422,16 +434,16 @@ def describe_kept(progress: Progress, config: TrainConfig) -> str:
     return f"epoch {progress.kept_epoch} is kept, {choice}: {loss}"
 
 
-def _describe(row: dict[str, Any], *, is_kept: bool) -> str:
-    text = f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f}  "
-    if "validation_loss" not in row:
-        return f"{text}{row['images_per_second']:.0f} images/s"
-    text += (
-        f"validation loss {row['validation_loss']:.4f}  "
-        f"macro-F1 {row['validation_macro_f1']:.4f}  balanced accuracy {row['validation_balanced_accuracy']:.4f}  "
-        f"accuracy {row['validation_accuracy']:.4f}  {row['images_per_second']:.0f} images/s"
+def _table_line(row: dict[str, Any], mark: str = "") -> str:
+    """An epoch as a line of at most 80 characters, below `_table_head`."""
+    cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
+    return "  ".join([*cells, mark]).rstrip()
+
+
+def _table_head(has_validation: bool) -> str:
+    return "  ".join(
+        title for title, (name, _) in _COLUMNS.items() if has_validation or not name.startswith("validation_")
     )
-    return f"{text}  * kept" if is_kept else text
 
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, run_cli
+from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress_bar, run_cli
 
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
@@ -178,13 +178,11 @@ def _explain(
     options: argparse.Namespace,
 ) -> None:
     """Explains every sample and draws its figure, with a progress bar on stderr if there are several."""
-    from tqdm.auto import tqdm
-
     from ham10000.training.inference.explanation import explain
     from ham10000.training.inference.explanation_figure import plot_explanation
 
     label, unknown_values = options.explain_class or "mel", options.unknown_values
-    for sample, path in tqdm(samples, desc="Explaining", unit="image", disable=len(samples) == 1):
+    for sample, path in progress_bar(iterable=samples, desc="Explaining", unit="image", disable=len(samples) == 1):
         name = sample.name if sample.image is None else sample.image.name
         metadata = sample.metadata or None
         explanation = explain(

@@ -53,9 +53,12 @@ class RunFile:
 
 # What would be read as the next run's.
 _RESULTS = (
-    *(RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.SHORTCUTS, RunFile.ONNX),
-    *(RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}"),
+    *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.SHORTCUTS),
+    *(RunFile.ONNX, RunFile.CONVERSION, RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}", "figures/*.png"),
 )
+# Inside the folder of a run that is replaced: the new run until it has saved a state (removed with the other temporary
+# files if it never does), and under its second name from then on, until its files have moved.
+_UNSAVED, _SAVED = ".new_run.tmp", ".new_run"
 # Settings that are places on somebody's machine.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
 # The directories of an absolute path, POSIX or Windows, inside a sentence.
@@ -85,17 +88,24 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 
 def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
-    """Refuses to mix two runs in one folder, and removes the temporary files of a killed one.
+    """Refuses to mix two runs in one folder, and tidies up after a killed one.
 
     Raises:
-        Ham10000Error: If the folder has a run, unless `may_have_run`: one to resume or to overwrite.
+        Ham10000Error: If the folder has a run or other weights, unless `may_have_run`: one to resume or to overwrite.
     """
-    if (directory / RunFile.TRAINING).exists() and not may_have_run:
+    if not may_have_run and any((directory / name).exists() for name in (RunFile.TRAINING, RunFile.WEIGHTS)):
         raise Ham10000Error(
             f"{str(directory)!r} already holds a run. Continue it with --resume, replace it with --overwrite, "
             "or choose another --output_dir."
         )
+    _move_saved_run(directory)
     remove_leftovers(directory)  # nobody else writes here while we hold the lock
+
+
+def settings_path(directory: Path) -> Path:
+    """The `train_config.json` of a folder's run: the new one's where it was killed while it replaced the old one."""
+    saved = directory / _SAVED / RunFile.TRAINING
+    return saved if saved.exists() else directory / RunFile.TRAINING
 
 
 def ended_before_saving(directory: Path) -> bool:
@@ -104,25 +114,59 @@ def ended_before_saving(directory: Path) -> bool:
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
     training = read_json(directory / RunFile.TRAINING, optional=True)
-    has_results = bool(training_states(directory)) or (directory / RunFile.HISTORY).exists()
+    has_results = any((directory / _SAVED, *training_states(directory), (directory / RunFile.HISTORY).exists()))
     return training is not None and not training.get("finished") and not has_results
 
 
-def begin_run(directory: Path, config: dict[str, Any]) -> None:
-    """Replaces an earlier run, once data and settings are known to be good, and records the new one's settings.
+def begin_run(directory: Path, config: dict[str, Any]) -> Path:
+    """Records a new run's settings, and says where it writes until it has saved a state.
 
-    From here on `--resume` goes on with the new run, even if it is killed while it builds the image cache.
+    In an empty folder that is the folder; from here on `--resume` goes on with the run, even if it is killed while it
+    builds the image cache. Where an earlier run has results, it is a hidden folder inside: the earlier run stays as
+    it is until `replace_run`, and a new one that fails or is killed before that changes nothing.
+
+    Returns:
+        The folder to write to.
 
     Raises:
         Ham10000Error: If the folder cannot be written.
     """
-    # The states first: those of the old run must not be taken for the new one's.
-    for path in training_states(directory):
-        path.unlink()
-    atomic_write_json(directory / RunFile.TRAINING, {"config": config, "finished": False})
-    for pattern in _RESULTS:
-        for path in directory.glob(pattern):
-            path.unlink()
+    has_results = any(path for pattern in _RESULTS for path in directory.glob(pattern))
+    place = directory / _UNSAVED if has_results else directory
+    atomic_write_json(place / RunFile.TRAINING, {"config": config, "finished": False})
+    return place
+
+
+def replace_run(directory: Path) -> None:
+    """Puts a run that has saved its first state in the place of the earlier one; without such a run does nothing.
+
+    A rename decides at one moment whose the folder is. Killed after it, the rest is done by whoever opens the folder
+    next to train.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written.
+    """
+    if (directory / _UNSAVED).exists():
+        with writing(directory):
+            (directory / _UNSAVED).rename(directory / _SAVED)
+        _move_saved_run(directory)
+
+
+def _move_saved_run(directory: Path) -> None:
+    saved = directory / _SAVED
+    if not saved.exists():
+        return
+    with writing(directory):
+        # The settings move first: as long as they are here, whatever the folder has is the old run's.
+        if (saved / RunFile.TRAINING).exists():
+            for pattern in _RESULTS:
+                for path in directory.glob(pattern):
+                    path.unlink()
+            (saved / RunFile.TRAINING).replace(directory / RunFile.TRAINING)
+        # The weights last, as in `save_checkpoint`.
+        for path in sorted(saved.iterdir(), key=lambda path: path.name == RunFile.WEIGHTS):
+            path.replace(directory / path.name)
+        saved.rmdir()
 
 
 def save_checkpoint(
@@ -329,9 +373,11 @@ __all__ = [
     "only_writer",
     "portable_training",
     "prepare_output_dir",
+    "replace_run",
     "save_checkpoint",
     "save_model",
     "save_training_state",
+    "settings_path",
     "stored_dtype",
     "trained_on_validation",
     "training_states",

@@ -1,9 +1,12 @@
 """Trains one variant: `accelerate launch training/train.py --modality fusion --data DIR --output_dir runs/fusion`."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +16,10 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 
-from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
@@ -27,7 +31,7 @@ from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.losses import ClassificationLoss, logit_offset
 from ham10000.training.run_folder import RunFile, begin_run, ended_before_saving, only_writer, prepare_output_dir
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
-from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.files import atomic_write_json, remove_leftovers
 from ham10000.training.utils.hardware import (
     environment,
     keep_freed_memory,
@@ -69,6 +73,46 @@ def build_model(config: TrainConfig) -> Ham10000ForImageClassification:
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
     return create_model(config.model_config(), pretrained=False if config.resume else pretrained)
+
+
+def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
+    """Runs a copy of the model, in training mode, on black images of every size of the run.
+
+    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample: found
+    here, it costs neither the time to build the cache nor an earlier run.
+
+    Args:
+        model: The model, which stays as it is.
+        config: Its image sizes and batch.
+        processes: Between which a batch is divided.
+
+    Raises:
+        Ham10000Error: For the first size at which the model does not give logits.
+    """
+    probe, model_config = copy.deepcopy(model), model.config
+    batch = min(2, config.batch_size // (config.gradient_accumulation_steps * processes))
+    sizes = {config.size, *(config.train_size(epoch) for epoch in range(config.epochs))}
+    for height, width in sorted(sizes) if model_config.uses_image else [(0, 0)]:
+        pixels = torch.zeros(batch, 3, height, width) if model_config.uses_image else None
+        metadata = torch.zeros(batch, len(model_config.metadata_fields)) if model_config.uses_metadata else None
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                shape = tuple(probe(pixel_values=pixels, metadata=metadata).logits.shape)
+            if shape != (batch, model_config.num_labels):
+                raise ValueError(f"its logits have the shape {shape}")
+        except Exception as error:  # timm and torch raise a dozen types here
+            inputs, advice = f"{batch} sample(s)", "batch_size"
+            if model_config.uses_image:
+                own_size = "x".join(str(side) for side in model.backbone.pretrained_cfg["input_size"][1:])
+                inputs += f" of {height}x{width} pixels"
+                advice = (
+                    f"image_size or train_scales (the backbone's own size is {own_size}), backbone_kwargs, batch_size"
+                )
+            raise Ham10000Error(
+                f"The {config.modality} model (backbone {config.backbone!r}, backbone_kwargs "
+                f"{config.backbone_kwargs!r}, fusion {config.fusion!r}) cannot be trained on {inputs}: "
+                f"{str(error) or type(error).__name__}. Change {advice}."
+            ) from error
 
 
 def build_engine(
@@ -229,6 +273,7 @@ def train(
         if accelerator.is_main_process:
             stack.enter_context(only_writer(directory))
             prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
+            stack.callback(remove_leftovers, directory)  # of a run that has failed before it replaced an earlier one
         accelerator.wait_for_everyone()
         return _train(config, accelerator, data)
 
@@ -241,26 +286,32 @@ def _train(
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
     dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
     split = choose_split(config, dataset)
-    # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config)
-    if accelerator.is_main_process and not config.resume:
-        begin_run(directory, config.to_dict())
+    check_forward(model, config, accelerator.num_processes)
+    begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
     engine = build_engine(config, accelerator, dataset, split, model)
+    engine.folder = begun
     if config.resume:
         engine.restore()
     accelerator.print(report.to_text())
     accelerator.print(describe_run(config, split, engine))
     if accelerator.log_with:
         scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("logs", config=scalars)
+        try:
+            accelerator.init_trackers("logs", config=scalars)
+        except Exception as error:  # each tracker's own: no login, no network, no room
+            raise Ham10000Error(
+                f"The trackers {config.trackers} cannot start: {type(error).__name__}: {error}. Set them up, or train "
+                "with `--trackers none`."
+            ) from error
 
     def write_summary() -> None:
         seconds = time.perf_counter() - start
         summary = run_summary(config, split, engine, seconds=seconds, notes=report.notes, started=started)
-        atomic_write_json(directory / RunFile.TRAINING, summary)
+        atomic_write_json(engine.folder / RunFile.TRAINING, summary)
 
     if accelerator.is_main_process:
-        split.save(directory)
+        split.save(engine.folder)
         write_summary()
     with noted_signals() as stop_signal:
         progress = engine.fit(stop_signal)
@@ -281,14 +332,45 @@ def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Acce
     Returns:
         The accelerator; one for a process.
     """
+    check_trackers(trackers)
     names: list[Any] = list(trackers)
     return Accelerator(
         # Without this, several processes on a machine without an accelerator would not find each other.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=resolve_precision(config.mixed_precision),
+        mixed_precision=resolve_precision(launched_precision(config.mixed_precision)),
         log_with=names or None,
         project_dir=config.output_dir,
     )
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Refuses what Accelerate would leave out without a word: a tracker whose package is not installed.
+
+    Raises:
+        Ham10000Error: For an unknown tracker, or one that is not installed.
+    """
+    known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in (*installed, "all"):
+            problem = "whose package is not installed" if name in known else "which Accelerate does not know"
+            raise Ham10000Error(
+                f"`trackers` names {name!r}, {problem}. Installed here: {', '.join(installed) or 'none'}; "
+                "'none' writes no logs."
+            )
+
+
+def launched_precision(name: str) -> str:
+    """What `auto` means under `accelerate launch`, which always names a precision: that one.
+
+    Raises:
+        Ham10000Error: For one that a run cannot have, such as fp8.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if name != "auto" or launched is None:
+        return name
+    if launched not in ("no", "bf16", "fp16"):
+        raise Ham10000Error(f"`accelerate launch` asks for mixed_precision={launched!r}; use no, bf16 or fp16.")
+    return launched
 
 
 def quiet_libraries() -> None:
@@ -297,14 +379,30 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-@run_cli
-def main(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-train`."""
+def run(config: TrainConfig) -> None:
+    """Does what the command line of `ham10000-train` asks for."""
     quiet_libraries()
-    config = parse_arguments(list(argv))
     accelerator = build_accelerator(config, [name for name in config.trackers if name != "none"])
     train(config, accelerator)
     accelerator.end_training()
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of this file; that of `ham10000-train`, in `__main__.py`, answers `--help` without torch."""
+    run(parse_arguments(argv))
+
+
+def _titled(title: str, text: str) -> str:
+    """A few words on one subject, in lines of 80 characters."""
+    return textwrap.fill(
+        text,
+        width=80,
+        initial_indent=f"{title:<10}",
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
@@ -312,19 +410,33 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     leak = split.leakage()["test"]["all"]
     weights = split.class_weights(config.class_weights, config.train_parts)
     model = engine.model
-    lines = [
-        f"Model     {config.modality}"
-        + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
-        + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
-        + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
-        f"Split     {split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-        f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
-        "Weights   " + "  ".join(f"{label} {weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
-        f"Run       {config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
-        f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
-        f"{engine.accelerator.num_processes} process(es)",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            _titled(
+                "Model",
+                config.modality
+                + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
+                + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
+                + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
+            ),
+            _titled(
+                "Split",
+                f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
+                f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
+            ),
+            # A label and its weight stay together.
+            _titled(
+                "Weights",
+                ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
+            ).replace("\xa0", " "),
+            _titled(
+                "Run",
+                f"{config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
+                f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
+                f"{engine.accelerator.num_processes} process(es)",
+            ),
+        ]
+    )
 
 
 def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
@@ -337,8 +449,9 @@ def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> s
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
     return "\n".join(
         [
-            f"Result    {describe_kept(progress, config)}",
-            f"Cost      {seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}",
+            _titled("Result", describe_kept(progress, config)),
+            _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
+            # Not wrapped: to be copied.
             f"Saved     {config.output_dir}",
             f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
         ]

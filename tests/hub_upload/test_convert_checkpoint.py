@@ -17,7 +17,8 @@ from torch import nn
 from torchvision import models, transforms
 from transformers import AutoModel
 
-from ham10000.hub_upload.convert_checkpoint import build_networks, convert_checkpoint, main, read_weights
+from ham10000.hub_upload.commands import convert as main
+from ham10000.hub_upload.convert_checkpoint import build_networks, convert_checkpoint, read_weights
 from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint

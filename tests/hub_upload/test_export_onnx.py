@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 
 from ham10000.hub_upload import export_onnx as module
-from ham10000.hub_upload.export_onnx import compare_onnx, export_onnx, main
+from ham10000.hub_upload.commands import export as main
+from ham10000.hub_upload.export_onnx import compare_onnx, export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.inference.prediction import load_checkpoint, predict
 

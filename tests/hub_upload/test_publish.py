@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_server import READER, STRANGER, WRITER, HubServer
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, set_client_factory, snapshot_download
 from huggingface_hub.utils import _http
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ham10000.hub_upload.publish import Published, check_names, explain, find_token, is_owned, publish_folder, redact
+from ham10000.hub_upload import publish as publish_module
+from ham10000.hub_upload.publish import (
+    Published,
+    check_names,
+    explain,
+    find_token,
+    is_owned,
+    keep_edited_card,
+    limit_waiting,
+    publish_folder,
+    redact,
+    seal_card,
+)
 from ham10000.modeling import Ham10000Error
 
 REPO = "user/ham10000-fusion"
@@ -202,6 +215,86 @@ def test_pull_request_leaves_main_alone(
     assert download(hub, tmp_path, "refs/pr/1") == contents(other)
     assert not publish(hub, folder, create_pr=True).uploaded  # main has these files
     assert "refs/pr/2" not in refs(hub)
+
+
+def test_a_pull_request_whose_answer_was_lost_is_found_and_not_opened_twice(
+    hub: HubServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    publish(hub, folder)
+    other = write_release(tmp_path / "second", seed=1, shards=1)
+    hub.fail("POST .*/commit/", lose_answer=True)
+    assert AGAIN in refusal(lambda: publish(hub, other, create_pr=True))
+    assert publish(hub, other, create_pr=True) == Published(f"{hub.url}/{REPO}/discussions/1", refs(hub)["refs/pr/1"])
+    assert "Pull request 1 of user/ham10000-fusion has these files already" in capsys.readouterr().out
+    assert publish(hub, other, create_pr=True, commit_message="Another title").uploaded
+    third = write_release(tmp_path / "third", seed=2, shards=1)
+    assert publish(hub, third, create_pr=True).uploaded
+    assert sorted(name for name in refs(hub) if name.startswith("refs/pr/")) == ["refs/pr/1", "refs/pr/2", "refs/pr/3"]
+
+
+def card_on_the_hub(hub: HubServer) -> str:
+    repo = hub.state.repo(REPO, "user")
+    return repo.content(repo.files(repo.refs["refs/heads/main"])["README.md"]).decode()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda card: card.replace("# A card", "# My card"),
+        lambda card: card.replace("license: cc-by-nc-4.0", "license: mit"),
+        lambda card: card + "\nMore.\n",
+        lambda card: card.replace("\n", "\r\n"),
+        lambda card: CARD,  # never sealed: of an earlier version, or the website's own
+        lambda card: "",
+    ],
+)
+def test_a_card_that_was_edited_on_the_hub_is_kept(
+    edit: Callable[[str], str], hub: HubServer, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "README.md").write_text(seal_card(CARD))
+    publish(hub, folder)
+    edited = edit(seal_card(CARD))
+    others_commit(hub, README__md=edited)()
+    (folder / "README.md").write_text(seal_card(CARD + "New numbers.\n"))
+    (folder / "config.json").write_text("{}")
+    api = HfApi(endpoint=hub.url, token=WRITER)
+    assert keep_edited_card(folder, REPO, api=api, tag="v2.0")
+    assert "--replace_card" in capsys.readouterr().out
+    assert publish(hub, folder, tag="v2.0").uploaded == ("config.json",)
+    assert card_on_the_hub(hub) == edited
+    # The same release again is complete, edited card and all; and so is the first, whose card nobody had edited.
+    assert not publish(hub, folder, tag="v2.0").uploaded
+    (folder / "README.md").write_text(seal_card(CARD))
+    assert not keep_edited_card(folder, REPO, api=api, tag="v1.0")
+
+
+def test_a_card_nobody_has_edited_is_replaced(hub: HubServer, folder: Path) -> None:
+    api = HfApi(endpoint=hub.url, token=WRITER)
+    (folder / "README.md").write_text(seal_card(CARD))
+    assert not keep_edited_card(folder, REPO, api=api)  # there is no repository
+    publish(hub, folder, tag=None)
+    renewed = seal_card(CARD + "New numbers.\n")
+    (folder / "README.md").write_text(renewed)
+    assert not keep_edited_card(folder, REPO, api=api)
+    assert publish(hub, folder, tag=None).uploaded == ("README.md",)
+    assert card_on_the_hub(hub) == renewed
+
+
+def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish_module, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        limit_waiting()
+        try:
+            api = HfApi(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", token=WRITER)
+            for call in (
+                lambda: publish_folder(folder, REPO, api=api, commit_message="x"),
+                lambda: keep_edited_card(folder, REPO, api=api),
+            ):
+                message = refusal(call)
+                assert "the Hub did not answer (timed out)" in message
+                assert AGAIN in message
+        finally:
+            set_client_factory(_http.default_client_factory)
 
 
 def test_branch_is_made_from_main(hub: HubServer, folder: Path, tmp_path: Path) -> None:

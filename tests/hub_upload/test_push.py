@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling, requirements
-from ham10000.hub_upload.push_to_hub import main as push
+from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Processor
 from ham10000.training.data.split import load_split
-from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.inference.prediction import load_checkpoint, predict
 from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.train import main as train
@@ -125,8 +125,11 @@ def test_train_evaluate_push_load_predict(
     stranger_home.mkdir()
     for modality, folder in runs.items():
         siblings = [f"--sibling={other}" for name, other in runs.items() if name != modality]
-        module, repo_id = "ham10000.hub_upload.push_to_hub", f"user/ham10000-{modality}"
-        done = python(hub, home, "-m", module, "--checkpoint", str(folder), "--repo_id", repo_id, *siblings)
+        command, repo_id = (
+            "from ham10000.hub_upload.commands import push; raise SystemExit(push())",
+            f"user/ham10000-{modality}",
+        )
+        done = python(hub, home, "-c", command, "--checkpoint", str(folder), "--repo_id", repo_id, *siblings)
         assert done.returncode == 0, done.stderr
         assert "logits equal to the last bit" in done.stdout
         assert done.stdout.splitlines()[-1] == f"Published {hub.url}/{repo_id}/tree/v1.0"

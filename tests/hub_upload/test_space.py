@@ -13,9 +13,10 @@ import yaml
 from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi, constants
 
+from ham10000.hub_upload.commands import push
+from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import publish_folder
-from ham10000.hub_upload.push_to_hub import main as push
-from ham10000.hub_upload.space import assemble_space, main, needed_modules, space_requirements
+from ham10000.hub_upload.space import assemble_space, needed_modules, space_requirements
 from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.inference.out_of_distribution import CONSTANTS
 

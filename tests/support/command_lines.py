@@ -24,6 +24,7 @@ TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf
 # These two check values as well as names before they do anything.
 _VALIDATE: dict[str, Callable[[list[str]], object]] = {
     "ham10000.training.train": parse_arguments,
+    "ham10000.training.__main__": parse_arguments,
     "ham10000.training.study.command": parse_study,
 }
 _COMMAND = re.compile(r"(ham10000-|(make|accelerate|python|\.venv/bin/python|pip) )")
@@ -75,28 +76,29 @@ def parse_command(line: str, complete: bool = True) -> None:
             launched = _parse(lambda: launch_command_parser().parse_args(words), complete)
             if launched is not None and launched.training_script:
                 parse = _parse_module if launched.module else _parse_script
-                parse(launched.training_script, launched.training_script_args, complete)
+                parse(launched.training_script, words=launched.training_script_args, complete=complete)
         case ["python" | ".venv/bin/python", "-m", "pytest", *words]:
             _find_tests(words)
         case ["python" | ".venv/bin/python", "-m", module, *words]:
-            _parse_module(module, words, complete)
+            _parse_module(module, words=words, complete=complete)
         case ["python" | ".venv/bin/python", script, *words]:
             _parse_script(script, words, complete)
         case [command, *words] if command in PROJECT["scripts"]:
-            _parse_module(PROJECT["scripts"][command].partition(":")[0], words, complete)
+            _parse_module(*PROJECT["scripts"][command].split(":"), words=words, complete=complete)
         case _:
             raise ValueError("no such command")
 
 
-def _parse_module(name: str, words: list[str], complete: bool) -> None:
+def _parse_module(name: str, function: str = "main", *, words: list[str], complete: bool) -> None:
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):  # `python -m` runs the `__main__` of a package
         module = importlib.import_module(f"{name}.__main__")
-    validate = _VALIDATE.get(module.main.__module__)
+    main = getattr(module, function)
+    validate = _VALIDATE.get(main.__module__)
     if complete and validate is not None:
         _parse(lambda: validate(words), complete, stop=False)
     else:
-        _parse(lambda: module.main(words), complete)
+        _parse(lambda: main(words), complete)
 
 
 def _parse_script(script: str, words: list[str], complete: bool) -> None:
@@ -104,7 +106,7 @@ def _parse_script(script: str, words: list[str], complete: bool) -> None:
     if not path.is_file():
         raise ValueError(f"there is no {script}")
     if path.parent.name in ("training", "modeling", "hub_upload"):
-        _parse_module(f"ham10000.{path.parent.name}.{path.stem}", words, complete)
+        _parse_module(f"ham10000.{path.parent.name}.{path.stem}", words=words, complete=complete)
     elif "ArgumentParser" in path.read_text(encoding="utf-8"):
         with mock.patch.object(sys, "argv", [script, *words]):
             _parse(lambda: runpy.run_path(str(path), run_name="__main__"), complete)

@@ -181,7 +181,7 @@ def _run(
         sys.stdout.flush()
         return 0
     from ham10000.training import train
-    from ham10000.training.evaluation import evaluator as evaluation
+    from ham10000.training.evaluation import __main__ as evaluation
     from ham10000.training.study import command as study
 
     code = {"train": train, "evaluate": evaluation, "study": study}[command].main(argv)

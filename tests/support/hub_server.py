@@ -320,6 +320,21 @@ class _Handler(BaseHTTPRequestHandler):
                     for kind, prefix in kinds.items()
                 }
             )
+        if verb == "discussions":
+            pulls = [
+                {
+                    "title": repo.state["commits"][commit]["title"],
+                    "num": int(name.removeprefix("refs/pr/")),
+                    "author": {"name": "user"},
+                    "createdAt": "2024-01-01T00:00:00.000Z",
+                    "status": "open",
+                    "repo": {"name": repo_id, "type": "model"},
+                    "isPullRequest": True,
+                }
+                for name, commit in repo.refs.items()
+                if name.startswith("refs/pr/")
+            ]
+            return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
             return self.tree(repo, repo.resolve(revision), "/".join(rest[2:]))
         if verb == "commits":

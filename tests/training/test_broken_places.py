@@ -1,7 +1,9 @@
 """Folders that cannot be written, are full, or vanish: one clear error each, and nothing that was there is lost."""
 
 import ctypes
+import json
 import os
+import re
 import resource
 import shutil
 import threading
@@ -16,15 +18,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torchvision.models import efficientnet_v2_s
 
-from ham10000.hub_upload.convert_checkpoint import main as convert
-from ham10000.hub_upload.export_onnx import main as export_onnx
+from ham10000.hub_upload.commands import convert
+from ham10000.hub_upload.commands import export as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
 from ham10000.training.data.cache import cached_images, read_rows
 from ham10000.training.data.sources import load_data
 from ham10000.training.engine import Engine
-from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.predict import main as predict
-from ham10000.training.run_folder import training_states
+from ham10000.training.run_folder import begin_run, prepare_output_dir, replace_run, settings_path, training_states
 from ham10000.training.study.command import main as study
 from ham10000.training.train import main as train
 from ham10000.training.utils.files import atomic_write_text, remove_leftovers
@@ -239,25 +241,114 @@ def test_what_only_a_mount_can_cause_is_said_as_well(number: int, tmp_path: Path
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "earlier"}
 
 
-def test_a_typo_costs_no_run(run: Path, capsys) -> None:
+MISTAKES = {
+    "data": (["--data", "no/such/folder"], "There is no folder"),
+    "weights": (["--pretrained", "no.safetensors"], "no.safetensors"),
+    "split": (["--split_file", "no.csv"], "no.csv"),
+    "name": (["--backbone", "test_efficientnett"], "test_efficientnett"),
+    "size": (
+        ["--backbone", "vit_tiny_patch16_224"],
+        r"trained on 2 sample\(s\) of 32x32 .*doesn't match model \(224\)",
+    ),
+    "a size of the schedule": (
+        ["--backbone", "vit_tiny_patch16_224", "--image_size", "224", "--train_scales", "0.5", "1"],
+        r"112x112 .*doesn't match model \(224\).*train_scales",
+    ),
+    "pooling": (["--backbone_kwargs", '{"global_pool": ""}'], "global_pool"),
+    "channels": (["--backbone_kwargs", '{"in_chans": 1}'], "to have 1 channels, but got 3"),
+    "features": (["--backbone_kwargs", '{"features_only": true}'], "EfficientNetFeatures"),
+    "shared weights": (["--backbone", "coat_lite_tiny", "--image_size", "224"], "one weight in several places"),
+    "one sample for batch norm": (["--fusion", "metablock", "--batch_size", "1"], "more than 1 value per channel"),
+    "tracker": (["--trackers", "tensorbord"], "'tensorbord'.*tensorboard"),
+    "cache": (["--cache_dir", "/dev/null/cache"], "Cannot write the image cache .*--cache_dir"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_no_run(mistake: str, tmp_path: Path, synthetic_folder: Path, capsys) -> None:
+    run = tmp_path / "run"
+    for name in ("train_config.json", "model.safetensors", "history.json", "figures/training_curves.png"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text('{"finished": true}')
     before = content(run)
-    for options in (["--data", "no/such/folder"], ["--data", "synthetic:220", "--pretrained", "no.safetensors"]):
-        AcceleratorState._reset_state(True)
-        assert train([*TINY, *options, "--overwrite", "--output_dir", str(run)]) == 2
-        one_error(capsys)
-        assert content(run) == before
+    options, message = MISTAKES[mistake]
+    places = ["--data", str(synthetic_folder), "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(run)]
+    assert train([*TINY, *places, "--overwrite", *options]) == 2
+    assert re.search(message, one_error(capsys))
+    assert content(run) == before
 
 
-def test_a_replaced_run_keeps_nothing_of_the_old_one(run, synthetic_folder, finished, monkeypatch) -> None:
+def test_weights_without_a_run_are_not_replaced_unasked(tmp_path: Path, capsys) -> None:
+    (tmp_path / "model.safetensors").write_text("converted")
+    assert train([*TINY, "--output_dir", str(tmp_path)]) == 2
+    assert "already holds a run" in one_error(capsys)
+    assert content(tmp_path) == {"model.safetensors": b"converted"}
+
+
+def test_the_old_run_stays_until_the_new_one_has_saved(run, synthetic_folder, finished, monkeypatch, capsys) -> None:
+    options = [*TINY, *places(synthetic_folder, finished), "--seed", "1", "--overwrite", "--output_dir", str(run)]
+    options += ["--epochs", "1", "--save_every_steps", "4"]
+    before, save_state = content(run), Engine._save_state
+
     def stop(self: Engine, *_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Engine, "fit", stop)
-    options = [*TINY, *places(synthetic_folder, finished), "--seed", "1", "--overwrite", "--output_dir", str(run)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_save_state", stop)
+        assert train(options) == 130
+    assert content(run) == before
+    AcceleratorState._reset_state(True)
+
+    def save_and_stop(self: Engine) -> None:
+        save_state(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "_save_state", save_and_stop)
     assert train(options) == 130
-    assert not (run / "model.safetensors").exists()
-    assert not (run / "eval_results.json").exists()
-    assert training_states(run) == []
+    assert [path.name for path in training_states(run)] == ["training_state-00000004.safetensors"]
+    assert json.loads((run / "train_config.json").read_text())["config"]["seed"] == 1
+    for name in ("model.safetensors", "eval_results.json", "history.json", "figures/training_curves.png"):
+        assert not (run / name).exists()
+
+
+@pytest.mark.parametrize("killed_before", range(12))
+def test_killed_while_it_is_replaced_a_folder_has_the_old_run_or_the_new_one(
+    killed_before: int, tmp_path: Path, monkeypatch
+) -> None:
+    old = {"train_config.json": '{"finished": true}', "model.safetensors": "old", "history.json": "old"}
+    old |= {"training_state-00000009.safetensors": "old", "config.json": "old", "eval_results.json": "old"}
+    new = {"train_config.json": '{"config": {"seed": 1}, "finished": false}', "model.safetensors": "new"}
+    new |= {"training_state-00000004.safetensors": "new", "config.json": "new", "split.csv": "new"}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    place = begin_run(tmp_path, {"seed": 1})
+    for name, text in new.items():
+        (place / name).write_text(text)
+    operations = []
+
+    def counted(call: Callable[..., object]) -> Callable[..., object]:
+        def operation(*arguments: object, **options: object) -> object:
+            operations.append(call)
+            if len(operations) > killed_before:
+                raise KeyboardInterrupt  # from here on nothing is changed, as after a kill
+            return call(*arguments, **options)
+
+        return operation
+
+    is_killed = False
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "rmdir"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            replace_run(tmp_path)
+        except KeyboardInterrupt:
+            is_killed = True
+    assert is_killed == (killed_before < 11)
+    seen = settings_path(tmp_path).read_text()
+    prepare_output_dir(tmp_path, may_have_run=True)
+    expected = new if killed_before else old
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == expected
+    assert seen == expected["train_config.json"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split
 from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
-from ham10000.training.evaluation.evaluator import main as evaluate
+from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.losses import ClassificationLoss

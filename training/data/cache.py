@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
 from ham10000.training.data.augment import working_size
+from ham10000.training.utils.cli import progress_bar
 
 # Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
 # crops.
@@ -33,9 +34,20 @@ _FORMAT = 2
 
 
 def default_cache_dir() -> Path:
-    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HAM10000_CACHE") or Path(base) / "ham10000")
+    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder.
+
+    Raises:
+        Ham10000Error: For a user without a home directory, such as that of many containers.
+    """
+    if named := os.environ.get("HAM10000_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ham10000"
+    except RuntimeError as error:
+        raise Ham10000Error(
+            "There is no place for the image cache: this user has no home directory. Name a folder as --cache_dir, or "
+            "in $HAM10000_CACHE."
+        ) from error
 
 
 def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -263,15 +275,7 @@ def _decoded(
     # of torch in each: with one for every core in each of as many threads, two cores cache a quarter fewer images.
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        bar = tqdm(
-            total=len(images),
-            initial=first,
-            desc="Caching images",
-            unit="image",
-            disable=not progress,
-            # A log file is not redrawn: there a line every half a minute is enough.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
+        bar = progress_bar(total=len(images), initial=first, desc="Caching images", unit="image", disable=not progress)
         for start in range(first, len(images), 256):
             entries = images[start : start + 256]["image"]
             names = image_ids[start : start + 256]

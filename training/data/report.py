@@ -6,17 +6,19 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.data.readers import IMAGE_SUFFIXES
-from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import PROTOCOLS, SPLITS, Split, make_split
+from ham10000.training.config import PROTOCOLS
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import write_table
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+
+# Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
+if TYPE_CHECKING:
+    import datasets
+
+    from ham10000.training.data.split import Split
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_text(split: Split) -> str:
+def split_text(split: "Split") -> str:
     """Describes a split in plain text.
 
     Args:
@@ -48,6 +50,9 @@ def split_text(split: Split) -> str:
     Returns:
         Its sizes, class counts, class weights to four decimals, and its leak.
     """
+    from ham10000.modeling.configuration_ham10000 import LABELS
+    from ham10000.training.data.split import SPLITS
+
     folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
     counts, leakage = split.class_counts, split.leakage()
     sizes = "/".join(f"{size:,}" for size in split.sizes.values())
@@ -74,7 +79,7 @@ def split_text(split: Split) -> str:
     return "\n".join(lines)
 
 
-def write_official_layout(directory: str | Path, dataset: datasets.Dataset) -> Path:
+def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") -> Path:
     """Writes a dataset as HAM10000 is distributed; the images are copied as they are stored.
 
         directory/
@@ -92,6 +97,12 @@ def write_official_layout(directory: str | Path, dataset: datasets.Dataset) -> P
     Raises:
         Ham10000Error: Where the folder is not empty.
     """
+    import datasets
+
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.data.readers import IMAGE_SUFFIXES
+    from ham10000.training.data.sources import metadata_frame
+
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Ham10000Error(f"{folder} exists and is not an empty folder; export into a new one.")
@@ -117,6 +128,9 @@ def write_official_layout(directory: str | Path, dataset: datasets.Dataset) -> P
 def main(argv: Sequence[str]) -> None:
     """Checks a source, prints the report and the split, and writes what was asked for."""
     options = build_parser().parse_args(argv)
+    from ham10000.training.data.sources import load_data
+    from ham10000.training.data.split import make_split
+
     dataset, report = load_data(
         options.data,
         check_images=options.check_images,

@@ -9,13 +9,13 @@ import datasets
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ham10000.modeling.configuration_ham10000 import LABELS
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.images import IMAGE_FEATURES
 from ham10000.training.data.readers import COLUMNS, read_source
+from ham10000.training.utils.cli import progress_bar
 
 FEATURES = datasets.Features(
     {
@@ -131,7 +131,8 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(fails, range(len(stored)))
-        return np.array(list(tqdm(results, total=len(stored), desc="checking images", unit="image")), dtype=bool)
+        bar = progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")
+        return np.array(list(bar), dtype=bool)
 
 
 __all__ = ["FEATURES", "load_data", "metadata_frame"]

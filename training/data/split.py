@@ -15,10 +15,10 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.config import PROTOCOLS
 from ham10000.training.data.sources import metadata_frame
 from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
 
-PROTOCOLS = ("lesion-grouped", "image-stratified")
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
 DEFAULT_FOLDS = 10

@@ -1,8 +1,108 @@
-"""Evaluates a checkpoint: `python -m ham10000.training.evaluation`."""
+"""Evaluates a checkpoint: `python -m ham10000.training.evaluation --checkpoint runs/fusion --data DIR`."""
 
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from ham10000.training.evaluation.evaluator import main
+from ham10000.training.config import DATA_FIXES
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+
+# Written out: importing them would import torch, and --help would take seconds. A test compares them.
+_SPLITS = ("train", "validation", "test", "all")
+_VIEWS = (1, 2, 4)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-evaluate`."""
+    parser = argparse.ArgumentParser(prog="ham10000-evaluate", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint folder of a run")
+    parser.add_argument("--data", required=True, help="the source it was trained on, as in training")
+    parser.add_argument("--split", choices=_SPLITS, default="test", help="part to score; all needs no split")
+    parser.add_argument("--split_file", help="split.csv to use (default: the checkpoint's own)")
+    parser.add_argument("--output_dir", help="default: the checkpoint for test, its evaluation_<split> for others")
+    parser.add_argument(
+        "--views", type=int, choices=_VIEWS, default=1, help="test-time augmentation: flips to average"
+    )
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--n_resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
+    parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
+    parser.add_argument(
+        "--data_fixes",
+        nargs="*",
+        choices=DATA_FIXES,
+        default=[],
+        metavar="FIX",
+        help=f"any of {', '.join(DATA_FIXES)}",
+    )
+    add_debug_argument(parser)
+    return parser
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-evaluate`."""
+    arguments = build_parser().parse_args(argv)
+    # Late: torch and the others take seconds to import, which --help and a mistyped option need not wait for.
+    from transformers.utils import logging
+
+    from ham10000.training.data.sources import load_data
+    from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
+    from ham10000.training.evaluation.report import format_results, read_predictions
+    from ham10000.training.inference.prediction import choose_device, load_checkpoint
+    from ham10000.training.run_folder import RunFile
+    from ham10000.training.utils.files import atomic_write_text
+    from ham10000.training.utils.isic_submission import check_submission_ids, format_submission
+
+    logging.disable_progress_bar()
+    checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
+    load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
+    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    for note in report.notes:
+        print(f"note: {note}")
+    if arguments.isic_submission:
+        check_submission_ids(dataset["image_id"][:])
+    output_dir, results = evaluate_checkpoint(
+        checkpoint,
+        dataset,
+        data=arguments.data,
+        part=arguments.split,
+        split_file=arguments.split_file,
+        output_dir=Path(arguments.output_dir) if arguments.output_dir else None,
+        views=arguments.views,
+        batch_size=arguments.batch_size,
+        device=device,
+        precision=arguments.precision,
+        n_resamples=arguments.n_resamples,
+        seed=arguments.seed,
+        cache_dir=arguments.cache_dir,
+    )
+    if arguments.isic_submission:
+        table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
+        atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
+    split = results["split"]
+    if arguments.split == "all":
+        scored = dataset
+    else:
+        scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
+    if known := images_trained_on(checkpoint, scored):
+        print(
+            f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
+        )
+    print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
+    if "leakage" in split and arguments.split != "train":
+        print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")
+    print(format_results(results))
+    print(
+        f"Cost      {results['prediction_seconds']:.1f} s, {results['images_per_second']:,.1f} images/s, "
+        f"peak resident memory {results['environment']['peak_rss_mib']:,.0f} MiB"
+    )
+    print(f"Saved     {output_dir / RunFile.EVALUATION}, {RunFile.PREDICTIONS} and figures/")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -85,7 +85,7 @@ def format_table(
         Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
-    descriptions = model.config.label_descriptions
+    descriptions = model.config.label_descriptions or {}
     if len(samples) == 1:
         lines = [shown_name(samples[0].name)] if samples[0].name else []
         if processor.metadata_fields and model.config.uses_metadata:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.utils.cli import progress_bar
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -208,7 +208,8 @@ def predict(
     model.eval()
     logits = []
     try:
-        with tqdm(total=count, desc="Predicting", unit="image", disable=not progress or count <= batch_size) as bar:
+        disable = not progress or count <= batch_size
+        with progress_bar(total=count, desc="Predicting", unit="image", disable=disable) as bar:
             for part, pixel_values in zip(parts, pixels, strict=True):
                 inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
                 if pixel_values is not None:
@@ -288,7 +289,7 @@ def predict_logits(
     if views not in VIEWS:
         raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")
     parts = []
-    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
+    for batch in progress_bar(iterable=loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
         inputs = batch.inputs
         outputs = []
         for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:

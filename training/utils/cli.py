@@ -3,6 +3,7 @@
 import argparse
 import errno
 import functools
+import io
 import re
 import signal
 import sys
@@ -10,9 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ham10000.training import __version__
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Ctrl-C and many schedulers signal every process of a job, and the launcher, being one, passes the signal on: the same
@@ -65,6 +69,9 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     @functools.wraps(main)
     def entry_point(argv: Sequence[str] | None = None) -> int:
         arguments = list(sys.argv[1:] if argv is None else argv)
+        # A console may have no way to show a character, and a file's name may have none that Unicode knows.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(arguments)
         except Interrupted as error:
@@ -99,6 +106,20 @@ def _message(error: Exception) -> str | None:
         where = "" if error.filename is None else f": {str(error.filename)!r}"
         return f"{error.strerror or error}{where}."
     return None
+
+
+def progress_bar(**options: Any) -> "tqdm":
+    """Returns tqdm's bar; in a log file, which is not redrawn, nothing for half a minute and then twice a minute at most.
+
+    Args:
+        **options: Of `tqdm.auto.tqdm`, such as `total`, `desc` and `unit`.
+    """
+    from tqdm.auto import tqdm
+
+    if not sys.stderr.isatty():
+        # tqdm would otherwise draw a bar that has waited for ten seconds.
+        options |= {"delay": 30, "mininterval": 30, "maxinterval": 30}
+    return tqdm(**options)
 
 
 @contextmanager
@@ -165,4 +186,12 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["DISCLAIMER", "Interrupted", "add_debug_argument", "lost_processes_explained", "noted_signals", "run_cli"]
+__all__ = [
+    "DISCLAIMER",
+    "Interrupted",
+    "add_debug_argument",
+    "lost_processes_explained",
+    "noted_signals",
+    "progress_bar",
+    "run_cli",
+]

@@ -113,7 +113,9 @@ class MetadataEncoder(nn.Module):
     def forward(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """(batch, fields) raw values to (batch, output_size); adds each layer's output to `hidden_states`."""
         features = self.encode(metadata.float())
-        features = features.to(next(self.mlp.parameters()).dtype)
+        # The first floating one: where bitsandbytes loads in 8 bits, the first of all is an int8 matrix.
+        dtype = next(parameter.dtype for parameter in self.mlp.parameters() if parameter.is_floating_point())
+        features = features.to(dtype)
         if hidden_states is None:
             return self.mlp(features)
         for layer in self.mlp:
@@ -137,15 +139,26 @@ def build_backbone(config: Ham10000Config) -> Any:
         A timm model that gives pooled features.
 
     Raises:
-        Ham10000Error: If timm knows no such model, or the model takes no such keyword argument.
+        Ham10000Error: If timm knows no such model, the model takes no such keyword argument, gives no pooled features,
+            or cannot be saved because it has weights under several names.
     """
+    name = f"the backbone {config.backbone!r} with backbone_kwargs={config.backbone_kwargs}"
     try:
         backbone: Any = timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.backbone_kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # timm and torch raise a dozen types for arguments that do not fit
         raise Ham10000Error(
-            f"timm cannot build the backbone {config.backbone!r} with backbone_kwargs={config.backbone_kwargs}: "
-            f"{error}. `timm.list_models()` lists the names."
+            f"timm cannot build {name}: {str(error) or type(error).__name__}. `timm.list_models()` lists the names."
         ) from error
+    if not hasattr(backbone, "num_features"):
+        raise Ham10000Error(f"For {name} timm builds no classifier's body but a {type(backbone).__name__}.")
+    names: dict[int, str] = {}
+    for key, tensor in backbone.state_dict(keep_vars=True).items():
+        # safetensors refuses to save it, and an average of the weights would count it twice.
+        if (first := names.setdefault(id(tensor), key)) != key:
+            raise Ham10000Error(
+                f"{name[0].upper()}{name[1:]} uses one weight in several places ({first!r} is {key!r}), which cannot "
+                "be saved as safetensors. Choose another backbone."
+            )
     # PEFT finds modules by the end of their names, and would wrap an empty `backbone.classifier` in place of the
     # classifier. A function does what it did.
     if isinstance(backbone._modules.get("classifier"), nn.Identity):

@@ -1,0 +1,319 @@
+"""The command lines of `hub_upload`: ham10000-push, -space, -verify, -convert and -export-onnx.
+
+What they call is imported once the arguments are parsed: torch takes seconds, for which `--help` and a mistyped option
+need not wait.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+
+if TYPE_CHECKING:
+    from ham10000.hub_upload.run_files import RunFiles, Sibling
+
+
+def push_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-push`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-push",
+        description="Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one "
+        "atomic commit.",
+        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
+    parser.add_argument(
+        "--space",
+        action="store_true",
+        help="publish the demo as a Space instead; then the options are those of ham10000-space",
+    )
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--revision", default="main", help="branch to commit to; created if it is not there")
+    parser.add_argument("--tag", default="v1.0", help="name of this release; the card's examples pin it")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
+    parser.add_argument("--dry_run", action="store_true", help="assemble and verify, show the files, upload nothing")
+    parser.add_argument("--output_dir", type=Path, help="keep the assembled folder here, which must not exist")
+    parser.add_argument(
+        "--sibling",
+        action="append",
+        default=[],
+        metavar="RUN[=REPO_ID]",
+        help="another variant's run, for the card's comparison; repeatable",
+    )
+    parser.add_argument("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
+    parser.add_argument("--max_shard_size", help="split weights above this size, such as 2GB")
+    parser.add_argument("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
+    parser.add_argument("--message", help="commit message")
+    parser.add_argument(
+        "--replace_card",
+        action="store_true",
+        help="replace a card that was edited on the Hub, which is kept otherwise",
+    )
+    add_debug_argument(parser)
+    return parser
+
+
+def sibling_repo_id(repo_id: str, run: "RunFiles", other: "RunFiles") -> str | None:
+    """The id of another variant by the naming scheme `user/name-<modality>`, or None where it is not followed."""
+    ending = f"-{run.modality}"
+    return f"{repo_id.removesuffix(ending)}-{other.modality}" if repo_id.endswith(ending) else None
+
+
+def read_siblings(arguments: Sequence[str], run: "RunFiles", repo_id: str) -> "list[Sibling]":
+    """Parses `RUN[=REPO_ID]` and reads the runs.
+
+    Args:
+        arguments: Values of `--sibling`.
+        run: The run that is published.
+        repo_id: Its Hub id.
+
+    Returns:
+        One sibling each, in the order of `MODALITIES`.
+
+    Raises:
+        Ham10000Error: If a folder is no run.
+    """
+    from ham10000.hub_upload.bundle import find_sibling
+    from ham10000.hub_upload.run_files import read_run
+    from ham10000.modeling import MODALITIES
+
+    siblings = []
+    for argument in arguments:
+        folder, _, name = argument.partition("=")
+        other = read_run(Path(folder))
+        siblings.append(find_sibling(run, Path(folder), name or sibling_repo_id(repo_id, run, other)))
+    return sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality))
+
+
+@run_cli
+def push(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-push`."""
+    if "--space" in argv:
+        publish_space([argument for argument in argv if argument != "--space"])
+        return
+    arguments = push_parser().parse_args(argv)
+    from huggingface_hub import HfApi
+    from transformers.utils import logging
+
+    from ham10000.hub_upload.bundle import assemble_bundle, describe_tree
+    from ham10000.hub_upload.publish import check_names, find_token, keep_edited_card, limit_waiting, publish_folder
+    from ham10000.hub_upload.run_files import read_run
+    from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+    from ham10000.modeling import Ham10000Error
+
+    logging.disable_progress_bar()
+    limit_waiting()
+    check_names(arguments.repo_id, tag=arguments.tag, revision=arguments.revision)
+    if not arguments.dry_run:
+        find_token(HfApi())  # before minutes of work
+    run = read_run(arguments.checkpoint)
+    siblings = read_siblings(arguments.sibling, run, arguments.repo_id)
+    if arguments.output_dir is not None and arguments.output_dir.exists():
+        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
+
+    with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
+        bundle = Path(scratch, "bundle")
+        print(f"Assemble  {arguments.checkpoint}", flush=True)
+        assemble_bundle(
+            arguments.checkpoint,
+            bundle,
+            repo_id=arguments.repo_id,
+            revision=arguments.tag,
+            siblings=siblings,
+            base_model=arguments.base_model,
+            max_shard_size=arguments.max_shard_size,
+            onnx=arguments.onnx,
+        )
+        compared = verify_checkpoint(bundle)
+        print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")
+        print(describe_tree(bundle))
+        if arguments.output_dir is not None:
+            shutil.copytree(bundle, arguments.output_dir)
+            print(f"Saved     {arguments.output_dir}; the card: {arguments.output_dir / 'README.md'}")
+        if arguments.dry_run:
+            print("Dry run   nothing was uploaded")
+            return
+        api = HfApi(library_name="ham10000")
+        if not arguments.replace_card:
+            keep_edited_card(bundle, arguments.repo_id, api=api, tag=arguments.tag, revision=arguments.revision)
+        published = publish_folder(
+            bundle,
+            arguments.repo_id,
+            api=api,
+            tag=arguments.tag,
+            revision=arguments.revision,
+            private=arguments.private,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.message or f"Publish {arguments.tag}",
+        )
+    print(f"Published {published.url}")
+
+
+def space_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-space`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-space",
+        description="Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
+        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
+    )
+    parser.add_argument("--repo_id", required=True, help="user/name of the Space; created if it is not there")
+    parser.add_argument(
+        "--model", action="append", required=True, metavar="USER/NAME@REVISION", help="a model to show; repeatable"
+    )
+    parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
+    parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
+    parser.add_argument("--private", action="store_true", help="create the Space as private")
+    parser.add_argument("--dry_run", action="store_true", help="write the folder, upload nothing")
+    parser.add_argument("--output_dir", type=Path, help="keep the folder here, which must not exist")
+    parser.add_argument("--message", default="Publish the demo", help="commit message")
+    parser.add_argument(
+        "--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept"
+    )
+    add_debug_argument(parser)
+    return parser
+
+
+def publish_space(argv: Sequence[str]) -> None:
+    """Does what the command line of `ham10000-space`, or of `ham10000-push --space`, asks for.
+
+    Args:
+        argv: The options, without the program's name.
+
+    Raises:
+        Ham10000Error: For a name or a model without a revision, a folder that exists, or a Hub that refuses.
+    """
+    arguments = space_parser().parse_args(argv)
+    from huggingface_hub import HfApi
+
+    from ham10000.hub_upload.bundle import describe_tree
+    from ham10000.hub_upload.publish import check_names, find_token, keep_edited_card, limit_waiting, publish_folder
+    from ham10000.hub_upload.space import assemble_space
+    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+    limit_waiting()
+    check_names(arguments.repo_id, tag=None, revision="main")
+    if arguments.output_dir is not None and arguments.output_dir.exists():
+        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
+    if not arguments.dry_run:
+        find_token(HfApi())
+    with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
+        folder = Path(scratch, "space")
+        assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
+        print(describe_tree(folder))
+        if arguments.output_dir is not None:
+            shutil.copytree(folder, arguments.output_dir)
+            print(f"Saved     {arguments.output_dir}; try it: python {arguments.output_dir / 'app.py'}")
+        if arguments.dry_run:
+            print("Dry run   nothing was uploaded")
+            return
+        api = HfApi(library_name="ham10000")
+        if not arguments.replace_card:
+            keep_edited_card(folder, arguments.repo_id, api=api, repo_type="space")
+        published = publish_folder(
+            folder,
+            arguments.repo_id,
+            api=api,
+            tag=None,
+            private=arguments.private,
+            commit_message=arguments.message,
+            repo_type="space",
+        )
+    print(f"Published {published.url}")
+
+
+@run_cli
+def space(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-space`."""
+    publish_space(argv)
+
+
+@run_cli
+def verify(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-verify`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-verify",
+        description="Proves that a checkpoint folder loads, with equal logits, where this package is not installed.",
+    )
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+
+    compared = verify_checkpoint(arguments.checkpoint)
+    print(
+        f"{arguments.checkpoint}: loads with trust_remote_code=True without this package; "
+        f"{compared['logits']} logits equal to the last bit"
+    )
+
+
+@run_cli
+def convert(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-convert`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-convert",
+        description="Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a "
+        "checkpoint folder.",
+    )
+    parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
+    parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
+    parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in output_dir")
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    from transformers.utils import logging
+
+    from ham10000.hub_upload.convert_checkpoint import convert_checkpoint
+    from ham10000.modeling import LABELS
+
+    logging.disable_progress_bar()
+    record = convert_checkpoint(
+        arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone, overwrite=arguments.overwrite
+    )
+    print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
+    if record["prefix_removed"]:
+        print(f"Note      the prefix {record['prefix_removed']!r} was removed from every name")
+    if record["dtype_of_source"] != "float32":
+        print(f"Note      weights of type {record['dtype_of_source']}, stored as float32")
+    print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
+    print(f"Checked   logits differ from {record['architecture']} by at most {record['max_logit_difference']:g}")
+    print(f"Saved     {arguments.output_dir}")
+    print(f"Next      ham10000-verify {arguments.output_dir}")
+
+
+@run_cli
+def export(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-export-onnx`."""
+    parser = argparse.ArgumentParser(
+        prog="ham10000-export-onnx",
+        description="Writes a checkpoint as one ONNX file that runs without torch; any batch size, NaN is missing.",
+    )
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    parser.add_argument("--output", help="file to write (default: onnx/model.onnx in the checkpoint)")
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    from transformers.utils import logging
+
+    from ham10000.hub_upload.export_onnx import export_onnx
+
+    logging.disable_progress_bar()
+    file = export_onnx(arguments.checkpoint, arguments.output)
+    print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+
+
+__all__ = [
+    "convert",
+    "export",
+    "publish_space",
+    "push",
+    "push_parser",
+    "read_siblings",
+    "sibling_repo_id",
+    "space",
+    "space_parser",
+    "verify",
+]

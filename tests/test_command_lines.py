@@ -1,0 +1,98 @@
+"""Every command answers `--help` and a mistyped option before torch is imported, and says its version."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from ham10000.training.config import build_parser
+from ham10000.training.data.split import SPLITS
+from ham10000.training.evaluation.__main__ import _SPLITS, _VIEWS
+from ham10000.training.inference.prediction import VIEWS
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+# Its module imports what it runs.
+SLOW = ("ham10000-study",)
+FAST = [name for name in SCRIPTS if name not in SLOW]
+CALL = """
+import sys
+from {module} import {function} as main
+try:
+    code = main(sys.argv[1:])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def call(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    module, function = SCRIPTS[command].split(":")
+    program = CALL.format(module=module, function=function)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "ascii"}
+
+
+def cpu_seconds(*command: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_help_comes_before_torch_in_80_columns_of_ascii(command: str, environment: dict[str, str]) -> None:
+    done = call(command, "--help", **environment)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {command}")
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert done.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_a_mistyped_option_is_said_before_torch(command: str, environment: dict[str, str]) -> None:
+    done = call(command, "--no-such-option", **environment)
+    assert done.returncode == 2
+    assert re.search(rf"^{command}: error: ", done.stderr, re.MULTILINE)
+    assert done.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_every_command_says_its_version(command: str, environment: dict[str, str]) -> None:
+    assert call(command, "--version", **environment).stdout == f"ham10000 {version('ham10000')}\n"
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_help_is_fast(command: str) -> None:
+    module, function = SCRIPTS[command].split(":")
+    program = f"import sys; from {module} import {function} as main; main(['--help'])"
+    # The least of three: the machine may be busy.
+    bare = min(cpu_seconds(sys.executable, "-c", "pass") for _ in range(3))
+    assert min(cpu_seconds(sys.executable, "-c", program) for _ in range(3)) <= 1.5 * bare + 0.5
+
+
+def test_the_options_of_training_are_grouped_and_each_is_there_once() -> None:
+    text = build_parser().format_help()
+    titles = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert titles[0] == "options"
+    assert sorted(titles[1:]) == ["augmentation", "data", "loss", "machine", "model", "output", "schedule"]
+    names = re.findall(r"^  (?:-h, )?(--\w+)", text, re.MULTILINE)
+    assert len(names) == len(set(names)) > 50
+    assert not re.search(r"--\w+-\w", text)  # hyphens are understood, and not listed as a second spelling
+
+
+def test_what_is_written_out_for_speed_is_what_it_copies() -> None:
+    assert (*SPLITS, "all") == _SPLITS
+    assert tuple(VIEWS) == _VIEWS
