@@ -109,7 +109,7 @@ def _message(error: Exception) -> str | None:
 
 
 def progress_bar(**options: Any) -> "tqdm":
-    """Returns tqdm's bar; in a log file, which is not redrawn, nothing for half a minute and then twice a minute at most.
+    """Returns tqdm's bar; in a log file, which is not redrawn, a line every half minute at most.
 
     Args:
         **options: Of `tqdm.auto.tqdm`, such as `total`, `desc` and `unit`.
