@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import add_debug_argument
+from ham10000.training.utils.columns import COLUMNS_HELP, GROUP_BY_HELP, LABEL_MAP_HELP, LABELS_HELP, DataOptions
 
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
@@ -42,9 +43,14 @@ class TrainConfig:
         Ham10000Error: For a number out of range or an impossible combination, before anything expensive starts.
     """
 
-    data: str = _option(
-        "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id"
+    data: str | None = _option(
+        None,
+        "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), a Hub id, or 'synthetic'",
     )
+    columns: list[str] = _option([], COLUMNS_HELP)
+    labels: list[str] = _option([], LABELS_HELP)
+    label_map: list[str] = _option([], LABEL_MAP_HELP)
+    group_by: str | None = _option(None, GROUP_BY_HELP)
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
     cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
@@ -173,7 +179,12 @@ class TrainConfig:
                 f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
                 "`gradient_accumulation_steps`; the first must be a multiple of the second."
             )
+        self.data_options()
         self.model_config()
+
+    def data_options(self) -> DataOptions:
+        """How the columns and labels of `data` are read."""
+        return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self) -> Ham10000Config:
         """The configuration of the model this run trains."""
@@ -319,6 +330,11 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
         parser.set_defaults(**read_config_file(known.config))
     arguments = vars(parser.parse_args(argv))
     del arguments["config"], arguments["debug"]
+    if arguments["data"] is None:
+        raise Ham10000Error(
+            "--data is missing: give a csv above or next to its images, a folder or a Hub id, or `--data synthetic` to "
+            "try the program on synthetic images."
+        )
     return TrainConfig(**arguments)
 
 

@@ -19,10 +19,11 @@ from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_mod
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
+from ham10000.training.data.labels import require_default_labels
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
 from ham10000.training.data.sampling import class_shares
 from ham10000.training.data.sources import load_data
-from ham10000.training.data.split import Split, apply_split, load_split, make_split
+from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.losses import ClassificationLoss, logit_offset
@@ -234,13 +235,21 @@ def train(
         return _train(config, accelerator, data)
 
 
+def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
+    """Reads the data of a run as its configuration says."""
+    if config.data is None:
+        raise Ham10000Error("`data` is missing: give a folder, a csv or a Hub id, or 'synthetic'.")
+    return load_data(config.data, config.data_options(), **dict.fromkeys(config.data_fixes, True))
+
+
 def _train(
     config: TrainConfig,
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport] | None,
 ) -> Progress:
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
-    dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
+    dataset, report = load_configured(config) if data is None else data
+    require_default_labels(report.labels)
     split = choose_split(config, dataset)
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config)
@@ -310,7 +319,6 @@ def main(argv: Sequence[str]) -> None:
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     """A few lines on what is about to be trained."""
-    leak = split.leakage()["test"]["all"]
     weights = split.class_weights(config.class_weights, config.train_parts)
     model = engine.model
     lines = [
@@ -319,7 +327,7 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
         + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
         + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
         f"Split     {split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-        f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
+        f"{leakage_text(split.leakage()['test']['all'], 'test')}; sha256 {split.sha256[:16]}",
         "Weights   " + "  ".join(f"{label} {weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
         f"Run       {config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
         f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "

@@ -12,6 +12,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.report import main
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
+from ham10000.training.utils.columns import DataOptions
 
 
 @pytest.fixture
@@ -156,11 +157,10 @@ def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: 
         ("age", "-5", "expected years from 0 to 120", {"invalid_to_missing": True}),
         ("age", "inf", "expected years from 0 to 120", {"invalid_to_missing": True}),
         ("age", "old", "expected years from 0 to 120", {"invalid_to_missing": True}),
-        ("sex", "m", "expected one of ['female', 'male']", {"invalid_to_missing": True}),
-        ("localization", "torso", "expected one of ['abdomen', 'acral'", {"invalid_to_missing": True}),
+        ("sex", "x", "expected one of ['female', 'male']", {"invalid_to_missing": True}),
+        ("localization", "elbow", "expected one of ['abdomen', 'acral'", {"invalid_to_missing": True}),
         ("image_id", "../../etc/x", "expected an id without '/'", None),
         ("image_id", "", "no image_id", None),
-        ("lesion_id", "", "no lesion_id", None),
         ("image_id", "SYN_9999999", "no image file", {"drop_unreadable": True}),
     ],
 )
@@ -188,7 +188,7 @@ def test_bad_value_is_named_with_its_row(folder: Path, column: str, value: str, 
 
 def test_every_problem_is_in_one_message(folder: Path) -> None:
     change(folder, 0, dx="what")
-    change(folder, 1, sex="m")
+    change(folder, 1, sex="x")
     next((folder / "HAM10000_images_part_2").iterdir()).unlink()
     with pytest.raises(Ham10000Error) as error:
         load_data(str(folder))
@@ -217,11 +217,14 @@ def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
 def test_missing_columns_and_ragged_rows(folder: Path) -> None:
     table = folder / "HAM10000_metadata.csv"
     text = table.read_text()
-    table.write_text(text.replace("dx,", "diagnosis,", 1))
+    table.write_text(text.replace("dx,", "Diagnose,", 1))
     with pytest.raises(
-        Ham10000Error, match=r"column\(s\) \['dx'\] are missing; it has \['lesion_id', 'image_id', 'dia"
+        Ham10000Error, match=r"no column for dx; it has \['lesion_id', 'image_id', 'Dia.*--columns dx=COL"
     ):
         load_data(str(folder))
+    assert len(load_data(str(folder), DataOptions(columns={"dx": "Diagnose"}))[0]) == 220
+    with pytest.raises(Ham10000Error, match="there is no column 'Befund'"):
+        load_data(str(folder), DataOptions(columns={"dx": "Befund"}))
     lines = text.splitlines()
     lines[4] += ",more"
     table.write_text("\n".join(lines))
@@ -230,14 +233,14 @@ def test_missing_columns_and_ragged_rows(folder: Path) -> None:
 
 
 def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
-    rows = [
-        {name: row[name] for name in ("image_id", "dx", "age", "sex", "localization")} for row in read_rows(folder)
-    ]
-    write_rows(folder, rows)
+    write_rows(folder, [{name: row[name] for name in ("image_id", "dx", "sex")} for row in read_rows(folder)])
     data, report = load_data(str(folder))
     assert data["lesion_id"][:] == data["image_id"][:]
     assert set(data["dx_type"]) == set(data["dataset"]) == {"unknown"}
-    assert sum("no column" in note for note in report.notes) == 3
+    assert report.lesions is None
+    assert "unknown lesions" in str(report)
+    assert sum("no column for lesion_id" in note for note in report.notes) == 1
+    assert "no row has a value for age, localization; the columns are ['image_id', 'dx', 'sex']" in report.warnings[0]
 
 
 def test_conflicting_copies_cannot_be_dropped(folder: Path) -> None:
@@ -250,7 +253,7 @@ def test_conflicting_copies_cannot_be_dropped(folder: Path) -> None:
 def test_unknown_source(tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match=r"There is no folder 'nowhere'.*synthetic"):
         load_data("nowhere")
-    with pytest.raises(Ham10000Error, match="holds nothing, but no metadata"):
+    with pytest.raises(Ham10000Error, match="holds nothing, but no table"):
         load_data(str(tmp_path))
     with pytest.raises(Ham10000Error, match="expected `synthetic:N`"):
         load_data("synthetic:many")

@@ -6,9 +6,9 @@ from pathlib import Path
 import datasets
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.data.readers import IMAGE_SUFFIXES
 from ham10000.training.data.sources import metadata_frame
 from ham10000.training.utils.files import write_table
+from ham10000.training.utils.image_files import IMAGE_SUFFIXES
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 

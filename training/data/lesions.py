@@ -54,6 +54,11 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     return [root(lesion) for lesion in lesion_id]
 
 
+def lesions_known(rows: pd.DataFrame) -> bool:
+    """Whether a table says which images show one lesion; an image without a lesion id counts as a lesion of its own."""
+    return bool((rows["lesion_id"] != rows["image_id"]).any())
+
+
 def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
     """How many photographs of each row's lesion the whole dataset holds.
 
@@ -70,4 +75,4 @@ def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> lis
     return [counts[group_of[image_id]] for image_id in rows["image_id"]]
 
 
-__all__ = ["KNOWN_DUPLICATE_PAIRS", "lesion_groups", "photographs_per_lesion"]
+__all__ = ["KNOWN_DUPLICATE_PAIRS", "lesion_groups", "lesions_known", "photographs_per_lesion"]

@@ -16,10 +16,11 @@ import transformers
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import DATA_FIXES
+from ham10000.training.data.labels import require_default_labels
 from ham10000.training.data.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import SPLITS, Split, apply_split, load_split
+from ham10000.training.data.split import SPLITS, Split, apply_split, leakage_text, load_split
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
     evaluate_predictions,
@@ -32,6 +33,7 @@ from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import VIEWS, choose_device, load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.columns import add_data_arguments, data_options
 from ham10000.training.utils.files import atomic_write_text, read_json
 from ham10000.training.utils.hardware import environment
 from ham10000.training.utils.isic_submission import check_submission_ids, format_submission
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
     parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
     parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], help="as in training")
+    add_data_arguments(parser)
     add_debug_argument(parser)
     return parser
 
@@ -191,7 +194,10 @@ def main(argv: Sequence[str]) -> None:
     transformers.utils.logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
     load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
-    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    dataset, report = load_data(arguments.data, data_options(arguments), **dict.fromkeys(arguments.data_fixes, True))
+    require_default_labels(report.labels)
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     for note in report.notes:
         print(f"note: {note}")
     if arguments.isic_submission:
@@ -225,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
         )
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
     if "leakage" in split and arguments.split != "train":
-        print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")
+        print(leakage_text(split["leakage"][arguments.split]["all"], arguments.split))
     print(format_results(results))
     print(
         f"Cost      {results['prediction_seconds']:.1f} s, {results['images_per_second']:,.1f} images/s, "
