@@ -43,9 +43,9 @@ class TrainConfig:
         Ham10000Error: For a number out of range or an impossible combination, before anything expensive starts.
     """
 
-    data: str | None = _option(
-        None,
-        "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), a Hub id, or 'synthetic'",
+    data: str = _option(
+        "",
+        "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), Hub id or 'synthetic'",
     )
     columns: list[str] = _option([], COLUMNS_HELP)
     labels: list[str] = _option([], LABELS_HELP)
@@ -330,11 +330,6 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
         parser.set_defaults(**read_config_file(known.config))
     arguments = vars(parser.parse_args(argv))
     del arguments["config"], arguments["debug"]
-    if arguments["data"] is None:
-        raise Ham10000Error(
-            "--data is missing: give a csv above or next to its images, a folder or a Hub id, or `--data synthetic` to "
-            "try the program on synthetic images."
-        )
     return TrainConfig(**arguments)
 
 

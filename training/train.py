@@ -15,7 +15,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from ham10000.modeling import LABELS, Ham10000ForImageClassification, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
@@ -220,6 +220,8 @@ def train(
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
+    if data is None:
+        _require_data(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
@@ -235,10 +237,17 @@ def train(
         return _train(config, accelerator, data)
 
 
+def _require_data(config: TrainConfig) -> None:
+    if not config.data:
+        raise Ham10000Error(
+            "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` tries "
+            "the program on synthetic images."
+        )
+
+
 def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
     """Reads the data of a run as its configuration says."""
-    if config.data is None:
-        raise Ham10000Error("`data` is missing: give a folder, a csv or a Hub id, or 'synthetic'.")
+    _require_data(config)
     return load_data(config.data, config.data_options(), **dict.fromkeys(config.data_fixes, True))
 
 

@@ -65,7 +65,7 @@ class DataReport:
 
     def to_text(self) -> str:
         """Returns the report as a plain-text table."""
-        lesions = "unknown lesions (no lesion ids)" if self.lesions is None else f"{self.lesions:,} lesions"
+        lesions = "an unknown number of lesions (no lesion ids)" if self.lesions is None else f"{self.lesions:,} lesions"
         per_lesion = ", ".join(f"{lesions:,} with {images}" for images, lesions in self.images_per_lesion.items())
         missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
         unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
@@ -263,7 +263,7 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, t
     for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
         values = frame[name].str.strip().str.lower()
         values = values.where(~values.isin(MISSING_VALUES), "unknown")
-        checks.notes += spelling_notes(name, values)
+        checks.notes += spelling_notes(name, values, checks.name(name))
         values = values.map(lambda value, name=name: read_value(name, value))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
         found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
@@ -287,8 +287,8 @@ def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
     }
     if absent := [name for name, count in report.missing.items() if count == len(kept)]:
         report.warnings.append(
-            f"no row has a value for {', '.join(absent)}; the columns are {raw.header}. Where one of them has it, name "
-            f"it: --columns {absent[0]}=COLUMN"
+            f"no row has a value for {', '.join(absent)}; the columns are {raw.header}. Where one of them has it, "
+            f"name it: --columns {absent[0]}=COLUMN"
         )
     varied = kept.groupby("lesion_id")["dx"].nunique()
     report.inconsistent_lesions = sorted(str(lesion) for lesion in varied.index[varied > 1])

@@ -16,8 +16,8 @@ _ONE_HOT = frozenset(
     ["MEL", "NV", "BCC", "AKIEC", "AK", "BKL", "DF", "VASC", "SCC", "SCCKA", "UNK", "BEN_OTH", "MAL_OTH", "INF"]
 )
 # Of ISIC, PAD-UFES-20 and `marmal88/skin_cancer`, in the form of `spelled`. HAM10000's classes are groups: Tschandl et
-# al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl, actinic
-# keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
+# al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl,
+# actinic keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
 _SPELLINGS = {
     "akiec": "ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; bowens disease; "
     "squamous cell carcinoma in situ; intraepithelial carcinoma",
@@ -26,7 +26,8 @@ _SPELLINGS = {
     "pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
     "df": "dermatofibroma",
     "mel": "melanoma; melanoma nos; melanoma in situ; melanoma invasive",
-    "nv": "nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; melanocytic naevi",
+    "nv": "nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
+    "melanocytic naevi",
     "vasc": "vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma",
 }
 LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
@@ -92,7 +93,7 @@ def read_labels(
         ours: The set is HAM10000's, whatever the rows say.
 
     Returns:
-        HAM10000's seven where every label can be read as one of them; otherwise the source's own in lower case, sorted.
+        HAM10000's seven where every label can be read as one; otherwise the source's own in lower case, sorted.
 
     Raises:
         Ham10000Error: Where `label_map` names a label that does not occur.
@@ -113,8 +114,9 @@ def read_labels(
     elif ours or all(known[word] for word in present if word != "unk" or word in set(words)):
         labels, read = list(LABELS), known
     else:
-        read = {word: new if word in mapped else word for word, new in after.items()}
-        labels = sorted({label for word, label in read.items() if word != "unk" or word in set(words)})
+        written = {spelled(text): text.strip().lower() for text in sorted([*values, *declared], reverse=True)}
+        read = {word: new if word in mapped else written[word] for word, new in after.items()}
+        labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
         notes.append(f"the labels are the data's own: {', '.join(labels)}")
         if offered := [
             f"'{label}={LABEL_SPELLINGS[label]}'"
@@ -123,7 +125,7 @@ def read_labels(
         ]:
             notes.append(f"to read labels as HAM10000's: --label_map {' '.join(offered)}")
     counts = words.value_counts()
-    for word in sorted(word for word, label in read.items() if label and label != word and word in counts):
+    for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
         notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
     dx = words.map(read)
     return LabelSet(labels, dx.where(dx.notna(), values), notes)

@@ -55,7 +55,7 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
 
 
 def lesions_known(rows: pd.DataFrame) -> bool:
-    """Whether a table says which images show one lesion; an image without a lesion id counts as a lesion of its own."""
+    """Whether a table says which images show one lesion; an image without a lesion id has its own id as that."""
     return bool((rows["lesion_id"] != rows["image_id"]).any())
 
 

@@ -30,9 +30,9 @@ DEFAULT_SYNTHETIC_SIZE = 800
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
-    "`synthetic` or `synthetic:N` (N images); a csv with a column for the image and one for the label, above or next to "
-    "its images; a folder with such a csv (HAM10000, ISIC, imagefolder), or with a folder of images for each label; a "
-    "folder of .parquet files; or a Hub id `user/name`"
+    "`synthetic` or `synthetic:N` (N images); a csv with a column for the image and one for the label, above or next "
+    "to its images; a folder with such a csv (HAM10000, ISIC, imagefolder) or with a folder for each label; "
+    "a folder of .parquet files; or a Hub id `user/name`"
 )
 # Folders of images that are not labels.
 _NO_LABEL = re.compile(
@@ -46,8 +46,8 @@ class RawSource:
 
     Attributes:
         name: The source as the user wrote it.
-        frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where the
-            row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
+        frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
+            the row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
         images: One column `image` (`datasets.Image()`), row by row beside `frame`; never decoded here.
         missing: Per row, whether the source has no image for it.
         notes: Decisions taken while reading, one sentence each.
@@ -136,13 +136,13 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         return _read_one_of(source, found, folder, options)
     images = list(files_below(folder))
     labels = {Path(path).parent for path in images}
-    names = {path.name.lower() for path in labels}
-    if folder not in labels and 1 < len(names) <= len(images) / 2 and not any(map(_NO_LABEL.fullmatch, names)):
+    classes = {path.name.lower() for path in labels}
+    if folder not in labels and 1 < len(classes) <= len(images) / 2 and not any(map(_NO_LABEL.fullmatch, classes)):
         return _read_class_folders(source, folder)
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
     raise Ham10000Error(
-        f"{source} holds {present or 'nothing'}, but no table with a column for the image and one for the label, and no "
-        f"folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; save a "
+        f"{source} holds {present or 'nothing'}, but no table with a column for the image and one for the label, and "
+        f"no folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; save a "
         f"spreadsheet as csv (UTF-8). A source is {_KINDS_OF_SOURCE}."
     )
 
@@ -206,11 +206,11 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
             )
     first = next(iter(indexes.values()))
     if unused := first.unused():
-        names = ", ".join(table.name for table in tables[:3])
+        names = _some([table.name for table in tables])
         notes.append(f"{len(unused)} image files have no row in {names} and are not used: {_some(unused)}")
     if len(tables) > 1:
-        names = [str(table.relative_to(root)) for table in tables]
-        notes.append(f"{len(tables)} tables joined, the source's own division is not used: {names}")
+        joined_tables = [str(table.relative_to(root)) for table in tables]
+        notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined_tables}")
     looked = " and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key)
     return RawSource(
         source,
@@ -263,8 +263,8 @@ def _dermoscopic_only(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, lis
     if kept.all() or not kept.any():
         return raw, []
     note = (
-        f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, remove the "
-        "column image_type"
+        f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, remove "
+        "the column image_type"
     )
     return raw[kept].reset_index(drop=True), [note]
 

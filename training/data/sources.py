@@ -57,8 +57,8 @@ def load_data(
     """Reads and checks a source; nothing is dropped unless an option asks for it, and then a note says so.
 
     Args:
-        source: `synthetic` or `synthetic:N` (N images); a table (csv) above or next to its images; a folder with such a
-            table (HAM10000, ISIC, imagefolder) or with a folder per label; a folder of Parquet files; a Hub dataset
+        source: `synthetic` or `synthetic:N` (N images); a table (csv) above or next to its images; a folder with such
+            a table (HAM10000, ISIC, imagefolder) or with a folder per label; a folder of Parquet files; a Hub dataset
             id, of which all splits are joined because their division cannot be trusted.
         options: Names of columns, the label set, and what to group by, where they are not HAM10000's.
         drop_unreadable: Drop rows whose image is missing or cannot be decoded; implies `check_images`.

@@ -82,9 +82,8 @@ class Split:
         for part in SPLITS[1:]:
             chosen = self.table["split"] == part
             by_class = seen[chosen].groupby(self.table.loc[chosen, "dx"]).mean()
-            shares[part] = {"all": float(seen[chosen].mean())} | {
-                label: float(by_class[label]) for label in self.labels if label in by_class.index
-            }
+            shares[part] = {"all": float(seen[chosen].mean())}
+            shares[part] |= {label: float(by_class[label]) for label in self.labels if label in by_class.index}
         return shares
 
     def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
@@ -178,9 +177,10 @@ class Split:
         unit = "lesions" if self.protocol == "lesion-grouped" else "images"
         column = "group" if unit == "lesions" else "image_id"
         rarest = self.table.groupby("dx")[column].nunique().sort_values()
+        others = [label for label in self.labels if label != rarest.index[0]]
         return (
-            f"Every split needs every class, and the rarest, {rarest.index[0]}, has {rarest.iloc[0]} {unit}: join it with "
-            f"another by --label_map {rarest.index[0]}=LABEL, leave it out with --labels {' '.join(map(str, rarest.index[1:]))} "
+            f"Every split needs every class, and the rarest, {rarest.index[0]}, has {rarest.iloc[0]} {unit}: join it "
+            f"with another by --label_map {rarest.index[0]}=LABEL, leave it out with --labels {' '.join(others)} "
             "--data_fixes drop_unknown_labels, or try another --split_seed or --folds."
         )
 
@@ -230,13 +230,15 @@ def make_split(
         if not lesions_known(frame):
             raise Ham10000Error(
                 "lesion-grouped needs lesion ids, but the data has none: photographs of one lesion would be parted "
-                "unseen. Name the column with --columns lesion_id=COLUMN, group by another with --group_by COLUMN (such "
-                "as a patient's id), or choose --protocol image-stratified, whose leakage is then unknown."
+                "unseen. Name the column with --columns lesion_id=COLUMN, group by another with --group_by COLUMN "
+                "(such as a patient's id), or choose --protocol image-stratified, whose leakage is then unknown."
             )
         frame = frame.sort_values("image_id", ignore_index=True)
     else:
-        # The baseline's rule, for data that has ages.
-        without_age = frame["age"].isna() & frame["age"].notna().any()
+        # The baseline's rule; data without any age are kept.
+        without_age = frame["age"].isna()
+        if without_age.all():
+            without_age[:] = False
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
     table = frame[["image_id", "lesion_id"]].copy()

@@ -37,7 +37,8 @@ class MetadataTable:
         path: The file.
         rows: One sample per row, without an image.
         by_image: The same samples by every name an image may be looked up with.
-        notes: The columns that are ignored or absent, and the spellings that were read as others.
+        notes: Lines that begin with `note:` (columns that are ignored, spellings that were read as others) or
+            `warning:` (a field without a column).
     """
 
     path: Path
@@ -86,9 +87,9 @@ def read_metadata(
     """Reads a csv of metadata; only the columns of the fields are kept.
 
     Args:
-        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a row
-            is named by the file's name with or without suffix, or by its path, relative to the csv or to the working
-            directory.
+        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a
+            row is named by the file's name with or without suffix, or by its path, relative to the csv or to the
+            working directory.
         fields: The metadata fields of the checkpoint.
         columns: Our field to the csv's column, where it is not recognised.
 
@@ -110,18 +111,23 @@ def read_metadata(
         )
     notes = []
     if ignored := [name for name in header if name and name not in (key, *matched.values())]:
-        notes.append(f"{', '.join(ignored)} ignored, never an input of this checkpoint")
+        notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
     if absent := [name for name in fields if name not in matched]:
-        notes.append(f"no column for {', '.join(absent)}, which counts as missing; if one of these is it, --columns")
-    table = MetadataTable(path, [], {}, [f"{path}: {'; '.join(notes)}"] if notes else [])
+        notes.append(
+            f"warning: {path}: no column for {', '.join(absent)}, which counts as missing; the columns are {header}. "
+            f"Where one of them has it, name it: --columns {absent[0]}=COLUMN"
+        )
+    table = MetadataTable(path, [], {}, notes)
+    spellings: list[dict[str, str]] = []
     for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         if not any(values.values()):
             continue
         name = values[key] if key else f"line {line}"
-        metadata = {field: values[column] for field, column in matched.items()}
-        row = Sample(name, None, metadata, where)
+        written = {field: values[column] for field, column in matched.items()}
+        row = Sample(name, None, {field: read_value(field, value) for field, value in written.items()}, where)
+        spellings.append(written)
         table.rows.append(row)
         if key is None:
             continue
@@ -134,10 +140,8 @@ def read_metadata(
             table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
-    for field in matched.keys() & {"sex", "localization"}:
-        table.notes += [f"{path}: {note}" for note in spelling_notes(field, [r.metadata[field] for r in table.rows])]
-    for row in table.rows:
-        row.metadata = {field: read_value(field, value) for field, value in (row.metadata or {}).items()}
+    for field in matched.keys() - {"age"}:
+        table.notes += [f"note: {path}: {note}" for note in spelling_notes(field, [row[field] for row in spellings], matched[field])]
     return table
 
 
@@ -188,7 +192,7 @@ def collect_samples(
     if table:
         rows = read_metadata(table, processor.metadata_fields, columns)
         for note in rows.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(note, file=sys.stderr)
         samples = _match(images, rows, unknown_values) if uses_image else rows.rows
     elif uses_image:
         samples = [Sample(_text(image), image, dict(flags) or None, "command line") for image in images]
@@ -204,8 +208,8 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
     """Gives every image its row of the table; an image without one is an error, unless unknown values may be."""
     if not table.by_image:
         raise Ham10000Error(
-            f"{table.path} does not say which image a row is of; add one of {', '.join(SYNONYMS['image_id'])}, or name yours: "
-            "--columns image_id=COLUMN."
+            f"{table.path} does not say which image a row is of; add one of {', '.join(SYNONYMS['image_id'])}, "
+            "or name yours: --columns image_id=COLUMN."
         )
     samples, without = [], []
     for image in images:

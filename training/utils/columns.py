@@ -85,12 +85,12 @@ def read_value(name: str, text: str) -> str:
     return _SPELLINGS.get(name, {}).get(spelled(text), text)
 
 
-def spelling_notes(name: str, values: Iterable[str]) -> list[str]:
+def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
     """A sentence for each value that `read_value` reads as another."""
     counts = Counter(spelled(value) for value in values)
     read = {word: _SPELLINGS[name].get(word, word) for word in sorted(counts)}
     return [
-        f"{name} {word!r} is read as {known!r} in {counts[word]:,} rows"
+        f"{column} {word!r} is read as {known!r} in {counts[word]:,} rows"
         for word, known in read.items()
         if known != word
     ]

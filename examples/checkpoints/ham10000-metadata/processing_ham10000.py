@@ -85,7 +85,7 @@ class Ham10000Processor(ProcessorMixin):
         Args:
             images: One picture or a list: path, bytes, PIL image, array or tensor (see `load_image`).
             metadata: One mapping or a list of them, with any of the keys age (years), sex and localization. A key that
-                is absent, None, NaN or one of `MISSING_VALUES` is missing. A fusion model may be called without metadata.
+                is absent, None, NaN or one of `MISSING_VALUES` is missing. A fusion model may do without metadata.
             return_tensors: `"pt"` or `"np"`.
             unknown_values: What a sex or localization outside the vocabulary is: `"error"`, or `"missing"` to opt in
                 to treating it as missing.
