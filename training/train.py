@@ -240,8 +240,8 @@ def train(
 def _require_data(config: TrainConfig) -> None:
     if not config.data:
         raise Ham10000Error(
-            "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` tries "
-            "the program on synthetic images."
+            "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` "
+            "tries the program on synthetic images."
         )
 
 

@@ -351,7 +351,7 @@ LAYOUTS = [
             label_map={"Nävus": "nv", "Melanom": "mel"},
         ),
         fixes=("invalid_to_missing",),
-        says=["Geschlecht 'm' is read as 'male' in 1 rows", "read as missing because of invalid_to_missing: localization 1 ('Fuß')"],
+        says=["Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"],
     ),
 ]
 

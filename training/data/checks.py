@@ -65,13 +65,13 @@ class DataReport:
 
     def to_text(self) -> str:
         """Returns the report as a plain-text table."""
-        lesions = "an unknown number of lesions (no lesion ids)" if self.lesions is None else f"{self.lesions:,} lesions"
-        per_lesion = ", ".join(f"{lesions:,} with {images}" for images, lesions in self.images_per_lesion.items())
+        lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
+        per_lesion = ", ".join(f"{count:,} with {images}" for images, count in self.images_per_lesion.items())
         missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
         unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
         lines = [
             f"source               {self.source}",
-            f"images               {self.rows:,} of {lesions}",
+            f"images               {self.rows:,}{lesions}",
             f"images per lesion    {per_lesion or 'unknown'}",
             "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
             f"missing values       {missing}",

@@ -141,7 +141,8 @@ def read_metadata(
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
     for field in matched.keys() - {"age"}:
-        table.notes += [f"note: {path}: {note}" for note in spelling_notes(field, [row[field] for row in spellings], matched[field])]
+        said = spelling_notes(field, [row[field] for row in spellings], matched[field])
+        table.notes += [f"note: {path}: {note}" for note in said]
     return table
 
 
