@@ -151,7 +151,7 @@ COMMANDS: list[Command] = [
     ("predict", _flags("--age", "sixty"), ("age", "'sixty'", "0..120")),
     ("predict", _flags("--age", "-5"), ("age", "'-5'")),
     ("predict", _flags("--age", "9" * 400), ("age", "0..120")),
-    ("predict", _flags("--sex", "m"), ("sex", "'m'", "female, male", "--unknown_values missing")),
+    ("predict", _flags("--sex", "mm"), ("sex", "'mm'", "female, male", "--unknown_values missing")),
     ("predict", _flags("--localization", "elbow"), ("localization", "'elbow'", "abdomen")),
     ("predict", _flags("no.jpg"), ("no.jpg",)),
     ("predict", _flags("a" * 300), ("aaa", "too long")),

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.checks import DataReport
+from ham10000.training.data.checks import DataReport, check_rows
+from ham10000.training.data.readers import from_splits
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.inference.inputs import find_images, read_metadata
@@ -427,6 +429,31 @@ def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest
     dataset, _ = load_data(str(source), DataOptions(labels=["Melanoma", "Nevus"]))
     names = dataset.features["dx"].names
     assert sorted((Path(row["image"].filename).name, names[row["dx"]]) for row in dataset) == expected
+
+
+def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> None:
+    images(tmp_path, "a", "b")
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
+    rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, 1]}
+    splits = DatasetDict(train=Dataset.from_dict(rows, features=features))
+    raw = from_splits("mine", splits)
+    assert raw.frame["dx"].tolist() == ["benign", "benign"]
+    assert raw.declared == ["malignant", "benign"]
+    assert raw.frame["image_id"].is_unique
+    assert raw.missing == [False, False]
+    _, _, report = check_rows(raw, DataOptions(), unreadable_images=None)
+    assert report.class_counts == {"benign": 2, "malignant": 0}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"Bild;dx\na.jpg;nv\n", "no column for image_id; it has"), ("img;dx\né;nv\n".encode("latin-1"), "UTF-8")],
+)
+def test_the_only_table_of_a_folder_says_what_it_lacks(data: bytes, message: str, tmp_path: Path) -> None:
+    images(tmp_path / "Bilder", "a")
+    (tmp_path / "Tabelle.csv").write_bytes(data)
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(tmp_path))
 
 
 def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path: Path) -> None:

@@ -286,10 +286,8 @@ def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
         name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
     }
     if absent := [name for name, count in report.missing.items() if count == len(kept)]:
-        report.warnings.append(
-            f"no row has a value for {', '.join(absent)}; the columns are {raw.header}. Where one of them has it, "
-            f"name it: --columns {absent[0]}=COLUMN"
-        )
+        columns = f"the columns are {raw.header}. Where one of them has it, name it: --columns {absent[0]}=COLUMN"
+        report.warnings.append(f"no row has a value for {', '.join(absent)}; {columns if raw.header else 'no table'}")
     varied = kept.groupby("lesion_id")["dx"].nunique()
     report.inconsistent_lesions = sorted(str(lesion) for lesion in varied.index[varied > 1])
     if report.inconsistent_lesions:

@@ -139,6 +139,8 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     classes = {path.name.lower() for path in labels}
     if folder not in labels and 1 < len(classes) <= len(images) / 2 and not any(map(_NO_LABEL.fullmatch, classes)):
         return _read_class_folders(source, folder)
+    if len(tables) == 1:
+        return _read_tables(source, tables, folder, options)  # which says what it lacks
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
     raise Ham10000Error(
         f"{source} holds {present or 'nothing'}, but no table with a column for the image and one for the label, and "
@@ -194,7 +196,7 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
         raw, chosen = _dermoscopic_only(table, raw)
         fields = select_fields(raw.drop(columns="\0line"), table, raw["\0line"].tolist(), options)
         for name, row in zip(fields.frame["image"], fields.frame["row"], strict=True):
-            _check_path(name, table, row, root, fields.columns["image_id"])
+            _check_path(name, table, row, root, fields)
         folders = _image_folders(table, root)
         paths += _find_images(fields, table, root, folders, indexes)
         parts.append(fields)
@@ -282,8 +284,9 @@ def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
     return tuple(path for path in folders if path.is_dir()) or (root,)
 
 
-def _check_path(name: str, table: Path, row: int, root: Path, column: str) -> None:
-    if column == "image_id":
+def _check_path(name: str, table: Path, row: int, root: Path, fields: FieldTable) -> None:
+    column = "file_name" if "file_name" in fields.header else fields.columns["image_id"]
+    if column == "image_id":  # an id, which `check_rows` checks
         return
     path = Path(name.replace("\\", "/"))
     if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(root.absolute())):
