@@ -30,10 +30,13 @@ from safetensors.torch import save
 from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
 from ham10000.training.data.checks import check_rows
+from ham10000.training.data.images import image_dataset
+from ham10000.training.data.readers import RawSource
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split, make_split
-from ham10000.training.data.tables import REQUIRED_COLUMNS, read_csv, read_jsonl
+from ham10000.training.data.tables import read_table, select_fields
 from ham10000.training.inference.inputs import read_metadata
+from ham10000.training.utils.columns import DataOptions
 
 PROPERTIES = Path(__file__).parents[1] / "tests" / "test_properties.py"
 # Which of them belong to which target; a test holds that none is left out.
@@ -148,17 +151,15 @@ def tables() -> list[Files]:
     record = '{"file_name": "a.jpg", "dx": "nv", "age": 40, "sex": null, "localization": "back"}\n'
 
     def checked(path: Path) -> None:
-        frame, notes = (
-            read_jsonl(path, ("file_name", *REQUIRED_COLUMNS[1:])) if path.suffix == ".jsonl" else read_csv(path)
-        )
+        raw, lines = read_table(path)
+        frame = select_fields(raw, path, lines).frame
         rows_read = len(frame)
         text = path.read_text(encoding="utf-8-sig")
         # A record is a line; what is blank holds delimiters at most.
         written = sum(bool(line.strip(' \t\n,;"')) for line in text.split("\n")) - (path.suffix == ".csv")
         assert rows_read == written, f"{rows_read} rows of {written} lines"
-        kept, _, _ = check_rows(
-            frame, source=str(path), missing_images=np.zeros(rows_read, bool), unreadable_images=None, notes=notes
-        )
+        source = RawSource(str(path), frame, image_dataset([]), [False] * rows_read)
+        kept, _, _ = check_rows(source, DataOptions(), unreadable_images=None)
         assert len(kept) == rows_read, "a row was dropped"
 
     return [

@@ -28,13 +28,15 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_s
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
 from ham10000.training.data.checks import check_rows
-from ham10000.training.data.readers import COLUMNS
+from ham10000.training.data.images import image_dataset
+from ham10000.training.data.readers import RawSource
 from ham10000.training.data.sources import FEATURES
 from ham10000.training.data.split import Split, load_split, make_split
-from ham10000.training.data.tables import read_jsonl, read_table, string_frame
+from ham10000.training.data.tables import COLUMNS, read_table, string_frame
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
 from ham10000.training.inference.inputs import read_metadata
+from ham10000.training.utils.columns import DataOptions
 from ham10000.training.utils.files import escape_cell, restore_cell
 
 _FACTOR = {"fast": 1, "long": 3}[os.environ.get("HAM10000_PROPERTIES", "fast")]
@@ -201,19 +203,15 @@ def test_a_cell_comes_back_and_no_written_one_is_a_formula(text: str) -> None:
 @given(st.binary(max_size=60) | st.text(st.sampled_from('ab,;\t"\n\r\0é{}[]:'), max_size=40).map(str.encode))
 def test_any_file_is_a_table_or_an_error_that_names_it(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t.csv"
-        path.write_bytes(b"image_id,dx,age,sex,localization\n" + data)
-        for read in (read_table, lambda path: read_jsonl(path, ("dx",)), lambda path: read_metadata(path, FIELDS)):
-            try:
-                read(path)
-            except Ham10000Error as error:
-                assert "t.csv" in str(error)
-        path.write_bytes(data)
-        for read in (read_table, lambda path: read_jsonl(path, ("dx",)), lambda path: read_metadata(path, FIELDS)):
-            try:
-                read(path)
-            except Ham10000Error as error:
-                assert "t.csv" in str(error)
+        for name in ("t.csv", "t.jsonl"):
+            for text in (b"image_id,dx,age,sex,localization\n" + data, data):
+                path = Path(folder) / name
+                path.write_bytes(text)
+                for read in (read_table, lambda path: read_metadata(path, FIELDS)):
+                    try:
+                        read(path)
+                    except Ham10000Error as error:
+                        assert name in str(error)
 
 
 values = st.text(max_size=6) | st.sampled_from(
@@ -230,11 +228,9 @@ def test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row(rows: list[d
     frame = string_frame(pd.DataFrame(rows, dtype=object)[list(COLUMNS)])
     frame["file"], frame["row"] = "t.csv", range(2, len(rows) + 2)
     options = {"drop_duplicates": lenient, "drop_unknown_labels": lenient, "invalid_to_missing": lenient}
-    nothing = np.zeros(len(rows), dtype=bool)
+    raw = RawSource("t", frame, image_dataset([]), [False] * len(rows), ours=True)
     try:
-        kept, keep, report = check_rows(
-            frame, source="t", missing_images=nothing, unreadable_images=None, notes=[], **options
-        )
+        kept, keep, report = check_rows(raw, DataOptions(), unreadable_images=None, **options)
     except Ham10000Error as error:
         assert "t.csv, row" in str(error) or "no row is left" in str(error)
         return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 from huggingface_hub.dataclasses import strict
 
 from ham10000.training.utils.cli import add_debug_argument
+from ham10000.training.utils.columns import COLUMNS_HELP, GROUP_BY_HELP, LABEL_MAP_HELP, LABELS_HELP, DataOptions
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
 if TYPE_CHECKING:
@@ -51,8 +52,14 @@ class TrainConfig:
     """
 
     data: str = _option(
-        "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id", group="data"
+        "",
+        "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), Hub id or 'synthetic'",
+        group="data",
     )
+    columns: list[str] = _option([], COLUMNS_HELP)
+    labels: list[str] = _option([], LABELS_HELP)
+    label_map: list[str] = _option([], LABEL_MAP_HELP)
+    group_by: str | None = _option(None, GROUP_BY_HELP)
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option(
         "runs/run", "folder of the run: checkpoint, config, split, history, logs", group="output"
@@ -189,7 +196,12 @@ class TrainConfig:
                 f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
                 "`gradient_accumulation_steps`; the first must be a multiple of the second."
             )
+        self.data_options()
         self.model_config()
+
+    def data_options(self) -> DataOptions:
+        """How the columns and labels of `data` are read."""
+        return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self) -> "Ham10000Config":
         """The configuration of the model this run trains."""

@@ -38,8 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metadata",
         metavar="CSV",
-        help="one row per image: image_id, image, file, file_name or path, and any of age, sex, localization; other "
-        "columns (such as dx) are never used",
+        help="one row per image: image_id, image, file_name or another name that training reads, and any of age, sex, "
+        "localization (age_approx, gender, site, …); other columns (such as dx) are never used",
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of --metadata that are not recognised"
     )
     parser.add_argument(
         "--unknown_values",
@@ -101,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
     from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
+    from ham10000.training.utils.columns import DataOptions
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -122,6 +126,7 @@ def main(argv: Sequence[str]) -> None:
         {name: getattr(options, name) for name in METADATA_FIELDS},
         options.metadata,
         checkpoint=options.checkpoint,
+        columns=DataOptions.from_texts(options.columns).columns,
         unknown_values=unknown_values,
     )
     if options.explain is not None:

@@ -23,9 +23,10 @@ from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassificat
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
+from ham10000.training.data.labels import require_default_labels
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, class_shares, open_frames, open_images
 from ham10000.training.data.sources import load_data
-from ham10000.training.data.split import Split, apply_split, load_split, make_split
+from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.losses import ClassificationLoss, logit_offset
@@ -262,6 +263,8 @@ def train(
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
+    if data is None:
+        _require_data(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
@@ -278,13 +281,28 @@ def train(
         return _train(config, accelerator, data)
 
 
+def _require_data(config: TrainConfig) -> None:
+    if not config.data:
+        raise Ham10000Error(
+            "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` "
+            "tries the program on synthetic images."
+        )
+
+
+def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
+    """Reads the data of a run as its configuration says."""
+    _require_data(config)
+    return load_data(config.data, config.data_options(), **dict.fromkeys(config.data_fixes, True))
+
+
 def _train(
     config: TrainConfig,
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport] | None,
 ) -> Progress:
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
-    dataset, report = load_data(config.data, **dict.fromkeys(config.data_fixes, True)) if data is None else data
+    dataset, report = load_configured(config) if data is None else data
+    require_default_labels(report.labels)
     split = choose_split(config, dataset)
     model = build_model(config)
     check_forward(model, config, accelerator.num_processes)
@@ -407,7 +425,6 @@ def _titled(title: str, text: str) -> str:
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     """A few lines on what is about to be trained."""
-    leak = split.leakage()["test"]["all"]
     weights = split.class_weights(config.class_weights, config.train_parts)
     model = engine.model
     return "\n".join(
@@ -422,7 +439,7 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
             _titled(
                 "Split",
                 f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-                f"{leak:.1%} of test images show a lesion of train; sha256 {split.sha256[:16]}",
+                f"{leakage_text(split.leakage()['test']['all'], 'test')}; sha256 {split.sha256[:16]}",
             ),
             # A label and its weight stay together.
             _titled(

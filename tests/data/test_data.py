@@ -12,6 +12,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.report import main
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
+from ham10000.training.utils.columns import DataOptions
 
 
 @pytest.fixture
@@ -149,10 +150,46 @@ def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
     assert (len(data), report.unreadable_images) == (219, [victim.stem])
 
 
+def test_missing_columns_and_ragged_rows(folder: Path) -> None:
+    table = folder / "HAM10000_metadata.csv"
+    text = table.read_text()
+    table.write_text(text.replace("dx,", "Diagnose,", 1))
+    with pytest.raises(
+        Ham10000Error, match=r"no column for dx; it has \['lesion_id', 'image_id', 'Dia.*--columns dx=COL"
+    ):
+        load_data(str(folder))
+    assert len(load_data(str(folder), DataOptions(columns={"dx": "Diagnose"}))[0]) == 220
+    with pytest.raises(Ham10000Error, match="there is no column 'Befund'"):
+        load_data(str(folder), DataOptions(columns={"dx": "Befund"}))
+    lines = text.splitlines()
+    lines[4] += ",more"
+    table.write_text("\n".join(lines))
+    with pytest.raises(Ham10000Error, match="line 5: 9 fields, but the header has 8"):
+        load_data(str(folder))
+
+
+def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
+    write_rows(folder, [{name: row[name] for name in ("image_id", "dx", "sex")} for row in read_rows(folder)])
+    data, report = load_data(str(folder))
+    assert data["lesion_id"][:] == data["image_id"][:]
+    assert set(data["dx_type"]) == set(data["dataset"]) == {"unknown"}
+    assert report.lesions is None
+    assert "220, lesions unknown" in str(report)
+    assert sum("no column for lesion_id" in note for note in report.notes) == 1
+    assert "no row has a value for age, localization; the columns are ['image_id', 'dx', 'sex']" in report.warnings[0]
+
+
+def test_conflicting_copies_cannot_be_dropped(folder: Path) -> None:
+    rows = read_rows(folder)
+    write_rows(folder, [*rows, {**rows[0], "dx": "vasc" if rows[0]["dx"] != "vasc" else "nv"}])
+    with pytest.raises(Ham10000Error, match="one image id with different dx in 2 row"):
+        load_data(str(folder), drop_duplicates=True)
+
+
 def test_unknown_source(tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match=r"There is no folder 'nowhere'.*synthetic"):
         load_data("nowhere")
-    with pytest.raises(Ham10000Error, match="holds nothing, but no metadata"):
+    with pytest.raises(Ham10000Error, match="holds nothing, but no table"):
         load_data(str(tmp_path))
     with pytest.raises(Ham10000Error, match="expected `synthetic:N`"):
         load_data("synthetic:many")

@@ -352,7 +352,7 @@ def test_csv_metadata_equals_flags(
     assert main([*argv, "--metadata", table, "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == by_flags
-    assert captured.err.count("lesion_id, dx ignored") == 1
+    assert captured.err.count("lesion_id, DX ignored") == 1
 
 
 def test_csv_with_missing_values(
@@ -366,7 +366,7 @@ def test_csv_with_missing_values(
     assert "--unknown_values missing" in message
     assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
     captured = capsys.readouterr()
-    assert "no column localization, which counts as missing" in captured.err
+    assert "no column for localization, which counts as missing; the columns are ['image_id'" in captured.err
     assert "no row for 1 of 4 images" in captured.err
     metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
     expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=metadata)

@@ -6,22 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
+from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
+from ham10000.training.data.labels import read_labels
+from ham10000.training.data.readers import RawSource
+from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
 from ham10000.training.utils.markdown_text import plain
-
-MAX_AGE = 120
-_MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
-
-# `marmal88/skin_cancer`, the most used copy of HAM10000 on the Hub, spells the diagnoses out.
-_LABEL_SPELLINGS = {
-    "actinic keratoses": "akiec",
-    "basal cell carcinoma": "bcc",
-    "benign keratosis like lesions": "bkl",
-    "dermatofibroma": "df",
-    "melanoma": "mel",
-    "melanocytic nevi": "nv",
-    "vascular lesions": "vasc",
-}
 
 
 @dataclass
@@ -33,9 +23,10 @@ class DataReport:
     Attributes:
         source: The source as the user wrote it.
         rows: Number of images.
-        lesions: Number of lesions.
-        class_counts: Images per class, in the order of `LABELS`.
-        images_per_lesion: Number of lesions by their number of images.
+        lesions: Number of lesions; None where the source does not say which images show one lesion.
+        labels: The label set, in the order of the class ids.
+        class_counts: Images per class, in the order of `labels`.
+        images_per_lesion: Number of lesions by their number of images; empty where lesions are unknown.
         missing: Number of rows without a value, per metadata field.
         duplicate_image_ids: Image ids that occur more than once.
         missing_images: Image ids without an image.
@@ -45,12 +36,14 @@ class DataReport:
         unknown_localizations: Values of localization outside the vocabulary, with their counts.
         invalid_ages: Values of age that are no number in 0..120 years, with their counts.
         inconsistent_lesions: Lesion ids whose images carry different diagnoses.
+        warnings: What is probably not as the user means it, one sentence each.
         notes: One sentence for each decision and for each thing that was dropped.
     """
 
     source: str
     rows: int = 0
-    lesions: int = 0
+    lesions: int | None = None
+    labels: list[str] = field(default_factory=list)
     class_counts: dict[str, int] = field(default_factory=dict)
     images_per_lesion: dict[int, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
@@ -62,6 +55,7 @@ class DataReport:
     unknown_localizations: dict[str, int] = field(default_factory=dict)
     invalid_ages: dict[str, int] = field(default_factory=dict)
     inconsistent_lesions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,13 +64,14 @@ class DataReport:
 
     def to_text(self) -> str:
         """Returns the report as a plain-text table."""
-        per_lesion = ", ".join(f"{lesions:,} with {images}" for images, lesions in self.images_per_lesion.items())
+        lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
+        per_lesion = ", ".join(f"{count:,} with {images}" for images, count in self.images_per_lesion.items())
         missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
         unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
         lines = [
             f"source               {self.source}",
-            f"images               {self.rows:,} of {self.lesions:,} lesions",
-            f"images per lesion    {per_lesion}",
+            f"images               {self.rows:,}{lesions}",
+            f"images per lesion    {per_lesion or 'unknown'}",
             "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
             f"missing values       {missing}",
             f"duplicate image ids  {_counted(self.duplicate_image_ids)}",
@@ -88,6 +83,7 @@ class DataReport:
             f"invalid ages         {_counted(self.invalid_ages)}",
             f"lesions with two dx  {_counted(self.inconsistent_lesions)}",
         ]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def __str__(self) -> str:
@@ -106,11 +102,16 @@ def _counted(values: list[str] | dict[str, int], limit: int = 5) -> str:
 class _Checks:
     """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
 
-    def __init__(self, frame: pd.DataFrame, notes: list[str]) -> None:
+    def __init__(self, frame: pd.DataFrame, notes: list[str], columns: dict[str, str]) -> None:
         self.frame = frame
+        self.columns = columns
         self.keep = np.ones(len(frame), dtype=bool)
         self.notes = notes
         self.problems: list[str] = []
+
+    def name(self, column: str) -> str:
+        """The source's own name of a column."""
+        return self.columns.get(column, column)
 
     def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str, limit: int = 5) -> None:
         """Records rows `bad` as a problem: each with file, row, image id, field and value."""
@@ -119,7 +120,7 @@ class _Checks:
         rows = self.frame[bad]
         where = [
             f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
-            f"{column} = {row[column]!r}"
+            f"{self.name(column)} = {row[column]!r}"
             for row in rows.head(limit).to_dict("records")
         ]
         if len(rows) > limit:
@@ -129,7 +130,7 @@ class _Checks:
     def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str, asked: bool) -> None:
         """Drops rows where `option` asked for it, with a note; otherwise they are a problem."""
         if not asked:
-            remedy = f"Correct them, or drop them with `{option}` (--{option} on the command line)."
+            remedy = f"Correct them, or drop them: --data_fixes {option} (ham10000-data: --{option})."
             self.problem(bad, column, what, expected, remedy)
         elif bad.any():
             examples = _counted(list(self.frame["image_id"][bad]))
@@ -142,13 +143,16 @@ class _Checks:
             raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(self.problems))
 
 
+def lesions_known(rows: pd.DataFrame) -> bool:
+    """Whether a table says which images show one lesion; an image without a lesion id has its own id as that."""
+    return bool((rows["lesion_id"] != rows["image_id"]).any())
+
+
 def check_rows(
-    raw: pd.DataFrame,
+    raw: RawSource,
+    options: DataOptions,
     *,
-    source: str,
-    missing_images: np.ndarray,
     unreadable_images: np.ndarray | None,
-    notes: list[str],
     drop_unreadable: bool = False,
     drop_duplicates: bool = False,
     drop_unknown_labels: bool = False,
@@ -157,14 +161,12 @@ def check_rows(
     """Checks and normalises every row.
 
     Args:
-        raw: String columns, "" where missing, with `file` and `row`; see `data_sources.RawSource`.
-        source: Name for messages.
-        missing_images: (rows,) bool, whether there is no image.
+        raw: The rows as they were read; its notes come first in the report.
+        options: The label set and its map.
         unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
-        notes: Sentences the report begins with.
         drop_unreadable: Drop rows whose image is missing or unreadable.
         drop_duplicates: Keep the first row of every image id.
-        drop_unknown_labels: Drop rows whose dx is none of the seven classes.
+        drop_unknown_labels: Drop rows whose label is none of the set: that of the options, else HAM10000's.
         invalid_to_missing: Treat an unknown sex or site and an impossible age as missing.
 
     Returns:
@@ -174,8 +176,9 @@ def check_rows(
     Raises:
         Ham10000Error: One error that lists every problem for which no option was given.
     """
-    frame = raw.copy()
-    checks = _Checks(frame, list(notes))
+    source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
+    frame = raw.frame.copy()
+    checks = _Checks(frame, list(raw.notes), raw.columns)
     report = DataReport(source, notes=checks.notes)
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
@@ -183,7 +186,19 @@ def check_rows(
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
-    _check_labels(frame, checks, report, drop=drop_unknown_labels)
+    labels = read_labels(
+        frame["dx"],
+        options,
+        raw.declared,
+        name=checks.name("dx"),
+        ours=raw.ours or drop_unknown_labels,
+    )
+    frame["dx"], report.labels = labels.dx, labels.labels
+    checks.notes += labels.notes
+    unknown = ~frame["dx"].isin(report.labels).to_numpy()
+    report.unknown_labels = _value_counts(frame["dx"][unknown])
+    expected = f"expected one of {report.labels}; --label_map OLD=NEW reads a label as another"
+    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels", asked=drop_unknown_labels)
     _check_conflicts(frame, checks)
     expected = "every image id must occur once"
     checks.drop(
@@ -194,7 +209,8 @@ def check_rows(
     report.missing_images = list(frame["image_id"][missing_images])
     for bad, what in ((missing_images, "no image file"), (unreadable_images, "unreadable image file")):
         if bad is not None:
-            expected = "every row needs an image that can be decoded"
+            where = f" below {raw.looked}" if raw.looked and bad is missing_images else ""
+            expected = f"every row needs an image that can be decoded{where}"
             checks.drop(bad, "image_id", what, expected, option="drop_unreadable", asked=drop_unreadable)
     if unreadable_images is not None:
         report.unreadable_images = list(frame["image_id"][unreadable_images])
@@ -203,14 +219,13 @@ def check_rows(
     kept = frame[checks.keep].reset_index(drop=True)
     if kept.empty:
         raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
-    _count(kept, report)
+    _count(kept, report, raw)
     return kept, checks.keep, report
 
 
 def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
-    for name in ("image_id", "lesion_id"):
-        empty = frame[name].str.lower().isin(_MISSING).to_numpy()
-        checks.problem(empty, name, f"no {name}", "every row needs one", "Fill it in.")
+    empty = frame["image_id"].str.lower().isin(MISSING_VALUES).to_numpy()
+    checks.problem(empty, "image_id", "no image_id", "every row needs one", "Fill it in.")
     # Image ids become file names: of the cache, of an export, of predictions.
     unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
     expected = "expected an id without '/', '\\' or '..'"
@@ -219,19 +234,6 @@ def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
         control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
         expected = "expected text without line breaks and control characters"
         checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
-
-
-def _check_labels(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, drop: bool) -> None:
-    spelled = frame["dx"].str.lower()
-    words = spelled.str.replace(r"[\s_-]+", " ", regex=True)
-    names = words.map(_LABEL_SPELLINGS)
-    for word, count in words[names.notna()].value_counts().sort_index().items():
-        checks.notes.append(f"dx {word!r} is read as {_LABEL_SPELLINGS[str(word)]!r} in {count:,} rows")
-    frame["dx"] = names.where(names.notna(), spelled.where(spelled.isin(LABELS), frame["dx"]))
-    unknown = ~frame["dx"].isin(LABELS).to_numpy()
-    report.unknown_labels = _value_counts(frame["dx"][unknown])
-    expected = f"expected one of {list(LABELS)}"
-    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels", asked=drop)
 
 
 def _check_conflicts(frame: pd.DataFrame, checks: _Checks) -> None:
@@ -243,7 +245,9 @@ def _check_conflicts(frame: pd.DataFrame, checks: _Checks) -> None:
 
 
 def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, to_missing: bool) -> None:
-    remedy = "Correct them, or read them as missing with `invalid_to_missing` (--invalid_to_missing)."
+    remedy = (
+        "Correct them, or read them as missing: --data_fixes invalid_to_missing (ham10000-data: --invalid_to_missing)."
+    )
 
     def check(name: str, bad: np.ndarray, expected: str) -> dict[str, int]:
         found = _value_counts(frame[name][bad])
@@ -253,7 +257,7 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, t
             checks.problem(bad, name, f"invalid {name}", expected, remedy)
         return found
 
-    missing = frame["age"].str.lower().isin(_MISSING).to_numpy()
+    missing = frame["age"].str.lower().isin(MISSING_VALUES).to_numpy()
     years = pd.to_numeric(frame["age"], errors="coerce")
     invalid = ~missing & ~years.between(0, MAX_AGE).to_numpy()
     report.invalid_ages = check("age", invalid, f"expected years from 0 to {MAX_AGE}, or nothing if unknown")
@@ -261,8 +265,10 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, t
     frame["age"] = years.where(~missing & ~invalid)
 
     for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
-        values = frame[name].str.lower()
-        values = values.where(~values.isin(_MISSING), "unknown")
+        values = frame[name].str.strip().str.lower()
+        values = values.where(~values.isin(MISSING_VALUES), "unknown")
+        checks.notes += spelling_notes(name, values, checks.name(name))
+        values = values.map(lambda value, name=name: read_value(name, value))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
         found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
         if name == "sex":
@@ -272,15 +278,20 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, t
         frame[name] = values.mask(invalid, "unknown")
 
 
-def _count(kept: pd.DataFrame, report: DataReport) -> None:
-    report.rows, report.lesions = len(kept), int(kept["lesion_id"].nunique())
+def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
+    report.rows = len(kept)
     counts = kept["dx"].value_counts()
-    report.class_counts = {label: int(counts.get(label, 0)) for label in LABELS}
-    sizes = kept["lesion_id"].value_counts().value_counts().sort_index()
-    report.images_per_lesion = {int(str(images)): int(lesions) for images, lesions in sizes.items()}
+    report.class_counts = {label: int(counts.get(label, 0)) for label in report.labels}
+    if lesions_known(kept):
+        report.lesions = int(kept["lesion_id"].nunique())
+        sizes = kept["lesion_id"].value_counts().value_counts().sort_index()
+        report.images_per_lesion = {int(str(images)): int(lesions) for images, lesions in sizes.items()}
     report.missing = {
         name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
     }
+    if absent := [name for name, count in report.missing.items() if count == len(kept)]:
+        columns = f"the columns are {raw.header}. Where one of them has it, name it: --columns {absent[0]}=COLUMN"
+        report.warnings.append(f"no row has a value for {', '.join(absent)}; {columns if raw.header else 'no table'}")
     varied = kept.groupby("lesion_id")["dx"].nunique()
     report.inconsistent_lesions = sorted(str(lesion) for lesion in varied.index[varied > 1])
     if report.inconsistent_lesions:
@@ -291,4 +302,4 @@ def _value_counts(values: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
 
 
-__all__ = ["MAX_AGE", "DataReport", "check_rows"]
+__all__ = ["DataReport", "check_rows", "lesions_known"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ham10000.training.config import PROTOCOLS
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-from ham10000.training.utils.files import write_table
+from ham10000.training.utils.columns import add_data_arguments, data_options
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of `ham10000-data`."""
     parser = argparse.ArgumentParser(prog="ham10000-data", description=__doc__)
-    parser.add_argument("--data", required=True, help="synthetic[:N], a folder, or a Hub dataset id")
+    parser.add_argument("--data", required=True, help="synthetic[:N], a table, a folder, or a Hub dataset id")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0])
     parser.add_argument("--seed", type=int, default=42, help="seed of the split (default 42)")
     parser.add_argument("--folds", type=int, help="default: 10 for lesion-grouped, none for image-stratified")
@@ -32,11 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check_images", action="store_true", help="decode every image once")
     parser.add_argument("--drop_unreadable", action="store_true", help="drop rows without a readable image")
     parser.add_argument("--drop_duplicates", action="store_true", help="keep the first row of every image id")
-    parser.add_argument("--drop_unknown_labels", action="store_true", help="drop rows of none of the seven classes")
+    parser.add_argument("--drop_unknown_labels", action="store_true", help="drop rows of other labels")
     parser.add_argument("--invalid_to_missing", action="store_true", help="read impossible values as missing")
     parser.add_argument("--save_split", metavar="DIR", help="write split.csv and split.json, for --split_file")
     parser.add_argument("--export", metavar="DIR", help="write the data as a folder in the official layout")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_data_arguments(parser)
     add_debug_argument(parser)
     return parser
 
@@ -50,8 +51,7 @@ def split_text(split: "Split") -> str:
     Returns:
         Its sizes, class counts, class weights to four decimals, and its leak.
     """
-    from ham10000.modeling.configuration_ham10000 import LABELS
-    from ham10000.training.data.split import SPLITS
+    from ham10000.training.data.split import SPLITS, leakage_text
 
     folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
     counts, leakage = split.class_counts, split.leakage()
@@ -61,19 +61,17 @@ def split_text(split: "Split") -> str:
         f"sizes                {sizes}  ({'/'.join(SPLITS)})",
         f"hash                 {split.sha256}",
         "",
-        " " * 20 + "".join(f"{label:>9}" for label in LABELS),
+        " " * 20 + "".join(f"{label:>9}" for label in split.labels),
     ]
     lines += [f"{part:<20}" + "".join(f"{count:>9}" for count in counts[part].values()) for part in SPLITS]
     for kind in ("balanced", "sqrt"):
         lines.append(f"{'weights, ' + kind:<20}" + "".join(f"{weight:>9.4f}" for weight in split.class_weights(kind)))
     for part in SPLITS[1:]:
-        shares = "".join(f"{leakage[part].get(label, 0):>8.1%} " for label in LABELS)
-        lines.append(f"{'leak, ' + part:<20}{shares}".rstrip())
+        shares = "".join(f"{leakage[part].get(label) or 0:>8.1%} " for label in split.labels)
+        if leakage[part]["all"] is not None:
+            lines.append(f"{'leak, ' + part:<20}{shares}".rstrip())
     lines.append("")
-    for part in SPLITS[1:]:
-        lines.append(
-            f"{leakage[part]['all']:.1%} of the {part} images show a lesion that another image shows in train"
-        )
+    lines += [leakage_text(leakage[part]["all"], part) for part in SPLITS[1:]]
     if split.dropped:
         lines.append(f"note: {split.protocol} drops {len(split.dropped)} rows without an age")
     return "\n".join(lines)
@@ -100,8 +98,9 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
     import datasets
 
     from ham10000.modeling import Ham10000Error
-    from ham10000.training.data.readers import IMAGE_SUFFIXES
     from ham10000.training.data.sources import metadata_frame
+    from ham10000.training.utils.files import write_table
+    from ham10000.training.utils.image_files import IMAGE_SUFFIXES
 
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -133,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
 
     dataset, report = load_data(
         options.data,
+        data_options(options),
         check_images=options.check_images,
         drop_unreadable=options.drop_unreadable,
         drop_duplicates=options.drop_duplicates,

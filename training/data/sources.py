@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,26 +15,36 @@ from ham10000.modeling.configuration_ham10000 import LABELS
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.images import IMAGE_FEATURES
-from ham10000.training.data.readers import COLUMNS, read_source
+from ham10000.training.data.readers import read_source
+from ham10000.training.data.tables import COLUMNS
 from ham10000.training.utils.cli import progress_bar
+from ham10000.training.utils.columns import DataOptions
 
-FEATURES = datasets.Features(
-    {
-        **IMAGE_FEATURES,
-        "image_id": datasets.Value("string"),
-        "lesion_id": datasets.Value("string"),
-        "dx": datasets.ClassLabel(names=list(LABELS)),
-        "dx_type": datasets.Value("string"),
-        "age": datasets.Value("float32"),
-        "sex": datasets.Value("string"),
-        "localization": datasets.Value("string"),
-        "dataset": datasets.Value("string"),
-    }
-)
+
+def features_of(labels: Sequence[str] = LABELS) -> datasets.Features:
+    """The columns of every dataset, with `dx` as an index into the labels."""
+    text = datasets.Value("string")
+    return datasets.Features(
+        {
+            **IMAGE_FEATURES,
+            "image_id": text,
+            "lesion_id": text,
+            "dx": datasets.ClassLabel(names=list(labels)),
+            "dx_type": text,
+            "age": datasets.Value("float32"),
+            "sex": text,
+            "localization": text,
+            "dataset": text,
+        }
+    )
+
+
+FEATURES = features_of()
 
 
 def load_data(
     source: str,
+    options: DataOptions | None = None,
     *,
     drop_unreadable: bool = False,
     drop_duplicates: bool = False,
@@ -46,12 +57,13 @@ def load_data(
     """Reads and checks a source; nothing is dropped unless an option asks for it, and then a note says so.
 
     Args:
-        source: `synthetic` or `synthetic:N` (N images); a folder in the official or Kaggle layout; an imagefolder
-            (metadata.csv or .jsonl with `file_name`); a folder of Parquet files; a Hub dataset id, of which all
-            splits are joined because their division cannot be trusted.
+        source: `synthetic` or `synthetic:N` (N images); a table (csv) above or next to its images; a folder with such
+            a table (HAM10000, ISIC, imagefolder) or with a folder per label; a folder of Parquet files; a Hub dataset
+            id, of which all splits are joined because their division cannot be trusted.
+        options: Names of columns, the label set, and what to group by, where they are not HAM10000's.
         drop_unreadable: Drop rows whose image is missing or cannot be decoded; implies `check_images`.
         drop_duplicates: Keep the first row of every image id.
-        drop_unknown_labels: Drop rows whose dx is none of the seven classes.
+        drop_unknown_labels: Drop rows whose label is none of the set: that of the options, else HAM10000's.
         invalid_to_missing: Read an unknown sex or site and an impossible age as missing.
         check_images: Decode every image once and report those that fail.
         synthetic_size: Number of synthetic images (default 800); `synthetic:N` says the same.
@@ -59,8 +71,9 @@ def load_data(
 
     Returns:
         The dataset and its report. Columns: `image` (`Image`, stored as path or bytes and not yet decoded),
-        `image_id`, `lesion_id`, `dx` (`ClassLabel` in the order of `LABELS`), `dx_type`, `age` (float32 years, null
-        where missing; 0 is a real age), `sex` and `localization` (lower case, "unknown" where missing), `dataset`.
+        `image_id`, `lesion_id` (the image's id where the lesion is unknown), `dx` (`ClassLabel`, whose names are the
+        report's `labels`), `dx_type`, `age` (float32 years, null where missing; 0 is a real age), `sex` and
+        `localization` (lower case, "unknown" where missing), `dataset`.
 
     Raises:
         Ham10000Error: For an unknown source, missing columns, or rows with problems: file, row, field, value, what
@@ -70,15 +83,15 @@ def load_data(
         >>> data, report = load_data("synthetic:200")
         >>> print(report)
     """
-    raw = read_source(source, synthetic_size=synthetic_size, seed=seed)
-    missing = np.array(raw.missing, dtype=bool)
-    unreadable = _unreadable(raw.images, missing) if check_images or drop_unreadable else None
+    options = options or DataOptions()
+    raw = read_source(source, options, synthetic_size=synthetic_size, seed=seed)
+    unreadable = (
+        _unreadable(raw.images, np.array(raw.missing, dtype=bool)) if check_images or drop_unreadable else None
+    )
     rows, keep, report = check_rows(
-        raw.frame,
-        source=source,
-        missing_images=missing,
+        raw,
+        options,
         unreadable_images=unreadable,
-        notes=raw.notes,
         drop_unreadable=drop_unreadable,
         drop_duplicates=drop_duplicates,
         drop_unknown_labels=drop_unknown_labels,
@@ -87,9 +100,16 @@ def load_data(
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
     columns: dict[str, list[Any]] = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
-    features = datasets.Features({name: FEATURES[name] for name in COLUMNS})
+    features = datasets.Features({name: kind for name, kind in features_of(report.labels).items() if name in COLUMNS})
     table = datasets.Dataset.from_dict(columns, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
+
+
+def label_names(dataset: datasets.Dataset) -> list[str]:
+    """The label set of a dataset from `load_data`, in the order of the class ids."""
+    kind = dataset.features["dx"]
+    assert isinstance(kind, datasets.ClassLabel)
+    return list(kind.names)
 
 
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
@@ -103,7 +123,7 @@ def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
     """
     frame = dataset.with_format(None).select_columns(list(COLUMNS)).to_pandas()
     assert isinstance(frame, pd.DataFrame)
-    frame["dx"] = np.array(LABELS, dtype=object)[frame["dx"].to_numpy()]
+    frame["dx"] = np.array(label_names(dataset), dtype=object)[frame["dx"].to_numpy()]
     return frame
 
 
@@ -135,4 +155,4 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         return np.array(list(bar), dtype=bool)
 
 
-__all__ = ["FEATURES", "load_data", "metadata_frame"]
+__all__ = ["FEATURES", "features_of", "label_names", "load_data", "metadata_frame"]

@@ -16,7 +16,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.config import PROTOCOLS
-from ham10000.training.data.sources import metadata_frame
+from ham10000.training.data.checks import lesions_known
+from ham10000.training.data.sources import label_names, metadata_frame
 from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
 
 SPLITS = ("train", "validation", "test")
@@ -57,6 +58,7 @@ class Split:
         fold: The fold that is the test set; the next one is the validation set.
         table: One row per image: image_id, lesion_id, group, dx, split, and `fold` where there are folds.
         dropped: Image ids of the data the protocol leaves out.
+        labels: The label set, in the order of the class ids.
     """
 
     protocol: str
@@ -65,6 +67,7 @@ class Split:
     fold: int
     table: pd.DataFrame
     dropped: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=lambda: list(LABELS))
 
     @property
     def sha256(self) -> str:
@@ -79,45 +82,46 @@ class Split:
 
     @property
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Images per split and class, in the order of `LABELS`."""
-        counts = pd.crosstab(self.table["split"], self.table["dx"]).reindex(index=SPLITS, columns=LABELS, fill_value=0)
-        return {
-            part: dict(zip(LABELS, row, strict=True)) for part, row in zip(SPLITS, counts.values.tolist(), strict=True)
-        }
+        """Images per split and class, in the order of `labels`."""
+        counts = pd.crosstab(self.table["split"], self.table["dx"])
+        rows = counts.reindex(index=SPLITS, columns=self.labels, fill_value=0).to_numpy().tolist()
+        return {part: dict(zip(self.labels, row, strict=True)) for part, row in zip(SPLITS, rows, strict=True)}
 
     def ids(self, part: str) -> list[str]:
         """Image ids of `train`, `validation` or `test`, in the order of the table."""
         return self.table.loc[self.table["split"] == part, "image_id"].tolist()
 
-    def leakage(self) -> dict[str, dict[str, float]]:
+    def leakage(self) -> dict[str, dict[str, float | None]]:
         """Share of the images of validation and test whose lesion another image shows in train.
 
         Returns:
-            For `validation` and `test`: the share over `all` of its images and per class, each in [0, 1].
+            For `validation` and `test`: the share over `all` of its images and per class, each in [0, 1]; `all` alone,
+            and None, where no image has a lesion id, so that nobody knows.
         """
+        if not lesions_known(self.table):
+            return {part: {"all": None} for part in SPLITS[1:]}
         seen = self.table["group"].isin(self.table.loc[self.table["split"] == "train", "group"])
-        shares = {}
+        shares: dict[str, dict[str, float | None]] = {}
         for part in SPLITS[1:]:
             chosen = self.table["split"] == part
             by_class = seen[chosen].groupby(self.table.loc[chosen, "dx"]).mean()
-            shares[part] = {"all": float(seen[chosen].mean())} | {
-                label: float(by_class[label]) for label in LABELS if label in by_class.index
-            }
+            shares[part] = {"all": float(seen[chosen].mean())}
+            shares[part] |= {label: float(by_class[label]) for label in self.labels if label in by_class.index}
         return shares
 
     def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """(7,) int64 images per class, in the order of `LABELS`, over some of the parts."""
-        return np.array([sum(self.class_counts[part][label] for part in parts) for label in LABELS])
+        """(labels,) int64 images per class, over some of the parts."""
+        return np.array([sum(self.class_counts[part][label] for part in parts) for label in self.labels])
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss from the training images, in the order of `LABELS`.
+        """Weights of the loss from the training images, in the order of `labels`.
 
         Args:
-            kind: `balanced` is n / (7 * count), `sqrt` its square root, `none` ones.
+            kind: `balanced` is n / (labels * count), `sqrt` its square root, `none` ones.
             parts: The parts that are trained on.
 
         Returns:
-            (7,) float64.
+            (labels,) float64.
 
         Raises:
             Ham10000Error: For another kind, or a class without training images.
@@ -126,11 +130,11 @@ class Split:
             raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
         counts = self.counts(parts).astype(np.float64)
         if kind == "none":
-            return np.ones(len(LABELS))
+            return np.ones(len(self.labels))
         if not counts.all():
-            absent = [label for label, count in zip(LABELS, counts, strict=True) if not count]
+            absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
             raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
-        balanced = counts.sum() / (len(LABELS) * counts)
+        balanced = counts.sum() / (len(self.labels) * counts)
         return balanced if kind == "balanced" else np.sqrt(balanced)
 
     def summary(self) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class Split:
             "class_counts": self.class_counts,
             "leakage": self.leakage(),
             "dropped": self.dropped,
+            "labels": self.labels,
         }
 
     def save(self, directory: str | Path) -> Path:
@@ -176,10 +181,7 @@ class Split:
             if not all(counts.values())
         }
         if lacking:
-            raise Ham10000Error(
-                f"Classes without an image, per split: {lacking}. "
-                "Every split needs all seven classes: use more data, fewer folds or another seed."
-            )
+            raise Ham10000Error(f"Classes without an image, per split: {lacking}. {self._advice()}")
         if self.protocol == "lesion-grouped":
             sides = self.table.groupby("group")["split"].nunique()
             if (sides > 1).any():
@@ -187,6 +189,23 @@ class Split:
                 raise Ham10000Error(
                     f"{int((sides > 1).sum())} lesions are on two sides of the split, such as {lesions}."
                 )
+
+    def _advice(self) -> str:
+        """What helps where a class is not in every split."""
+        counts = self.table["dx"].value_counts()
+        present = [label for label in self.labels if label in counts.index]
+        if len(present) < len(self.labels):
+            absent = [label for label in self.labels if label not in present]
+            return f"The data have no {', '.join(absent)}: leave them out with --labels {' '.join(present)}."
+        unit = "lesions" if self.protocol == "lesion-grouped" else "images"
+        column = "group" if unit == "lesions" else "image_id"
+        rarest = self.table.groupby("dx")[column].nunique().sort_values()
+        others = [label for label in self.labels if label != rarest.index[0]]
+        return (
+            f"Every split needs every class, and the rarest, {rarest.index[0]}, has {rarest.iloc[0]} {unit}: join it "
+            f"with another by --label_map {rarest.index[0]}=LABEL, leave it out with --labels {' '.join(others)} "
+            "--data_fixes drop_unknown_labels, or try another --split_seed or --folds."
+        )
 
 
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
@@ -272,14 +291,18 @@ def make_split(
     frame = metadata_frame(dataset)
     dropped: list[str] = []
     if grouped:
-        if (frame["lesion_id"] == frame["image_id"]).all():
+        if not lesions_known(frame):
             raise Ham10000Error(
-                "lesion-grouped needs lesion ids, but every lesion_id equals its image_id: photographs of one lesion "
-                "would be parted unseen. Add the column lesion_id, or choose the leaking protocol image-stratified."
+                "lesion-grouped needs lesion ids, but the data has none: photographs of one lesion would be parted "
+                "unseen. Name the column with --columns lesion_id=COLUMN, group by another with --group_by COLUMN "
+                "(such as a patient's id), or choose --protocol image-stratified, whose leakage is then unknown."
             )
         frame = frame.sort_values("image_id", ignore_index=True)
     else:
+        # The baseline's rule; data without any age are kept.
         without_age = frame["age"].isna()
+        if without_age.all():
+            without_age[:] = False
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
     table = frame[["image_id", "lesion_id"]].copy()
@@ -291,9 +314,9 @@ def make_split(
         counts = table["dx"].value_counts().to_dict()
         raise Ham10000Error(
             f"{len(table)} images cannot be split by {protocol} with folds={folds}: {error} "
-            f"Images per class: {counts}. Use more data or fewer folds."
+            f"Images per class: {counts}. Join rare classes with --label_map, or use fewer --folds."
         ) from error
-    split = Split(protocol, seed, folds, fold, table, dropped)
+    split = Split(protocol, seed, folds, fold, table, dropped, label_names(dataset))
     split.check()
     return split
 
@@ -319,6 +342,13 @@ def _assign(table: pd.DataFrame, *, grouped: bool, seed: int, folds: int | None,
     table["split"] = np.select([fold_of == fold, fold_of == (fold + 1) % folds], ["test", "validation"], "train")
 
 
+def leakage_text(share: float | None, part: str) -> str:
+    """A sentence on the share of a part whose lesion another image shows in train; None where lesions are unknown."""
+    if share is None:
+        return f"leakage unknown: without lesion ids nobody knows which {part} images show a lesion of train"
+    return f"{share:.1%} of the {part} images show a lesion that another image shows in train"
+
+
 def load_split(path: str | Path) -> Split:
     """Reads a saved split and verifies that nobody edited it.
 
@@ -338,7 +368,8 @@ def load_split(path: str | Path) -> Split:
         saved = json.loads(json_path.read_text(encoding="utf-8"))
         if "fold" in table.columns:
             table["fold"] = table["fold"].astype(np.int64)
-        split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"])
+        labels = saved.get("labels", list(LABELS))  # earlier versions had no other
+        split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"], labels)
         if split.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {split.protocol!r} does not exist")
         found, groups = split.summary(), lesion_groups(table["lesion_id"].tolist(), table["image_id"].tolist())
@@ -352,7 +383,8 @@ def load_split(path: str | Path) -> Split:
         raise Ham10000Error(f"{csv_path} was edited: its column group does not follow from lesion_id and image_id.")
     # The hash covers ids and sides; the counts and the leak cover dx and group.
     for name in ("sha256", "sizes", "class_counts", "leakage"):
-        if found[name] != saved.get(name):
+        unknown = name == "leakage" and found[name]["test"]["all"] is None  # 0 in earlier versions
+        if found[name] != saved.get(name) and not unknown:
             raise Ham10000Error(
                 f"{csv_path} was edited: its {name} is {found[name]}, but {json_path.name} records "
                 f"{saved.get(name)}. Restore the file, or make the split anew."
@@ -409,6 +441,7 @@ __all__ = [
     "WEIGHT_KINDS",
     "Split",
     "apply_split",
+    "leakage_text",
     "lesion_groups",
     "load_split",
     "make_split",

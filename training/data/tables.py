@@ -1,77 +1,62 @@
-"""Tables of metadata as text: every value a string, every row with its line, missing columns said at once."""
+"""Tables of metadata as text: every value a string, every row with its line, every field from its column."""
 
-import csv
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.utils.files import restore_cell
+from ham10000.modeling.processing_ham10000 import MISSING_VALUES
+from ham10000.training.data.labels import labels_from_one_hot, one_hot_columns
+from ham10000.training.utils.columns import SYNONYMS, DataOptions, candidates, match_columns, read_rows
+from ham10000.training.utils.image_files import comparable, without_suffix
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
-REQUIRED_COLUMNS = ("image_id", "dx", "age", "sex", "localization")
+_FIELD_NAMES = frozenset(name for names in SYNONYMS.values() for name in names)
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 
 
-def read_csv(path: Path, required: tuple[str, ...] = REQUIRED_COLUMNS) -> tuple[pd.DataFrame, list[str]]:
-    """Reads a delimited file and completes its columns; see `read_table` and `checked_columns`."""
-    frame, lines = read_table(path)
-    return checked_columns(frame, path, lines, required)
+@dataclass
+class FieldTable:
+    """The fields of a table.
+
+    Attributes:
+        frame: String columns `COLUMNS`, "" where missing, `file` and `row`; `image` is what the table calls the image.
+        columns: Our field to the source's column.
+        header: All columns of the source.
+        declared: Labels that have a column, for a table with one-hot labels.
+        notes: A sentence for each decision.
+    """
+
+    frame: pd.DataFrame
+    columns: dict[str, str]
+    header: list[str]
+    declared: list[str]
+    notes: list[str]
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings.
 
     Args:
-        path: A file with commas, tabs or semicolons and a header.
+        path: The file.
 
     Returns:
-        The rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of each.
+        The rows, and the line of each.
 
     Raises:
-        Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
-            twice, or a file that is no UTF-8 text.
+        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
     """
-    end = 0
-    try:
-        # utf-8-sig drops the byte order mark that spreadsheets write.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header_line = stream.readline()
-            delimiter = max(",\t;", key=header_line.count)
-            # Strict: otherwise a quote that is never closed takes in all rows that follow.
-            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter, strict=True), [])]
-            if len(set(header)) != len(header):
-                raise Ham10000Error(f"{path}: a column name occurs twice in {header}.")
-            end = 1
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            rows, lines = [], []
-            for row in reader:
-                line, end = end + 1, reader.line_num + 1
-                if not any(row):
-                    continue
-                if end != line:
-                    raise Ham10000Error(
-                        f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the "
-                        "cell on one line."
-                    )
-                if len(row) != len(header):
-                    raise Ham10000Error(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}.")
-                rows.append([restore_cell(cell) for cell in row])
-                lines.append(line)
-    except csv.Error as error:
-        raise Ham10000Error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise Ham10000Error(f"{path} is not a UTF-8 text table: {error}.") from error
+    if path.suffix.lower() == ".jsonl":
+        return _read_jsonl(path)
+    header, rows, lines = read_rows(path)
     return pd.DataFrame(rows, columns=header, dtype=object), lines
 
 
-def read_jsonl(path: Path, required: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
-    """Reads one JSON object a line and completes its columns; see `checked_columns`.
-
-    Raises:
-        Ham10000Error: For a line that is no JSON object, or a file that is no UTF-8 text.
-    """
+def _read_jsonl(path: Path) -> tuple[pd.DataFrame, list[int]]:
     rows, lines = [], []
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
@@ -86,40 +71,95 @@ def read_jsonl(path: Path, required: tuple[str, ...]) -> tuple[pd.DataFrame, lis
             raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
         if not isinstance(record, dict):
             raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+        if nested := [name for name in record if name in _FIELD_NAMES and isinstance(record[name], (list, dict))]:
+            value = record[nested[0]]
+            raise Ham10000Error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
         rows.append(record)
         lines.append(line)
-    return checked_columns(pd.DataFrame(rows, dtype=object), path, lines, required)
+    return string_frame(pd.DataFrame(rows, dtype=object)), lines
 
 
-def checked_columns(
-    frame: pd.DataFrame, origin: str | Path, lines: list[int], required: tuple[str, ...]
-) -> tuple[pd.DataFrame, list[str]]:
-    """Completes optional columns; a missing required one is an error that names all of them."""
-    absent = [name for name in required if name not in frame.columns]
+def select_fields(
+    raw: pd.DataFrame, origin: str | Path, lines: list[int], options: DataOptions | None = None
+) -> FieldTable:
+    """Finds the column of each field; those a table may lack are filled.
+
+    Args:
+        raw: The table.
+        origin: Its file, for messages.
+        lines: Line of each row.
+        options: Names of columns, and the column to group by.
+
+    Returns:
+        The fields. Without a lesion id an image counts as a lesion of its own, with a note.
+
+    Raises:
+        Ham10000Error: Where the image or the label has no column, or a column that was named does not exist.
+    """
+    options, header = options or DataOptions(), [str(name) for name in raw.columns]
+    try:
+        columns, notes = _choose_columns(raw, header, options)
+    except Ham10000Error as error:
+        raise Ham10000Error(f"{origin}: {error}") from error
+    one_hot = [] if "dx" in columns else one_hot_columns(header)
+    absent = [name for name in ("image_id", "dx") if name not in columns and not (name == "dx" and one_hot)]
     if absent:
         raise Ham10000Error(
-            f"{origin}: column(s) {absent} are missing; it has {[str(name) for name in frame.columns]}. "
-            f"Expected {list(required)}, and {[name for name in COLUMNS if name not in required]} if known."
+            f"{origin}: no column for {' and '.join(absent)}; it has {header}. Recognised are "
+            + "; ".join(f"{', '.join(SYNONYMS[name])} ({name})" for name in absent)
+            + f". Name yours: --columns {' '.join(f'{name}=COLUMN' for name in absent)}"
         )
-    if frame.columns.has_duplicates:
-        raise Ham10000Error(f"{origin}: a column name occurs twice in {list(frame.columns)}.")
-    notes = []
-    if "image_id" not in frame.columns:
-        frame["image_id"] = [
-            str(name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in frame.file_name
-        ]
-        notes.append(f"{origin}: no column image_id; the file names without suffix are the ids")
-    if "lesion_id" not in frame.columns:
-        frame["lesion_id"] = frame["image_id"]
-        notes.append(f"{origin}: no column lesion_id; every image counts as a lesion of its own")
-    for name in ("dx_type", "dataset"):
-        if name not in frame.columns:
-            frame[name] = "unknown"
-            notes.append(f"{origin}: no column {name}; filled with 'unknown'")
-    extra = ["file_name"] if "file_name" in required else []
-    frame = string_frame(frame[[*COLUMNS, *extra]])
+    texts = string_frame(raw)
+    if one_hot and len(texts):
+        texts["dx"] = labels_from_one_hot(texts, one_hot, origin, lines)
+    frame = pd.DataFrame(index=texts.index)
+    for name in COLUMNS:
+        column = columns.get(name, "dx" if name == "dx" else "")
+        frame[name] = texts.get(column, "unknown")
+    frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
+    if columns["image_id"] == "image_id":
+        frame["image_id"] = frame["image_id"].map(without_suffix)
+    else:
+        frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
+    alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
+    frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
+    if "lesion_id" not in columns:
+        notes.append(f"{origin}: no column for lesion_id; every image counts as a lesion of its own")
+    elif alone.any():
+        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as lesions of their own")
     frame["file"], frame["row"] = str(origin), lines
-    return frame, notes
+    used = {*columns.values(), *one_hot, "file_name", "image_type"}
+    if unused := [name for name in header if name not in used and name]:
+        notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
+    return FieldTable(frame, columns, header, [name.lower() for name in one_hot], notes)
+
+
+def _choose_columns(
+    raw: pd.DataFrame, header: Sequence[str], options: DataOptions
+) -> tuple[dict[str, str], list[str]]:
+    columns, notes = match_columns(header, options.columns), []
+    if options.group_by is not None:
+        if options.group_by not in header:
+            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {list(header)}.")
+        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
+        columns["lesion_id"] = options.group_by
+        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
+    labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
+    if "dx" not in options.columns and len(labels) > 1:
+        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
+        empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
+        columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
+        others = [name for name in labels if name != columns["dx"]]
+        notes.append(
+            f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {', '.join(others)}"
+        )
+    return columns, notes
+
+
+def _ids_of_files(names: pd.Series) -> pd.Series:
+    """File names as ids; with their folders where two folders have files of one name."""
+    stems = names.str.rsplit("/", n=1).str[-1]
+    return names.str.strip("/").str.replace("/", "_") if names.nunique() > stems.nunique() else stems
 
 
 def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +168,7 @@ def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
     def text(value: Any) -> str:
         return "" if value is None or value != value else str(value).strip()
 
-    return pd.DataFrame({name: [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
+    return pd.DataFrame({str(name): [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
 
 
-__all__ = ["COLUMNS", "REQUIRED_COLUMNS", "checked_columns", "read_csv", "read_jsonl", "read_table", "string_frame"]
+__all__ = ["COLUMNS", "TABLE_SUFFIXES", "FieldTable", "read_table", "select_fields", "string_frame"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.columns import add_data_arguments, data_options
 
 # Written out: importing them would import torch, and --help would take seconds. A test compares them.
 _SPLITS = ("train", "validation", "test", "all")
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FIX",
         help=f"any of {', '.join(DATA_FIXES)}",
     )
+    add_data_arguments(parser)
     add_debug_argument(parser)
     return parser
 
@@ -50,7 +52,9 @@ def main(argv: Sequence[str]) -> None:
     # Late: torch and the others take seconds to import, which --help and a mistyped option need not wait for.
     from transformers.utils import logging
 
+    from ham10000.training.data.labels import require_default_labels
     from ham10000.training.data.sources import load_data
+    from ham10000.training.data.split import leakage_text
     from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
     from ham10000.training.evaluation.report import format_results, read_predictions
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
@@ -61,7 +65,10 @@ def main(argv: Sequence[str]) -> None:
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
     load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
-    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    dataset, report = load_data(arguments.data, data_options(arguments), **dict.fromkeys(arguments.data_fixes, True))
+    require_default_labels(report.labels)
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     for note in report.notes:
         print(f"note: {note}")
     if arguments.isic_submission:
@@ -95,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         )
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
     if "leakage" in split and arguments.split != "train":
-        print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")
+        print(leakage_text(split["leakage"][arguments.split]["all"], arguments.split))
     print(format_results(results))
     print(
         f"Cost      {results['prediction_seconds']:.1f} s, {results['images_per_second']:,.1f} images/s, "

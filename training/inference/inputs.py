@@ -1,20 +1,15 @@
 """Turns files, folders, a csv of metadata and the values of flags into the samples to predict."""
 
-# The csv module and not pandas: it knows the line of every row, and the demo and `ham10000-predict` do without pandas.
-import csv
-import io
+# Nothing here may import pandas: the demo and `ham10000-predict` do without.
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.utils.files import restore_cell
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Columns of a csv that may name the image of a row; the first that exists is used.
-KEY_COLUMNS = ("image_id", "image", "file", "file_name", "path")
+from ham10000.training.utils.columns import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
+from ham10000.training.utils.image_files import IMAGE_SUFFIXES, comparable, files_below
 
 
 @dataclass
@@ -42,13 +37,14 @@ class MetadataTable:
         path: The file.
         rows: One sample per row, without an image.
         by_image: The same samples by every name an image may be looked up with.
-        note: The columns that are ignored or absent; empty if none.
+        notes: Lines that begin with `note:` (columns that are ignored, spellings that were read as others) or
+            `warning:` (a field without a column).
     """
 
     path: Path
     rows: list[Sample]
     by_image: dict[str, Sample]
-    note: str
+    notes: list[str]
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -72,14 +68,7 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         except OSError as error:  # such as a name that is too long
             raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
         if is_folder:
-            # Apple's archiver leaves a hidden `._name.jpg` next to each image, which is not an image.
-            found = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and not file.is_dir()
-            ]
+            found = sorted(Path(file) for file in files_below(path))
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
             images += found
@@ -92,75 +81,69 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(dict.fromkeys(images))
 
 
-def read_metadata(path: str | os.PathLike[str], fields: Sequence[str]) -> MetadataTable:
-    """Reads a csv of metadata; only the columns in `fields` are kept.
+def read_metadata(
+    path: str | os.PathLike[str], fields: Sequence[str], columns: Mapping[str, str] | None = None
+) -> MetadataTable:
+    """Reads a csv of metadata; only the columns of the fields are kept.
 
     Args:
-        path: Separated by comma, semicolon or tab, with a header. The first of `KEY_COLUMNS` that exists names the
-            image of a row: by the file's name with or without suffix, or by its path, relative to the csv or to the
+        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a
+            row is named by the file's name with or without suffix, or by its path, relative to the csv or to the
             working directory.
         fields: The metadata fields of the checkpoint.
+        columns: Our field to the csv's column, where it is not recognised.
 
     Raises:
         Ham10000Error: If the file cannot be read, has none of the fields, or names an image twice.
     """
     path = Path(path)
+    header, rows, lines = read_rows(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Ham10000Error(f"Cannot read the metadata {str(path)!r}: {error}. Expected a UTF-8 csv file.") from error
-    lines = _csv_rows(path, text)
-    header = [name.strip().lower() for name in next(lines, (1, []))[1]]
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise Ham10000Error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
-    if not set(header) & set(fields):
-        raise Ham10000Error(f"{path} has the columns {header}, but none of {list(fields)}.")
-    key = next((name for name in KEY_COLUMNS if name in header), None)
+        matched = match_columns(header, columns or {}, ("image_id", *fields))
+    except Ham10000Error as error:
+        raise Ham10000Error(f"{path}: {error}") from error
+    key = matched.pop("image_id", None)
+    if not matched:
+        known = "; ".join(f"{name}: {', '.join(SYNONYMS[name])}" for name in fields)
+        raise Ham10000Error(
+            f"{path} has the columns {header}, but none of {list(fields)} ({known}). Name yours: "
+            f"--columns {fields[0]}=COLUMN"
+        )
     notes = []
-    if ignored := [name for name in header if name and name not in fields and name != key]:
-        notes.append(f"{', '.join(ignored)} ignored, never an input of this checkpoint")
-    if absent := [name for name in fields if name not in header]:
-        notes.append(f"no column {', '.join(absent)}, which counts as missing")
-    table = MetadataTable(path, [], {}, f"{path}: {'; '.join(notes)}" if notes else "")
-    for line, cells in lines:
+    if ignored := [name for name in header if name and name not in (key, *matched.values())]:
+        notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
+    if absent := [name for name in fields if name not in matched]:
+        notes.append(
+            f"warning: {path}: no column for {', '.join(absent)}, which counts as missing; the columns are {header}. "
+            f"Where one of them has it, name it: --columns {absent[0]}=COLUMN"
+        )
+    table = MetadataTable(path, [], {}, notes)
+    spellings: list[dict[str, str]] = []
+    for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
-        if not any(cell.strip() for cell in cells):
+        values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        if not any(values.values()):
             continue
-        if len(cells) != len(header):
-            raise Ham10000Error(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote the cells.")
-        values = {name: restore_cell(cell.strip()) for name, cell in zip(header, cells, strict=True)}
         name = values[key] if key else f"line {line}"
-        row = Sample(name, None, {field: values[field] for field in fields if field in values}, where)
+        written = {field: values[column] for field, column in matched.items()}
+        row = Sample(name, None, {field: read_value(field, value) for field, value in written.items()}, where)
+        spellings.append(written)
         table.rows.append(row)
         if key is None:
             continue
         if not name or "\0" in name:
             raise Ham10000Error(f"{where}: {key} is {name!r}; every row needs the name of its image.")
-        other = table.by_image.setdefault(name, row)
+        other = table.by_image.setdefault(comparable(name), row)
         if other is not row:
             raise Ham10000Error(f"{where}: {key} {name!r} is also in {other.origin}; keep one row per image.")
         if key != "image_id":
-            table.by_image.setdefault(str((path.parent / name).resolve()), row)
+            table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
+    for field in matched.keys() - {"age"}:
+        said = spelling_notes(field, [row[field] for row in spellings], matched[field])
+        table.notes += [f"note: {path}: {note}" for note in said]
     return table
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row with its line; strict, as otherwise an unclosed quote takes in all rows that follow."""
-    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    reader, end = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
-    try:
-        for cells in reader:
-            line, end = end + 1, reader.line_num
-            if line != end:
-                raise Ham10000Error(
-                    f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the cell "
-                    "on one line."
-                )
-            yield line, cells
-    except csv.Error as error:
-        raise Ham10000Error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
 
 
 def collect_samples(
@@ -170,6 +153,7 @@ def collect_samples(
     table: str | None = None,
     *,
     checkpoint: str,
+    columns: Mapping[str, str] | None = None,
     unknown_values: str = "error",
 ) -> list[Sample]:
     """Turns what the command line gives into samples whose metadata the processor accepts.
@@ -180,6 +164,7 @@ def collect_samples(
         values: Raw metadata of every image, by field; None for what was not given.
         table: A csv, as for `read_metadata`, instead of `values`.
         checkpoint: Name of the checkpoint, for messages.
+        columns: As for `read_metadata`.
         unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
 
     Returns:
@@ -188,7 +173,7 @@ def collect_samples(
     Raises:
         Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.
     """
-    flags = {name: value for name, value in values.items() if value is not None}
+    flags = {name: read_value(name, value) for name, value in values.items() if value is not None}
     uses_image = "pixel_values" in processor.model_input_names
     uses_metadata = "metadata" in processor.model_input_names
     given = ", ".join(f"--{name}" for name in flags)
@@ -206,9 +191,9 @@ def collect_samples(
         raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {options}.")
     images = find_images(inputs)
     if table:
-        rows = read_metadata(table, processor.metadata_fields)
-        if rows.note:
-            print(f"note: {rows.note}", file=sys.stderr)
+        rows = read_metadata(table, processor.metadata_fields, columns)
+        for note in rows.notes:
+            print(note, file=sys.stderr)
         samples = _match(images, rows, unknown_values) if uses_image else rows.rows
     elif uses_image:
         samples = [Sample(_text(image), image, dict(flags) or None, "command line") for image in images]
@@ -223,11 +208,14 @@ def collect_samples(
 def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) -> list[Sample]:
     """Gives every image its row of the table; an image without one is an error, unless unknown values may be."""
     if not table.by_image:
-        raise Ham10000Error(f"{table.path} does not say which image a row is of; add one of {list(KEY_COLUMNS)}.")
+        raise Ham10000Error(
+            f"{table.path} does not say which image a row is of; add one of {', '.join(SYNONYMS['image_id'])}, "
+            "or name yours: --columns image_id=COLUMN."
+        )
     samples, without = [], []
     for image in images:
         names = (str(image), str(image.resolve()), image.name, image.stem)
-        row = next((table.by_image[name] for name in names if name in table.by_image), None)
+        row = next((table.by_image[name] for name in map(comparable, names) if name in table.by_image), None)
         if row is None:
             without.append(image)
         samples.append(Sample(_text(image), image, row.metadata if row else {}, row.origin if row else ""))
@@ -259,7 +247,6 @@ def _text(path: Path) -> str:
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "KEY_COLUMNS",
     "MetadataTable",
     "Sample",
     "collect_samples",

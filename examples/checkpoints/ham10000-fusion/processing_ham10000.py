@@ -20,6 +20,8 @@ from .configuration_ham10000 import (
 from .image_processing_ham10000 import Ham10000ImageProcessor
 
 MAX_AGE = 120
+# Of a field, in any case, in training and in prediction.
+MISSING_VALUES = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
 
 
 class Ham10000Processor(ProcessorMixin):
@@ -83,7 +85,7 @@ class Ham10000Processor(ProcessorMixin):
         Args:
             images: One picture or a list: path, bytes, PIL image, array or tensor (see `load_image`).
             metadata: One mapping or a list of them, with any of the keys age (years), sex and localization. A key that
-                is absent, None, NaN, empty or `"unknown"` is missing. A fusion model may be called without metadata.
+                is absent, None, NaN or one of `MISSING_VALUES` is missing. A fusion model may do without metadata.
             return_tensors: `"pt"` or `"np"`.
             unknown_values: What a sex or localization outside the vocabulary is: `"error"`, or `"missing"` to opt in
                 to treating it as missing.
@@ -175,7 +177,7 @@ def _checked_names(name: str, values: Any) -> list[str]:
 
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in ("", "unknown", "nan", "none")
+        return value.strip().lower() in MISSING_VALUES
     # Not math.isnan, which overflows on integers beyond a float.
     return value is None or (isinstance(value, numbers.Real) and value != value)
 
@@ -213,4 +215,4 @@ def _encode_category(value: Any, name: str, vocabulary: dict[str, int], number: 
     )
 
 
-__all__ = ["MAX_AGE", "Ham10000Processor"]
+__all__ = ["MAX_AGE", "MISSING_VALUES", "Ham10000Processor"]

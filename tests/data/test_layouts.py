@@ -1,0 +1,532 @@
+"""Small corpora in the layouts, headers and spellings of the field's datasets: each is read, and read right.
+
+Headers and folder names are those of the published files; images and rows are made here.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.training.data.checks import DataReport, check_rows
+from ham10000.training.data.readers import from_splits
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.split import make_split
+from ham10000.training.inference.inputs import find_images, read_metadata
+from ham10000.training.utils.columns import DataOptions
+
+
+def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
+    """Writes an image of its own colour for each name."""
+    for name in names:
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (len(name) * 7 % 256, sum(map(ord, name)) % 256, 90)).save(path)
+
+
+def text(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# Each writes a corpus and returns what is given as --data.
+
+
+def ham10000(folder: Path) -> Path:
+    header = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
+    text(folder / "HAM10000_metadata.csv", header, "H1,I1,mel,histo,60,male,back,x", "H2,I2,nv,histo,,unknown,ear,x")
+    images(folder / "HAM10000_images_part_1", "I1")
+    images(folder / "HAM10000_images_part_2", "I2")
+    return folder
+
+
+def kaggle(folder: Path) -> Path:
+    ham10000(folder)
+    for part, name in enumerate(("I1", "I2"), 1):
+        images(folder / f"ham10000_images_part_{part}", name)
+    text(folder / "hmnist_8_8_RGB.csv", "pixel0000,pixel0001,label", "1,2,3")
+    return folder
+
+
+def dataverse(folder: Path) -> Path:
+    """Tabs, no suffix, and masks in a folder of their own."""
+    ham10000(folder)
+    table = folder / "HAM10000_metadata.csv"
+    text(folder / "HAM10000_metadata", *table.read_text().replace(",", "\t").splitlines())
+    table.unlink()
+    images(folder / "HAM10000_segmentations_lesion_tschandl", "I1_segmentation", suffix=".png")
+    return folder
+
+
+def official_csv_beside_isic_images(folder: Path) -> Path:
+    ham10000(folder)
+    (folder / "ISIC2018_Task3_Training_Input").mkdir()
+    for part, name in enumerate(("I1", "I2"), 1):
+        place = folder / f"HAM10000_images_part_{part}"
+        (place / f"{name}.jpg").rename(folder / "ISIC2018_Task3_Training_Input" / f"{name}.jpg")
+        place.rmdir()
+    text(folder / "ISIC2018_Task3_Training_Input" / "ATTRIBUTION.txt", "HAM10000 Dataset: (c) by ViDIR Group")
+    return folder
+
+
+def isic2018(folder: Path) -> Path:
+    """Training, validation and test side by side, as downloaded."""
+    header = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+    for part, name in (("Training", "I1"), ("Validation", "V1"), ("Test", "T1")):
+        stem = f"ISIC2018_Task3_{part}"
+        images(folder / f"{stem}_Input", name)
+        rows = [f"{name},1.0,0.0,0.0,0.0,0.0,0.0,0.0"]
+        if part == "Training":
+            images(folder / f"{stem}_Input", "I2", "I3")
+            rows += ["I2,0.0,1.0,0.0,0.0,0.0,0.0,0.0", "I3,0.0,1.0,0.0,0.0,0.0,0.0,0.0"]
+        text(folder / f"{stem}_GroundTruth" / f"{stem}_GroundTruth.csv", header, *rows)
+    groupings = ["image,lesion_id,diagnosis_confirm_type", "I1,H1,histopathology", "I2,H2,single image", "I3,H2,x"]
+    text(folder / "ISIC2018_Task3_Training_LesionGroupings.csv", *groupings)
+    return folder
+
+
+def isic2018_test_file(folder: Path) -> Path:
+    return isic2018(folder) / "ISIC2018_Task3_Test_GroundTruth" / "ISIC2018_Task3_Test_GroundTruth.csv"
+
+
+def isic2019(folder: Path) -> Path:
+    """Images twice nested; the first rows without a lesion, whole rows of metadata empty."""
+    names = ["ISIC_0000000", "ISIC_0000017_downsampled", "ISIC_0073502"]
+    images(folder / "ISIC_2019_Training_Input" / "ISIC_2019_Training_Input", *names)
+    classes = ["NV", "SCC", "AK"]
+    header = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
+    rows = [
+        ",".join([name, *("1.0" if column == label else "0.0" for column in header)])
+        for name, label in zip(names, classes, strict=True)
+    ]
+    text(folder / "ISIC_2019_Training_GroundTruth.csv", ",".join(["image", *header]), *rows)
+    metadata = [f"{names[0]},55.0,anterior torso,,female", f"{names[1]},,,,", f"{names[2]},70.0,head/neck,L1,male"]
+    header_line = "image,age_approx,anatom_site_general,lesion_id,sex"
+    text(folder / "ISIC_2019_Training_Metadata.csv", header_line, *metadata)
+    return folder
+
+
+def isic2020(folder: Path) -> Path:
+    images(folder / "jpeg" / "train", "ISIC_2637011", "ISIC_0015719", "ISIC_0052212")
+    images(folder / "jpeg" / "test", "ISIC_0052060")
+    text(
+        folder / "train.csv",
+        "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target",
+        "ISIC_2637011,IP_7279968,male,45.0,head/neck,unknown,benign,0",
+        "ISIC_0015719,IP_3075186,female,45.0,upper extremity,unknown,benign,0",
+        "ISIC_0052212,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1",
+    )
+    text(folder / "test.csv", "image_name,patient_id,sex,age_approx,anatom_site_general_challenge", "ISIC_0052060,,,,")
+    text(folder / "sample_submission.csv", "image_name,target", "ISIC_0052060,0")
+    return folder
+
+
+def archive(folder: Path) -> Path:
+    """What isic-cli writes: metadata.csv beside the images, which is not an imagefolder's."""
+    images(folder, "ISIC_0024306", "ISIC_0024307", "ISIC_0024308")
+    text(
+        folder / "metadata.csv",
+        "isic_id,attribution,copyright_license,age_approx,anatom_site_general,diagnosis_1,diagnosis_2,diagnosis_3,"
+        "diagnosis_confirm_type,image_type,lesion_id,melanocytic,sex",
+        "ISIC_0024306,ViDIR,CC-BY-NC,45,palms/soles,Benign,x,Nevus,serial imaging,dermoscopic,IL_1,True,male",
+        'ISIC_0024307,ViDIR,CC-0,50,lower extremity,Malignant,x,"Melanoma, NOS",histo,dermoscopic,IL_2,True,male',
+        "ISIC_0024308,ViDIR,CC-0,,,Benign,x,Pigmented benign keratosis,histo,clinical: close-up,IL_3,False,",
+    )
+    return folder
+
+
+def older_archive(folder: Path) -> Path:
+    images(folder, "ISIC_0000000", "ISIC_0000001", suffix=".JPG")
+    header = "isic_id,age_approx,anatom_site_general,benign_malignant,diagnosis,mel_class,nevus_type,sex"
+    rows = ["ISIC_0000000,55,,benign,nevus,,blue,female", "ISIC_0000001,,,benign,pigmented benign keratosis,,,"]
+    return text(folder / "challenge.csv", header, *rows)
+
+
+def milk10k(folder: Path) -> Path:
+    """The truth is by lesion, with two images each."""
+    images(folder / "MILK10k_Training_Input" / "IL_1", "ISIC_1", "ISIC_2")
+    images(folder / "MILK10k_Training_Input" / "IL_2", "ISIC_3", "ISIC_4")
+    classes = "AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC"
+    zeros = ["0.0"] * 11
+    rows = [",".join(["IL_1", *zeros[:8], "1.0", *zeros[9:]]), ",".join(["IL_2", *zeros[:9], "1.0", *zeros[10:]])]
+    text(folder / "MILK10k_Training_GroundTruth.csv", f"lesion_id,{classes}", *rows)
+    text(
+        folder / "MILK10k_Training_Metadata.csv",
+        "lesion_id,image_type,isic_id,attribution,copyright_license,image_manipulation,age_approx,sex,skin_tone_class,site",
+        "IL_1,clinical: close-up,ISIC_1,MILK,CC-BY-NC,instrument only,40,female,3,trunk",
+        "IL_1,dermoscopic,ISIC_2,MILK,CC-BY-NC,instrument only,40,female,3,trunk",
+        "IL_2,dermoscopic,ISIC_3,MILK,CC-BY-NC,instrument only,85,male,2,head_neck_face",
+        "IL_2,clinical: close-up,ISIC_4,MILK,CC-BY-NC,instrument only,85,male,2,head_neck_face",
+    )
+    return folder
+
+
+def pad_ufes(folder: Path) -> Path:
+    images(folder / "imgs_part_1", "PAT_1516_1765_530", suffix=".png")
+    images(folder / "imgs_part_3", "PAT_46_881_939", suffix=".png")
+    text(
+        folder / "metadata.csv",
+        "patient_id,lesion_id,smoke,age,gender,fitspatrick,region,diameter_1,diagnostic,itch,img_id,biopsed",
+        "PAT_1516,1765,,8,,,ARM,,NEV,FALSE,PAT_1516_1765_530.png,FALSE",
+        "PAT_46,881,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_881_939.png,TRUE",
+    )
+    return folder
+
+
+def bcn20000(folder: Path) -> Path:
+    images(folder / "BCN_20k_train", "ISIC_0053453", "ISIC_0053454")
+    header = "isic_id,age_approx,anatom_site_general,diagnosis,lesion_id,sex"
+    rows = ["ISIC_0053453,80,head/neck,Scar,BCN_1,male", "ISIC_0053454,75,anterior torso,BCC,BCN_2,female"]
+    text(folder / "bcn_20k_train.csv", header, *rows)
+    return folder
+
+
+def derm7pt(folder: Path) -> Path:
+    images(folder / "images", "NEL/Nel026", "NEL/Nel028")
+    text(
+        folder / "meta" / "meta.csv",
+        "case_num,diagnosis,seven_point_score,sex,location,clinic,derm,case_id",
+        "1,basal cell carcinoma,0,female,head neck,NEL/NEL027.JPG,NEL/Nel026.jpg,",
+        "2,blue nevus,1,male,lower limbs,NEL/NEL029.JPG,NEL/Nel028.jpg,",
+    )
+    text(folder / "meta" / "train_indexes.csv", "indexes", "0")
+    return folder
+
+
+def class_folders(folder: Path) -> Path:
+    images(folder / "train" / "Nevus", "001", "002")
+    images(folder / "train" / "Melanoma", "001")
+    images(folder / "test" / "Melanoma", "003")
+    return folder
+
+
+def imagefolder(folder: Path) -> Path:
+    images(folder / "train", "a", "b")
+    text(folder / "train" / "metadata.csv", "file_name,label,age", "a.jpg,scar,30", "b.jpg,tattoo,")
+    return folder
+
+
+def clinic(folder: Path) -> Path:
+    """Semicolons, umlauts, spaces, other words; the disk writes `ä` as two characters, as macOS does."""
+    images(folder / "Bilder", unicodedata.normalize("NFD", "Nävus 1"), suffix=".JPG")
+    images(folder / "Bilder", "Melanom 2", suffix=".tif")
+    rows = ["Nävus 1.JPG;Nävus;61;m;Fuß", "Melanom 2.tif;Melanom;n/a;f;unknown"]
+    return text(folder / "Tabelle.csv", "Datei Name;Diagnose;Alter;Geschlecht;site", *rows)
+
+
+@dataclass
+class Layout:
+    """A corpus, and what it must be read as."""
+
+    write: Callable[[Path], Path]
+    dx: list[str]
+    labels: list[str] | None = None  # None: HAM10000's
+    ids: list[str] | None = None
+    age: list[float | None] | None = None
+    sex: list[str] | None = None
+    site: list[str] | None = None
+    lesions: int | None = None
+    says: list[str] = field(default_factory=list)
+    options: DataOptions = field(default_factory=DataOptions)
+    fixes: tuple[str, ...] = ()
+
+
+HAM = {"dx": ["mel", "nv"], "ids": ["I1", "I2"], "age": [60.0, None], "sex": ["male", "unknown"], "lesions": 2}
+ISIC_2019 = ["ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"]
+LAYOUTS = [
+    Layout(ham10000, site=["back", "ear"], **HAM),
+    Layout(kaggle, says=["2 image files are copies"], **HAM),
+    Layout(dataverse, **HAM),
+    Layout(official_csv_beside_isic_images, **HAM),
+    Layout(
+        isic2018,
+        ["mel", "nv", "nv"],
+        ids=["I1", "I2", "I3"],
+        lesions=2,
+        says=[
+            "lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings.csv",
+            "Test_GroundTruth",
+        ],
+    ),
+    Layout(isic2018_test_file, ["mel"], ids=["T1"]),
+    Layout(
+        isic2019,
+        ["nv", "scc", "ak"],
+        ISIC_2019,
+        ids=["ISIC_0000000", "ISIC_0000017_downsampled", "ISIC_0073502"],
+        age=[55, None, 70],
+        sex=["female", "unknown", "male"],
+        site=["trunk", "unknown", "face"],
+        lesions=3,
+        says=["2 rows without lesion_id", "--label_map 'ak=akiec'"],
+    ),
+    Layout(
+        isic2019,
+        ["nv", "akiec"],
+        lesions=2,
+        options=DataOptions(label_map={"AK": "akiec"}),
+        fixes=("drop_unknown_labels",),
+        says=["dropped because of drop_unknown_labels"],
+    ),
+    Layout(
+        isic2020,
+        ["benign", "benign", "malignant"],
+        ["benign", "malignant"],
+        age=[45, 45, 50],
+        site=["face", "upper extremity", "lower extremity"],
+        says=["labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"],
+    ),
+    Layout(
+        isic2020,
+        ["nv", "nv", "mel"],
+        ["nv", "mel"],
+        lesions=2,
+        options=DataOptions(
+            columns={"dx": "target"}, labels=["nv", "mel"], label_map={"0": "nv", "1": "mel"}, group_by="patient_id"
+        ),
+        says=["lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"],
+    ),
+    Layout(
+        archive,
+        ["nv", "mel"],
+        age=[45, 50],
+        site=["acral", "lower extremity"],
+        lesions=2,
+        says=["1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"],
+    ),
+    Layout(
+        older_archive, ["nv", "bkl"], says=["labels from column diagnosis", "'pigmented benign keratosis' is read"]
+    ),
+    Layout(
+        milk10k,
+        ["nv", "sccka"],
+        ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"],
+        ids=["ISIC_2", "ISIC_3"],
+        age=[40, 85],
+        site=["trunk", "face"],
+        lesions=2,
+        says=["2 rows whose image_type is not dermoscopic"],
+    ),
+    Layout(
+        pad_ufes,
+        ["nev", "scc"],
+        ["nev", "scc"],
+        ids=["PAT_1516_1765_530", "PAT_46_881_939"],
+        age=[8, 55],
+        sex=["unknown", "female"],
+        site=["upper extremity", "neck"],
+        lesions=2,
+        says=["columns that are not used: patient_id, smoke"],
+    ),
+    Layout(bcn20000, ["scar", "bcc"], ["bcc", "scar"], age=[80, 75], site=["face", "trunk"], lesions=2),
+    Layout(
+        derm7pt,
+        ["basal cell carcinoma", "blue nevus"],
+        ["basal cell carcinoma", "blue nevus"],
+        ids=["Nel026", "Nel028"],
+        sex=["female", "male"],
+        site=["face", "lower extremity"],
+        says=["no row has a value for age", "seven_point_score"],
+    ),
+    Layout(
+        class_folders,
+        ["mel", "mel", "nv", "nv"],
+        ids=["test_Melanoma_003", "train_Melanoma_001", "train_Nevus_001", "train_Nevus_002"],
+        says=["the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"],
+    ),
+    Layout(imagefolder, ["scar", "tattoo"], ["scar", "tattoo"], ids=["a", "b"], age=[30, None]),
+    Layout(
+        clinic,
+        ["nv", "mel"],
+        ids=["Nävus 1", "Melanom 2"],
+        age=[61, None],
+        sex=["male", "female"],
+        options=DataOptions(
+            columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
+            label_map={"Nävus": "nv", "Melanom": "mel"},
+        ),
+        fixes=("invalid_to_missing",),
+        says=["Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"],
+    ),
+]
+
+
+def name_of(layout: Layout) -> str:
+    return layout.write.__name__ + (" with options" if layout.options != DataOptions() else "")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_layout(layout: Layout, tmp_path: Path) -> None:
+    source = layout.write(tmp_path)
+    dataset, report = load_data(str(source), layout.options, check_images=True, **dict.fromkeys(layout.fixes, True))
+    frame = metadata_frame(dataset)
+    assert frame["dx"].tolist() == layout.dx
+    assert report.labels == dataset.features["dx"].names == (layout.labels or list(LABELS))
+    assert list(report.class_counts) == report.labels
+    assert report.lesions == layout.lesions
+    age = [None if value != value else value for value in frame["age"]]
+    found = {"ids": frame["image_id"].tolist(), "age": age, "sex": frame["sex"].tolist()}
+    found["site"] = frame["localization"].tolist()
+    for name, values in found.items():
+        if (expected := getattr(layout, name)) is not None:
+            assert values == expected, name
+    for words in layout.says:
+        assert words in str(report), f"{words!r} is not in\n{report}"
+    # The image of a row is the one that was written for it.
+    for row in dataset:
+        stem = unicodedata.normalize("NFC", Path(row["image"].filename).stem)
+        assert row["image_id"].endswith(stem)
+
+
+JUNK = {
+    "__MACOSX/train/Nevus/._001.jpg": b"\0\5\x16\7",
+    "__MACOSX/._metadata.csv": b"\0\5\x16\7",
+    "__MACOSX/metadata.csv": b"\0\5\x16\7",
+    ".ipynb_checkpoints/metadata.csv": b"image,dx\nI1,nv\n",
+    ".ipynb_checkpoints/train-checkpoint.csv": b"image,dx\nI1,nv\n",
+    ".Trash-0/files/ISIC2018_Task3_Training_GroundTruth.csv": b"image,MEL,NV\nI1,1,0\n",
+    ".git/objects/aa.jpg": b"x",
+    "._HAM10000_metadata.csv": b"\0\5\x16\7",
+    ".metadata.csv.swp": b"x",
+    "train/.DS_Store": b"x",
+    "@eaDir/I1.jpg": b"a thumbnail",
+    "Thumbs.db": b"x",
+}
+
+
+@pytest.mark.parametrize(
+    "write", [ham10000, isic2018, isic2019, isic2020, archive, milk10k, class_folders, imagefolder]
+)
+def test_junk_changes_nothing(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    source = write(tmp_path)
+    before = load_data(str(source))
+    found = find_images([source])
+    for name, data in JUNK.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    after = load_data(str(source))
+    assert metadata_frame(after[0]).equals(metadata_frame(before[0]))
+    assert after[1] == before[1]
+    assert find_images([source]) == found
+
+
+def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = class_folders(tmp_path / "data")
+    theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
+    expected = sorted(
+        (Path(row["image"].filename).name, split[name].features["label"].int2str(row["label"]))
+        for split in [theirs]
+        for name in split
+        for row in split[name]
+    )
+    dataset, _ = load_data(str(source), DataOptions(labels=["Melanoma", "Nevus"]))
+    names = dataset.features["dx"].names
+    assert sorted((Path(row["image"].filename).name, names[row["dx"]]) for row in dataset) == expected
+
+
+def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> None:
+    images(tmp_path, "a", "b")
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
+    rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, 1]}
+    splits = DatasetDict(train=Dataset.from_dict(rows, features=features))
+    raw = from_splits("mine", splits)
+    assert raw.frame["dx"].tolist() == ["benign", "benign"]
+    assert raw.declared == ["malignant", "benign"]
+    assert raw.frame["image_id"].is_unique
+    assert raw.missing == [False, False]
+    _, _, report = check_rows(raw, DataOptions(), unreadable_images=None)
+    assert report.class_counts == {"benign": 2, "malignant": 0}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"Bild;dx\na.jpg;nv\n", "no column for image_id; it has"), ("img;dx\né;nv\n".encode("latin-1"), "UTF-8")],
+)
+def test_the_only_table_of_a_folder_says_what_it_lacks(data: bytes, message: str, tmp_path: Path) -> None:
+    images(tmp_path / "Bilder", "a")
+    (tmp_path / "Tabelle.csv").write_bytes(data)
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(tmp_path))
+
+
+def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path: Path) -> None:
+    frame = metadata_frame(load_data(str(synthetic_folder))[0]).drop(columns="lesion_id")
+    frame["patient"] = [f"P{number // 3}" for number in range(len(frame))]
+    frame["file"] = [f"{name}.jpg" for name in frame.pop("image_id")]
+    (tmp_path / "images").symlink_to(synthetic_folder)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    dataset, _ = load_data(str(tmp_path / "own.csv"))
+    with pytest.raises(Ham10000Error, match="--columns lesion_id=COLUMN, group by another with --group_by COLUMN"):
+        make_split(dataset)
+    split = make_split(dataset, "image-stratified")
+    assert split.leakage() == {"validation": {"all": None}, "test": {"all": None}}
+    grouped, report = load_data(str(tmp_path / "own.csv"), DataOptions(group_by="patient"))
+    assert report.lesions == frame["patient"].nunique()
+    split = make_split(grouped, folds=4)
+    side = dict(zip(split.table["image_id"], split.table["split"], strict=True))
+    frame["side"] = [side[Path(name).stem] for name in frame["file"]]
+    assert frame.groupby("patient")["side"].nunique().max() == 1
+    with pytest.raises(Ham10000Error, match=r"no column 'patients' to group by; it has \['dx'"):
+        load_data(str(tmp_path / "own.csv"), DataOptions(group_by="patients"))
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("filename,diagnosis,age_approx,gender,site\na.jpg,nv,61,M,head/neck\n", ["61", "male", "face"]),
+        ("image_name,age_approx,sex,anatom_site_general_challenge\na,61,female,torso\n", ["61", "female", "trunk"]),
+        ("img_id;age;gender;region\na.jpg;61;FEMALE;FOREARM\n", ["61", "female", "upper extremity"]),
+        ("isic_id\tage_approx\tsex\tanatom_site_general\na\tn/a\tf\tpalms/soles\n", ["n/a", "female", "acral"]),
+    ],
+)
+def test_training_and_prediction_read_a_row_alike(table: str, expected: list[str], tmp_path: Path) -> None:
+    images(tmp_path, "a")
+    path = tmp_path / "t.csv"
+    path.write_text(table)
+    rows = read_metadata(path, ("age", "sex", "localization"))
+    assert [row.metadata for row in rows.rows] == [dict(zip(("age", "sex", "localization"), expected, strict=True))]
+    assert not any(note.startswith("warning") for note in rows.notes)
+    # The same table with a label.
+    header, _, row = table.rstrip("\n").partition("\n")
+    mark = next(delimiter for delimiter in "\t;," if delimiter in header)
+    path.write_text(f"{header}{mark}dx\n{row}{mark}nv\n")
+    frame = metadata_frame(load_data(str(path))[0])
+    assert [frame["sex"][0], frame["localization"][0]] == expected[1:]
+    assert (frame["age"][0] != frame["age"][0]) == (expected[0] == "n/a")
+
+
+def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: Path) -> None:
+    images(tmp_path, "a")
+    path = text(tmp_path / "t.csv", "image,dx,Alter,sex", "a,nv,61,M")
+    report: DataReport = load_data(str(path))[1]
+    assert report.warnings[0].startswith("no row has a value for age, localization; the columns are ['image', 'dx',")
+    notes = read_metadata(path, ("age", "sex")).notes
+    assert any("warning" in note and "no column for age" in note and "'Alter'" in note for note in notes)
+    assert read_metadata(path, ("age", "sex"), {"age": "Alter"}).rows[0].metadata == {"age": "61", "sex": "male"}
+
+
+def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    source = official_csv_beside_isic_images(tmp_path)
+    (source / "ISIC2018_Task3_Training_Input" / "I2.jpg").unlink()
+    with pytest.raises(Ham10000Error, match=rf"no image file in 1 row.* below {source} \(1 images\)"):
+        load_data(str(source))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["alter=Alter"], "no field 'alter'; expected some of"),
+        (["age"], "'age': expected ours=theirs"),
+        (["age=a", "age=b"], "gives 'age' twice, 'a' and 'b'"),
+    ],
+)
+def test_wrong_columns_are_named(columns: list[str], message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        DataOptions.from_texts(columns)
