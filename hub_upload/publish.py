@@ -170,16 +170,17 @@ def keep_edited_card(
     Raises:
         Ham10000Error: If the Hub does not tell.
     """
-    where: dict[str, str] = {"repo_id": repo_id, "repo_type": repo_type}
     ours = folder / "README.md"
     with _one_message(f"Reading the card of {repo_id!r}", find_token(api)), tempfile.TemporaryDirectory() as scratch:
-        if not api.repo_exists(**where):
+        if not api.repo_exists(repo_id, repo_type=repo_type):
             return False
-        refs = api.list_repo_refs(**where)
+        refs = api.list_repo_refs(repo_id, repo_type=repo_type)
         commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
         commit = commits.get(tag or "") or commits.get(revision) or commits["main"]
         try:
-            theirs = Path(api.hf_hub_download(**where, filename=ours.name, revision=commit, local_dir=scratch))
+            theirs = Path(
+                api.hf_hub_download(repo_id, ours.name, revision=commit, repo_type=repo_type, local_dir=scratch)
+            )
         except EntryNotFoundError:
             return False
         card = theirs.read_bytes()
@@ -222,9 +223,8 @@ def explain(error: BaseException, token: str) -> str:
     elif isinstance(cause, json.JSONDecodeError):
         words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
     advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
-    # Where a rerun cannot help, it is not recommended.
-    rerun = "" if status == 501 else " A commit arrives complete or not at all, and a rerun completes a release."
-    return f"{context}{words}.{rerun} {advice}"
+    rerun = "" if status == 501 else ", and a rerun completes a release"
+    return f"{context}{words}. A commit arrives complete or not at all{rerun}. {advice}"
 
 
 @contextmanager
