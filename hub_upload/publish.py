@@ -223,9 +223,8 @@ def explain(error: BaseException, token: str) -> str:
     elif isinstance(cause, json.JSONDecodeError):
         words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
     advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
-    # Where a rerun cannot help, it is not recommended.
-    rerun = "" if status == 501 else " A commit arrives complete or not at all, and a rerun completes a release."
-    return f"{context}{words}.{rerun} {advice}"
+    rerun = "" if status == 501 else ", and a rerun completes a release"
+    return f"{context}{words}. A commit arrives complete or not at all{rerun}. {advice}"
 
 
 @contextmanager

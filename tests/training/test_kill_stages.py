@@ -12,7 +12,7 @@ from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
 from ham10000.training.data.sources import load_data
-from ham10000.training.run_folder import training_states
+from ham10000.training.run_folder import settings_path, training_states
 from ham10000.training.study.runs import calibrate
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
@@ -144,6 +144,38 @@ def test_killed_between_the_files_of_a_run(commands, counted, tmp_path) -> None:
 @pytest.mark.slow
 def test_killed_between_the_files_of_a_run_many_times(commands, counted, tmp_path) -> None:
     kill_runs(commands, counted, tmp_path, kills=40, seed=2)
+
+
+def kill_overwriting_runs(commands: Commands, trained: Path, root: Path, *, kills: int, seed: int) -> None:
+    """Kills runs that overwrite another one before random operations on its files."""
+    new, counter = ["--overwrite", "--seed", "1"], root / "operations"
+    expected = root / "expected"
+    shutil.copytree(trained, expected)
+    child = commands.train(expected, *new, watched=str(expected), counter=str(counter))
+    assert child.wait() == 0, child.text
+    old = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    stayed = []
+    for number, moment in enumerate(random.Random(seed).sample(range(1, int(counter.read_text()) + 1), kills)):
+        folder = root / str(number)
+        shutil.copytree(trained, folder)
+        assert commands.train(folder, *new, watched=str(folder), file_operation=moment).wait() == -9
+        stayed.append(json.loads(settings_path(folder).read_text())["config"]["seed"] == 0)
+        if stayed[-1]:
+            assert {name: (folder / name).read_bytes() for name in old} == old
+        child = commands.train(folder, *(new if stayed[-1] else ["--resume"]))
+        assert child.wait() == 0, child.text
+        assert_same_run(folder, expected)
+        assert [path for path in [*leftovers(folder), *folder.glob(".new_run*")] if path.exists()] == []
+    assert kills < 10 or 0 < sum(stayed) < kills
+
+
+def test_killed_while_it_overwrites(commands, trained, tmp_path) -> None:
+    kill_overwriting_runs(commands, trained, tmp_path, kills=2, seed=4)
+
+
+@pytest.mark.slow
+def test_killed_while_it_overwrites_many_times(commands, trained, tmp_path) -> None:
+    kill_overwriting_runs(commands, trained, tmp_path, kills=30, seed=5)
 
 
 @pytest.fixture(scope="module")

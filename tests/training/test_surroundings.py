@@ -1,0 +1,140 @@
+"""What surrounds a run: its launcher, its trackers, a user without a home directory, a log in place of a terminal."""
+
+import io
+import os
+import pwd
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker, get_available_trackers
+from accelerate.utils import LoggerType
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.config import TrainConfig
+from ham10000.training.data.cache import default_cache_dir
+from ham10000.training.train import build_accelerator, check_trackers, main
+from ham10000.training.utils.cli import progress_bar
+
+OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
+NOT_INSTALLED = sorted(set(LoggerType.list()) - {"all"} - {str(name) for name in get_available_trackers()})
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def launched(*options: str) -> dict[str, str]:
+    """What `accelerate launch` tells a script by its environment."""
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--cpu", *options, "script.py"]))
+    return prepare_simple_launcher_cmd_env(arguments)[1]
+
+
+@pytest.mark.parametrize("asked", ["no", "bf16"])
+@pytest.mark.parametrize("own", ["auto", "no", "bf16"])
+def test_auto_is_the_precision_of_the_launcher_and_a_named_one_is_its_own(
+    asked: str, own: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "ACCELERATE_MIXED_PRECISION"
+    monkeypatch.setenv(name, launched("--mixed_precision", asked)[name])
+    config = TrainConfig(mixed_precision=own, output_dir=str(tmp_path))
+    assert build_accelerator(config).mixed_precision == (asked if own == "auto" else own)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [("fp16", "needs a CUDA device"), ("fp8", "use no, bf16 or fp16"), ("half", "'half'")]
+)
+def test_a_precision_that_cannot_be_had_is_refused(
+    asked: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(Ham10000Error, match=message):
+        build_accelerator(TrainConfig(output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["tensorbord", "Tensorboard", "", *NOT_INSTALLED])
+def test_a_tracker_that_would_be_left_out_is_refused(name: str) -> None:
+    problem = "not installed" if name in NOT_INSTALLED else "does not know"
+    with pytest.raises(Ham10000Error, match=f"{re.escape(repr(name))}.*{problem}.*Installed here: .*tensorboard"):
+        check_trackers(["tensorboard", name])
+
+
+def test_installed_trackers_are_accepted() -> None:
+    check_trackers([*(str(name) for name in get_available_trackers()), "all"])
+    check_trackers([])
+
+
+def test_a_tracker_that_cannot_start_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("not logged in")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", refuse)
+    assert main([*OPTIONS, "--output_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "The trackers ['tensorboard'] cannot start: ConnectionError: not logged in" in error
+    assert "--trackers none" in error
+
+
+def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "HAM10000_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", absent)
+    with pytest.raises(Ham10000Error, match=r"no home directory.*--cache_dir"):
+        default_cache_dir()
+    monkeypatch.setenv("HAM10000_CACHE", "/somewhere")
+    assert default_cache_dir() == Path("/somewhere")
+
+
+@pytest.mark.slow
+def test_training_as_a_user_without_a_home_directory(tmp_path: Path) -> None:
+    """A user whom the system does not know, as in a container started with `--user`."""
+    as_nobody = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if subprocess.run([*as_nobody, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this system has no user namespaces")
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "HAM10000_CACHE")}
+    command = [*as_nobody, sys.executable, "-m", "ham10000.training", *OPTIONS, "--trackers", "none"]
+    command += ["--modality", "image", "--backbone", "test_efficientnet", "--pretrained", "none", "--image_size", "32"]
+    command += ["--output_dir", "run"]
+    for more, code in (([], 2), (["--resume", "--cache_dir", "cache"], 0)):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert ("--cache_dir" in done.stderr) == (code == 2)
+        assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
+
+
+def test_a_bar_in_a_log_file_is_quiet_for_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    lines = []
+    for _ in progress_bar(iterable=range(2000), desc="Checking"):
+        now[0] += 0.1
+        lines.append(log.getvalue().count("\r"))
+    assert lines[290] == 0
+    # 200 seconds: one line for each half minute, and the last.
+    assert 3 <= log.getvalue().count("\r") <= 8
+
+
+def test_epochs_are_lines_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OPTIONS, "--trackers", "none", "--output_dir", str(tmp_path / "run"), "--patience", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "epoch  train loss  val. loss  macro-F1  balanced acc.  accuracy  images/s" in output
+    assert re.search(r"^    1 .*  kept$", output, re.MULTILINE)
+    own = output[output.index("\nModel ") : output.index("\nSaved ")]  # the last two lines are to be copied
+    assert max(len(line) for line in own.splitlines()) <= 80
