@@ -159,7 +159,7 @@ def vocabularies(models: Sequence[DemoModel]) -> tuple[list[str], list[str]]:
 
 
 def answer(
-    model: DemoModel, picture: Image.Image | None, metadata: Mapping[str, Any], label: str | None = None
+    model: DemoModel, picture: Image.Image | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
     """Predicts with one model and explains it.
 
@@ -202,7 +202,7 @@ def answer(
         return Answer(model, effects, low, high, label=label, note=f"No heat map: {error}")
 
 
-def _overlay(model: DemoModel, picture: Image.Image, metadata: Mapping[str, Any], label: str) -> Image.Image:
+def _overlay(model: DemoModel, picture: Image.Image, metadata: Mapping[str, object], label: str) -> Image.Image:
     maps = []
     for member, processor in model.members:
         rows = None

@@ -20,7 +20,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ham10000.hub_upload import app_html
 from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocabularies
-from ham10000.hub_upload.app_style import CSS
 from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MODALITIES, Ham10000Error, load_image
 from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
@@ -96,7 +95,7 @@ def read_upload(path: str | None) -> Chosen:
 
 
 def results(
-    models: Sequence[DemoModel], chosen: Chosen, age: Any, sex: str, site: str, label: str, varied: str
+    models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
 ) -> tuple[str, str, str, str, str]:
     """Everything that depends on the inputs.
 
@@ -247,7 +246,7 @@ def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, 
             ssr_mode=False,
             max_file_size=_MAX_FILE,
             theme=theme,
-            css=CSS,
+            css=app_html.CSS,
             footer_links=[],
             enable_monitoring=False,
         )

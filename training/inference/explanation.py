@@ -42,8 +42,8 @@ class Explanation:
 def explain(
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    image: Any = None,
-    metadata: Mapping[str, Any] | None = None,
+    image: object = None,
+    metadata: Mapping[str, object] | None = None,
     *,
     label: str = "mel",
     name: str | None = None,
@@ -52,7 +52,7 @@ def explain(
     """Predicts one image, or one row of metadata, and explains the prediction.
 
     Args:
-        model: Any variant, as loaded.
+        model: A model of any variant, as loaded.
         processor: The model's processor.
         image: An image in any form `load_image` reads; None for the metadata variant.
         metadata: One row, as for the processor; None if nothing is known.
@@ -181,7 +181,7 @@ def _check_explainable(
     return targets
 
 
-def _channel_dimension(model: Ham10000ForImageClassification, features: Any) -> int:
+def _channel_dimension(model: Ham10000ForImageClassification, features: object) -> int:
     """Where a feature map has its channels: 1, or 3 for Swin and its like."""
     shape = tuple(getattr(features, "shape", ()))
     for dimension in (1, 3):

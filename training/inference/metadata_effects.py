@@ -66,7 +66,7 @@ def logits_from_embeddings(
     """Runs the model's forward from the image embedding on.
 
     Args:
-        model: Any variant.
+        model: A model of any variant.
         image: (batch, backbone features); None for the metadata variant.
         metadata: (batch, fields) raw values; None for the image variant.
 
@@ -82,7 +82,7 @@ def logits_from_embeddings(
 
 
 def describe_metadata(
-    processor: Ham10000Processor, metadata: Mapping[str, Any] | None, *, unknown_values: str = "error"
+    processor: Ham10000Processor, metadata: Mapping[str, object] | None, *, unknown_values: str = "error"
 ) -> dict[str, str]:
     """Returns the values the model sees, by field, as text; `UNKNOWN` where one is missing.
 
@@ -114,8 +114,8 @@ def _shown(processor: Ham10000Processor, field: str, value: float) -> str:
 def metadata_effects(
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    image: Any = None,
-    metadata: Mapping[str, Any] | None = None,
+    image: object = None,
+    metadata: Mapping[str, object] | None = None,
     *,
     unknown_values: str = "error",
 ) -> MetadataEffects:
@@ -125,7 +125,7 @@ def metadata_effects(
     answered for the same image of another patient.
 
     Args:
-        model: Any variant, on any device, in any floating point type.
+        model: A model of any variant, on any device, in any floating point type.
         processor: The model's processor.
         image: An image in any form `load_image` reads; None for the metadata variant.
         metadata: One row, as for the processor; None if nothing is known, and for the image variant.
@@ -168,7 +168,7 @@ def metadata_effects(
 
 
 def _changed_rows(
-    processor: Ham10000Processor, metadata: Mapping[str, Any], unknown_values: str
+    processor: Ham10000Processor, metadata: Mapping[str, object], unknown_values: str
 ) -> tuple[list[tuple[str, str]], torch.Tensor]:
     """Names of the changes, and (1 + changes, F) metadata, the first row of which is the baseline."""
     fields = processor.metadata_fields

@@ -85,11 +85,11 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def picture_features(image: Any) -> np.ndarray:
+def picture_features(image: object) -> np.ndarray:
     """Returns the (features,) float64 statistics of colour and texture, in the order of `FEATURES`; always finite.
 
     Args:
-        image: Any image `load_image` reads.
+        image: An image in any form `load_image` reads.
 
     Raises:
         Ham10000Error: If the image cannot be read.
@@ -162,14 +162,14 @@ def ham10000_distribution() -> Distribution:
     return from_json(read_json(CONSTANTS), CONSTANTS.name)
 
 
-def picture_warning(image: Any) -> str | None:
+def picture_warning(image: object) -> str | None:
     """Warns of an image that is probably not a dermatoscopic image.
 
     One in a hundred of HAM10000's own images gets the warning too. And no warning is not an approval: a close
     photograph of skin taken without a dermatoscope may pass.
 
     Args:
-        image: Any image `load_image` reads.
+        image: An image in any form `load_image` reads.
 
     Returns:
         The warning with the distance and the threshold, or None for an image like those of HAM10000.

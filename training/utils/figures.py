@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,7 +24,7 @@ GREY = "#6B6B6B"
 _DPI = 150
 
 
-def plain(text: Any) -> str:
+def plain(text: object) -> str:
     """Text from the data for a figure: matplotlib would read a dollar sign as mathematics."""
     return " ".join(str(text).replace("$", r"\$").split())
 

@@ -132,7 +132,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Strict, indented JSON with a final newline.
 
     Raises:
@@ -141,7 +141,7 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
+def atomic_write_json(path: str | os.PathLike[str], value: object) -> Path:
     """Writes `value` as `to_json` renders it by `atomic_path`, and returns the path."""
     return atomic_write_text(path, to_json(value))
 

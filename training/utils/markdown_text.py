@@ -4,8 +4,8 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 # Everything that begins markup in Markdown, GitHub's tables and links included. An underscore inside a word does not.
 _MARKUP = re.compile(r"[\\`*\[\]|~#!@{}$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//")
@@ -15,18 +15,18 @@ ABSENT = "–"
 NO_BREAK = "\u00a0"  # a space where no line may end
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """One line of text: control characters and line breaks become spaces."""
     text = "".join(" " if unicodedata.category(char).startswith("C") else char for char in str(value))
     return " ".join(text.split())
 
 
-def escape(value: Any) -> str:
+def escape(value: object) -> str:
     """Text that shows as it is in Markdown, HTML and a table cell; markup becomes character references."""
     return _MARKUP.sub(lambda match: "".join(f"&#{ord(char)};" for char in match[0]), html.escape(plain(value), False))
 
 
-def code(value: Any) -> str:
+def code(value: object) -> str:
     """Text in a fixed-width font, escaped."""
     text = plain(value)
     return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else f"<code>{escape(text)}</code>"
@@ -86,36 +86,36 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def defined(value: Any) -> bool:
+def defined(value: object) -> TypeGuard[float]:
     """Whether this is a number that can be shown."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def decimal(value: Any, digits: int = 3, *, signed: bool = False) -> str:
+def decimal(value: object, digits: int = 3, *, signed: bool = False) -> str:
     """A number with fixed digits; a dash where there is none."""
     return f"{value:{'+' if signed else ''}.{digits}f}" if defined(value) else ABSENT
 
 
-def percent(share: Any, digits: int = 1) -> str:
+def percent(share: object, digits: int = 1) -> str:
     """A share as a percentage."""
     return f"{100 * share:.{digits}f}{NO_BREAK}%" if defined(share) else ABSENT
 
 
-def p_text(p: Any) -> str:
+def p_text(p: object) -> str:
     """A p-value for a table cell."""
     if not defined(p):
         return ABSENT
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def p_phrase(p: Any) -> str:
+def p_phrase(p: object) -> str:
     """A p-value for a sentence, such as `p = 0.018`."""
     if not defined(p):
         return "p undefined"
     return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
 
 
-def bounds(value: dict[str, Any], *, signed: bool = False, shares: bool = False) -> str:
+def bounds(value: Mapping[str, float | None], *, signed: bool = False, shares: bool = False) -> str:
     """` [low, high]`, with a space before it, or nothing where there are none."""
     if not (defined(value.get("low")) and defined(value.get("high"))):
         return ""
@@ -123,7 +123,7 @@ def bounds(value: dict[str, Any], *, signed: bool = False, shares: bool = False)
     return f" [{low},{NO_BREAK}{high}]"
 
 
-def interval(value: dict[str, Any] | None, *, signed: bool = False, shares: bool = False) -> str:
+def interval(value: Mapping[str, float | None] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
     Args:
@@ -137,7 +137,7 @@ def interval(value: dict[str, Any] | None, *, signed: bool = False, shares: bool
     return text + bounds(value, signed=signed, shares=shares)
 
 
-def over_seeds(value: dict[str, Any] | None, *, signed: bool = False) -> str:
+def over_seeds(value: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
     """`mean ± SD [low, high]`, without what is undefined (the SD of one seed, for one)."""
     if value is None or not defined(value.get("mean")):
         return ABSENT
@@ -145,11 +145,10 @@ def over_seeds(value: dict[str, Any] | None, *, signed: bool = False) -> str:
     return decimal(value["mean"], signed=signed) + spread + bounds(value, signed=signed)
 
 
-def leaves_out_zero(value: dict[str, Any] | None) -> bool | None:
+def leaves_out_zero(value: Mapping[str, float | None] | None) -> bool | None:
     """Whether an interval lies on one side of 0; None where it has no bounds."""
-    if value is None or not (defined(value.get("low")) and defined(value.get("high"))):
-        return None
-    return value["low"] > 0 or value["high"] < 0
+    low, high = (None, None) if value is None else (value.get("low"), value.get("high"))
+    return low > 0 or high < 0 if defined(low) and defined(high) else None
 
 
 __all__ = [
