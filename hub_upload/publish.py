@@ -42,7 +42,8 @@ _ADVICE = {
     f"{_AGAIN} to put this release on top of it.",
     413: f"The upload is too large for the Hub: split the weights into smaller shards, then {_AGAIN}.",
     429: f"The Hub limits the rate of requests: wait a few minutes, then {_AGAIN}.",
-    501: "The Hub does not support this request, and trying again will not help.",
+    501: "This Hub does not support the request, and trying again will not help. If it was a pull request, publish "
+    "without --create_pr, to a branch of your own.",
 }
 _SERVER_ERROR = f"The Hub has a fault: wait a few minutes (https://status.huggingface.co), then {_AGAIN}."
 
@@ -137,7 +138,10 @@ def explain(error: BaseException, token: str) -> str:
     elif isinstance(cause, json.JSONDecodeError):
         words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
     advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
-    return f"{context}{words}. A commit arrives complete or not at all, and a rerun completes a release. {advice}"
+    complete = "A commit arrives complete or not at all" + (
+        "" if status == 501 else ", and a rerun completes a release"
+    )
+    return f"{context}{words}. {complete}. {advice}"
 
 
 @contextmanager
