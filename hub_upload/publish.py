@@ -56,7 +56,8 @@ _ADVICE = {
     f"{_AGAIN} to put this release on top of it.",
     413: f"The upload is too large for the Hub: split the weights into smaller shards, then {_AGAIN}.",
     429: f"The Hub limits the rate of requests: wait a few minutes, then {_AGAIN}.",
-    501: "The Hub does not support this request, and trying again will not help.",
+    501: "This Hub does not support the request, and trying again will not help. If it was a pull request, publish "
+    "without --create_pr, to a branch of your own.",
 }
 _SERVER_ERROR = f"The Hub has a fault: wait a few minutes (https://status.huggingface.co), then {_AGAIN}."
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import timm
+import torch
+import torchvision
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,6 +16,10 @@ from .image_processing_ham10000 import Ham10000ImageProcessor
 from .modeling_ham10000 import Ham10000ForImageClassification, build_backbone
 from .processing_ham10000 import Ham10000Processor
 
+# timm's names of the networks that are torchvision's, and torchvision's.
+_TORCHVISION = {f"efficientnetv2_{size}": f"efficientnet_v2_{size}" for size in "sml"}
+_TORCHVISION_EPSILON = 1e-3
+
 
 def create_model(config: Ham10000Config, *, pretrained: bool | str | Path = False) -> Ham10000ForImageClassification:
     """Builds a model and, if asked, loads pretrained backbone weights into it.
@@ -21,8 +27,10 @@ def create_model(config: Ham10000Config, *, pretrained: bool | str | Path = Fals
     Args:
         config: The model's configuration.
         pretrained: False for random weights; True for timm's weights of `config.backbone` from the Hub (or its local
-            cache); a path to a safetensors file with the backbone's parameters under timm's names, or under the
-            `backbone.` prefix of a checkpoint of this package. A classifier in the file is ignored.
+            cache); `"torchvision"` for torchvision's ImageNet weights of EfficientNetV2-S, M or L, for the backbones
+            `efficientnetv2_s`, `_m` and `_l` with `bn_eps=1e-3`; a path to a safetensors file with the backbone's
+            parameters under timm's names, or under the `backbone.` prefix of a checkpoint of this package. A
+            classifier in the file is ignored.
 
     Returns:
         The model, in training mode.
@@ -33,7 +41,12 @@ def create_model(config: Ham10000Config, *, pretrained: bool | str | Path = Fals
     model = Ham10000ForImageClassification(config).train()
     if pretrained is False or not config.uses_image:
         return model
-    state_dict = _timm_weights(config) if pretrained is True else _file_weights(Path(pretrained))
+    if pretrained is True:
+        state_dict = _timm_weights(config)
+    elif pretrained == "torchvision":
+        state_dict = _torchvision_weights(config, model.backbone.state_dict())
+    else:
+        state_dict = _file_weights(Path(pretrained))
     classifier = model.backbone.pretrained_cfg.get("classifier") or "classifier"
     prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(prefixes)}
@@ -101,8 +114,32 @@ def _timm_weights(config: Ham10000Config) -> dict[str, Tensor]:
             f"No pretrained weights for the backbone {config.backbone!r}: {type(error).__name__}: {error} -- Two ways "
             "out: (1) connect to the internet once, so that timm can download them to its cache; (2) pass the path of "
             "a local safetensors file with the backbone's weights under timm's names. To train from random weights, "
-            "say so (pretrained=False)."
+            "say so (pretrained=False, or --pretrained none)."
         ) from error
+
+
+def _torchvision_weights(config: Ham10000Config, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's weights under timm's names.
+
+    Both networks are the same tensor for tensor, in the same order; torchvision's batch norm has an epsilon of 1e-3.
+    """
+    epsilon = config.backbone_kwargs.get("bn_eps")
+    if config.backbone not in _TORCHVISION or epsilon != _TORCHVISION_EPSILON:
+        raise Ham10000Error(
+            f"torchvision has no weights for the backbone {config.backbone!r} with bn_eps={epsilon}: expected one of "
+            f"{', '.join(_TORCHVISION)} with backbone_kwargs={{'bn_eps': {_TORCHVISION_EPSILON}}}."
+        )
+    weights = torchvision.models.get_model_weights(_TORCHVISION[config.backbone])["IMAGENET1K_V1"]
+    try:
+        theirs = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise Ham10000Error(
+            f"Cannot download torchvision's weights {weights.url}: {error}. Connect to the internet once, or put that "
+            f"file at {cached}. To train from random weights, say so (pretrained=False, or --pretrained none)."
+        ) from error
+    theirs = {name: value for name, value in theirs.items() if not name.startswith("classifier.")}
+    return dict(zip(own, theirs.values(), strict=True))
 
 
 def _file_weights(path: Path) -> dict[str, Tensor]:

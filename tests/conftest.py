@@ -54,6 +54,18 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     return {modality: parent / modality for modality in MODALITIES}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks of transformers' own tests, which test_transformers_mixins.py runs where their sources are at hand."""
+    for name in (
+        "accelerate_tests",
+        "torch_compile_test",
+        "flash_attn_test",
+        "flash_attn_3_test",
+        "flash_attn_4_test",
+    ):
+        config.addinivalue_line("markers", f"{name}: used by transformers' tests")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The bad-input corpus: what was run of it, by category and by how it ended."""
     counts: dict[str, Counter[str]] = {}

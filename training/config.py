@@ -82,7 +82,9 @@ class TrainConfig:
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
-    pretrained: str = _option("timm", "'timm' (weights from the Hub), 'none', or a local .safetensors file")
+    pretrained: str = _option(
+        "timm", "'timm' (weights from the Hub), 'torchvision', 'none', or a local .safetensors file"
+    )
     fusion: str = _option("concat", "how embeddings are joined, such as concat, gated or film")
     metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
     metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")

@@ -1,12 +1,15 @@
 """Pretrained backbone weights: from a local file, from our own checkpoint, or one message that says what to do."""
 
 import pickle
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
@@ -168,6 +171,58 @@ def test_without_network_and_file_one_message_names_both_ways_out() -> None:
     for words in (config.backbone, "internet", "local safetensors file", "timm's names", "pretrained=False"):
         assert words in message
     assert "\n" not in message.split("Two ways out")[1]
+
+
+@pytest.fixture
+def torchvision_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder in the place of torch.hub's."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+TORCHVISIONS = {"modality": "image", "backbone": "efficientnetv2_s", "backbone_kwargs": {"bn_eps": 1e-3}}
+
+
+@torch.no_grad()
+def test_torchvisions_weights_arrive_under_timms_names(
+    torchvision_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights in torchvision's own file, read by torchvision's own loader: features equal torchvision's."""
+    torch.manual_seed(4)
+    reference = torchvision.models.efficientnet_v2_s().eval()
+    for name, value in reference.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+        elif value.is_floating_point():
+            value.add_(0.05 * torch.randn_like(value))
+    weights = torchvision.models.EfficientNet_V2_S_Weights.IMAGENET1K_V1
+    torchvision_cache.mkdir()
+    torch.save(reference.state_dict(), torchvision_cache / Path(weights.url).name)
+    model = create_model(Ham10000Config(**TORCHVISIONS), pretrained="torchvision").eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = torch.flatten(reference.avgpool(reference.features(pixels)), 1)
+    assert (model.encode_image(pixels) - expected).abs().max() == 0.0
+    assert expected.std() > 1e-3
+
+
+def test_torchvisions_weights_offline_are_one_message(
+    torchvision_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    with pytest.raises(Ham10000Error, match=r"no network.*put that file at .*--pretrained none") as caught:
+        create_model(Ham10000Config(**TORCHVISIONS), pretrained="torchvision")
+    assert str(torchvision_cache) in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "efficientnetv2_s"])
+def test_torchvision_has_weights_for_its_own_networks_only(backbone: str) -> None:
+    """The second without torchvision's epsilon: the weights would fit, and the features would be others."""
+    with pytest.raises(Ham10000Error, match=r"torchvision has no weights.*efficientnetv2_s.*0\.001"):
+        create_model(Ham10000Config(modality="image", backbone=backbone), pretrained="torchvision")
 
 
 @torch.no_grad()
