@@ -20,8 +20,11 @@ from ham10000.training.data.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, load_split
+from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.decision import RULES, balanced_probabilities, decide
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
+    DECISION_METRICS,
     evaluate_predictions,
     format_results,
     predictions_table,
@@ -93,7 +96,10 @@ def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
         return 0
     table = load_split(checkpoint).table
     training = read_json(checkpoint / RunFile.TRAINING, optional=True)
-    trained = table["split"].isin(["train", "validation"] if trained_on_validation(training) else ["train"])
+    parts = ["train", "validation"] if trained_on_validation(training) else ["train"]
+    if training is not None and training["config"].get("train_on_all"):
+        parts = list(SPLITS)
+    trained = table["split"].isin(parts)
     return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
 
 
@@ -165,6 +171,21 @@ def evaluate_checkpoint(
     results["subgroups"] = subgroup_results(
         frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap
     )
+    prior = model.config.class_prior
+    if prior is not None:
+        results["decisions"] = {
+            rule: {
+                name: interval.as_dict()
+                for name, interval in cluster_bootstrap(
+                    columns["labels"],
+                    decide(probabilities, prior, rule),
+                    columns["lesion_groups"],
+                    DECISION_METRICS,
+                    **bootstrap,
+                ).items()
+            }
+            for rule in RULES
+        }
     table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
     output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
     context = {
@@ -213,6 +234,11 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
+        prior = load_checkpoint(checkpoint)[0].config.class_prior
+        if prior is None:
+            print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
+        else:
+            probabilities = balanced_probabilities(probabilities, prior)
         atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
     split = results["split"]
     if arguments.split == "all":
