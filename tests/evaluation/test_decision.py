@@ -92,5 +92,5 @@ def test_a_config_carries_prior_and_thresholds(tmp_path) -> None:
         {"class_prior": [0.5] * 7},
         {"conformal_thresholds": {"0.9": [2.0] * 7}},
     ):
-        with pytest.raises(Exception, match="class_prior|conformal_thresholds"):
+        with pytest.raises(Exception, match=r"class_prior|conformal_thresholds"):
             Ham10000Config(**wrong)

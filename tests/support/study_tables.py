@@ -1,10 +1,15 @@
 """For the tests of the study: image logits of a size that a test can afford, with metadata that say something too."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from ham10000.modeling import LABELS, LOCALIZATIONS
+from ham10000.training.study.config import ProtocolPlan, StudyConfig
+from ham10000.training.study.heads import HeadSettings
 from ham10000.training.study.predictions import Predictions
+from ham10000.training.study.steps import report
 
 SHARES = np.array([0.08, 0.1, 0.14, 0.06, 0.14, 0.4, 0.08])
 
@@ -48,3 +53,12 @@ def example_image(frame: pd.DataFrame, seeds: int = 1, folds: int = 3, strength:
         seeds=tuple(range(seeds)),
         logits=(2.0 * logits).astype(np.float32),
     )
+
+
+def small_report(folder: Path) -> None:
+    """A finished report, quickly: one seed, few resamples, heads of one epoch."""
+    frame = example_frame(200)
+    config = StudyConfig(
+        protocols={"lesion-grouped": ProtocolPlan(3)}, n_resamples=20, heads=HeadSettings(epochs=1, batch_size=64)
+    )
+    report({("lesion-grouped", "image"): example_image(frame)}, frame, config, None, folder)

@@ -34,7 +34,7 @@ class HeadSettings:
     """
 
     epochs: int = 30
-    batch_size: int = 128
+    batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
