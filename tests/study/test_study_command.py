@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ham10000.hub_upload.model_card import render_model_card
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.data.sources import load_data
@@ -116,6 +117,9 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
         files = read_run(folder)
         assert files.evaluation["estimated_by"] == "cross-validation"
         assert files.evaluation["metrics"]["n_images"] == 240
+        card = render_model_card(files, repo_id="user/model", revision="v1")
+        assert "Estimated by cross-validation; this model was trained on all images" in card
+        assert "ham10000-study release" in card
         rows = table[table["variant"] == modality]
         labels = rows["label"].map(LABELS.index).to_numpy()
         np.testing.assert_allclose(model.config.class_prior, np.bincount(labels, minlength=7) / 240)

@@ -193,18 +193,19 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResu
     sets, predictions = cross_conformal(fitted, coverage), fitted.predictions
     sizes = sets.sum(axis=-1)
     hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
-    per_class = {}
-    for k, name in enumerate(predictions.classes):
-        # A mean over one class's images, as the ratio of two means over all of them.
-        member = predictions.labels == k
-        top, bottom = bootstrap.means(np.stack([hit * member, member.astype(float)]))
-        with np.errstate(invalid="ignore"):
-            ratio = Sample(top.per_seed / bottom.per_seed, top.values / bottom.values)
-        per_class[name] = ratio.summary()
+    # A mean over one class's images is the ratio of two means over all of them.
+    members = predictions.labels == np.arange(len(predictions.classes))[:, None]  # (K, N)
+    samples = bootstrap.means(np.concatenate([hit * members, members.astype(float), sizes.mean(axis=0)[None]]))
+    with np.errstate(invalid="ignore"):
+        ratios = [
+            Sample(top.per_seed / bottom.per_seed, top.values / bottom.values)
+            for top, bottom in zip(samples[: len(members)], samples[len(members) : -1], strict=True)
+        ]
+    per_class = {name: ratio.summary() for name, ratio in zip(predictions.classes, ratios, strict=True)}
     return {
         "coverage": coverage,
         "per_class": per_class,
-        "size": bootstrap.means(sizes.mean(axis=0)[None])[0].summary(),
+        "size": samples[-1].summary(),
         "empty": float((sizes == 0).mean()),
         "single": float((sizes == 1).mean()),
     }

@@ -111,6 +111,7 @@ def _describe(
     training = read_json(run / RunFile.TRAINING)
     training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
     training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    training["made_by"] = "ham10000-study release --config examples/configs/study.yaml --data HAM10000/"
     if variant != "image":
         training["head"] = dataclasses.asdict(study.heads) | {"fitted_on": "out-of-fold image logits of all images"}
     atomic_write_json(directory / RunFile.TRAINING, training)
