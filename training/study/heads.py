@@ -8,6 +8,7 @@ checkpoint make one ordinary fusion checkpoint, see `assemble`.
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ def fit_head(
         decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
         known = {id(parameter) for parameter in decayed}
         others = [parameter for parameter in head.parameters() if id(parameter) not in known]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -213,7 +214,7 @@ def absorb_calibration(model: Ham10000ForImageClassification, temperature: float
         raise Ham10000Error(f"The model is calibrated already (temperature {model.config.temperature}).")
     model.config.temperature = float(temperature)
     with torch.no_grad():
-        model.classifier.bias += torch.from_numpy(temperature * biases).to(model.classifier.bias)
+        model.classifier.bias.add_(torch.from_numpy(temperature * biases).to(model.classifier.bias))
 
 
 __all__ = [

@@ -4,6 +4,7 @@
 `variant`, `seed`, `fold`, `label` and `logit_<class>` (float32, uncalibrated) for every class.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,7 @@ class Predictions:
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
         """The same images with another variant's logits (S, N, K)."""
-        fields = {name: value for name, value in vars(self).items() if name != "logits"}
-        return Predictions(**fields, logits=np.asarray(logits, dtype=np.float32))
+        return dataclasses.replace(self, logits=np.asarray(logits, dtype=np.float32))
 
     def frame(self, protocol: str, variant: str) -> pd.DataFrame:
         """The rows of the table."""
@@ -133,18 +133,11 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _one(where: str, protocol: str, variant: str, part: pd.DataFrame, columns: list[str]) -> Predictions:
-    tables = {int(seed): rows.sort_values("image_id") for seed, rows in part.groupby("seed")}
+    tables = {int(str(seed)): rows.sort_values("image_id") for seed, rows in part.groupby("seed")}
     first = next(iter(tables.values()))
     classes = tuple(name.removeprefix(LOGIT) for name in columns)
     groups = np.array(lesion_groups(first["lesion_id"].tolist(), first["image_id"].tolist()))
-    fields = {
-        "classes": classes,
-        "image_ids": first["image_id"].to_numpy(dtype=str),
-        "lesion_ids": first["lesion_id"].to_numpy(dtype=str),
-        "groups": groups,
-        "folds": first["fold"].to_numpy(dtype=np.int64),
-        "labels": first["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(dtype=np.int64),
-    }
+    fold_of = first["fold"].to_numpy(dtype=np.int64)
     shared = ["image_id", "lesion_id", "fold", "label"]
     for seed, rows in tables.items():
         _check_ids(f"{where}: {protocol}, {variant}", f"seed {min(tables)}", first, f"seed {seed}", rows)
@@ -155,14 +148,23 @@ def _one(where: str, protocol: str, variant: str, part: pd.DataFrame, columns: l
                 f"lesion, fold or label with seed {seed} than with seed {min(tables)}; all seeds need one split."
             )
     if protocol == "lesion-grouped":
-        folds = pd.Series(fields["folds"]).groupby(groups).nunique()
+        folds = pd.Series(fold_of).groupby(groups).nunique()
         if (folds > 1).any():
             raise Ham10000Error(
                 f"{where}: {protocol}, {variant}: lesion {folds.index[folds > 1][0]!r} is in two folds "
                 f"({int((folds > 1).sum())} such lesions), so its model had seen it."
             )
     logits = np.stack([rows[columns].to_numpy(dtype=np.float32) for rows in tables.values()])
-    return Predictions(**fields, seeds=tuple(tables), logits=logits)
+    return Predictions(
+        classes=classes,
+        image_ids=first["image_id"].to_numpy(dtype=str),
+        lesion_ids=first["lesion_id"].to_numpy(dtype=str),
+        groups=groups,
+        folds=fold_of,
+        labels=first["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(dtype=np.int64),
+        seeds=tuple(tables),
+        logits=logits,
+    )
 
 
 def _check_ids(where: str, name: str, ours: pd.DataFrame, other: str, theirs: pd.DataFrame) -> None:

@@ -84,7 +84,7 @@ def write_release(
                 variant, image.logits[0], inputs.metadata, image.labels, model_config, settings=study.heads, seed=seed
             )
             model = assemble(image_model if variant == "fusion" else None, head, model_config)
-            processor = create_processor(model.config)
+            processor = create_processor(model.config)  # type: ignore[arg-type]
         if variant == "fusion":
             processor.image_processor = image_processor.image_processor
         fitted = variants[variant]

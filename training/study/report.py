@@ -217,7 +217,7 @@ def targets_table(study: Study) -> str:
     """Every target of a protocol that was run, with what the image and fusion variants reached."""
     rows = []
     for target in TARGETS:
-        variants = study["protocols"].get(target.protocol, {"variants": {}})["variants"]  # type: ignore[typeddict-item]
+        variants = study["protocols"].get(target.protocol, {"variants": {}})["variants"]
         for name in ("image", "fusion"):
             if name not in variants or (found := target.found(variants[name])) is None:
                 continue
@@ -254,7 +254,8 @@ def results_table(study: Study) -> str:
     cells = [[text.replace(md.NO_BREAK, " ") for text in row] for row in rows]
     scored = [
         f"{md.escape(name)}: {md.plural(protocol['n_images'], 'image')} of "
-        f"{md.plural(protocol['n_lesions'], 'lesion')} out of {md.plural(protocol['folds'], 'fold')}, {seeds_phrase(protocol)}"
+        f"{md.plural(protocol['n_lesions'], 'lesion')} out of {md.plural(protocol['folds'], 'fold')}, "
+        f"{seeds_phrase(protocol)}"
         for name, protocol in study["protocols"].items()
     ]
     notes = (

@@ -156,7 +156,7 @@ def shortcut_results(
                 {"share": float(what), "macro_f1": score, "flips": _flips(bootstrap, answers, as_is)}
             )
         else:
-            values = list(SWEEP_AGES) if name == "age_sweep" else list(config.localization_vocabulary)
+            values: list[Any] = list(SWEEP_AGES) if name == "age_sweep" else list(config.localization_vocabulary)
             probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
             ids = {
                 group: [classes.index(label) for label in labels if label in classes]
