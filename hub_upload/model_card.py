@@ -301,7 +301,7 @@ def _training_context(run: RunFiles) -> dict[str, object]:
         return {"training": None}
     training = portable_training(run.training)
     split = training["split"]
-    parts = ("train", "validation") if run.trained_on_validation else ("train",)
+    parts: tuple[str, ...] = ("train", "validation") if run.trained_on_validation else ("train",)
     if training["config"].get("train_on_all"):
         parts = ("train", "validation", "test")
     return {

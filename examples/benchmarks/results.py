@@ -22,7 +22,8 @@ START, END = "<!-- results: start, rendered by `make results` -->", "<!-- result
 # In place of the tables while there is no study of this version.
 NO_STUDY = (
     "**The results are being replaced.** Those of earlier versions came from training images that were resampled "
-    "twice and from one test fold; they are gone from here, and the cross-validated study on all 10,015 images follows."
+    "twice and from one test fold; they are gone from here, and the cross-validated study on all 10,015 images "
+    "follows."
 )
 SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"
 

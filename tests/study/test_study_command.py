@@ -185,6 +185,7 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
         (["--folds=5"], "--folds is set by the study"),
         (["train", "--predictions", "p.parquet"], "--predictions is for"),
         (["report", "--only", "a"], "--only names runs to train"),
+        (["test"], "Unknown step 'test'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(root: Path, options: list[str], message: str) -> None:

@@ -30,19 +30,21 @@ from ham10000.training.utils.cli import run_cli
 
 STEPS = ("train", "report", "release")
 # What the study decides for each of its runs; its file says it for all.
-_OWN_OPTIONS = ("modality", "fusion", "seed", "fold", "folds", "protocol", "split_file", "trackers", "resume")
-_OWN_OPTIONS += ("overwrite", "train_on_validation", "train_on_all", "save_dtype")
+_OWN_OPTIONS = [
+    *("modality", "fusion", "seed", "fold", "folds", "protocol", "split_file", "trackers", "resume", "overwrite"),
+    *("train_on_validation", "train_on_all", "save_dtype"),
+]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the options of `ham10000-study` that `ham10000-train` does not have."""
     parser = argparse.ArgumentParser(
         prog="ham10000-study",
+        usage="ham10000-study [{" + ",".join(STEPS) + "}] --config YAML [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("step", nargs="?", choices=STEPS, help="one step alone; by default train, then report")
     parser.add_argument("--config", required=True, metavar="YAML", help="the study: see examples/configs/study.yaml")
     parser.add_argument(
         "--runs",
@@ -73,7 +75,13 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, StudyConfig, T
         Ham10000Error: For an option that the study sets itself, a file that cannot be read, or options that do not fit
             together.
     """
-    options, rest = build_parser().parse_known_args(list(argv))
+    # By hand: argparse would take the value of an option it does not know, such as `--data DIR`, for the step.
+    words = list(argv)
+    step = words.pop(0) if words and not words[0].startswith("-") else None
+    if step is not None and step not in STEPS:
+        raise Ham10000Error(f"Unknown step {step!r} of ham10000-study; expected one of {', '.join(STEPS)}, or none.")
+    options, rest = build_parser().parse_known_args(words)
+    options.step = step
     for name in _OWN_OPTIONS:
         if any(argument.split("=")[0] == f"--{name}" for argument in rest):
             raise Ham10000Error(

@@ -34,7 +34,7 @@ class HeadSettings:
         class_weights: `sqrt`, the square root of balanced weights, or `none`.
     """
 
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -128,7 +128,9 @@ def fit_head(
         known = {id(parameter) for parameter in decayed}
         others = [parameter for parameter in head.parameters() if id(parameter) not in known]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(settings.epochs):

@@ -225,13 +225,13 @@ def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
     """
     known = frame.set_index("image_id", drop=False)
     if absent := sorted(set(image.image_ids) - set(known.index)):
-        raise Ham10000Error(f"{len(absent)} predicted images are not in the data, such as {absent[0]!r}.")
+        raise Ham10000Error(f"{len(absent)} predicted images are not in the data, such as {str(absent[0])!r}.")
     rows = known.loc[image.image_ids].reset_index(drop=True)
     differs = rows["dx"].to_numpy() != np.array(image.classes)[image.labels]
     if differs.any():
         row = int(np.flatnonzero(differs)[0])
         raise Ham10000Error(
-            f"Image {image.image_ids[row]!r} is {image.classes[image.labels[row]]!r} in the predictions, but "
+            f"Image {str(image.image_ids[row])!r} is {image.classes[image.labels[row]]!r} in the predictions, but "
             f"{rows['dx'][row]!r} in the data ({int(differs.sum())} such images); give the data they were made of."
         )
     groups = pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), index=frame["image_id"])
