@@ -271,6 +271,8 @@ def reproduce_command(training: dict[str, Any]) -> str:
     Returns:
         Two shell commands with every setting that is not the default.
     """
+    if "made_by" in training:
+        return plain(training["made_by"])
     config = training["config"]
     data = plain(config["data"]) if str(config["data"]).startswith("synthetic") else "HAM10000/"
     output_dir = f"runs/{plain(config['modality'])}"
@@ -299,7 +301,9 @@ def _training_context(run: RunFiles) -> dict[str, object]:
         return {"training": None}
     training = portable_training(run.training)
     split = training["split"]
-    parts = ("train", "validation") if run.trained_on_validation else ("train",)
+    parts: tuple[str, ...] = ("train", "validation") if run.trained_on_validation else ("train",)
+    if training["config"].get("train_on_all"):
+        parts = ("train", "validation", "test")
     return {
         "training": training,
         "settings": training["config"],

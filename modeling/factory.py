@@ -119,7 +119,7 @@ def _timm_weights(config: Ham10000Config) -> dict[str, Tensor]:
 
 
 def _torchvision_weights(config: Ham10000Config, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's weights under timm's names.
+    """Torchvision's weights under timm's names.
 
     Both networks are the same tensor for tensor, in the same order; torchvision's batch norm has an epsilon of 1e-3.
     """

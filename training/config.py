@@ -79,6 +79,8 @@ class TrainConfig:
         False, "train on the validation images too, for a model to publish: the last epoch is kept, nothing is chosen"
     )
 
+    train_on_all: bool = _option(False, "train on every image, the test images too: nothing is left to score it on")
+
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
@@ -190,6 +192,9 @@ class TrainConfig:
             not self.freeze_backbone or (self.modality != "metadata" and self.pretrained != "none"),
             "false for a model without a backbone, or with a random one",
         )
+        self._require(
+            "train_on_all", not self.train_on_all or self.train_on_validation, "given with train_on_validation"
+        )
         self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
         for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
@@ -227,6 +232,8 @@ class TrainConfig:
     @property
     def train_parts(self) -> tuple[str, ...]:
         """The parts of the split that are trained on."""
+        if self.train_on_all:
+            return ("train", "validation", "test")
         return ("train", "validation") if self.train_on_validation else ("train",)
 
     @property

@@ -62,6 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal"
     )
     parser.add_argument(
+        "--decision",
+        choices=["probable", "balanced"],
+        help="the answer: the most probable class, or the one with the largest ratio of probability to its share in "
+        "training, for balanced accuracy; default: probable, for --format isic balanced",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        help="also list the classes that together contain the true one in this share of images like the training "
+        "data, in every class: 0.8, 0.9 or 0.95",
+    )
+    parser.add_argument(
         "--top_k", type=int, choices=range(1, len(_LABELS) + 1), metavar="N", help="classes shown (not csv)"
     )
     parser.add_argument(
@@ -100,6 +112,8 @@ def main(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
+    from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
+    from ham10000.training.evaluation.decision import balanced_probabilities, decide
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
@@ -119,7 +133,16 @@ def main(argv: Sequence[str]) -> None:
             raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
         print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
     model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
-    unknown_values = options.unknown_values
+    unknown_values, prior = options.unknown_values, model.config.class_prior
+    thresholds = None
+    if options.coverage is not None:
+        thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
+    if options.decision is None:
+        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
+    if options.decision == "balanced" and prior is None:
+        raise Ham10000Error(
+            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
+        )
     samples = collect_samples(
         processor,
         options.inputs,
@@ -147,6 +170,11 @@ def main(argv: Sequence[str]) -> None:
     probabilities = predict(
         fast, processor, images, metadata, options.batch_size, unknown_values=unknown_values, progress=True
     )
+    answer = output.Answer(
+        decide(probabilities, prior, options.decision),
+        None if thresholds is None else prediction_sets(probabilities, thresholds),
+        options.coverage,
+    )
     if output_format == "table":
         without = None
         if len(samples) == 1 and model.config.modality == "fusion":
@@ -159,15 +187,21 @@ def main(argv: Sequence[str]) -> None:
             probabilities,
             model,
             processor,
+            answer=answer,
             metadata_unknown=without,
             top_k=options.top_k,
             unknown_values=unknown_values,
             width=output.DEFAULT_WIDTH if options.output else terminal,
         )
     elif output_format == "json":
-        text = output.format_json(samples, probabilities, temperature=model.config.temperature, top_k=options.top_k)
+        text = output.format_json(
+            samples, probabilities, answer=answer, temperature=model.config.temperature, top_k=options.top_k
+        )
+    elif output_format == "csv":
+        text = output.format_csv(samples, probabilities, answer=answer)
     else:
-        text = {"csv": output.format_csv, "isic": output.format_isic}[output_format](samples, probabilities)
+        balanced = options.decision == "balanced"
+        text = output.format_isic(samples, balanced_probabilities(probabilities, prior) if balanced else probabilities)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)

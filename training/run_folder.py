@@ -41,11 +41,11 @@ class RunFile:
     HISTORY = "history.json"
     # Model, optimiser and average after so many steps, to resume from (a pattern).
     STATES = "training_state-*.safetensors"
-    # What evaluation, calibration, perturbed metadata and export add.
+    # What evaluation, calibration, the study and export add.
     EVALUATION = "eval_results.json"
     PREDICTIONS = "predictions.csv"
     CALIBRATION = "calibration.json"
-    SHORTCUTS = "shortcuts.npz"
+    OUT_OF_FOLD = "out_of_fold.parquet"
     ONNX = "onnx/model.onnx"
     # In place of the training files: where converted weights come from.
     CONVERSION = "conversion.json"
@@ -53,7 +53,7 @@ class RunFile:
 
 # What would be read as the next run's.
 _RESULTS = (
-    *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.SHORTCUTS),
+    *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.OUT_OF_FOLD),
     *(RunFile.ONNX, RunFile.CONVERSION, RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}", "figures/*.png"),
 )
 # Inside the folder of a run that is replaced: the new run until it has saved a state (removed with the other temporary

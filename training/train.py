@@ -181,6 +181,7 @@ def build_engine(
             validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
         )
     counts = split.counts(config.train_parts)
+    model.config.class_prior = (counts / counts.sum()).tolist()
     drawn = class_shares(counts, config.sampling)
     offset = logit_offset(drawn, config.logit_adjustment)
     loss = ClassificationLoss(

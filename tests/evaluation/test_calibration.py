@@ -6,13 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from scipy.stats import bootstrap
 from sklearn.metrics import log_loss
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.calibration import (
     TEMPERATURE_RANGE,
     apply_temperature,
+    bias_corrected_interval,
+    ece_floor,
     fit_temperature,
+    fit_vector_scaling,
     save_temperature,
 )
 from ham10000.training.evaluation.metrics import compute_metrics, softmax
@@ -139,3 +145,61 @@ def test_a_checkpoint_takes_the_temperature_and_nothing_else(tmp_path: Path) -> 
     assert path.read_bytes() == once
     save_temperature(tmp_path, 1.0)  # it replaces, it does not multiply
     assert path.read_text() == text
+
+
+def test_vector_scaling_is_a_logistic_regression_with_one_slope() -> None:
+    logits = np.random.default_rng(0).normal(size=(4000, 7)) * 2
+    shift = np.array([0.5, -0.4, 0.2, -0.9, 0.1, 0.9, -0.4])
+    probabilities = softmax(logits / 1.6 + shift)
+    labels = (np.random.default_rng(1).random((4000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1).clip(max=6)
+    temperature, biases = fit_vector_scaling(logits, labels)
+    assert temperature == pytest.approx(1.6, rel=0.05)
+    np.testing.assert_allclose(biases, shift - shift.mean(), atol=0.15)
+    assert biases.sum() == pytest.approx(0, abs=1e-9)
+
+    def loss(parameters: np.ndarray) -> float:
+        return log_loss(labels, softmax(logits * parameters[0] + parameters[1:]))
+
+    # A search with numerical gradients over scikit-learn's loss, started from another place, finds no lower one.
+    found = loss(np.append(1 / temperature, biases))
+    assert found <= minimize(loss, np.append(0.7, shift)).fun + 1e-7
+    with pytest.raises(Ham10000Error, match="images of each of 7 classes"):
+        fit_vector_scaling(logits, np.where(labels == 2, 3, labels))
+    with pytest.raises(Ham10000Error, match="No temperature in"):
+        fit_vector_scaling(20 * np.eye(7)[labels], labels)
+
+
+def test_the_floor_of_the_ece_is_what_calibrated_samples_show() -> None:
+    probabilities = softmax(np.random.default_rng(0).normal(size=(500, 7)) * 2)
+    found = [
+        compute_metrics(np.array([draws.choice(7, p=row) for row in probabilities]), probabilities)["ece"]
+        for draws in map(np.random.default_rng, range(40))
+    ]
+    error = np.std(found) / np.sqrt(len(found))
+    assert ece_floor(probabilities) == pytest.approx(np.mean(found), abs=4 * error)
+    assert ece_floor(np.repeat(probabilities, 20, axis=0)) < 0.5 * ece_floor(probabilities)
+
+
+def test_the_interval_of_the_ece_is_moved_by_its_bias() -> None:
+    logits = np.random.default_rng(3).normal(size=(300, 7)) * 2
+    probabilities = softmax(logits)
+    labels = (np.random.default_rng(4).random((300, 1)) > probabilities.cumsum(axis=1)).sum(axis=1).clip(max=6)
+    weights = cluster_weights(np.arange(300), 1000)
+    estimate, values = bootstrap_distribution(labels, probabilities, weights, ["ece"])
+    plain = percentile_interval(estimate["ece"], values["ece"])
+    assert values["ece"].mean() > estimate["ece"] + 0.01
+    found = bias_corrected_interval(estimate["ece"], values["ece"])
+    assert bias_corrected_interval(0.1, values["ece"] + 1).high >= 0.1
+    assert 0 <= found.low <= estimate["ece"] <= found.high
+    bias = (
+        bootstrap(
+            (np.arange(300),),
+            lambda i: compute_metrics(labels[i], probabilities[i])["ece"],
+            n_resamples=200,
+            vectorized=False,
+            method="percentile",
+            random_state=0,
+        ).bootstrap_distribution.mean()
+        - estimate["ece"]
+    )
+    assert found.high == pytest.approx(plain.high - bias, abs=0.004)

@@ -1,289 +1,367 @@
-"""The study as a user runs it: from the command line, killed and continued, its numbers found again by other ways."""
+"""The analysis of a study, its numbers found again from the written table by other ways."""
 
 import json
-import shutil
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import load_file
-from sklearn.metrics import f1_score, log_loss
-from transformers import AutoModel, AutoProcessor
+from scipy.special import log_softmax, softmax
+from scipy.stats import bootstrap
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from sklearn.utils.class_weight import compute_sample_weight
+from study_tables import example_frame, example_image
 
-import ham10000.modeling  # noqa: F401  (registers the Auto classes)
-from ham10000.modeling import LABELS
-from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import load_split
-from ham10000.training.evaluation.comparison import compare_predictions
-from ham10000.training.evaluation.report import read_predictions
-from ham10000.training.study.command import main
-from ham10000.training.study.report import study_markdown
+from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.training.evaluation.calibration import fit_vector_scaling
+from ham10000.training.study.baselines import baseline_rows
+from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study_config
+from ham10000.training.study.figures import DRAW
+from ham10000.training.study.heads import HeadSettings
+from ham10000.training.study.predictions import Predictions, read_predictions
+from ham10000.training.study.report import (
+    TARGETS,
+    check_study,
+    comparison_sentence,
+    results_table,
+    short_answer,
+    study_markdown,
+)
+from ham10000.training.study.resampling import Bootstrap
+from ham10000.training.study.steps import lesions_in_training, matching_rows, report
 
-PROTOCOLS = ("lesion-grouped", "image-stratified")
-VARIANTS = ("metadata", "image", "fusion-concat")
-TINY = [
-    "--data",
-    "synthetic:200",
-    "--backbone",
-    "test_efficientnet",
-    "--backbone_kwargs",
-    "{}",
-    "--pretrained",
-    "none",
-]
-TINY += ["--image_size", "32", "--epochs", "2", "--n_resamples", "200", "--seeds", "1"]
-BOTH = [f"--protocol={name}" for name in PROTOCOLS]
+VARIANTS = ("image", "metadata", "fusion", "control")
+CONFIG = StudyConfig(
+    protocols={"lesion-grouped": ProtocolPlan(3, (0, 1)), "image-stratified": ProtocolPlan(None, (0, 1))},
+    n_resamples=150,
+    heads=HeadSettings(epochs=3, batch_size=64),
+)
+
+
+def stratified(frame: pd.DataFrame) -> Predictions:
+    """A single split by image, whose test part has lesions of training too."""
+    image = example_image(frame, seeds=2)
+    known = frame.set_index("image_id")["age"].loc[image.image_ids].notna().to_numpy()
+    rows = np.flatnonzero(known & (np.random.default_rng(0).random(len(known)) < 0.4))
+    fields = {
+        name: value[rows] for name, value in vars(image).items() if isinstance(value, np.ndarray) and name != "logits"
+    }
+    fields["folds"] = np.zeros(len(rows), dtype=np.int64)
+    return Predictions(image.classes, **fields, seeds=image.seeds, logits=image.logits[:, rows])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("study")
-    cache = ["--cache_dir", str(path / "cache")]
-    assert main([*TINY, *BOTH, *cache, "--views", "2", "--output_dir", str(path / "study")]) == 0
-    return path / "study"
+def frame() -> pd.DataFrame:
+    return example_frame(500)
 
 
 @pytest.fixture(scope="module")
-def study(folder: Path) -> dict:
+def folder(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "study"
+    tables = {
+        ("lesion-grouped", "image"): example_image(frame, seeds=2),
+        ("image-stratified", "image"): stratified(frame),
+    }
+    report(tables, frame, CONFIG, None, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Any:
     return json.loads((folder / "study.json").read_text())
 
 
-def test_it_writes_every_run_and_the_report(folder: Path, study: dict) -> None:
-    assert list(study["protocols"]) == list(PROTOCOLS)
-    for protocol in PROTOCOLS:
-        assert list(study["protocols"][protocol]["variants"]) == list(VARIANTS)
-    assert (folder / "study.md").read_text() == study_markdown(study)
-    pictures = {path.name for path in (folder / "figures").iterdir()}
-    assert {"results.png", "comparisons.png", "shortcuts.png", "sweeps.png", "leakage.png"} <= pictures
-    assert str(folder.parent) not in json.dumps(study)  # no paths of this machine
+@pytest.fixture(scope="module")
+def lead(study: Any) -> Any:
+    return study["protocols"]["lesion-grouped"]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_its_numbers_are_those_of_the_runs_own_evaluation(folder, study, protocol, variant) -> None:
-    evaluation = json.loads((folder / protocol / f"{variant}-seed0" / "eval_results.json").read_text())
-    found = study["protocols"][protocol]["variants"][variant]
-    for name in ("macro_f1", "accuracy", "auroc_macro", "ece"):
-        row, interval = found["metrics"][name], evaluation["intervals"][name]
-        assert row["mean"] == pytest.approx(interval["estimate"], abs=1e-12)
-        assert (row["low"], row["high"]) == pytest.approx((interval["low"], interval["high"]), abs=0.02)
-        assert row["sd"] is None
-    assert (
-        found["subgroups"]["fields"]["sex"][0]["n_images"] == evaluation["subgroups"]["fields"]["sex"][0]["n_images"]
+@pytest.fixture(scope="module")
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "predictions.parquet")
+
+
+LOGITS = [f"logit_{name}" for name in LABELS]
+
+
+def of(table: pd.DataFrame, variant: str, seed: int, protocol: str = "lesion-grouped") -> pd.DataFrame:
+    chosen = table.query("protocol == @protocol and variant == @variant and seed == @seed")
+    return chosen.sort_values("image_id", ignore_index=True)
+
+
+def answers(rows: pd.DataFrame) -> np.ndarray:
+    return np.array(LABELS)[rows[LOGITS].to_numpy().argmax(axis=1)]
+
+
+def test_the_headline_is_that_of_the_published_table(lead: Any, table: pd.DataFrame) -> None:
+    """With scikit-learn and scipy alone, as anyone may."""
+
+    def macro_f1(rows: pd.DataFrame) -> float:
+        return float(f1_score(rows["label"], answers(rows), average="macro"))
+
+    assert list(lead["variants"]) == list(VARIANTS)
+    scores = {v: np.array([macro_f1(of(table, v, s)) for s in (0, 1)]) for v in VARIANTS}
+    for variant, found in scores.items():
+        metric = lead["variants"][variant]["metrics"]["macro_f1"]
+        np.testing.assert_allclose(metric["per_seed"], found, atol=1e-12)
+        assert metric["estimate"] == pytest.approx(found.mean())
+        assert metric["sd"] == pytest.approx(found.std(ddof=1))
+    primary = lead["comparisons"][0]
+    assert (primary["model"], primary["other"]) == ("fusion", "control")
+    difference = primary["metrics"]["macro_f1"]["estimate"]
+    assert difference["estimate"] == pytest.approx((scores["fusion"] - scores["control"]).mean())
+
+    # scipy resamples lesions for the mean over both seeds; ours draws the seeds too, so it is at least as wide.
+    parts = [(of(table, "fusion", s), of(table, "control", s)) for s in (0, 1)]
+    of_lesion = list(parts[0][0].groupby("lesion_id").indices.values())
+    label = parts[0][0]["label"].map(LABELS.index).to_numpy()
+    ids = [[rows[LOGITS].to_numpy().argmax(axis=1) for rows in pair] for pair in parts]
+
+    def mean_difference(lesions: np.ndarray) -> float:
+        rows = np.concatenate([of_lesion[k] for k in lesions])
+        pairs = [[f1_score(label[rows], part[rows], average="macro") for part in pair] for pair in ids]
+        return float(np.mean([ours - theirs for ours, theirs in pairs]))
+
+    options: dict[str, Any] = {"method": "percentile", "vectorized": False, "n_resamples": 100}
+    theirs = bootstrap((np.arange(len(of_lesion)),), mean_difference, random_state=0, **options)
+    width = difference["high"] - difference["low"]
+    low, high = theirs.confidence_interval
+    assert 0.8 * (high - low) < width < 1.6 * (high - low)
+    assert abs((difference["high"] + difference["low"]) - (low + high)) / 2 < 0.35 * width
+
+
+def test_every_rule_is_what_it_says(lead: Any, table: pd.DataFrame) -> None:
+    prior = np.array(list(lead["class_counts"].values())) / lead["n_images"]
+    for variant in ("image", "fusion"):
+        rules = lead["variants"][variant]["rules"]
+        for seed in (0, 1):
+            rows = of(table, variant, seed)
+            labels = rows["label"].map(LABELS.index).to_numpy()
+            calibrated = np.empty((len(rows), 7))
+            for fold in range(3):
+                test = rows["fold"].to_numpy() == fold
+                logits = rows[LOGITS].to_numpy(dtype=float)
+                temperature, biases = fit_vector_scaling(logits[~test], labels[~test])
+                calibrated[test] = logits[test] / temperature + biases
+            for rule, scores in (("probable", calibrated), ("balanced", log_softmax(calibrated, 1) - np.log(prior))):
+                found = rules[rule]["balanced_accuracy"]["per_seed"][seed]
+                assert found == pytest.approx(balanced_accuracy_score(labels, scores.argmax(axis=1)))
+            nll = lead["variants"][variant]["metrics"]["nll"]["per_seed"][seed]
+            assert nll == pytest.approx(log_loss(labels, softmax(calibrated, axis=1)), abs=1e-6)
+        assert rules["trained"]["macro_f1"] == lead["variants"][variant]["metrics"]["macro_f1"]
+
+
+def test_calibration_helps_and_its_interval_contains_it(lead: Any) -> None:
+    for values in lead["variants"].values():
+        ece = values["metrics"]["ece"]
+        assert ece["low"] <= ece["estimate"] <= ece["high"]
+        assert 0 < values["ece_floor"] < ece["estimate"] + 0.03
+    image = lead["variants"]["image"]
+    assert image["metrics"]["ece"]["estimate"] < image["uncalibrated"]["ece"]["estimate"] / 2
+
+
+def test_sets_cover_what_they_promise_in_the_large_classes(lead: Any) -> None:
+    for variant in ("image", "fusion"):
+        sizes = []
+        for row in lead["variants"][variant]["sets"]:
+            assert row["per_class"]["nv"]["estimate"] == pytest.approx(row["coverage"], abs=0.06)
+            sizes.append(row["size"]["estimate"])
+        assert sizes == sorted(sizes)
+
+
+def test_metadata_help_where_they_say_something_and_holm_knows_the_family(lead: Any) -> None:
+    rows = lead["comparisons"]
+    assert [(row["model"], row["other"]) for row in rows] == list(CONFIG.comparisons)
+    assert rows[0]["verdict"] == "helps"
+    raw = [row["metrics"]["macro_f1"]["p"] for row in rows]
+    assert rows[0]["p_holm"] >= raw[0]
+    assert max(row["p_holm"] for row in rows) >= max(raw)
+    assert rows[0]["smallest_detectable"] > rows[0]["metrics"]["macro_f1"]["smallest_detectable"]
+
+
+def test_changes_and_moved_images_are_counted(lead: Any, table: pd.DataFrame) -> None:
+    def joint(variant: str) -> np.ndarray:
+        votes = np.stack([of(table, variant, s)[LOGITS].to_numpy().argmax(axis=1) for s in (0, 1)])
+        return np.array(LABELS)[votes.min(axis=0)]  # of two votes that differ the first class
+
+    rows = of(table, "fusion", 0)
+    ours, theirs, label = joint("fusion"), joint("control"), rows["label"].to_numpy()
+    change = lead["comparisons"][0]["changes"]["mel"]
+    member = label == "mel"
+    assert change["images"] == member.sum()
+    assert change["images_gained"] == (member & (ours == "mel") & (theirs != "mel")).sum()
+    lost = member & (ours != "mel") & (theirs == "mel")
+    assert change["images_lost"] == lost.sum()
+    assert change["lesions_lost"] == rows["lesion_id"][lost].nunique()
+    moved = lead["comparisons"][0]["moved"]
+    assert {row["image_id"] for row in moved} == set(rows["image_id"][ours != theirs])
+
+
+def test_shortcuts_find_what_the_metadata_say(lead: Any) -> None:
+    assert lead["variants"]["image"]["shortcuts"] is lead["variants"]["control"]["shortcuts"] is None
+    for variant in ("fusion", "metadata"):
+        found = lead["variants"][variant]["shortcuts"]
+        assert "localization" in found["named"]  # which the class decides here
+        assert "sex" not in found["named"]  # which says nothing
+        assert found["as_is"]["estimate"] == pytest.approx(
+            lead["variants"][variant]["metrics"]["macro_f1"]["estimate"], abs=1e-12
+        )
+        shares = [row["share"] for row in found["missing"]]
+        assert shares == [0.0, *(k / 10 for k in range(1, 10)), 1.0]
+        lost = found["as_is"]["estimate"] - found["missing"][-1]["macro_f1"]["estimate"]
+        assert found["fields"]["all"]["unknown"]["drop"]["estimate"] == pytest.approx(lost)
+        assert found["missing"][0]["flips"]["estimate"] == 0
+        sweep = found["site_sweep"]
+        means = [row["estimate"] for row in sweep["melanoma"]]
+        assert sweep["change"]["estimate"] == pytest.approx(max(means) - min(means))
+        ages = found["age_sweep"]
+        slope = np.polyfit(np.array(ages["values"]) / 10, [row["estimate"] for row in ages["melanoma"]], 1)[0]
+        assert ages["change"]["estimate"] == pytest.approx(slope)
+        assert all(
+            row["estimate"] <= whole["estimate"]
+            for row, whole in zip(ages["melanoma"], ages["malignant"], strict=True)
+        )
+
+
+def test_baselines_are_scikit_learns(frame: pd.DataFrame, lead: Any, table: pd.DataFrame) -> None:
+    rows = of(table, "image", 0)
+    data = frame.set_index("image_id").loc[rows["image_id"]]
+    assert [row["name"] for row in lead["baselines"]] == [
+        "always nv",
+        "logistic regression on metadata",
+        "gradient boosting on metadata",
+    ]
+    always = lead["baselines"][0]["scores"]
+    assert always["accuracy"]["estimate"] == pytest.approx((rows["label"] == "nv").mean())
+    assert always["balanced_accuracy"]["estimate"] == pytest.approx(1 / 7)
+    table_of = data[["sex", "localization"]].assign(
+        age=data["age"].floordiv(5).mul(5).astype(object).fillna("unknown")
     )
-    table, labels, probabilities = read_predictions(folder / protocol / f"{variant}-seed0" / "predictions.csv")
-    predicted = probabilities.argmax(axis=1)
-    expected = f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0)
-    assert found["metrics"]["macro_f1"]["mean"] == pytest.approx(expected)
-    assert np.diag(found["confusion_matrix"]).sum() == (labels == predicted).sum()
-    assert sum(map(sum, found["confusion_matrix"])) == pytest.approx(len(table))
+    inputs = pd.get_dummies(table_of.astype(str)).to_numpy(dtype=float)
+    predicted = np.empty(len(rows), dtype=object)
+    for fold in range(3):
+        test = (rows["fold"] == fold).to_numpy()
+        weights = np.sqrt(compute_sample_weight("balanced", rows["label"][~test]))
+        model = LogisticRegression(max_iter=2000).fit(inputs[~test], rows["label"][~test], sample_weight=weights)
+        predicted[test] = model.predict(inputs[test])
+    found = lead["baselines"][1]["scores"]["accuracy"]["estimate"]
+    assert found == pytest.approx(accuracy_score(rows["label"], predicted.astype(str)), abs=0.01)
+    names = [row["name"] for row in lead["forbidden"]]
+    assert names == [
+        "age, sex, site",
+        "age, sex, site, dx_type",
+        "age, sex, site, dataset",
+        "age, sex, site, dx_type, dataset",
+        "dx_type, dataset",
+        "image",
+        "image, dx_type, dataset",
+    ]
+    gains = {row["name"]: row["gain"] for row in lead["forbidden"]}
+    assert gains["age, sex, site, dx_type"]["estimate"] > 0.02  # it says who was malignant
+    assert gains["age, sex, site"] is gains["dx_type, dataset"] is None
+    image = example_image(frame)
+    with pytest.raises(Ham10000Error, match=r"lack the column\(s\) \['dx_type'\]"):
+        baseline_rows(image, frame.drop(columns="dx_type"), Bootstrap(image.labels, image.groups, 1, 10))
 
 
-def test_the_difference_is_that_of_the_paired_bootstrap(folder: Path, study: dict) -> None:
-    runs = folder / "lesion-grouped"
-    expected = compare_predictions(
-        runs / "fusion-concat-seed0" / "predictions.csv", runs / "image-seed0" / "predictions.csv", n_resamples=200
+def test_seen_lesions_are_those_with_another_photograph_in_training(frame: pd.DataFrame, study: Any) -> None:
+    image = stratified(frame)
+    test = set(image.image_ids)
+    expected = []
+    for name in image.image_ids:
+        lesion = frame.loc[frame["image_id"] == name, "lesion_id"].item()
+        others = frame[(frame["lesion_id"] == lesion) & ~frame["image_id"].isin(test) & frame["age"].notna()]
+        expected.append(len(others) > 0)
+    np.testing.assert_array_equal(lesions_in_training(frame, image), expected)
+    assert not lesions_in_training(frame, example_image(frame)).any()
+    found = study["protocols"]["image-stratified"]["leakage"]
+    assert found["share"] == pytest.approx(np.mean(expected))
+    rows = np.array(expected)
+    predicted = image.logits[0].argmax(axis=1)
+    assert found["seen"]["metrics"]["accuracy"]["per_seed"][0] == pytest.approx(
+        (predicted == image.labels)[rows].mean()
     )
-    (found,) = [c for c in study["protocols"]["lesion-grouped"]["comparisons"] if c["kind"] == "metadata"]
-    for name in ("macro_f1", "balanced_accuracy", "accuracy"):
-        for key in ("estimate", "low", "high"):
-            assert found["metrics"][name][key] == pytest.approx(expected["differences"][name][key], abs=1e-12)
-    kinds = [c["kind"] for c in study["protocols"]["lesion-grouped"]["comparisons"]]
-    assert kinds == ["metadata", "tta", "tta"]
+    assert study["protocols"]["lesion-grouped"]["leakage"] is None
 
 
-def test_the_temperature_is_fitted_on_validation_and_in_the_checkpoint(folder: Path, study: dict) -> None:
-    run = folder / "lesion-grouped" / "fusion-concat-seed0"
-    found = study["protocols"]["lesion-grouped"]["variants"]["fusion-concat"]
-    (temperature,) = found["temperatures"]
-    model, processor = AutoModel.from_pretrained(run).eval(), AutoProcessor.from_pretrained(run)
-    assert model.config.temperature == temperature != 1
-    table, labels, probabilities = read_predictions(run / "predictions.csv")
-    rows = load_data("synthetic:200")[0]
-    index = {image_id: k for k, image_id in enumerate(rows["image_id"])}
-    chosen = rows.select([index[image_id] for image_id in table["image_id"][:8]])
-    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in chosen]
-    with torch.inference_mode():
-        logits = model(**processor(images=list(chosen["image"]), metadata=metadata)).logits
-    np.testing.assert_allclose(logits.double().softmax(-1), probabilities[:8], atol=1e-5)
-
-    assert found["metrics"]["nll"]["mean"] == pytest.approx(log_loss(labels, probabilities, labels=range(7)))
-    raw = torch.tensor(probabilities).log().mul(temperature).softmax(-1).numpy()
-    assert found["metrics"]["nll_uncalibrated"]["mean"] == pytest.approx(log_loss(labels, raw, labels=range(7)))
-    _, labels, raw = read_predictions(run / "evaluation_validation" / "predictions.csv")
-    losses = {t: log_loss(labels, torch.tensor(raw).log().div(t).softmax(-1).numpy(), labels=range(7))
-              for t in (temperature * 0.97, temperature, temperature * 1.03)}  # fmt: skip
-    assert min(losses, key=lambda t: losses[t]) == temperature
+def test_the_report_says_it_and_shows_it(folder: Path, study: Any, lead: Any) -> None:
+    text = (folder / "study.md").read_text()
+    assert text == study_markdown(study)
+    assert {path.name for path in (folder / "figures").iterdir()} == {f"{name}.png" for name in DRAW}
+    first = text.split("## In short")[1].split("\n\n")[1]
+    mel = lead["comparisons"][0]["changes"]["mel"]
+    assert f"{mel['images_gained']:,} gained and {mel['images_lost']:,} lost" in first
+    assert "nevus images" in first
+    assert comparison_sentence(lead["comparisons"][0], study).split(" [")[0] in first
+    assert re.search(r"\b(None|nan|undefined)\b", text) is None
+    assert text.count("```") == 2
+    assert first.split("\n")[0] in short_answer(study)[0] or short_answer(study)[0] in first
 
 
-def test_leakage_is_told_by_the_split(folder: Path, study: dict) -> None:
-    protocols = study["protocols"]
-    assert all(v["leakage"] is None for v in protocols["lesion-grouped"]["variants"].values())
-    split = load_split(folder / "image-stratified" / "image-seed0")
-    share = split.leakage()["test"]["all"]
-    leakage = protocols["image-stratified"]["variants"]["image"]["leakage"]
-    assert share > 0.1
-    assert leakage["seen"]["n_images"] / split.sizes["test"] == pytest.approx(share)
-    table, labels, probabilities = read_predictions(folder / "image-stratified" / "image-seed0" / "predictions.csv")
-    train = set(split.table.loc[split.table["split"] == "train", "lesion_id"])
-    seen = table["lesion_id"].isin(train).to_numpy()
-    right = probabilities.argmax(axis=1) == labels
-    assert leakage["seen"]["metrics"]["accuracy"]["mean"] == pytest.approx(right[seen].mean())
-    assert leakage["unseen"]["metrics"]["accuracy"]["mean"] == pytest.approx(right[~seen].mean())
+def test_the_readme_has_every_variant_baseline_and_target(study: Any, lead: Any) -> None:
+    text = results_table(study)
+    assert "0.804 [0.753, 0.847]" in text  # the published baseline
+    for row in lead["baselines"]:
+        assert row["name"] in text
+    fusion = lead["variants"]["fusion"]
+    assert f"{fusion['metrics']['macro_f1']['estimate']:.3f}" in text
+    for target in TARGETS:
+        assert target.because in text.replace("&#39;", "'")
+    ece = next(target for target in TARGETS if target.above_floor)
+    assert ece.found(fusion) == pytest.approx(fusion["metrics"]["ece"]["estimate"] - fusion["ece_floor"])
+    assert ece.gap(0.03) == "0.010 too high"
+    assert TARGETS[0].gap(0.75) == "0.010 short"
 
 
-def test_photographs_are_counted_over_the_whole_dataset(folder: Path, study: dict) -> None:
-    frame = metadata_frame(load_data("synthetic:200")[0])
-    counts = frame.groupby("lesion_id")["image_id"].transform("size")
-    test = pd.read_csv(folder / "image-stratified" / "image-seed0" / "predictions.csv")["image_id"]
-    single = counts[frame["image_id"].isin(test)] == 1
-    fields = study["protocols"]["image-stratified"]["variants"]["image"]["subgroups"]["fields"]
-    groups = {row["group"]: row["n_images"] for row in fields["photographs"]}
-    assert groups["1"] == single.sum()
-    assert sum(groups.values()) == len(test)
+def test_what_is_no_study_is_refused(study: Any) -> None:
+    with pytest.raises(Ham10000Error, match="format 1; this version reads format 2"):
+        check_study({**study, "format": 1})
+    with pytest.raises(Ham10000Error, match="has no protocol"):
+        check_study({**study, "protocols": {}})
 
 
-def test_what_is_done_is_not_done_again(folder: Path, study: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    evaluations = {path: path.stat().st_mtime_ns for path in folder.rglob("eval_results.json")}
-    cache = ["--cache_dir", str(folder.parent / "cache")]
-    assert main([*TINY, *BOTH, *cache, "--views", "2", "--output_dir", str(folder)]) == 0
-    assert capsys.readouterr().out.count("done before") == 6
-    assert len(weights) == 18  # a checkpoint and two states for each run
-    assert {path: path.stat().st_mtime_ns for path in weights} == weights
-    assert {path: path.stat().st_mtime_ns for path in evaluations} == evaluations
-    assert json.loads((folder / "study.json").read_text())["protocols"] == study["protocols"]
+def test_data_that_are_not_those_of_the_predictions_are_refused(frame: pd.DataFrame) -> None:
+    image = example_image(frame)
+    with pytest.raises(Ham10000Error, match="predicted images are not in the data, such as 'IMG_00000_0'"):
+        matching_rows(frame[frame["image_id"] != "IMG_00000_0"], image)
+    wrong = frame.assign(dx=frame["dx"].where(frame["image_id"] != "IMG_00003_0", "nv"))
+    with pytest.raises(Ham10000Error, match="Image 'IMG_00003_0' is 'df' in the predictions, but 'nv' in the data"):
+        matching_rows(wrong, image)
+    with pytest.raises(Ham10000Error, match="no image predictions of lesion-grouped"):
+        report({}, frame, CONFIG, None, Path("nowhere"))
 
 
-def test_folds_score_every_image_once_and_seeds_have_a_spread(tmp_path: Path) -> None:
-    options = [*TINY[:-2], "--variants", "metadata", "--folds", "3", "--seeds", "2", "--views", "1"]
-    assert main([*options, "--output_dir", str(tmp_path)]) == 0
-    study = json.loads((tmp_path / "study.json").read_text())
-    protocol = study["protocols"]["lesion-grouped"]
-    assert protocol["evaluated"]["n_images"] == 200
-    assert sum(protocol["evaluated"]["class_counts"].values()) == 200
-    row = protocol["variants"]["metadata"]["metrics"]["macro_f1"]
-    assert row["sd"] == pytest.approx(np.std(row["per_seed"], ddof=1))
-    values = []
-    for seed in range(2):
-        parts = [read_predictions(tmp_path / "lesion-grouped" / f"metadata-fold{k}-seed{seed}" / "predictions.csv")
-                 for k in range(3)]  # fmt: skip
-        ids = pd.concat([table["image_id"] for table, _, _ in parts])
-        assert ids.is_unique
-        labels, predicted = (np.concatenate(x) for x in zip(*[(y, p.argmax(1)) for _, y, p in parts], strict=True))
-        values.append(f1_score(labels, predicted, average="macro", labels=range(len(LABELS)), zero_division=0))
-    assert row["per_seed"] == pytest.approx(values)
-    assert row["mean"] == pytest.approx(np.mean(values))
-
-
-def test_other_settings_and_other_options_are_refused(folder: Path, tmp_path: Path, capsys) -> None:
-    shutil.copytree(folder / "lesion-grouped", tmp_path / "lesion-grouped")
-    assert main([*TINY, "--epochs", "3", "--output_dir", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "metadata-seed0' holds a run with epochs 2, but the study asks for 3" in error
-    assert not (tmp_path / "study.json").exists()
-    for option in ("--seed=3", "--modality", "--resume"):
-        assert main([*TINY, option, "image"]) == 2
-        assert f"{option.split('=')[0]} is set by the study" in capsys.readouterr().err
-    assert main([*TINY[:-2], "--seeds", "0"]) == 2
-    assert "--seeds 0" in capsys.readouterr().err
-    state = tmp_path / "lesion-grouped" / "fusion-concat-seed0" / "shortcuts.npz"
-    state.write_bytes(state.read_bytes()[:1000])
-    assert main([*TINY, "--views", "2", "--output_dir", str(tmp_path)]) == 2
-    assert "shortcuts.npz' is damaged" in capsys.readouterr().err
-
-
-def test_fusion_may_start_from_the_image_run_of_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = tmp_path / "fusion.yaml"
-    settings.write_text("pretrained: image\nfreeze_backbone: true\nepochs: 1\n")
-    options = [*TINY, "--views", "1", "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "study")]
-    options += ["--variants", "image", "fusion-concat", "--variant_config", f"fusion={settings}"]
-    assert main(options) == 0
-    runs = tmp_path / "study" / "lesion-grouped"
-    image, fusion = (load_file(runs / f"{name}-seed0" / "model.safetensors") for name in ("image", "fusion-concat"))
-    backbone = [name for name in fusion if name.startswith("backbone.")]
-    assert len(backbone) > 10
-    assert all(torch.equal(fusion[name], image[name]) for name in backbone)
-    trained = json.loads((runs / "fusion-concat-seed0" / "train_config.json").read_text())["config"]
-    assert (trained["epochs"], trained["freeze_backbone"]) == (1, True)
-    assert json.loads((runs / "image-seed0" / "train_config.json").read_text())["config"]["epochs"] == 2
-    report = (tmp_path / "study" / "study.md").read_text()
-    assert "--variant_config fusion=fusion.yaml" in report
-    assert "**Settings of fusion**, over those shared: pretrained image, freeze_backbone True, epochs 1." in report
-    assert str(tmp_path) not in report
-    # Again, with nothing left to do.
-    before = (runs / "fusion-concat-seed0" / "model.safetensors").stat().st_mtime_ns
-    assert main(options) == 0
-    assert "fusion-concat-seed0: done before" in capsys.readouterr().out
-    assert (runs / "fusion-concat-seed0" / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_protocols_have_their_own_seeds_and_processes_share_a_study(tmp_path: Path, capsys) -> None:
-    """Two runs done one by one, then the study, which takes them as done; then the models to publish."""
-    options = [*TINY[:-2], *BOTH, "--seeds", "2", "1", "--variants", "metadata", "--views", "1"]
-    options += ["--output_dir", str(tmp_path / "study"), "--cache_dir", str(tmp_path / "cache")]
-    assert main([*options, "--only", "lesion-grouped/metadata-seed1", "image-stratified/metadata-seed0"]) == 0
-    out = capsys.readouterr().out
-    assert "run 2 of 2" in out
-    assert not (tmp_path / "study" / "study.json").exists()
-    # Its temperature is that of the study's runs, of which one is not there yet.
-    assert main([*options, "--release", "--only", "release/metadata"]) == 2
-    assert "finish the study before its release" in capsys.readouterr().err
-
-    assert main([*options, "--release"]) == 0
-    assert capsys.readouterr().out.count("done before") == 2
-    study = json.loads((tmp_path / "study" / "study.json").read_text())
-    counts = {name: protocol["variants"]["metadata"]["metrics"]["macro_f1"]["per_seed"]
-              for name, protocol in study["protocols"].items()}  # fmt: skip
-    assert {name: len(values) for name, values in counts.items()} == {"lesion-grouped": 2, "image-stratified": 1}
-    report = (tmp_path / "study" / "study.md").read_text()
-    assert "2 (lesion-grouped) and 1 (image-stratified) training seeds" in report
-    assert "--protocol lesion-grouped --protocol image-stratified --seeds 2 1" in report
-
-    release = tmp_path / "study" / "release" / "metadata"
-    trained = json.loads((release / "train_config.json").read_text())
-    assert trained["config"]["train_on_validation"]
-    assert all(
-        value.dtype in (torch.float16, torch.int64) for value in load_file(release / "model.safetensors").values()
-    )
-    temperatures = study["protocols"]["lesion-grouped"]["variants"]["metadata"]["temperatures"]
-    assert AutoModel.from_pretrained(release).config.temperature == pytest.approx(np.sqrt(np.prod(temperatures)))
-    evaluation = json.loads((release / "eval_results.json").read_text())
-    assert evaluation["split"]["sha256"] == study["protocols"]["lesion-grouped"]["split"]["sha256"]
+def test_the_written_table_reads_back(folder: Path) -> None:
+    found = read_predictions([folder / "predictions.parquet"])
+    assert [variant for protocol, variant in found if protocol == "lesion-grouped"] == list(VARIANTS)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("text", "message"),
     [
-        (["--seeds", "2", "1"], "gives 2 numbers for 1 protocol"),
-        (["--only", "lesion-grouped/image-seed9"], "no such run in this study; it has lesion-grouped/metadata-seed0"),
-        (["--release", "--folds", "3"], "--folds makes every image a test image"),
+        ("rule: best", "`rule` must be one of"),
+        ("primary: auroc", "`primary` must be"),
+        ("seeds: 5", r"unknown key\(s\) \['seeds'\]"),
+        ("comparisons: [[fusion, tta]]", "`comparisons` must be pairs"),
+        ("coverages: [1.0]", "`coverages` must be"),
+        ("protocols: {lesion-grouped: {folds: 5, seeds: [0, 0]}}", "distinct seeds"),
+        ("protocols: {lesion-grouped: {fold: 5}}", "Cannot read the study's file"),
+        ("heads: {epoch: 5}", "Cannot read the study's file"),
+        ("rule: [", "Cannot read the study's file"),
     ],
 )
-def test_wrong_choices_of_runs(tmp_path: Path, capsys, options: list[str], message: str) -> None:
-    assert main([*TINY[:-2], "--seeds", "1", *options, "--output_dir", str(tmp_path / "study")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "study" / "study.json").exists()
+def test_a_wrong_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(Ham10000Error, match=message):
+        read_study_config(tmp_path / "study.yaml")
 
 
-@pytest.mark.parametrize(
-    ("text", "option", "message"),
-    [
-        ("modality: image", "fusion={}", "modality cannot differ between the variants of a study"),
-        ("epochs: 3", "picture={}", "takes MODALITY=FILE with one of"),
-        ("epochs: 3", "{}", "takes MODALITY=FILE with one of"),
-        ("seed: 3", "fusion={}", "seed cannot differ between the variants of a study"),
-        ("pretrained: image", "metadata={}", "only fusion can start from"),
-        ("pretrained: image", "fusion={}", "which --variants must name"),
-        ("epoch: 3", "fusion={}", "unknown key"),
-    ],
-)
-def test_wrong_variant_settings(tmp_path: Path, capsys, text: str, option: str, message: str) -> None:
-    path = tmp_path / "settings.yaml"
-    path.write_text(text)
-    options = ["--variants", "metadata", "fusion-concat", "--variant_config", option.format(path)]
-    assert main([*TINY, *options, "--output_dir", str(tmp_path / "study")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "study").exists()
+def test_the_committed_study_is_read() -> None:
+    path = Path(__file__).parents[2] / "examples" / "configs" / "study.yaml"
+    config = read_study_config(path)
+    assert Path(config.recipe).is_file()
+    assert config.comparisons == StudyConfig().comparisons
+    assert config.heads == HeadSettings()

@@ -33,6 +33,7 @@ from ham10000.training.utils.files import atomic_write_text, remove_leftovers
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--batch_size", "16", "--trackers", "none"]
+STUDY = ["--config", str(Path(__file__).parents[2] / "examples" / "configs" / "study.yaml"), *TINY[2:-2]]
 _CAP_DAC_OVERRIDE = 1
 
 
@@ -137,8 +138,8 @@ def places(data: Path, finished: Path) -> list[str]:
         lambda run, data, options: train([*TINY, *options, "--resume", "--output_dir", str(run)]),
         lambda run, data, options: train([*TINY, *options, "--overwrite", "--output_dir", str(run)]),
         lambda run, data, options: evaluate([*options, "--checkpoint", str(run), "--n_resamples", "20"]),
-        lambda run, data, options: study([*TINY[2:-2], *options, "--output_dir", str(run / "logs" / "study")]),
-        lambda run, data, options: study([*TINY[2:-2], *options, "--output_dir", str(run)]),
+        lambda run, data, options: study([*STUDY, *options, "--output_dir", str(run / "logs" / "study")]),
+        lambda run, data, options: study([*STUDY, *options, "--output_dir", str(run)]),
         lambda run, data, options: export_onnx([str(run)]),
         lambda run, data, options: predict(
             [str(next(data.rglob("*.jpg"))), "--checkpoint", str(run), "--output", str(run / "table.csv")]

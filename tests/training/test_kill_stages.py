@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,18 @@ import pytest
 from fork_server import Child, ForkServer
 from safetensors.torch import load_file
 
-from ham10000.training.data.sources import load_data
 from ham10000.training.run_folder import settings_path, training_states
-from ham10000.training.study.runs import calibrate
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--epochs", "2", "--batch_size", "16", "--trackers", "none", "--save_every_steps", "3"]
-STUDY = ["--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none", "--epochs", "1"]
-STUDY += ["--seeds=1", "--batch_size=16", "--save_every_steps=4", "--views=1", "--n_resamples=20"]
+RECIPE = (
+    "{backbone: test_efficientnet, image_size: [32], pretrained: none, epochs: 1, batch_size: 16, save_every_steps: 4}"
+)
+# One run; and three with their report.
+STUDIES = {
+    "train": "{recipe: recipe.yaml, protocols: {image-stratified: {}}}",
+    "report": "{recipe: recipe.yaml, protocols: {lesion-grouped: {folds: 3}}, n_resamples: 20, heads: {epochs: 1}}",
+}
 # What says when and with what a result was made; everything else is the result.
 CIRCUMSTANCES = {"environment", "prediction_seconds", "images_per_second", "seconds", "cost"}
 
@@ -67,9 +70,12 @@ class Commands:
         places = ["--data", self.data, "--checkpoint", folder, "--cache_dir", self.root / "cache"]
         return self.forks.run("evaluate", [*places, "--n_resamples", "20", *options], **moment)
 
-    def study(self, folder: Path, variants: Sequence[str], **moment: Any) -> Child:
+    def study(self, folder: Path, kind: str, **moment: Any) -> Child:
+        (self.root / "recipe.yaml").write_text(RECIPE)
+        (self.root / f"{kind}.yaml").write_text(STUDIES[kind])
         places = ["--data", self.data, "--output_dir", folder, "--cache_dir", self.root / "cache"]
-        return self.forks.run("study", [*STUDY, "--variants", *variants, *places], **moment)
+        step = ["train"] if kind == "train" else []
+        return self.forks.run("study", [*step, "--config", self.root / f"{kind}.yaml", *places], **moment)
 
 
 @pytest.fixture(scope="module")
@@ -231,46 +237,45 @@ def test_an_evaluation_killed_over_an_earlier_one_leaves_no_mixture(commands, tr
 
 
 def assert_same_study(folder: Path, other: Path) -> None:
-    found, expected = (json.loads((path / "study.json").read_text()) for path in (folder, other))
-    for study in (found, expected):
-        del study["settings"]["config"]["output_dir"]
-    assert results(found) == results(expected)
+    for name in ("study.json",) if (other / "study.json").is_file() else ():
+        found, expected = (json.loads((path / name).read_text()) for path in (folder, other))
+        for study in (found, expected):
+            del study["recipe"]["config"]["output_dir"]
+        assert results(found["protocols"]) == results(expected["protocols"])
     for run in sorted(path.parent.relative_to(other) for path in other.rglob("history.json")):
         assert_same_run(folder / run, other / run)
-        assert_same_evaluation(folder / run, other / run)
-        assert_same_evaluation(folder / run / "evaluation_validation", other / run / "evaluation_validation")
-        for name in ("config.json", "calibration.json", "shortcuts.npz"):
-            assert (folder / run / name).read_bytes() == (other / run / name).read_bytes()
+    for path in sorted(other.rglob("*.parquet")):
+        assert (folder / path.relative_to(other)).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(("metadata",), id="metadata"),
-        pytest.param(("metadata", "fusion-concat"), id="two variants", marks=pytest.mark.slow),
+        pytest.param("train", id="one run"),
+        pytest.param("report", id="three runs and the report", marks=pytest.mark.slow),
     ],
 )
-def studied(commands: Commands, request: pytest.FixtureRequest) -> tuple[tuple[str, ...], Path, int]:
-    """Variants, an undisturbed study of them, and the number of operations on its files."""
-    folder = commands.root / f"study-{len(request.param)}"
+def studied(commands: Commands, request: pytest.FixtureRequest) -> tuple[str, Path, int]:
+    """A kind of study, an undisturbed one, and the number of operations on its files."""
+    folder = commands.root / f"study-{request.param}"
     counter = folder.with_suffix(".operations")
     child = commands.study(folder, request.param, watched=str(folder), counter=str(counter))
     assert child.wait() == 0, child.text
-    assert len(list(folder.rglob("history.json"))) == len(request.param)
+    assert len(list(folder.rglob("out_of_fold.parquet"))) == {"train": 1, "report": 3}[request.param]
     return request.param, folder, int(counter.read_text())
 
 
 def kill_study(commands: Commands, studied: Any, folder: Path, *, kills: int, seed: int) -> None:
     """Kills one study again and again, each time so many random file operations on."""
-    variants, expected, total = studied
+    kind, expected, total = studied
     moments, killed = random.Random(seed), 0
     for _ in range(kills):
         moment = moments.randint(1, 2 * total // (kills + 1))
-        code = commands.study(folder, variants, watched=str(folder), file_operation=moment).wait()
+        code = commands.study(folder, kind, watched=str(folder), file_operation=moment).wait()
         killed += code == -9
         assert code in (0, -9)
     assert killed > kills // 2
-    last = commands.study(folder, variants)
+    last = commands.study(folder, kind)
     assert last.wait() == 0, last.text
     assert_same_study(folder, expected)
 
@@ -283,16 +288,3 @@ def test_a_killed_study(commands, studied, tmp_path) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_study_killed_twelve_times(commands, studied, tmp_path, seed) -> None:
     kill_study(commands, studied, tmp_path / "study", kills=12, seed=seed)
-
-
-def test_killed_between_a_temperature_and_its_record(commands, studied, tmp_path) -> None:
-    # The config holds the temperature already; found again from the same predictions, it is the same to the last bit.
-    run = studied[1] / "lesion-grouped" / "metadata-seed0"
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    assert json.loads((run / "config.json").read_text())["temperature"] != 1
-    (copy / "calibration.json").unlink()
-    options = {"data": str(commands.data), "device": "cpu", "cache_dir": str(commands.root / "cache")}
-    assert calibrate(copy, load_data(str(commands.data))[0], options)
-    for name in ("config.json", "calibration.json", "evaluation_validation/predictions.csv"):
-        assert (copy / name).read_bytes() == (run / name).read_bytes()

@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.data.labels import require_default_labels
     from ham10000.training.data.sources import load_data
     from ham10000.training.data.split import leakage_text
+    from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
     from ham10000.training.evaluation.report import format_results, read_predictions
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
@@ -90,6 +91,11 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
+        prior = load_checkpoint(checkpoint)[0].config.class_prior
+        if prior is None:
+            print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
+        else:
+            probabilities = balanced_probabilities(probabilities, prior)
         atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
     split = results["split"]
     if arguments.split == "all":

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number, fitted on the validation set, that makes probabilities honest."""
+"""Calibration: a temperature, or a temperature and class biases, and how far from calibrated a model is."""
 
 import math
 import os
@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
+from ham10000.training.evaluation.bootstrap import Interval
+from ham10000.training.evaluation.metrics import (
+    expected_calibration_error,
+    validate_labels,
+    validate_probabilities,
+)
 from ham10000.training.utils.files import atomic_write_json, read_json
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
@@ -56,6 +61,98 @@ def fit_temperature(labels: Any, probabilities: Any) -> float:
             "about the labels. Use more validation images, or leave the temperature at 1."
         )
     return math.exp(result.x)
+
+
+def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The temperature T and class biases b that minimise the negative log-likelihood of `softmax(z / T + b)`.
+
+    Guo et al. 2017, arXiv:1706.04599, section 4.2, vector scaling with one scale for all classes. Unlike a temperature
+    alone it also corrects the class shares, which class weights shift. The likelihood is convex in (1 / T, b).
+
+    Args:
+        logits: Logits (N, K) of images that the model was not trained on.
+        labels: Their class ids (N,), every class among them.
+
+    Returns:
+        T inside `TEMPERATURE_RANGE`, and the biases (K,), which sum to zero.
+
+    Raises:
+        Ham10000Error: For inputs that do not fit together, a class without images, or where no T in the range is best.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not np.isfinite(logits).all():
+        raise Ham10000Error(f"Expected finite logits (N, K) and labels (N,), got {logits.shape} and {labels.shape}.")
+    n_rows, n_classes = logits.shape
+    counts = np.bincount(labels, minlength=n_classes)
+    if len(counts) != n_classes or not counts.all():
+        raise Ham10000Error(f"Class biases need images of each of {n_classes} classes; images per class: {counts}.")
+    true = np.eye(n_classes)[labels]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled = parameters[0] * logits + parameters[1:]
+        excess = softmax(scaled, axis=1) - true  # gradient of each row's loss by its scaled logits
+        value = (logsumexp(scaled, axis=1) - (scaled * true).sum(axis=1)).mean()
+        return value, np.append((excess * logits).sum() / n_rows, excess.sum(axis=0) / n_rows)
+
+    low, high = 1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0]
+    bounds = [(low, high), *[(None, None)] * n_classes]
+    options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-8}
+    found = minimize(loss, np.append(1.0, np.zeros(n_classes)), jac=True, bounds=bounds, options=options)
+    scale, biases = float(found.x[0]), found.x[1:]
+    separated = bool(((scale * logits + biases).argmax(axis=1) == labels).all())  # the likelihood has no maximum then
+    if separated or not low < scale < high:
+        raise Ham10000Error(
+            f"No temperature in {TEMPERATURE_RANGE[0]:g}..{TEMPERATURE_RANGE[1]:g} is best for these {n_rows} images: "
+            "either every one is right, or the logits say nothing about the labels."
+        )
+    return 1 / scale, biases - biases.mean()
+
+
+def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
+    """The ECE that a perfectly calibrated model with these probabilities would show on average.
+
+    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
+    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
+
+    Args:
+        probabilities: Probabilities (N, 7).
+        n_draws: Simulated sets of labels.
+        seed: Seed of the simulation.
+
+    Returns:
+        The mean ECE over the draws.
+    """
+    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
+    last = probabilities.shape[1] - 1
+    draws = (
+        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
+    )
+    return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
+
+
+def bias_corrected_interval(estimate: float, values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
+
+    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
+    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
+    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
+    sample's size, so it is read next to `ece_floor`.
+
+    Args:
+        estimate: The figure on the full sample; NaN where undefined.
+        values: The figure in each resample (R,); NaN entries are left out.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        The interval, not below 0 where the estimate is not; without bounds where something is undefined.
+    """
+    defined = values[~np.isnan(values)]
+    if math.isnan(estimate) or len(defined) == 0:
+        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
+    if estimate >= 0:
+        low = max(low, 0.0)
+    return Interval(float(estimate), float(min(low, estimate)), float(max(high, estimate)), len(defined))
 
 
 def apply_temperature(probabilities: Any, temperature: float) -> np.ndarray:
@@ -110,4 +207,12 @@ def _check_temperature(temperature: Any) -> None:
         raise Ham10000Error(f"A temperature must be a positive number, got {temperature!r}.")
 
 
-__all__ = ["TEMPERATURE_RANGE", "apply_temperature", "fit_temperature", "save_temperature"]
+__all__ = [
+    "TEMPERATURE_RANGE",
+    "apply_temperature",
+    "bias_corrected_interval",
+    "ece_floor",
+    "fit_temperature",
+    "fit_vector_scaling",
+    "save_temperature",
+]

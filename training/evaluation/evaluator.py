@@ -13,9 +13,12 @@ import torch
 from ham10000.modeling import Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import metadata_frame
-from ham10000.training.data.split import Split, apply_split, lesion_groups, load_split, photographs_per_lesion
+from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
+from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
+    DECISION_METRICS,
     evaluate_predictions,
     predictions_table,
     write_evaluation,
@@ -62,7 +65,10 @@ def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
         return 0
     table = load_split(checkpoint).table
     training = read_json(checkpoint / RunFile.TRAINING, optional=True)
-    trained = table["split"].isin(["train", "validation"] if trained_on_validation(training) else ["train"])
+    parts = ["train", "validation"] if trained_on_validation(training) else ["train"]
+    if training is not None and training["config"].get("train_on_all"):
+        parts = list(SPLITS)
+    trained = table["split"].isin(parts)
     return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
 
 
@@ -134,6 +140,21 @@ def evaluate_checkpoint(  # each is an option of the command line
     results["subgroups"] = subgroup_results(
         frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap
     )
+    prior = model.config.class_prior
+    if prior is not None:
+        results["decisions"] = {
+            rule: {
+                name: interval.as_dict()
+                for name, interval in cluster_bootstrap(
+                    columns["labels"],
+                    decide(probabilities, prior, rule),
+                    columns["lesion_groups"],
+                    DECISION_METRICS,
+                    **bootstrap,
+                ).items()
+            }
+            for rule in RULES
+        }
     table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
     output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
     context = {

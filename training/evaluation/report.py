@@ -49,6 +49,8 @@ SUMMARY_METRICS = (
     "ece",
     "melanoma_sensitivity_at_95_specificity",
 )
+# What a decision rule changes; `ham10000-evaluate` shows them for each rule.
+DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 
 def evaluate_predictions(
@@ -276,6 +278,9 @@ def format_results(results: dict[str, Any]) -> str:
     ]
     lines += [f"  {METRIC_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
     lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
+    for rule, found in results.get("decisions", {}).items():
+        cells = [f"{METRIC_TITLES[name]} {_cell(found[name])}" for name in DECISION_METRICS]
+        lines.append(f"  rule {rule}: {', '.join(cells)}")
     lines.append(f"  {'class':<6} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
     for label, row in metrics["per_class"].items():
         cells = intervals["per_class"][label]
@@ -295,6 +300,7 @@ def format_results(results: dict[str, Any]) -> str:
 
 __all__ = [
     "CONFIDENCE",
+    "DECISION_METRICS",
     "METRIC_TITLES",
     "PROBABILITY_COLUMNS",
     "SUMMARY_METRICS",

@@ -6,6 +6,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,30 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 # For terminals whose encoding has no block characters; a space, so that what follows a bar keeps its column.
 _ASCII_BLOCKS = str.maketrans({"█": "#", "…": "~"} | dict.fromkeys("▏▎▍", " ") | dict.fromkeys("▌▋▊▉", "#"))
 _MALIGNANT = [LABELS.index(label) for label in MALIGNANT]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered for each sample, beside its probabilities.
+
+    Attributes:
+        labels: (samples,) class ids by the decision rule.
+        sets: (samples, K) bool prediction sets, or None.
+        coverage: What the sets promise in every class, for images like the training data.
+    """
+
+    labels: np.ndarray
+    sets: np.ndarray | None = None
+    coverage: float | None = None
+
+    def named_set(self, row: int) -> list[str]:
+        """Names of the classes in a sample's set."""
+        return [] if self.sets is None else [LABELS[k] for k in np.flatnonzero(self.sets[row])]
+
+    def sentence(self, row: int) -> str:
+        """A sample's set as text."""
+        names = " ".join(self.named_set(row)) or "empty, the image is unlike every class"
+        return f"{self.coverage:.0%} set: {names}"
 
 
 def malignant_total(row: np.ndarray) -> float:
@@ -63,6 +88,7 @@ def format_table(
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
     *,
+    answer: Answer | None = None,
     metadata_unknown: np.ndarray | None = None,
     top_k: int | None = None,
     unknown_values: str = "error",
@@ -75,6 +101,7 @@ def format_table(
         probabilities: (samples, 7).
         model: Gives the plain names of the labels and the temperature.
         processor: Gives the meaning of the metadata.
+        answer: The answers; by default the most probable classes.
         metadata_unknown: (1, 7) probabilities of the one sample with its metadata unknown; None to leave the
             comparison out.
         top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
@@ -85,6 +112,7 @@ def format_table(
         Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
+    answer = answer or Answer(probabilities.argmax(axis=1))
     descriptions = model.config.label_descriptions or {}
     if len(samples) == 1:
         lines = [shown_name(samples[0].name)] if samples[0].name else []
@@ -92,9 +120,9 @@ def format_table(
             shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
             lines.append(", ".join(f"{field} {value}" for field, value in shown.items()))
         others = None if metadata_unknown is None else metadata_unknown[0]
-        lines += _one(probabilities[0], others, descriptions, top_k, width)
+        lines += _one(probabilities[0], others, descriptions, top_k, width, answer)
     else:
-        lines = _several(samples, probabilities, descriptions, top_k, width)
+        lines = _several(samples, probabilities, descriptions, top_k, width, answer)
     note = calibration_note(model.config.temperature)
     # Sentences are broken between words here, not within them by the terminal.
     sentences = [textwrap.fill(text, width) for text in (f"{note[0].upper()}{note[1:]}.", DISCLAIMER)]
@@ -102,11 +130,16 @@ def format_table(
 
 
 def _one(
-    row: np.ndarray, unknown: np.ndarray | None, descriptions: dict[str, str], top_k: int | None, width: int
+    row: np.ndarray,
+    unknown: np.ndarray | None,
+    descriptions: dict[str, str],
+    top_k: int | None,
+    width: int,
+    answer: Answer,
 ) -> list[str]:
     """The bars of one sample and, on their right, the probabilities without its metadata."""
     order = np.argsort(-row, kind="stable")
-    best = LABELS[order[0]]
+    best = LABELS[answer.labels[0]]
     compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
     room = width - len(f"  {'':<7} {'':>7}  ") - len(compared) - 1
@@ -118,6 +151,8 @@ def _one(
         return (text if other is None else f"{text}  {other:>8.1%}  {points(100 * (share - other)):>8}").rstrip()
 
     lines = ["", f"Predicted: {best}, {descriptions[best]}", ""]
+    if answer.sets is not None:
+        lines[-1:] = [answer.sentence(0), ""]
     if unknown is not None:
         lines.append(
             f"  {'metadata':<{name_width + 7}} {'given':>7}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}"
@@ -136,7 +171,12 @@ def _one(
 
 
 def _several(
-    samples: Sequence[Sample], probabilities: np.ndarray, descriptions: dict[str, str], top_k: int | None, width: int
+    samples: Sequence[Sample],
+    probabilities: np.ndarray,
+    descriptions: dict[str, str],
+    top_k: int | None,
+    width: int,
+    answer: Answer,
 ) -> list[str]:
     """One line per sample: its name, the class with its share, the malignant total, the class's plain name."""
     fixed = f"  label  share  {'':<{_COMPACT_BAR}}  malignant  "
@@ -147,12 +187,15 @@ def _several(
     names = [shown_name(name, max(20, room - _LEAST_CLASS)) for name in names]
     name_width = max(len("sample"), *map(len, names))
     lines = [f"{'sample':<{name_width}}{fixed}name"]
-    for name, row in zip(names, probabilities, strict=True):
-        ranks = np.argsort(-row, kind="stable")
-        label, share = LABELS[ranks[0]], row[ranks[0]]
-        others = ", ".join(f"{LABELS[index]} {row[index]:.1%}" for index in ranks[1 : top_k or 1])
+    for number, (name, row) in enumerate(zip(names, probabilities, strict=True)):
+        first = int(answer.labels[number])
+        ranks = [index for index in np.argsort(-row, kind="stable") if index != first]
+        label, share = LABELS[first], row[first]
+        others = ", ".join(f"{LABELS[index]} {row[index]:.1%}" for index in ranks[: (top_k or 1) - 1])
         # Whoever asks for more classes gets longer lines, not fewer words.
         text = f"{descriptions[label]}; then {others}" if others else _cut(descriptions[label], room - name_width)
+        if answer.sets is not None:
+            text = answer.sentence(number)
         bar = f"{_bar(share, _COMPACT_BAR):<{_COMPACT_BAR}}"
         lines.append(f"{name:<{name_width}}  {label:<5} {share:>6.1%}  {bar}  {malignant_total(row):>9.1%}  {text}")
     return [*lines, "", f"malignant: total of {' + '.join(MALIGNANT)}"]
@@ -169,13 +212,21 @@ def _bar(share: float, width: int) -> str:
 
 
 def format_json(
-    samples: Sequence[Sample], probabilities: np.ndarray, *, temperature: float, top_k: int | None = None
+    samples: Sequence[Sample],
+    probabilities: np.ndarray,
+    *,
+    answer: Answer | None = None,
+    temperature: float,
+    top_k: int | None = None,
 ) -> str:
     """Formats as a JSON list of `{"image", "label", "probabilities", "malignant_total", "calibrated"}`.
+
+    With prediction sets each also has `"prediction_set"` and `"coverage"`.
 
     Args:
         samples: The samples that were predicted; `image` is null where metadata came from flags.
         probabilities: (samples, 7), already calibrated by the temperature.
+        answer: The answers; by default the most probable classes.
         temperature: The checkpoint's; `calibrated` is false where it is 1.
         top_k: Number of classes kept in `probabilities`; by default all, the most probable first.
 
@@ -183,21 +234,27 @@ def format_json(
         JSON in ASCII, which every terminal can print.
     """
     records = []
-    for sample, row in zip(samples, probabilities, strict=True):
+    answer = answer or Answer(probabilities.argmax(axis=1))
+    for number, (sample, row) in enumerate(zip(samples, probabilities, strict=True)):
         order = np.argsort(-row, kind="stable")
         records.append(
             {
                 "image": sample.name,
-                "label": LABELS[order[0]],
+                "label": LABELS[answer.labels[number]],
                 "probabilities": {LABELS[index]: float(row[index]) for index in order[:top_k]},
                 "malignant_total": malignant_total(row),
                 "calibrated": is_calibrated(temperature),
             }
+            | (
+                {}
+                if answer.sets is None
+                else {"prediction_set": answer.named_set(number), "coverage": answer.coverage}
+            )
         )
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
 
 
-def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
+def format_csv(samples: Sequence[Sample], probabilities: np.ndarray, *, answer: Answer | None = None) -> str:
     """Formats as csv with the columns image, label, p_akiec … p_vasc and every digit of the probabilities.
 
     File names may come from untrusted sources: one that a spreadsheet would run as a formula gets a leading
@@ -206,15 +263,20 @@ def format_csv(samples: Sequence[Sample], probabilities: np.ndarray) -> str:
     Args:
         samples: The samples that were predicted.
         probabilities: (samples, 7).
+        answer: The answers; by default the most probable classes. With sets there is a column `set`, its classes with
+            spaces between.
     """
+    answer = answer or Answer(probabilities.argmax(axis=1))
+    with_sets = answer.sets is not None
     text = io.StringIO()
     names = [escape_cell(sample.name or "") for sample in samples]
     # Python before 3.13 leaves a carriage return without quotes.
     quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
     writer = csv.writer(text, lineterminator="\n", quoting=quoting)
-    writer.writerow(["image", "label", *(f"p_{label}" for label in LABELS)])
-    for name, row in zip(names, probabilities, strict=True):
-        writer.writerow([name, LABELS[int(row.argmax())], *row.tolist()])
+    writer.writerow(["image", "label", *(f"p_{label}" for label in LABELS), *(["set"] if with_sets else [])])
+    for number, (name, row) in enumerate(zip(names, probabilities, strict=True)):
+        sets = [" ".join(answer.named_set(number))] if with_sets else []
+        writer.writerow([name, LABELS[answer.labels[number]], *row.tolist(), *sets])
     return text.getvalue()
 
 
@@ -257,6 +319,7 @@ def write_output(text: str, path: str | None = None) -> None:
 __all__ = [
     "DEFAULT_WIDTH",
     "DISCLAIMER",
+    "Answer",
     "calibration_note",
     "format_csv",
     "format_isic",

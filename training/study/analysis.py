@@ -1,270 +1,377 @@
-"""From the runs of a study on disk to `study.json`: every number of the report, computed once."""
+"""From predictions and metadata to study.json: every number of the report, computed once."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
-import datasets
 import numpy as np
 import pandas as pd
+import torch
 
-from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.data.sources import metadata_frame
-from ham10000.training.data.split import Split, load_split, photographs_per_lesion
-from ham10000.training.evaluation.report import CONFIDENCE, read_predictions
+from ham10000.modeling import MALIGNANT, Ham10000Config
+from ham10000.training.evaluation.calibration import ece_floor
+from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.evaluation.comparison import bootstrap_p_value, holm, mcnemar_mid_p, smallest_detectable
 from ham10000.training.evaluation.subgroups import subgroup_results
-from ham10000.training.run_folder import RunFile
-from ham10000.training.study.comparison import adjust_comparisons, class_changes, compare_variants, moved_images
-from ham10000.training.study.forbidden_columns import ProbePart, forbidden_columns_probe
-from ham10000.training.study.predictions import Predictions, read_variant
-from ham10000.training.study.runs import TTA_FOLDER, StudyRun, read_perturbed
-from ham10000.training.study.seeds import STUDY_METRICS, leakage_scores, summarise_seeds
-from ham10000.training.study.shortcut_results import shortcut_results
-from ham10000.training.utils.files import read_json
+from ham10000.training.study.baselines import Baseline, baseline_rows
+from ham10000.training.study.config import STUDY_RULES, StudyConfig
+from ham10000.training.study.crossfit import CrossFitted, cross_conformal
+from ham10000.training.study.predictions import Predictions
+from ham10000.training.study.resampling import CONFIDENCE, Bootstrap, Estimate, Sample
+from ham10000.training.study.shortcuts import Shortcuts, shortcut_results
 
-# Metrics of the probabilities that a temperature changes; reported before and after.
-_CALIBRATION_METRICS = ("ece", "nll")
+LEVEL = 0.05
+POWER = 0.8
+ANSWER_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "weighted_f1")
+PROBABILITY_METRICS = ("auroc_macro", "melanoma_sensitivity_at_95_specificity", "ece", "nll")
+METRICS = ANSWER_METRICS + PROBABILITY_METRICS
 _PER_CLASS = ("recall", "f1")
 
 
-class StudyAnalysis:
-    """Reads the finished runs of one protocol and computes its part of `study.json`.
+class SetResult(TypedDict):
+    """Prediction sets of one coverage: measured coverage in every class, mean size, and shares of sizes 0 and 1."""
 
-    Args:
-        study_dir: The study's folder.
-        runs: The protocol's runs, all of them finished.
-        dataset: The whole source.
-        views: Views of the evaluation with test-time augmentation, 1 if there is none.
-        n_resamples: Bootstrap resamples.
+    coverage: float
+    per_class: dict[str, Estimate]
+    size: Estimate
+    empty: float
+    single: float
 
-    Raises:
-        Ham10000Error: If runs of one protocol did not score the same images.
+
+class VariantResult(TypedDict):
+    """One variant under one protocol; `metrics` by the study's rule, calibrated."""
+
+    metrics: dict[str, Estimate]
+    uncalibrated: dict[str, Estimate]
+    ece_floor: float
+    rules: dict[str, dict[str, Estimate]]
+    per_class: dict[str, dict[str, Estimate]]
+    confusion: list[list[float]]
+    calibration: list[dict[str, Any]]
+    sets: list[SetResult]
+    subgroups: dict[str, Any]
+    shortcuts: Shortcuts | None
+
+
+class Difference(TypedDict):
+    """A metric's difference: its estimate, p-value, and the smallest one that would have been found."""
+
+    estimate: Estimate
+    p: float | None
+    smallest_detectable: float | None
+
+
+class Comparison(TypedDict):
+    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family."""
+
+    model: str
+    other: str
+    metrics: dict[str, Difference]
+    p_holm: float
+    smallest_detectable: float
+    verdict: str
+    mcnemar: dict[str, float]
+    changes: dict[str, dict[str, int]]
+    moved: list[dict[str, str]]
+
+
+class ProtocolResult(TypedDict):
+    """One protocol of study.json."""
+
+    seeds: list[int]
+    folds: int
+    n_images: int
+    n_lesions: int
+    class_counts: dict[str, int]
+    class_lesions: dict[str, int]
+    variants: dict[str, VariantResult]
+    comparisons: list[Comparison]
+    baselines: list[Baseline]
+    forbidden: list[Baseline]
+    leakage: dict[str, Any] | None
+
+
+class Inputs(NamedTuple):
+    """What every part of the analysis reads.
+
+    Attributes:
+        frame: Metadata of the images, in the order of the predictions, with `photographs`.
+        metadata: (N, fields) the same as the heads read them.
+        seen: (N,) bool, whether training showed the image's lesion in another photograph.
+        study: The study's settings.
+        model: Metadata schema of the heads, and the malignant classes.
     """
 
-    def __init__(
-        self, study_dir: Path, runs: Sequence[StudyRun], dataset: datasets.Dataset, *, views: int, n_resamples: int
-    ):
-        self.study_dir, self.runs, self.views = study_dir, list(runs), views
-        self.frame = metadata_frame(dataset).set_index("image_id", drop=False)
-        self.frame["photographs"] = photographs_per_lesion(dataset, self.frame)
-        self.bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "confidence": CONFIDENCE, "seed": 0}
-        self.variants = list(dict.fromkeys(run.variant for run in runs))
-        self.seeds = sorted({run.seed for run in runs})
-        self.predictions = {variant: self._read(variant) for variant in self.variants}
-        self.augmented = {variant: self._read(variant, TTA_FOLDER) for variant in self._augmentable()}
-        first = self.predictions[self.variants[0]].table["image_id"]
-        for variant, predictions in {**self.predictions, **self.augmented}.items():
-            if not predictions.table["image_id"].equals(first):
-                raise Ham10000Error(
-                    f"{variant} and {self.variants[0]} of {runs[0].protocol} scored different images: their runs "
-                    "have different splits. Delete the runs that do not belong to this study."
-                )
+    frame: pd.DataFrame
+    metadata: torch.Tensor
+    seen: np.ndarray
+    study: StudyConfig
+    model: Ham10000Config
 
-    def results(self) -> dict[str, Any]:
-        """The protocol's entry in `study.json`; see the keys of the returned dict."""
-        some = self.predictions[self.variants[0]]
-        comparisons = adjust_comparisons(self._comparisons())
-        fusions = [variant for variant in self.variants if variant.startswith("fusion-")]
-        pairs = fusions if "image" in self.variants else []
-        split = self._split(self.runs[0])
-        return {
-            "split": {key: value for key, value in split.summary().items() if key != "dropped"},
-            "evaluated": {
-                "n_images": len(some.labels),
-                "n_lesions": len(np.unique(some.groups)),
-                "class_counts": {label: int((some.labels == k).sum()) for k, label in enumerate(LABELS)},
-                "class_lesions": {
-                    label: len(np.unique(some.groups[some.labels == k])) for k, label in enumerate(LABELS)
-                },
-            },
-            "variants": {variant: self._variant(variant) for variant in self.variants},
-            "comparisons": comparisons,
-            "class_changes": {variant: self._changes(variant) for variant in pairs},
-            "moved": {variant: self._moved(variant) for variant in pairs},
-            "forbidden": self._forbidden(),
-        }
 
-    def _of(self, variant: str, seed: int) -> list[StudyRun]:
-        return [run for run in self.runs if run.variant == variant and run.seed == seed]
+def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
+    """Computes one protocol's part of study.json.
 
-    def _split(self, run: StudyRun) -> Split:
-        return load_split(self.study_dir / run.name)
+    Args:
+        variants: Variant to its calibrated out-of-fold logits, of the same images; `image` among them.
+        inputs: Metadata and settings.
 
-    def _augmentable(self) -> list[str]:
-        return [variant for variant in self.variants if variant != "metadata"] if self.views > 1 else []
+    Returns:
+        The protocol's results.
+    """
+    image = variants["image"].predictions
+    counts = np.bincount(image.labels, minlength=len(image.classes))
+    bootstrap = Bootstrap(image.labels, image.groups, len(image.seeds), inputs.study.n_resamples)
+    samples = {name: _samples(fitted, bootstrap, inputs.study.rule) for name, fitted in variants.items()}
+    with_folds = len(np.unique(image.folds)) > 1
+    baselines, forbidden = baseline_rows(image, inputs.frame, bootstrap) if with_folds else ([], [])
+    return {
+        "seeds": list(image.seeds),
+        "folds": len(np.unique(image.folds)),
+        "n_images": len(image.labels),
+        "n_lesions": len(np.unique(image.groups)),
+        "class_counts": dict(zip(image.classes, counts.tolist(), strict=True)),
+        "class_lesions": {
+            name: len(np.unique(image.groups[image.labels == k])) for k, name in enumerate(image.classes)
+        },
+        "variants": {
+            name: _variant(fitted, samples[name], inputs, bootstrap, with_shortcuts=name in ("fusion", "metadata"))
+            for name, fitted in variants.items()
+        },
+        "comparisons": _compare(variants, samples, bootstrap, inputs.study),
+        "baselines": baselines,
+        "forbidden": forbidden,
+        "leakage": _leakage(variants["image"], inputs),
+    }
 
-    def _read(self, variant: str, folder: str = "") -> Predictions:
-        return read_variant(self.study_dir, [self._of(variant, seed) for seed in self.seeds], folder)
 
-    def _variant(self, variant: str) -> dict[str, Any]:
-        predictions = self.predictions[variant]
-        labels, groups = predictions.labels, predictions.groups
-        per_class = [f"{name}:{label}" for label in LABELS for name in _PER_CLASS]
-        metrics = summarise_seeds(
-            labels, predictions.probabilities, groups, metrics=[*STUDY_METRICS, *per_class], **self.bootstrap
+def _samples(fitted: CrossFitted, bootstrap: Bootstrap, rule: str) -> dict[str, Sample]:
+    """Every metric of a variant, those of single classes too."""
+    per_class = [f"{name}:{label}" for label in fitted.predictions.classes for name in _PER_CLASS]
+    answers = bootstrap.scores(fitted.all_answers(rule), [*ANSWER_METRICS, *per_class])
+    return answers | bootstrap.scores(fitted.probabilities, PROBABILITY_METRICS)
+
+
+def _variant(
+    fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap, *, with_shortcuts: bool
+) -> VariantResult:
+    predictions, study = fitted.predictions, inputs.study
+    classes, n_seeds = predictions.classes, len(predictions.seeds)
+    raw = np.stack([softmax(logits) for logits in predictions.logits])
+    confusion = np.zeros((len(classes), len(classes)))
+    for answers in fitted.all_answers(study.rule):
+        np.add.at(confusion, (predictions.labels, answers), 1 / n_seeds)
+    rules = {rule: bootstrap.scores(fitted.all_answers(rule), ANSWER_METRICS[:3]) for rule in STUDY_RULES}
+    shortcuts = None
+    if with_shortcuts:
+        malignant = malignant_classes(classes)
+        shortcuts = shortcut_results(
+            fitted, inputs.metadata, inputs.model, bootstrap, rule=study.rule, malignant=malignant
         )
-        before = summarise_seeds(
-            labels, predictions.uncalibrated, groups, metrics=_CALIBRATION_METRICS, **self.bootstrap
-        )
-        return {
-            "metrics": {name: metrics[name] for name in STUDY_METRICS}
-            | {f"{name}_uncalibrated": before[name] for name in _CALIBRATION_METRICS},
-            "per_class": {label: {name: metrics[f"{name}:{label}"] for name in _PER_CLASS} for label in LABELS},
-            "temperatures": predictions.temperatures,
-            "subgroups": self._subgroups(predictions),
-            "confusion_matrix": self._confusion(predictions),
-            "leakage": self._leakage(predictions),
-            "cost": self._cost(variant),
-            "tta": self._tta(variant),
-            "shortcuts": None if variant == "image" else self._shortcuts(variant),
-        }
+    return {
+        "metrics": {name: samples[name].summary() for name in METRICS},
+        "uncalibrated": {name: sample.summary() for name, sample in bootstrap.scores(raw, ("ece", "nll")).items()},
+        "ece_floor": float(np.mean([ece_floor(of_seed) for of_seed in fitted.probabilities])),
+        "rules": {rule: {name: sample.summary() for name, sample in found.items()} for rule, found in rules.items()},
+        "per_class": {label: {name: samples[f"{name}:{label}"].summary() for name in _PER_CLASS} for label in classes},
+        "confusion": [[round(float(value), 4) for value in row] for row in confusion],
+        "calibration": [
+            {"seed": seed, "temperatures": temperatures.tolist(), "biases": biases.tolist()}
+            for seed, temperatures, biases in zip(predictions.seeds, fitted.temperatures, fitted.biases, strict=True)
+        ],
+        "sets": [_sets(fitted, coverage, bootstrap) for coverage in study.coverages],
+        "subgroups": _subgroups(fitted, inputs, bootstrap),
+        "shortcuts": shortcuts,
+    }
 
-    def _subgroups(self, predictions: Predictions) -> dict[str, Any]:
-        """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
-        seeds = len(self.seeds)
-        rows = self.frame.loc[predictions.table["image_id"]].reset_index(drop=True)
-        results = subgroup_results(
-            pd.concat([rows] * seeds, ignore_index=True),
-            np.tile(predictions.labels, seeds),
-            predictions.probabilities.reshape(-1, len(LABELS)),
-            np.tile(predictions.groups, seeds),
-            **self.bootstrap,
-        )
-        for groups in results["fields"].values():
-            for group in groups:
-                group["n_images"] //= seeds
-                group["n_malignant"] //= seeds
-        return results
 
-    def _confusion(self, predictions: Predictions) -> list[list[float]]:
-        matrix = np.zeros((len(LABELS), len(LABELS)))
-        for probabilities in predictions.probabilities:
-            np.add.at(matrix, (predictions.labels, probabilities.argmax(axis=1)), 1 / len(self.seeds))
-        return [[round(float(value), 4) for value in row] for row in matrix]
+def malignant_classes(classes: Sequence[str]) -> list[str]:
+    """Those of `MALIGNANT` that the classes have."""
+    return [name for name in MALIGNANT if name in classes]
 
-    def _leakage(self, predictions: Predictions) -> dict[str, Any] | None:
-        """Test images by whether training showed another photograph of their lesion."""
-        seen: dict[str, bool] = {}
-        for run in self._of(self.variants[0], self.seeds[0]):
-            table = self._split(run).table
-            in_train = set(table.loc[table["split"] == "train", "group"])
-            test = table[table["split"] == "test"]
-            seen |= dict(zip(test["image_id"], test["group"].isin(in_train), strict=True))
-        flags = np.array([seen[image_id] for image_id in predictions.table["image_id"]])
-        if not flags.any():
-            return None
-        return leakage_scores(
-            predictions.labels, predictions.probabilities, flags, predictions.groups, **self.bootstrap
-        )
 
-    def _cost(self, variant: str) -> dict[str, Any]:
-        summaries = [
-            read_json(self.study_dir / run.name / RunFile.TRAINING) for run in self.runs if run.variant == variant
+def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResult:
+    sets, predictions = cross_conformal(fitted, coverage), fitted.predictions
+    sizes = sets.sum(axis=-1)
+    hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
+    # A mean over one class's images is the ratio of two means over all of them.
+    members = predictions.labels == np.arange(len(predictions.classes))[:, None]  # (K, N)
+    samples = bootstrap.means(np.concatenate([hit * members, members.astype(float), sizes.mean(axis=0)[None]]))
+    with np.errstate(invalid="ignore"):
+        ratios = [
+            Sample(top.per_seed / bottom.per_seed, top.values / bottom.values)
+            for top, bottom in zip(samples[: len(members)], samples[len(members) : -1], strict=True)
         ]
-        facts = [summary["environment"] for summary in summaries]
-        gpu, cpu = facts[0]["gpu"], facts[0]["cpu"]
-        cuda = [fact["peak_cuda_mib"] for fact in facts]
-        return {
-            "training_seconds": [summary["training_seconds"] for summary in summaries],
-            "images_per_second": [summary["median_images_per_second"] for summary in summaries],
-            "parameters": summaries[0]["parameters"],
-            "peak_rss_mib": [fact["peak_rss_mib"] for fact in facts],
-            "peak_cuda_mib": None if None in cuda else cuda,
-            "hardware": gpu["model"] if gpu else f"{cpu['count']} cores of {cpu['model']}",
-            "best_epoch": [summary["best"]["epoch"] for summary in summaries],
-            "epochs": [summary["epochs_trained"] for summary in summaries],
-            "commits": sorted({(fact["git"] or {}).get("commit", "unknown")[:10] for fact in facts}),
-        }
+    per_class = {name: ratio.summary() for name, ratio in zip(predictions.classes, ratios, strict=True)}
+    return {
+        "coverage": coverage,
+        "per_class": per_class,
+        "size": samples[-1].summary(),
+        "empty": float((sizes == 0).mean()),
+        "single": float((sizes == 1).mean()),
+    }
 
-    def _tta(self, variant: str) -> dict[str, Any] | None:
-        if variant not in self.augmented:
-            return None
-        predictions = self.augmented[variant]
-        metrics = summarise_seeds(predictions.labels, predictions.probabilities, predictions.groups, **self.bootstrap)
-        return {"metrics": metrics, "views": self.views}
 
-    def _shortcuts(self, variant: str) -> dict[str, Any]:
-        predictions = self.predictions[variant]
-        of_seeds = []
-        for seed in self.seeds:
-            parts = [read_perturbed(self.study_dir / run.name / RunFile.SHORTCUTS) for run in self._of(variant, seed)]
-            image_ids = np.concatenate([part.pop("image_id") for part in parts])
-            if set(image_ids) != set(predictions.table["image_id"]):
-                raise Ham10000Error(
-                    f"shortcuts.npz of {variant}, seed {seed}, is of other images than its predictions; delete it."
-                )
-            order = np.argsort(image_ids, kind="stable")
-            for part in parts:
-                del part["temperature"]
-            of_seeds.append(
-                {name: np.concatenate([part[name] for part in parts], -2)[..., order, :] for name in parts[0]}
-            )
-        sites = list(Ham10000Config().localization_vocabulary)
-        return shortcut_results(predictions.labels, of_seeds, predictions.groups, sites=sites, **self.bootstrap)
+def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
+    predictions, seeds = fitted.predictions, len(fitted.predictions.seeds)
+    answers = fitted.all_answers(inputs.study.rule).reshape(-1)
+    results = subgroup_results(
+        pd.concat([inputs.frame] * seeds, ignore_index=True),
+        np.tile(predictions.labels, seeds),
+        np.eye(len(predictions.classes))[answers],
+        np.tile(predictions.groups, seeds),
+        n_resamples=bootstrap.weights.n_resamples,
+        confidence=CONFIDENCE,
+    )
+    for group in (group for groups in results["fields"].values() for group in groups):
+        group["n_images"] //= seeds
+        group["n_malignant"] //= seeds
+    return results
 
-    def _comparisons(self) -> list[dict[str, Any]]:
-        """Fusion against image, fusions against the first, and test-time augmentation against none."""
-        fusions = [variant for variant in self.variants if variant.startswith("fusion-")]
-        pairs = (
-            [(self.predictions[name], self.predictions["image"], name, "image", "metadata") for name in fusions]
-            if ("image" in self.variants)
-            else []
-        )
-        pairs += [
-            (self.predictions[name], self.predictions[fusions[0]], name, fusions[0], "fusion") for name in fusions[1:]
-        ]
-        pairs += [
-            (self.augmented[name], self.predictions[name], f"{name}, {self.views} views", name, "tta")
-            for name in self.augmented
-        ]
-        return [
-            compare_variants(
-                ours.labels,
-                ours.probabilities,
-                other.probabilities,
-                ours.groups,
-                image_ids=ours.table["image_id"].to_numpy(),
-                model=model,
-                other=other_name,
-                kind=kind,
-                **self.bootstrap,
-            )
-            for ours, other, model, other_name, kind in pairs
-        ]
 
-    def _changes(self, variant: str) -> dict[str, Any]:
-        ours, image = self.predictions[variant], self.predictions["image"]
-        return class_changes(ours.labels, ours.probabilities, image.probabilities, ours.groups)
-
-    def _moved(self, variant: str) -> list[dict[str, str]]:
-        ours, image = self.predictions[variant], self.predictions["image"]
-        table = ours.table
-        return moved_images(
-            table["image_id"].tolist(),
-            table["lesion_id"].tolist(),
-            ours.labels,
-            ours.probabilities,
-            image.probabilities,
-        )
-
-    def _forbidden(self) -> dict[str, Any]:
-        """With the image model of the first seed where there is one."""
-        variant = "image" if "image" in self.variants else self.variants[0]
-        parts = []
-        for run in self._of(variant, self.seeds[0]):
-            table, directory = self._split(run).table, self.study_dir / run.name
-            frames = {
-                part: self.frame.loc[table.loc[table["split"] == part, "image_id"]]
-                for part in ("train", "validation", "test")
+def _compare(
+    variants: Mapping[str, CrossFitted],
+    samples: Mapping[str, Mapping[str, Sample]],
+    bootstrap: Bootstrap,
+    config: StudyConfig,
+) -> list[Comparison]:
+    """The family of comparisons, with Holm's correction over its primary metric."""
+    family = [pair for pair in config.comparisons if set(pair) <= set(variants)]
+    rows: list[Comparison] = []
+    for model, other in family:
+        metrics = {name: _difference(samples[model][name] - samples[other][name]) for name in METRICS}
+        ours, theirs = (_joint_answers(variants[name], config.rule) for name in (model, other))
+        rows.append(
+            {
+                "model": model,
+                "other": other,
+                "metrics": metrics,
+                "p_holm": 1.0,
+                "smallest_detectable": float("nan"),
+                "verdict": "",
+                "mcnemar": _mcnemar(variants[model].predictions, ours, theirs, bootstrap),
+                "changes": _changes(variants[model].predictions, ours, theirs),
+                "moved": _moved(variants[model].predictions, ours, theirs),
             }
-            images: list[np.ndarray | None] = [None, None]
-            if variant == "image":
-                for place, (part, folder) in enumerate((("validation", "evaluation_validation"), ("test", ""))):
-                    predicted, _, probabilities = read_predictions(directory / folder / RunFile.PREDICTIONS)
-                    position = pd.Series(np.arange(len(predicted)), index=predicted["image_id"])
-                    images[place] = probabilities[position.loc[frames[part]["image_id"]].to_numpy()]
-            parts.append(ProbePart(frames["train"], frames["validation"], frames["test"], *images))
-        return forbidden_columns_probe(parts, **self.bootstrap)
+        )
+    corrected = holm([row["metrics"][config.primary]["p"] or 1.0 for row in rows])
+    for row, p in zip(rows, corrected, strict=True):
+        primary = samples[row["model"]][config.primary] - samples[row["other"]][config.primary]
+        error = float(np.nanstd(primary.values, ddof=1))
+        row["p_holm"] = p
+        row["smallest_detectable"] = smallest_detectable(error, confidence=1 - LEVEL / len(rows), power=POWER)
+        better = "helps" if primary.estimate > 0 else "hurts"
+        row["verdict"] = better if p < LEVEL else "no significant difference"
+    return rows
 
 
-__all__ = ["StudyAnalysis"]
+def _difference(sample: Sample) -> Difference:
+    defined = sample.values[~np.isnan(sample.values)]
+    if np.isnan(sample.estimate) or len(defined) < 2:
+        return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
+    error = float(defined.std(ddof=1))
+    return {
+        "estimate": sample.summary(),
+        "p": bootstrap_p_value(defined),
+        "smallest_detectable": smallest_detectable(error, confidence=CONFIDENCE, power=POWER),
+    }
+
+
+def _joint_answers(fitted: CrossFitted, rule: str) -> np.ndarray:
+    """(N,) one answer per image: that of most seeds, and of those with equal votes the first class."""
+    answers = fitted.all_answers(rule)
+    return np.eye(len(fitted.predictions.classes))[answers].sum(axis=0).argmax(axis=1)
+
+
+def _mcnemar(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> dict[str, float]:
+    """McNemar's mid-p test on one image per lesion, the first by name, since the test takes pairs as independent."""
+    first = np.unique(bootstrap.weights.index, return_index=True)[1]
+    right, other_right = (answers[first] == predictions.labels[first] for answers in (ours, theirs))
+    only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    return {"only_model_right": only, "only_other_right": only_other, "p": mcnemar_mid_p(only, only_other)}
+
+
+def _changes(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> dict[str, dict[str, int]]:
+    """Per class, images and lesions that the first model corrects and breaks; a lesion may count both ways."""
+    found = {}
+    for k, name in enumerate(predictions.classes):
+        member = predictions.labels == k
+        gained, lost = member & (theirs != k) & (ours == k), member & (theirs == k) & (ours != k)
+        found[name] = {
+            "images": int(member.sum()),
+            "lesions": len(np.unique(predictions.groups[member])),
+            "images_gained": int(gained.sum()),
+            "images_lost": int(lost.sum()),
+            "lesions_gained": len(np.unique(predictions.groups[gained])),
+            "lesions_lost": len(np.unique(predictions.groups[lost])),
+        }
+    return found
+
+
+def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, str]]:
+    """The images that both models call differently, by lesion."""
+    rows = [
+        {
+            "lesion_id": str(predictions.lesion_ids[row]),
+            "image_id": str(predictions.image_ids[row]),
+            "label": predictions.classes[predictions.labels[row]],
+            "before": predictions.classes[theirs[row]],
+            "after": predictions.classes[ours[row]],
+        }
+        for row in np.flatnonzero(ours != theirs)
+    ]
+    return sorted(rows, key=lambda row: (row["lesion_id"], row["image_id"]))
+
+
+def _leakage(fitted: CrossFitted, inputs: Inputs) -> dict[str, Any] | None:
+    """The score on lesions that training showed in another photograph, against that on the others.
+
+    Both parts have other lesions, of another mix of classes, so their difference is not the leak's effect alone. The
+    means over classes are over those that both parts have. None where a part lacks lesions or no class is common.
+    """
+    predictions, seen = fitted.predictions, inputs.seen
+    labels, groups = predictions.labels, predictions.groups
+    shared = [
+        name for k, name in enumerate(predictions.classes) if (labels[seen] == k).any() and (labels[~seen] == k).any()
+    ]
+    if not shared or min(len(np.unique(groups[seen])), len(np.unique(groups[~seen]))) < 2:
+        return None
+    answers, found = fitted.all_answers(inputs.study.rule), {}
+    names = ["accuracy", *(f"{key}:{name}" for key in ("f1", "recall") for name in shared)]
+    parts = {}
+    for part, rows in (("seen", seen), ("unseen", ~seen)):
+        draws = {"seen": 1, "unseen": 2}[part]  # other lesions, so other draws
+        bootstrap = Bootstrap(labels[rows], groups[rows], len(predictions.seeds), inputs.study.n_resamples, draws)
+        scores = bootstrap.scores(answers[:, rows], names)
+        parts[part] = {"accuracy": scores["accuracy"]} | {
+            metric: _mean([scores[f"{key}:{name}"] for name in shared])
+            for metric, key in (("macro_f1", "f1"), ("balanced_accuracy", "recall"))
+        }
+        found[part] = {
+            "n_images": int(rows.sum()),
+            "n_lesions": len(np.unique(groups[rows])),
+            "metrics": {name: sample.summary() for name, sample in parts[part].items()},
+        }
+    differences = {name: (parts["seen"][name] - parts["unseen"][name]).summary() for name in parts["seen"]}
+    return {**found, "difference": differences, "classes": shared, "share": float(seen.mean())}
+
+
+def _mean(samples: Sequence[Sample]) -> Sample:
+    """The mean of several metrics, over those that are defined in a resample."""
+    values = np.stack([sample.values for sample in samples])
+    with np.errstate(invalid="ignore"):
+        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
+    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
+
+
+__all__ = [
+    "LEVEL",
+    "METRICS",
+    "POWER",
+    "Comparison",
+    "Inputs",
+    "ProtocolResult",
+    "VariantResult",
+    "analyse_protocol",
+    "malignant_classes",
+]

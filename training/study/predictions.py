@@ -1,83 +1,192 @@
-"""What a study's runs predicted, read back from their folders and brought into one order."""
+"""The study's predictions as one table: every number of the report follows from it, the metadata and the labels.
 
-from collections.abc import Sequence
+`predictions.parquet` has one row per image, protocol, variant and seed: `image_id`, `lesion_id`, `protocol`,
+`variant`, `seed`, `fold`, `label` and `logit_<class>` (float32, uncalibrated) for every class.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.evaluation.calibration import apply_temperature
-from ham10000.training.evaluation.report import read_predictions
-from ham10000.training.run_folder import RunFile
-from ham10000.training.study.runs import StudyRun
-from ham10000.training.utils.files import read_json
+from ham10000.training.data.split import lesion_groups
+from ham10000.training.utils.files import atomic_path
+
+LOGIT = "logit_"
+_KEYS = ("image_id", "lesion_id", "protocol", "variant", "seed", "fold", "label")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one variant predicts for every evaluated image, of one protocol.
+    """What one variant predicts under one protocol; rows sorted by image id.
 
     Attributes:
-        table: Rows of `predictions.csv`, sorted by image id; the columns that are not the model's.
-        labels: Class ids (N,).
-        probabilities: (S, N, 7), calibrated.
-        uncalibrated: (S, N, 7), before the temperature.
-        temperatures: One for each seed, the mean over its folds.
+        classes: Names of the K classes, in the order of the logits.
+        image_ids: (N,) names.
+        lesion_ids: (N,) names as in the data.
+        groups: (N,) lesions with known duplicates merged.
+        folds: (N,) the fold whose model had not seen the image.
+        labels: (N,) class ids.
+        seeds: The S training seeds.
+        logits: (S, N, K) float32, uncalibrated.
     """
 
-    table: pd.DataFrame
+    classes: tuple[str, ...]
+    image_ids: np.ndarray
+    lesion_ids: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
     labels: np.ndarray
-    probabilities: np.ndarray
-    uncalibrated: np.ndarray
-    temperatures: list[float]
+    seeds: tuple[int, ...]
+    logits: np.ndarray
 
-    @property
-    def groups(self) -> np.ndarray:
-        """Lesion of each image (N,), known duplicates merged."""
-        return self.table["lesion_group"].to_numpy()
+    def with_logits(self, logits: np.ndarray) -> "Predictions":
+        """The same images with another variant's logits (S, N, K)."""
+        return dataclasses.replace(self, logits=np.asarray(logits, dtype=np.float32))
+
+    def frame(self, protocol: str, variant: str) -> pd.DataFrame:
+        """The rows of the table."""
+        parts = []
+        for seed, logits in zip(self.seeds, self.logits, strict=True):
+            columns = dict(zip(_KEYS, (self.image_ids, self.lesion_ids, protocol, variant, seed), strict=False))
+            columns |= {"fold": self.folds, "label": np.array(self.classes)[self.labels]}
+            columns |= {f"{LOGIT}{name}": logits[:, k] for k, name in enumerate(self.classes)}
+            parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)
 
 
-def read_variant(study_dir: Path, runs_by_seed: Sequence[Sequence[StudyRun]], folder: str = "") -> Predictions:
-    """Reads what one variant predicts under one protocol.
+def write_predictions(
+    path: str | os.PathLike[str], predictions: Mapping[tuple[str, str], Predictions] | pd.DataFrame
+) -> None:
+    """Writes the table, complete or not at all.
 
     Args:
-        study_dir: The study's folder.
-        runs_by_seed: For each seed its run, or in cross-validation one for each fold, whose images are joined.
-        folder: Folder of the evaluation inside each run; empty for the run's own.
+        path: The parquet file.
+        predictions: (protocol, variant) to predictions, or the rows themselves.
+    """
+    if not isinstance(predictions, pd.DataFrame):
+        rows = [value.frame(protocol, variant) for (protocol, variant), value in predictions.items()]
+        predictions = pd.concat(rows, ignore_index=True)
+    with atomic_path(path) as temporary:
+        predictions.to_parquet(temporary, index=False, compression="zstd")
+
+
+def read_predictions(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str], Predictions]:
+    """Reads and checks one table, or the tables of several runs.
+
+    Args:
+        paths: Parquet files; their rows are joined.
 
     Returns:
-        The predictions, sorted by image id.
+        (protocol, variant) to predictions, in the order of the table.
 
     Raises:
-        Ham10000Error: If the seeds did not score the same images.
+        Ham10000Error: For a missing column, an image that is scored twice or lacks in a variant or seed, an image with
+            two labels, folds or lesions, or, with lesion-grouped, a lesion in two folds.
     """
-    tables: list[pd.DataFrame] = []
-    labels: list[np.ndarray] = []
-    calibrated: list[np.ndarray] = []
-    uncalibrated: list[np.ndarray] = []
-    temperatures: list[float] = []
-    for runs in runs_by_seed:
-        parts, of_folds = [], []
-        for run in runs:
-            directory = study_dir / run.name
-            temperature = read_json(directory / RunFile.CALIBRATION)["temperature"]
-            table, ids, probabilities = read_predictions(directory / folder / RunFile.PREDICTIONS)
-            table = table[["image_id", "lesion_id", "lesion_group"]]
-            parts.append((table, ids, probabilities, apply_temperature(probabilities, 1 / temperature)))
-            of_folds.append(temperature)
-        joined = pd.concat([part[0] for part in parts], ignore_index=True)
-        order = np.argsort(joined["image_id"].to_numpy(), kind="stable")
-        tables.append(joined.iloc[order].reset_index(drop=True))
-        labels.append(np.concatenate([part[1] for part in parts])[order])
-        calibrated.append(np.concatenate([part[2] for part in parts])[order])
-        uncalibrated.append(np.concatenate([part[3] for part in parts])[order])
-        temperatures.append(float(np.mean(of_folds)))
-    if any(not table["image_id"].equals(tables[0]["image_id"]) for table in tables):
-        names = [run.name for runs in runs_by_seed for run in runs]
-        raise Ham10000Error(f"Seeds of one study scored different images; delete those that do not belong: {names}.")
-    return Predictions(tables[0], labels[0], np.stack(calibrated), np.stack(uncalibrated), temperatures)
+    table = pd.concat([_read_table(Path(path)) for path in paths], ignore_index=True)
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    keys = ["protocol", "variant", "seed", "image_id"]
+    if len(twice := table[table.duplicated(keys)]):
+        row = twice.iloc[0]
+        raise Ham10000Error(
+            f"{where}: image {row.image_id!r} is scored twice for {row.protocol}, {row.variant}, seed {row.seed} "
+            f"({len(twice)} repeated rows). Two runs of one fold, or of other folds, are mixed; give one of each."
+        )
+    columns = [name for name in table.columns if name.startswith(LOGIT)]
+    found: dict[tuple[str, str], Predictions] = {}
+    for protocol, rows in table.groupby("protocol", sort=False):
+        for (variant,), part in rows.groupby(["variant"], sort=False):
+            found[str(protocol), str(variant)] = _one(where, str(protocol), str(variant), part, columns)
+        parts = {variant: value for (name, variant), value in found.items() if name == protocol}
+        (first, expected), *others = parts.items()
+        for variant, value in others:
+            _check_same(f"{where}: {protocol}", first, expected, variant, value)
+    return found
 
 
-__all__ = ["Predictions", "read_variant"]
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise Ham10000Error(f"Cannot read {str(path)!r} as a parquet table of predictions: {error}") from error
+    columns = [name for name in table.columns if name.startswith(LOGIT)]
+    missing = [name for name in _KEYS if name not in table.columns]
+    if missing or len(columns) < 2:
+        lacks = missing or [f"{LOGIT}<class> for every class"]
+        raise Ham10000Error(
+            f"{path} lacks the column(s) {lacks}; expected the predictions.parquet of `ham10000-study`."
+        )
+    unknown = sorted(set(table["label"]) - {name.removeprefix(LOGIT) for name in columns})
+    if unknown:
+        raise Ham10000Error(f"{path}: label {unknown[0]!r} has no column {LOGIT}{unknown[0]}; it has {columns}.")
+    bad = np.flatnonzero(~np.isfinite(table[columns].to_numpy(dtype=np.float64)).all(axis=1))
+    if len(bad):
+        raise Ham10000Error(f"{path}: the logits of image {table['image_id'].iloc[bad[0]]!r} are not finite.")
+    return table
+
+
+def _one(where: str, protocol: str, variant: str, part: pd.DataFrame, columns: list[str]) -> Predictions:
+    tables = {int(str(seed)): rows.sort_values("image_id") for seed, rows in part.groupby("seed")}
+    first = next(iter(tables.values()))
+    classes = tuple(name.removeprefix(LOGIT) for name in columns)
+    groups = np.array(lesion_groups(first["lesion_id"].tolist(), first["image_id"].tolist()))
+    fold_of = first["fold"].to_numpy(dtype=np.int64)
+    shared = ["image_id", "lesion_id", "fold", "label"]
+    for seed, rows in tables.items():
+        _check_ids(f"{where}: {protocol}, {variant}", f"seed {min(tables)}", first, f"seed {seed}", rows)
+        differs = (rows[shared].to_numpy(dtype=str) != first[shared].to_numpy(dtype=str)).any(axis=1)
+        if differs.any():
+            raise Ham10000Error(
+                f"{where}: {protocol}, {variant}: image {rows['image_id'].to_numpy()[differs][0]!r} has another "
+                f"lesion, fold or label with seed {seed} than with seed {min(tables)}; all seeds need one split."
+            )
+    if protocol == "lesion-grouped":
+        folds = pd.Series(fold_of).groupby(groups).nunique()
+        if (folds > 1).any():
+            raise Ham10000Error(
+                f"{where}: {protocol}, {variant}: lesion {folds.index[folds > 1][0]!r} is in two folds "
+                f"({int((folds > 1).sum())} such lesions), so its model had seen it."
+            )
+    logits = np.stack([rows[columns].to_numpy(dtype=np.float32) for rows in tables.values()])
+    return Predictions(
+        classes=classes,
+        image_ids=first["image_id"].to_numpy(dtype=str),
+        lesion_ids=first["lesion_id"].to_numpy(dtype=str),
+        groups=groups,
+        folds=fold_of,
+        labels=first["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(dtype=np.int64),
+        seeds=tuple(tables),
+        logits=logits,
+    )
+
+
+def _check_ids(where: str, name: str, ours: pd.DataFrame, other: str, theirs: pd.DataFrame) -> None:
+    only = sorted(set(ours["image_id"]) ^ set(theirs["image_id"]))
+    if only:
+        lacking = other if only[0] in set(ours["image_id"]) else name
+        raise Ham10000Error(
+            f"{where}: {lacking} has no prediction for image {only[0]!r} ({len(only)} images are in one of {name} and "
+            f"{other} only). Finish its folds first."
+        )
+
+
+def _check_same(where: str, first: str, expected: Predictions, variant: str, value: Predictions) -> None:
+    names = [pd.DataFrame({"image_id": part.image_ids}) for part in (expected, value)]
+    _check_ids(where, first, names[0], variant, names[1])
+    for name in ("folds", "labels", "groups"):
+        if (getattr(expected, name) != getattr(value, name)).any():
+            raise Ham10000Error(f"{where}: {variant} and {first} have different {name} for the same images.")
+    if expected.seeds != value.seeds:
+        raise Ham10000Error(
+            f"{where}: {variant} has seeds {value.seeds}, {first} has {expected.seeds}; give the same."
+        )
+
+
+__all__ = ["LOGIT", "Predictions", "read_predictions", "write_predictions"]

@@ -1,104 +1,71 @@
-"""How a model's answers change when only its metadata does: shuffled, unknown, missing at random, or swept."""
+"""How answers change when only the metadata do: shuffled, unknown, missing at random, or swept."""
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification
-from ham10000.training.data.loader import EvalLoader
-from ham10000.training.inference.metadata_effects import SWEEP_AGES, logits_from_embeddings
+from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
+from ham10000.training.inference.metadata_effects import SWEEP_AGES
+from ham10000.training.study.crossfit import CrossFitted
+from ham10000.training.study.resampling import Bootstrap, Estimate, Sample
 
 MISSING_SHARES = tuple(tenths / 10 for tenths in range(1, 10))
+# A field is named where the loss from shuffling it has a Holm-corrected p below this.
+ALPHA = 0.05
 
 
-@torch.inference_mode()
-def perturbed_probabilities(
-    model: Ham10000ForImageClassification,
-    loader: EvalLoader,
-    *,
-    seed: int,
-    repeats: int = 5,
-    autocast: Callable[[], Any] = contextlib.nullcontext,
-    progress: bool = False,
-) -> dict[str, np.ndarray]:
-    """Predicts every row of a loader with its own metadata and with changed ones, the picture fixed.
+class Effect(TypedDict):
+    """Of one change: macro-F1 lost, its p-value alone and after Holm (None for all fields), and the share of flips."""
 
-    Every picture goes through the backbone once; for each change only the small head runs again, on the loader's own
-    batches, so a change that changes no value changes no bit. Shuffling a field breaks its tie to the class and keeps
-    its distribution (permutation importance: Breiman 2001, 10.1023/A:1010933404324, section 10).
+    drop: Estimate
+    p: float
+    p_holm: float | None
+    flips: Estimate
+
+
+class Sweep(TypedDict):
+    """Along a sweep, with the image fixed: values, melanoma and malignant probability, flips, and slope or range."""
+
+    values: list[Any]
+    melanoma: list[Estimate]
+    malignant: list[Estimate]
+    flips: Estimate
+    change: Estimate
+
+
+class Shortcuts(TypedDict):
+    """What each field of metadata is worth to a variant, and how far it moves the answers."""
+
+    repeats: int
+    as_is: Estimate
+    fields: dict[str, dict[str, Effect]]
+    named: list[str]
+    missing: list[dict[str, Any]]
+    age_sweep: Sweep | None
+    site_sweep: Sweep | None
+
+
+def changes(
+    config: Ham10000Config, metadata: torch.Tensor, *, seed: int = 0, repeats: int = 5
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields names and changed metadata (M, N, fields), one at a time.
+
+    Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
+    10.1023/A:1010933404324, section 10).
 
     Args:
-        model: A model that reads metadata, in evaluation mode.
-        loader: The N rows, of one process.
+        config: Metadata schema.
+        metadata: (N, fields) raw metadata.
         seed: Seed of the permutations and of what goes missing.
-        repeats: K, how often what is random is drawn.
-        autocast: Makes the context the backbone runs in. The head always runs in the model's own precision, because
-            rounding it to bf16 would flip answers by itself.
-        progress: Whether to show progress bars.
+        repeats: How often what is random is drawn.
 
-    Returns:
-        Name to probabilities, float32, in the loader's order; fields the model does not have are left out:
-
-        - `as_is` (N, 7): without `autocast` equal to the model's own forward on the same batches, to the last bit.
-        - `shuffled:FIELD` and `shuffled:all` (K, N, 7): the rows' values permuted; for `all`, whole rows of metadata.
-        - `unknown:FIELD` and `unknown:all` (N, 7): the field, or every field, missing in every row.
-        - `missing:SHARE` (K, N, 7), SHARE in 0.1…0.9: each field of each row missing with that probability.
-        - `age_sweep` (18, N, 7): every row's age set to 0, 5, … 85 years.
-        - `site_sweep` (sites, N, 7): every row's site set to each of `config.localization_vocabulary`, in its order.
-
-    Raises:
-        Ham10000Error: For the image variant, a model in training mode, no rows, no repeats, or a loader of several
-            processes.
+    Yields:
+        `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
     """
-    config: Any = model.config
-    if not config.uses_metadata:
-        raise Ham10000Error("modality='image' reads no metadata, so there is nothing to change; leave it out.")
-    if model.training:
-        raise Ham10000Error("The model is in training mode, in which metadata is dropped; call model.eval() first.")
-    if loader.world_size != 1:
-        raise Ham10000Error(f"Expected a loader of one process, which has all rows, got one of {loader.world_size}.")
-    metadata = loader.samples.metadata  # (N, F)
-    if metadata is None or len(metadata) == 0:
-        raise Ham10000Error("The loader holds no rows with metadata; give it the checkpoint's own processor.")
-    if repeats < 1:
-        raise Ham10000Error(f"`repeats` must be at least 1, got {repeats}.")
-
-    embeddings: list[tuple[int, torch.Tensor | None]] = []  # rows and (rows, C) of each batch
-    for batch in tqdm(loader, desc="Embedding", unit="batch", disable=not progress, leave=False):
-        image = None
-        if batch.pixel_values is not None:
-            with autocast():
-                image = model.encode_image(batch.pixel_values.to(next(model.backbone.parameters()).dtype))
-            image = image.to(model.classifier.weight.dtype)
-        embeddings.append((len(batch.labels), image))
-
-    def predict(tables: torch.Tensor) -> np.ndarray:
-        """(…, N, F) metadata to (…, N, 7) probabilities."""
-        flat = tables.reshape(-1, *metadata.shape)
-        output = np.empty((*flat.shape[:2], len(LABELS)), dtype=np.float32)
-        start = 0
-        for rows, image in embeddings:
-            for number, table in enumerate(flat[:, start : start + rows].to(loader.device)):
-                probabilities = logits_from_embeddings(model, image, table).float().softmax(-1)
-                output[number, start : start + rows] = probabilities.cpu().numpy()
-            start += rows
-        return output.reshape(*tables.shape[:-1], len(LABELS))
-
-    changes = tqdm(
-        _changes(config, metadata, seed, repeats), desc="Perturbing", disable=not progress, leave=False, unit="change"
-    )
-    return {"as_is": predict(metadata)} | {name: predict(tables) for name, tables in changes}
-
-
-def _changes(
-    config: Ham10000Config, metadata: torch.Tensor, seed: int, repeats: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields names and changed metadata (…, N, F), one at a time, as all of them together would be large."""
 
     def generator(name: str) -> np.random.Generator:
         # By name, so that a draw does not depend on which other fields the model has.
@@ -107,23 +74,150 @@ def _changes(
     fields = {name: [column] for column, name in enumerate(config.metadata_fields)}
     for field, columns in (fields | {"all": list(range(len(fields)))}).items():
         draws = generator(f"shuffled:{field}")
-        shuffled = metadata.repeat(repeats, 1, 1)  # (K, N, F)
+        shuffled = metadata.repeat(repeats, 1, 1)
         for table in shuffled:
             table[:, columns] = metadata[torch.from_numpy(draws.permutation(len(metadata)))][:, columns]
         yield f"shuffled:{field}", shuffled
-        unknown = metadata.clone()
-        unknown[:, columns] = float("nan")
+        unknown = metadata.clone()[None]
+        unknown[..., columns] = float("nan")
         yield f"unknown:{field}", unknown
     for share in MISSING_SHARES:
         absent = generator(f"missing:{share}").random((repeats, *metadata.shape)) < share
         yield f"missing:{share}", metadata.repeat(repeats, 1, 1).masked_fill(torch.from_numpy(absent), float("nan"))
-    sweeps = {"age": ("age_sweep", SWEEP_AGES)}
-    sweeps["localization"] = ("site_sweep", tuple(range(len(config.localization_vocabulary))))
-    for field, (name, values) in sweeps.items():
+    for field, name, values in (
+        ("age", "age_sweep", SWEEP_AGES),
+        ("localization", "site_sweep", range(len(config.localization_vocabulary))),
+    ):
         if field in fields:
             swept = metadata.repeat(len(values), 1, 1)
-            swept[:, :, fields[field][0]] = torch.tensor(values, dtype=metadata.dtype)[:, None]
+            swept[:, :, fields[field][0]] = torch.tensor(list(values), dtype=metadata.dtype)[:, None]
             yield name, swept
 
 
-__all__ = ["MISSING_SHARES", "SWEEP_AGES", "perturbed_probabilities"]
+def shortcut_results(
+    fitted: CrossFitted,
+    metadata: torch.Tensor,
+    config: Ham10000Config,
+    bootstrap: Bootstrap,
+    *,
+    rule: str,
+    malignant: Sequence[str],
+) -> Shortcuts:
+    """Changes the metadata of every image, lets its own fold's head answer, and compares.
+
+    Everything is a mean over seeds and draws, computed in every resample of the lesions.
+
+    Args:
+        fitted: A variant that reads metadata.
+        metadata: (N, fields) its images' raw metadata.
+        config: Metadata schema.
+        bootstrap: Resampled lesions of the same images.
+        rule: Decision rule of answers.
+        malignant: Names of the malignant classes.
+
+    Returns:
+        The variant's entry in study.json.
+
+    Raises:
+        Ham10000Error: For the image variant.
+    """
+    if not fitted.heads:
+        raise Ham10000Error("The image variant reads no metadata, so there is nothing to change.")
+    seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
+    as_is = fitted.all_answers(rule)  # (S, N)
+    base = _macro_f1(bootstrap, as_is[:, None])
+    fields: dict[str, dict[str, Effect]] = {}
+    results: Shortcuts = {
+        "repeats": 0,
+        "as_is": base.summary(),
+        "fields": fields,
+        "named": [],
+        "missing": [{"share": 0.0, "macro_f1": base.summary(), "flips": _flips(bootstrap, as_is[:, None], as_is)}],
+        "age_sweep": None,
+        "site_sweep": None,
+    }
+    for name, tables in changes(config, metadata):
+        logits = np.stack([[fitted.head_logits(table, s) for table in tables] for s in seeds])  # (S, M, N, K)
+        answers = np.stack([fitted.answers(logits[s], s, rule) for s in seeds])
+        kind, _, what = name.partition(":")
+        if kind in ("shuffled", "unknown"):
+            drop = base - _macro_f1(bootstrap, answers)
+            effect: Effect = {
+                "drop": drop.summary(),
+                "p": bootstrap_p_value(drop.values),
+                "p_holm": None,
+                "flips": _flips(bootstrap, answers, as_is),
+            }
+            fields.setdefault(what, {})[kind] = effect
+            results["repeats"] = max(results["repeats"], len(tables))
+        elif kind == "missing":
+            score = _macro_f1(bootstrap, answers).summary()
+            results["missing"].append(
+                {"share": float(what), "macro_f1": score, "flips": _flips(bootstrap, answers, as_is)}
+            )
+        else:
+            values: list[Any] = list(SWEEP_AGES) if name == "age_sweep" else list(config.localization_vocabulary)
+            probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
+            ids = {
+                group: [classes.index(label) for label in labels if label in classes]
+                for group, labels in (("melanoma", ["mel"]), ("malignant", malignant))
+            }
+            curves = {group: bootstrap.means(probabilities[..., k].sum(axis=-1)) for group, k in ids.items()}
+            flips = (answers != as_is[:, None]).any(axis=1).mean(axis=0)
+            sweep: Sweep = {
+                "values": values,
+                "melanoma": [sample.summary() for sample in curves["melanoma"]],
+                "malignant": [sample.summary() for sample in curves["malignant"]],
+                "flips": bootstrap.means(flips[None])[0].summary(),
+                "change": _change(curves["melanoma"], values if name == "age_sweep" else None).summary(),
+            }
+            results[name] = sweep  # type: ignore[literal-required]
+    everything = fields["all"]["unknown"]
+    total = _macro_f1(bootstrap, _hidden_answers(fitted, metadata, rule)[:, None])
+    results["missing"].append({"share": 1.0, "macro_f1": total.summary(), "flips": everything["flips"]})
+    single = [field for field in fields if field != "all"]
+    for kind in ("shuffled", "unknown"):
+        corrected = holm([fields[field][kind]["p"] for field in single])
+        for field, p in zip(single, corrected, strict=True):
+            fields[field][kind]["p_holm"] = p
+    results["named"] = [field for field in single if _matters(fields[field]["shuffled"])]
+    return results
+
+
+def _hidden_answers(fitted: CrossFitted, metadata: torch.Tensor, rule: str) -> np.ndarray:
+    hidden = torch.full_like(metadata, float("nan"))
+    return np.stack([fitted.answers(fitted.head_logits(hidden, s), s, rule) for s in range(len(fitted.heads))])
+
+
+def _matters(effect: Effect) -> bool:
+    drop, p = effect["drop"]["estimate"], effect["p_holm"]
+    return drop is not None and drop > 0 and p is not None and p < ALPHA
+
+
+def _macro_f1(bootstrap: Bootstrap, answers: np.ndarray) -> Sample:
+    """(S, M, N) class ids to the mean macro-F1 over the M draws; every seed counts alike in each resample."""
+    samples = [bootstrap.scores(of_draw, ["macro_f1"])["macro_f1"] for of_draw in answers.transpose(1, 0, 2)]
+    return Sample(
+        np.mean([sample.per_seed for sample in samples], axis=0),
+        np.mean([sample.values for sample in samples], axis=0),
+    )
+
+
+def _flips(bootstrap: Bootstrap, answers: np.ndarray, as_is: np.ndarray) -> Estimate:
+    """Share of images whose answer is another one than as is; (S, M, N) and (S, N) class ids."""
+    return bootstrap.means((answers != as_is[:, None]).mean(axis=(0, 1))[None])[0].summary()
+
+
+def _change(curve: Sequence[Sample], ages: Sequence[float] | None) -> Sample:
+    """The least-squares slope per decade of age, or the highest minus the lowest value of the curve."""
+    means = np.array([sample.estimate for sample in curve])
+    values = np.stack([sample.values for sample in curve])
+    if ages is None:
+        # The same two sites in every resample: the largest difference of each would lie above that of the sample.
+        return curve[int(means.argmax())] - curve[int(means.argmin())]
+    decades = np.array(ages) / 10 - np.mean(ages) / 10
+    slopes = decades / (decades**2).sum()
+    return Sample(np.array([means @ slopes]), slopes @ values)
+
+
+__all__ = ["ALPHA", "MISSING_SHARES", "Effect", "Shortcuts", "Sweep", "changes", "shortcut_results"]

@@ -104,6 +104,9 @@ class Ham10000Config(PreTrainedConfig):
         metadata_dropout: Probability, in training, that all fields of one sample are set to missing.
         classifier_dropout: Dropout before the classifier, in [0, 1).
         temperature: Calibration temperature; the logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
+        class_prior: Share of each class among the training images, in the order of the labels; None where unknown.
+        conformal_thresholds: Coverage (such as `"0.9"`) to the largest `1 - p` of each class that its prediction sets
+            accept; None where none were fitted.
         malignant_labels: The labels that count as malignant; by default those of mel, bcc and akiec that are in the
             label set. May be empty.
         label_descriptions: Plain-language name of each label; by default HAM10000's, or the label itself.
@@ -142,6 +145,8 @@ class Ham10000Config(PreTrainedConfig):
     metadata_dropout: float | int = 0.1
     classifier_dropout: float | int = 0.2
     temperature: float | int = 1.0
+    class_prior: list[float] | None = None
+    conformal_thresholds: dict[str, list[float]] | None = None
     malignant_labels: list[str] | None = None
     label_descriptions: dict[str, str] | None = None
 
@@ -274,6 +279,16 @@ class Ham10000Config(PreTrainedConfig):
             raise ValueError(f"`temperature` must be a positive number, got {self.temperature}.")
         if not (math.isfinite(self.age_scale) and self.age_scale > 0 and math.isfinite(self.age_offset)):
             raise ValueError(f"`age_scale` must be positive, got {self.age_scale} (offset {self.age_offset}).")
+        prior, n_labels = self.class_prior, len(self.id2label or LABELS)
+        if prior is not None and not (
+            len(prior) == n_labels and all(share > 0 for share in prior) and abs(sum(prior) - 1) < 1e-6
+        ):
+            raise ValueError(f"`class_prior` needs {n_labels} positive shares that sum to 1, got {prior}.")
+        for coverage, thresholds in (self.conformal_thresholds or {}).items():
+            if len(thresholds) != n_labels or not all(0 <= value <= 1 for value in thresholds):
+                raise ValueError(
+                    f"`conformal_thresholds` needs {n_labels} numbers in [0, 1] for {coverage!r}, got {thresholds}."
+                )
         if not self.metadata_hidden_sizes or min(self.metadata_hidden_sizes) < 1:
             raise ValueError(f"`metadata_hidden_sizes` needs positive widths, got {self.metadata_hidden_sizes}.")
         for name in (

@@ -1,0 +1,115 @@
+"""Heads on image logits: what they learn, and that the assembled checkpoint is the head."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from study_tables import example_frame, example_image
+
+from ham10000.modeling import (
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    create_processor,
+)
+from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.run_folder import save_checkpoint
+from ham10000.training.study.heads import HeadSettings, absorb_calibration, assemble, fit_head, fit_variant
+
+CONFIG = Ham10000Config(modality="fusion", backbone="test_efficientnet", metadata_hidden_sizes=[32, 16])
+SETTINGS = HeadSettings(epochs=8, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    frame = example_frame(400).sort_values("image_id", ignore_index=True)
+    image = example_image(frame)
+    processor = create_processor(CONFIG, image_size=32)
+    rows = frame[processor.metadata_fields].to_dict("records")
+    return image.logits[0], processor.encode_metadata(rows), image.labels
+
+
+def fit(data, variant, **options):
+    logits, metadata, labels = data
+    return fit_variant(variant, logits, metadata, labels, CONFIG, settings=SETTINGS, seed=0, **options)
+
+
+def test_a_head_starts_as_the_image_model(data) -> None:
+    logits, metadata, labels = data
+    none = HeadSettings(epochs=1, learning_rate=1e-12)
+    head = fit_head(logits, metadata, labels, CONFIG, n_classes=7, settings=none, seed=0)
+    np.testing.assert_allclose(head.predict(logits, metadata), logits, atol=1e-5)
+
+
+def test_metadata_help_where_they_say_something(data) -> None:
+    logits, metadata, labels = data
+    losses = {v: log_loss(labels, softmax(fit(data, v).predict(logits, metadata))) for v in ("fusion", "control")}
+    assert losses["fusion"] < losses["control"] - 0.05
+
+
+def test_the_metadata_head_learns_what_a_logistic_regression_does(data) -> None:
+    logits, metadata, labels = data
+    plain = HeadSettings(epochs=40, batch_size=64, class_weights="none", label_smoothing=0.0)
+    head = fit_variant("metadata", logits, metadata, labels, CONFIG, settings=plain, seed=0)
+    inputs = head.encoder.encode(metadata).numpy()
+    theirs = LogisticRegression(max_iter=2000).fit(inputs, labels).predict_proba(inputs)
+    assert log_loss(labels, softmax(head.predict(None, metadata))) < 1.15 * log_loss(labels, theirs)
+
+
+def test_the_control_never_reads_metadata_in_its_fit(data) -> None:
+    logits, metadata, labels = data
+    hidden = torch.full_like(metadata, float("nan"))
+    ours = fit(data, "control").state_dict()
+    theirs = fit((logits, hidden, labels), "fusion").state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
+
+
+def test_the_same_seed_gives_the_same_head_and_leaves_the_global_one_alone(data) -> None:
+    logits, metadata, _ = data
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = fit(data, "fusion").predict(logits, metadata)
+    assert torch.equal(torch.rand(3), expected)
+    np.testing.assert_array_equal(first, fit(data, "fusion").predict(logits, metadata))
+
+
+def test_a_class_without_images_is_refused(data) -> None:
+    logits, metadata, labels = data
+    with pytest.raises(Ham10000Error, match="images of every class"):
+        fit((logits, metadata, np.where(labels == 3, 5, labels)), "fusion")
+
+
+@pytest.mark.parametrize("variant", ["fusion", "metadata"])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_assembled_checkpoint_is_the_head_in_a_fresh_process(data, tmp_path: Path, variant, temperature) -> None:
+    _, metadata, _ = data
+    torch.manual_seed(0)
+    config = Ham10000Config(modality="image", backbone="test_efficientnet", temperature=temperature)
+    image_model = Ham10000ForImageClassification(config).eval()
+    pixels, metadata = torch.randn(6, 3, 32, 32), metadata[:6]
+    with torch.inference_mode():
+        image_logits = image_model(pixels).logits.numpy()
+    head = fit(data, variant)
+    expected = head.predict(None if variant == "metadata" else image_logits, metadata)
+    model = assemble(None if variant == "metadata" else image_model, head, CONFIG)
+    biases = np.linspace(-0.5, 0.5, 7)
+    absorb_calibration(model, 1.5, biases)
+    save_checkpoint(tmp_path / "model", model, create_processor(model.config, image_size=32))
+    torch.save((pixels, metadata), tmp_path / "inputs.pt")
+    script = (
+        "import sys, torch; from transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1] + '/model', trust_remote_code=True).eval()\n"
+        "pixels, metadata = torch.load(sys.argv[1] + '/inputs.pt')\n"
+        "inputs = {'metadata': metadata} | ({} if model.config.modality == 'metadata' else {'pixel_values': pixels})\n"
+        "with torch.inference_mode(): torch.save(model(**inputs).logits, sys.argv[1] + '/logits.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    found = torch.load(tmp_path / "logits.pt").numpy()
+    np.testing.assert_allclose(found, expected / 1.5 + biases, atol=1e-5)

@@ -1,0 +1,193 @@
+"""The study as a user runs it: image runs, report and release from the command line, on tiny networks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+
+from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.run_files import read_run
+from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.training.data.sources import load_data
+from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.inference.prediction import load_checkpoint, predict
+from ham10000.training.predict import main as predict_main
+from ham10000.training.study.command import main, parse_study
+from ham10000.training.study.runs import locate_runs, plan_runs
+from ham10000.training.train import main as train_main
+
+STUDY = """
+recipe: recipe.yaml
+protocols: {lesion-grouped: {folds: 3, seeds: [0]}}
+n_resamples: 50
+heads: {epochs: 2, batch_size: 64}
+"""
+RECIPE = """
+backbone: test_efficientnet
+backbone_kwargs: {}
+pretrained: none
+image_size: [32]
+epochs: 1
+"""
+DATA = ["--data", "synthetic:240"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose first run is one of `ham10000-train`, and whose others it trained itself, one by --only."""
+    root = tmp_path_factory.mktemp("study")
+    (root / "study.yaml").write_text(STUDY)
+    (root / "recipe.yaml").write_text(RECIPE)
+    plain = ["--config", str(root / "recipe.yaml"), *DATA, "--cache_dir", str(root / "cache"), "--trackers", "none"]
+    plain += ["--modality", "image", "--folds", "3", "--fold", "0", "--train_on_validation", "--seed", "0"]
+    assert train_main([*plain, "--output_dir", str(root / "plain")]) == 0
+    assert main(["train", *command(root), "--only", "lesion-grouped/image-seed0-fold2"]) == 0
+    assert not (root / "study" / "lesion-grouped" / "image-seed0-fold1").exists()
+    assert main(command(root)) == 0
+    return root
+
+
+def command(root: Path, *options: str) -> list[str]:
+    places = ["--cache_dir", str(root / "cache"), "--output_dir", str(root / "study"), "--runs", str(root / "plain")]
+    return ["--config", str(root / "study.yaml"), *DATA, *places, *options]
+
+
+def test_it_writes_the_report_and_takes_the_plain_run(root: Path) -> None:
+    study = json.loads((root / "study" / "study.json").read_text())
+    assert str(root) not in json.dumps(study)  # no paths of this machine
+    assert study["recipe"]["config"]["backbone"] == "test_efficientnet"
+    assert study["protocols"]["lesion-grouped"]["n_images"] == 240
+    assert (root / "study" / "study.md").is_file()
+    assert not (root / "study" / "lesion-grouped" / "image-seed0-fold0").exists()
+    table = pd.read_parquet(root / "study" / "predictions.parquet")
+    assert set(table["variant"]) == {"image", "metadata", "fusion", "control"}
+    assert (table.groupby("variant")["image_id"].nunique() == 240).all()
+
+
+def test_out_of_fold_logits_are_the_checkpoints_own(root: Path) -> None:
+    model, processor = load_checkpoint(root / "plain")
+    rows = pd.read_parquet(root / "plain" / "out_of_fold.parquet").head(8)
+    split = pd.read_csv(root / "plain" / "split.csv").set_index("image_id")
+    assert set(split.loc[rows["image_id"], "split"]) == {"test"}
+    data = load_data("synthetic:240")[0]
+    place = {name: k for k, name in enumerate(data["image_id"][:])}
+    images = [data[place[name]]["image"] for name in rows["image_id"]]
+    logits = rows[[f"logit_{name}" for name in LABELS]].to_numpy()
+    np.testing.assert_allclose(predict(model, processor, images), softmax(logits), atol=2e-3)
+    assert rows["label"].tolist() == split.loc[rows["image_id"], "dx"].tolist()
+
+
+def test_done_is_done(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (root / "study" / "predictions.parquet").read_bytes()
+    assert main(["train", *command(root)]) == 0
+    assert capsys.readouterr().out.count("done before") == 3
+    assert (root / "study" / "predictions.parquet").read_bytes() == before
+
+
+def test_the_report_needs_only_the_predictions_and_the_metadata(root: Path, tmp_path: Path) -> None:
+    table = root / "study" / "predictions.parquet"
+    options = ["--config", str(root / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "again")]
+    assert main(["report", *options, "--predictions", str(table)]) == 0
+    found, expected = (json.loads((path / "study.json").read_text()) for path in (tmp_path / "again", root / "study"))
+    assert found["protocols"] == expected["protocols"]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "again" / "predictions.parquet"), pd.read_parquet(table))
+
+
+def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, capsys, tmp_path: Path) -> None:
+    assert main(["release", *command(root)]) == 0
+    release = root / "study" / "release"
+    run = json.loads((release / "image-run" / "train_config.json").read_text())
+    assert run["config"]["train_on_all"]
+    table = pd.read_parquet(root / "study" / "predictions.parquet")
+    assert run["config"]["train_on_validation"]
+    for modality in ("image", "metadata", "fusion"):
+        folder = release / f"ham10000-{modality}"
+        model, _ = load_checkpoint(folder)
+        assert model.config.modality == modality
+        assert model.config.temperature != 1
+        assert sum(model.config.class_prior) == pytest.approx(1)
+        assert set(model.config.conformal_thresholds) == {"0.8", "0.9", "0.95"}
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            assert file.get_tensor("classifier.weight").dtype == torch.float16
+        files = read_run(folder)
+        assert files.evaluation["estimated_by"] == "cross-validation"
+        assert files.evaluation["metrics"]["n_images"] == 240
+        card = render_model_card(files, repo_id="user/model", revision="v1")
+        assert "Estimated by cross-validation; this model was trained on all images" in card
+        assert "ham10000-study release" in card
+        rows = table[table["variant"] == modality]
+        labels = rows["label"].map(LABELS.index).to_numpy()
+        np.testing.assert_allclose(model.config.class_prior, np.bincount(labels, minlength=7) / 240)
+    person = [
+        "--age",
+        "60",
+        "--sex",
+        "male",
+        "--localization",
+        "back",
+        "--checkpoint",
+        str(release / "ham10000-metadata"),
+    ]
+    options = ["--decision", "balanced", "--coverage", "0.9", "--json", "--output", str(tmp_path / "p.json")]
+    assert predict_main([*person, *options]) == 0
+    (found,) = json.loads((tmp_path / "p.json").read_text())
+    model, _ = load_checkpoint(release / "ham10000-metadata")
+    ratios = {name: found["probabilities"][name] / model.config.class_prior[k] for k, name in enumerate(LABELS)}
+    assert found["label"] == max(ratios, key=ratios.__getitem__)
+    thresholds = model.config.conformal_thresholds["0.9"]
+    inside = [name for k, name in enumerate(LABELS) if 1 - found["probabilities"][name] <= thresholds[k]]
+    assert found["prediction_set"] == inside
+    assert found["coverage"] == 0.9
+    capsys.readouterr()
+    assert predict_main([*person, "--coverage", "0.8"]) == 0
+    assert "80% set: " in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = ["--config", str(root / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "empty")]
+    assert main(["report", *empty]) == 2
+    error = capsys.readouterr()
+    assert "not finished: lesion-grouped/image-seed0-fold0, lesion-grouped/image-seed0-fold1" in error.out
+    assert "No seed of lesion-grouped is complete" in error.err
+    assert main([*empty, "--only", "image-fold9"]) == 2
+    assert "--only image-fold9: no such run in this study; it has lesion-grouped/image" in capsys.readouterr().err
+
+
+def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path, capsys) -> None:
+    assert main([*command(root), "--epochs", "3"]) == 2
+    assert "has a run with epochs 1, but the study asks for 3" in capsys.readouterr().err
+    study = parse_study(command(root))[1]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    summary = json.loads((root / "plain" / "train_config.json").read_text())
+    shutil.copy(root / "plain" / "train_config.json", copy)
+    with pytest.raises(Ham10000Error, match="are the same run"):
+        locate_runs(study, tmp_path, [root / "plain", copy])
+    for change, message in (
+        ({"seed": 5}, "this study does not have"),
+        ({"train_on_validation": False}, "--train_on_"),
+    ):
+        (copy / "train_config.json").write_text(json.dumps({**summary, "config": {**summary["config"], **change}}))
+        with pytest.raises(Ham10000Error, match=message):
+            locate_runs(study, tmp_path, [copy])
+    assert len(plan_runs(study)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "1"], "--seed is set by the study"),
+        (["--folds=5"], "--folds is set by the study"),
+        (["train", "--predictions", "p.parquet"], "--predictions is for"),
+        (["report", "--only", "a"], "--only names runs to train"),
+        (["test"], "Unknown step 'test'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(root: Path, options: list[str], message: str) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        parse_study([*options, "--config", str(root / "study.yaml"), *DATA])

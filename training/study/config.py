@@ -1,0 +1,117 @@
+"""The study's settings: one YAML file names the runs, the heads and, before any result, what decides."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ham10000.modeling import Ham10000Error
+from ham10000.training.data.split import PROTOCOLS
+from ham10000.training.evaluation.conformal import COVERAGES
+from ham10000.training.evaluation.decision import RULES
+from ham10000.training.study.heads import HEAD_VARIANTS, HeadSettings
+
+VARIANTS = ("image", *HEAD_VARIANTS)
+# Of the model's own logits, which square-root class weights have put half-way between the other two rules.
+TRAINED = "trained"
+STUDY_RULES = (TRAINED, *RULES)
+
+
+@dataclass(frozen=True)
+class ProtocolPlan:
+    """The image runs of one protocol.
+
+    Attributes:
+        folds: Number of folds, each the test part once; None for the protocol's single split.
+        seeds: Training seeds.
+    """
+
+    folds: int | None = None
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study, as its YAML file says it.
+
+    Attributes:
+        recipe: File with the options of `ham10000-train` that all image runs share, relative to the study's file.
+        protocols: Protocol to its runs. Heads are fitted for the first, which needs folds.
+        rule: Decision rule of every score that rests on answers: one of `STUDY_RULES`.
+        primary: The metric that verdicts rest on: macro_f1, balanced_accuracy or accuracy.
+        comparisons: Pairs of variants, the first minus the second. The first pair is the primary one, and all of them
+            are the family of Holm's correction.
+        coverages: Coverages of the prediction sets.
+        n_resamples: Bootstrap resamples.
+        heads: How heads are fitted.
+    """
+
+    recipe: str = "recipe_b0.yaml"
+    protocols: Mapping[str, ProtocolPlan] = field(default_factory=lambda: {PROTOCOLS[0]: ProtocolPlan(folds=5)})
+    rule: str = TRAINED
+    primary: str = "macro_f1"
+    comparisons: tuple[tuple[str, str], ...] = (("fusion", "control"), ("control", "image"), ("fusion", "image"))
+    coverages: tuple[float, ...] = COVERAGES
+    n_resamples: int = 2000
+    heads: HeadSettings = field(default_factory=HeadSettings)
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        protocols, variants = set(self.protocols), {name for pair in self.comparisons for name in pair}
+        for name, ok, expected in (
+            ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
+            ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
+            ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
+            ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
+            ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),
+            ("n_resamples", self.n_resamples >= 2, "at least 2"),
+        ):
+            if not ok:
+                raise Ham10000Error(f"study: `{name}` must be {expected}, got {getattr(self, name)!r}.")
+        for name, plan in self.protocols.items():
+            if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
+                raise Ham10000Error(f"study: {name} needs distinct seeds, got {list(plan.seeds)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, JSON-ready."""
+        return {**dataclasses.asdict(self), "protocols": {k: dataclasses.asdict(v) for k, v in self.protocols.items()}}
+
+
+def read_study_config(path: str | Path) -> StudyConfig:
+    """Reads a study's YAML file; an unknown key is an error that lists the known ones.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The study, with `recipe` as a path that can be opened.
+
+    Raises:
+        Ham10000Error: If a file is missing or malformed, or a value is not allowed.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        known = {item.name for item in dataclasses.fields(StudyConfig)}
+        if not isinstance(values, dict) or set(values) - known:
+            unknown = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
+            raise Ham10000Error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(sorted(known))}.")
+        if "protocols" in values:
+            values["protocols"] = {
+                name: ProtocolPlan(**{**plan, "seeds": tuple(plan.get("seeds", (0,)))})
+                for name, plan in values["protocols"].items()
+            }
+        if "heads" in values:
+            values["heads"] = HeadSettings(**values["heads"])
+        for name in {"comparisons", "coverages"} & set(values):
+            values[name] = tuple(tuple(item) if isinstance(item, list) else item for item in values[name])
+        config = StudyConfig(**values)
+    except (AttributeError, OSError, RecursionError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Ham10000Error(f"Cannot read the study's file {str(path)!r}: {error}") from error
+    return dataclasses.replace(config, recipe=str(path.parent / config.recipe))
+
+
+__all__ = ["STUDY_RULES", "TRAINED", "VARIANTS", "ProtocolPlan", "StudyConfig", "read_study_config"]

@@ -1,0 +1,178 @@
+"""What is fitted for one fold from the others: heads, calibration and prediction sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.training.evaluation.calibration import fit_vector_scaling
+from ham10000.training.evaluation.conformal import fit_thresholds, prediction_sets
+from ham10000.training.evaluation.decision import decide
+from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.study.config import TRAINED
+from ham10000.training.study.heads import Head, HeadSettings, fit_variant
+from ham10000.training.study.predictions import Predictions
+
+# Parts of the lesions that calibrate one another where a protocol has no folds.
+_PARTS_WITHOUT_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """One variant's out-of-fold logits, calibrated by the other folds.
+
+    Attributes:
+        predictions: The logits, with labels and folds.
+        folds: (N,) the parts that calibrate one another: the folds, or parts of the lesions.
+        temperatures: (S, F) of each seed and fold.
+        biases: (S, F, K) likewise.
+        prior: (K,) class shares.
+        heads: For each seed, fold to the head fitted on the other folds; empty for the image variant.
+        image_logits: (S, N, K) what the heads read; None for the image variant.
+    """
+
+    predictions: Predictions
+    folds: np.ndarray
+    temperatures: np.ndarray
+    biases: np.ndarray
+    prior: np.ndarray
+    heads: tuple[dict[int, Head], ...] = ()
+    image_logits: np.ndarray | None = None
+
+    def calibrated(self, logits: np.ndarray, seed: int) -> np.ndarray:
+        """(…, N, K) logits of a seed's models to probabilities, by each image's fold."""
+        _, fold = np.unique(self.folds, return_inverse=True)
+        return softmax(logits / self.temperatures[seed, fold][:, None] + self.biases[seed, fold])
+
+    def answers(self, logits: np.ndarray, seed: int, rule: str) -> np.ndarray:
+        """(…, N, K) logits of a seed's models to class ids (…, N), by a rule of `STUDY_RULES`."""
+        if rule == TRAINED:
+            return logits.argmax(axis=-1)
+        return decide(self.calibrated(logits, seed), list(self.prior), rule)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(S, N, K), calibrated."""
+        return np.stack([self.calibrated(rows, s) for s, rows in enumerate(self.predictions.logits)])
+
+    def all_answers(self, rule: str) -> np.ndarray:
+        """(S, N) class ids by a rule."""
+        return np.stack([self.answers(rows, s, rule) for s, rows in enumerate(self.predictions.logits)])
+
+    def head_logits(self, metadata: torch.Tensor, seed: int) -> np.ndarray:
+        """(N, K) logits of a seed's heads for other metadata (N, fields), each image by its own fold's head."""
+        logits = np.empty(self.predictions.logits.shape[1:], dtype=np.float32)
+        for fold, head in self.heads[seed].items():
+            rows = self.predictions.folds == fold
+            image = None if head.image is None or self.image_logits is None else self.image_logits[seed][rows]
+            logits[rows] = head.predict(image, metadata[torch.from_numpy(rows)])
+        return logits
+
+
+def cross_calibrate(
+    predictions: Predictions, heads: Sequence[dict[int, Head]] = (), image_logits: np.ndarray | None = None
+) -> CrossFitted:
+    """Calibrates each fold by the other folds' out-of-fold logits, temperature and class biases together.
+
+    Args:
+        predictions: One variant's logits.
+        heads: For each seed, fold to head; empty for the image variant.
+        image_logits: (S, N, K) what the heads read.
+
+    Returns:
+        The calibrated variant.
+
+    Raises:
+        Ham10000Error: If the other folds lack a class, or no calibration is best.
+    """
+    folds = predictions.folds
+    if len(np.unique(folds)) == 1:
+        folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
+    labels, n_classes = predictions.labels, len(predictions.classes)
+    fitted = [
+        [fit_vector_scaling(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
+        for logits in predictions.logits
+    ]
+    return CrossFitted(
+        predictions,
+        folds,
+        np.array([[temperature for temperature, _ in of_seed] for of_seed in fitted]),
+        np.array([[biases for _, biases in of_seed] for of_seed in fitted]),
+        np.bincount(labels, minlength=n_classes) / len(labels),
+        tuple(heads),
+        image_logits,
+    )
+
+
+def cross_fit_heads(
+    image: Predictions,
+    metadata: torch.Tensor,
+    config: Ham10000Config,
+    variants: Sequence[str],
+    settings: HeadSettings,
+    *,
+    progress: bool = True,
+) -> dict[str, CrossFitted]:
+    """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
+
+    Args:
+        image: The image variant's out-of-fold logits, under a protocol with folds.
+        metadata: (N, fields) raw metadata of its images, NaN where missing.
+        config: Metadata schema, encoder and dropout.
+        variants: Some of `HEAD_VARIANTS`.
+        settings: How heads are fitted; the image run's seed is the head's.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Variant to its calibrated out-of-fold logits.
+
+    Raises:
+        Ham10000Error: Without folds, or if the other folds lack a class.
+    """
+    folds = [int(fold) for fold in np.unique(image.folds)]
+    if len(folds) < 2:
+        raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
+    found = {}
+    total = len(variants) * len(image.seeds) * len(folds)
+    with tqdm(total=total, desc="Fitting heads", unit="head", disable=not progress, leave=False) as bar:
+        for variant in variants:
+            logits, heads = np.empty_like(image.logits), []
+            for s, seed in enumerate(image.seeds):
+                of_seed: dict[int, Head] = {}
+                for fold in folds:
+                    test = image.folds == fold
+                    rows, mask = image.logits[s], torch.from_numpy(test)
+                    of_seed[fold] = head = fit_variant(
+                        variant,
+                        rows[~test],
+                        metadata[~mask],
+                        image.labels[~test],
+                        config,
+                        settings=settings,
+                        seed=seed,
+                    )
+                    hidden = torch.full_like(metadata[mask], float("nan"))
+                    logits[s, test] = head.predict(
+                        None if head.image is None else rows[test], hidden if variant == "control" else metadata[mask]
+                    )
+                    bar.update()
+                heads.append(of_seed)
+            found[variant] = cross_calibrate(image.with_logits(logits), heads, image.logits)
+    return found
+
+
+def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:
+    """(S, N, K) bool prediction sets, each fold's thresholds from the other folds' calibrated probabilities."""
+    labels, probabilities = fitted.predictions.labels, fitted.probabilities
+    sets = np.empty(probabilities.shape, dtype=bool)
+    for s, of_seed in enumerate(probabilities):
+        for fold in np.unique(fitted.folds):
+            test = fitted.folds == fold
+            sets[s, test] = prediction_sets(of_seed[test], fit_thresholds(labels[~test], of_seed[~test], coverage))
+    return sets
+
+
+__all__ = ["CrossFitted", "cross_calibrate", "cross_conformal", "cross_fit_heads"]

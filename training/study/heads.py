@@ -1,0 +1,231 @@
+"""Small heads on the image model's out-of-fold logits: what metadata adds, in seconds and without an image.
+
+Stacking (Wolpert 1992, 10.1016/S0893-6080(05)80023-1; Breiman 1996, 10.1007/BF00117832): the head learns from logits
+of images that the image model was not trained on, so never from memorised ones. A fitted head and the image model's
+checkpoint make one ordinary fusion checkpoint, see `assemble`.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
+from ham10000.modeling.modeling_ham10000 import MetadataEncoder
+from ham10000.training.losses import ClassificationLoss
+
+HEAD_VARIANTS = ("metadata", "fusion", "control")
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How every head is fitted; fixed before any result.
+
+    Attributes:
+        epochs: Passes over the images.
+        batch_size: Images per step.
+        learning_rate: Of AdamW, falling to 0 by a half cosine.
+        weight_decay: Of the metadata's weights; the image's weights begin at the identity and are not decayed.
+        label_smoothing: As in the image recipe.
+        class_weights: `sqrt`, the square root of balanced weights, or `none`.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    class_weights: str = "sqrt"
+
+
+class Head(nn.Module):
+    """`image(z) + metadata(encoder(m))`: the image model's logits, rescaled and mixed, plus those of the metadata.
+
+    It starts as the image model: the image part is the identity and the metadata part is zero.
+
+    Args:
+        config: Metadata schema, encoder and dropout, as in a checkpoint.
+        n_classes: Number of classes K.
+        uses_image: Whether it reads image logits; False is the metadata variant.
+    """
+
+    def __init__(self, config: Ham10000Config, n_classes: int, *, uses_image: bool):
+        super().__init__()
+        self.encoder = MetadataEncoder(config)
+        self.metadata = nn.Linear(self.encoder.output_size, n_classes)
+        self.image = nn.Linear(n_classes, n_classes) if uses_image else None
+        self.drop = (config.metadata_field_dropout, config.metadata_dropout)
+        if self.image is not None:
+            nn.init.eye_(self.image.weight)
+            nn.init.zeros_(self.image.bias)
+            nn.init.zeros_(self.metadata.weight)
+        nn.init.zeros_(self.metadata.bias)
+
+    def forward(self, image_logits: torch.Tensor | None, metadata: torch.Tensor) -> torch.Tensor:
+        """(B, K) image logits or None and (B, fields) raw metadata, NaN where missing, to (B, K) logits."""
+        if self.training:
+            # As the model does: single fields, and whole rows, are hidden at random.
+            field, row = (torch.rand(len(metadata), width) for width in (metadata.shape[1], 1))
+            metadata = metadata.masked_fill((field < self.drop[0]) | (row < self.drop[1]), float("nan"))
+        logits = self.metadata(self.encoder(metadata))
+        return logits if self.image is None or image_logits is None else logits + self.image(image_logits)
+
+    @torch.inference_mode()
+    def predict(self, image_logits: np.ndarray | None, metadata: torch.Tensor) -> np.ndarray:
+        """(N, K) image logits or None and (N, fields) metadata to (N, K) float32 logits."""
+        image = None if image_logits is None else torch.from_numpy(image_logits).float()
+        return self.eval()(image, metadata).numpy()
+
+
+def fit_head(
+    image_logits: np.ndarray | None,
+    metadata: torch.Tensor,
+    labels: np.ndarray,
+    config: Ham10000Config,
+    *,
+    n_classes: int,
+    settings: HeadSettings,
+    seed: int,
+    hide_metadata: bool = False,
+) -> Head:
+    """Fits a head; fixed schedule, last step kept, nothing chosen on other images.
+
+    Args:
+        image_logits: (N, K) logits of an image model for images it was not trained on; None for metadata alone.
+        metadata: (N, fields) raw metadata, NaN where missing.
+        labels: Class ids (N,), every class among them.
+        config: Metadata schema, encoder and dropout.
+        n_classes: Number of classes K.
+        settings: How it is fitted.
+        seed: Seed of weights, order and dropout.
+        hide_metadata: Fits the control: the same network, schedule and seed with every field missing.
+
+    Returns:
+        The head, in evaluation mode.
+
+    Raises:
+        Ham10000Error: For a class without images, or unknown class weights.
+    """
+    counts = np.bincount(labels, minlength=n_classes)
+    if not counts.all() or len(counts) != n_classes:
+        raise Ham10000Error(f"A head needs images of every class to learn from; images per class: {counts.tolist()}.")
+    if settings.class_weights not in ("sqrt", "none"):
+        raise Ham10000Error(f"heads: class_weights must be sqrt or none, got {settings.class_weights!r}.")
+    weights = np.sqrt(counts.sum() / (n_classes * counts)) if settings.class_weights == "sqrt" else np.ones(n_classes)
+    loss_of = ClassificationLoss(torch.from_numpy(weights).float(), label_smoothing=settings.label_smoothing)
+    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    image = None if image_logits is None else torch.from_numpy(np.ascontiguousarray(image_logits)).float()
+    if hide_metadata:
+        metadata = torch.full_like(metadata, float("nan"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(config, n_classes, uses_image=image is not None).train()
+        decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
+        known = {id(parameter) for parameter in decayed}
+        others = [parameter for parameter in head.parameters() if id(parameter) not in known]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(settings.epochs):
+            for rows in torch.randperm(len(targets)).split(settings.batch_size):
+                logits = head(None if image is None else image[rows], metadata[rows])
+                loss = loss_of(logits, targets[rows]) / loss_of.weight_sum(targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return head.eval()
+
+
+def fit_variant(
+    variant: str,
+    image_logits: np.ndarray,
+    metadata: torch.Tensor,
+    labels: np.ndarray,
+    config: Ham10000Config,
+    *,
+    settings: HeadSettings,
+    seed: int,
+) -> Head:
+    """`fit_head` for one of `HEAD_VARIANTS`; the metadata variant leaves the image logits (N, K) out."""
+    return fit_head(
+        None if variant == "metadata" else image_logits,
+        metadata,
+        labels,
+        config,
+        n_classes=image_logits.shape[1],
+        settings=settings,
+        seed=seed,
+        hide_metadata=variant == "control",
+    )
+
+
+def assemble(
+    image_model: Ham10000ForImageClassification | None, head: Head, config: Ham10000Config
+) -> Ham10000ForImageClassification:
+    """Puts a head and its image model into one ordinary checkpoint; the logits are the head's.
+
+    The image model's logits are `(W x + c) / T`, the head's `A z + b + V e`. With `fusion="concat"` the classifier
+    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`.
+
+    Args:
+        image_model: The image model; None for the metadata variant.
+        head: A head, of the same classes.
+        config: The configuration the head was fitted with.
+
+    Returns:
+        A fusion model, or a metadata model, in evaluation mode, at temperature 1.
+    """
+    values = config.to_dict()
+    if image_model is not None:
+        values |= {name: getattr(image_model.config, name) for name in ("backbone", "backbone_kwargs")}
+    values |= {"modality": "metadata" if image_model is None else "fusion", "fusion": "concat", "temperature": 1.0}
+    model = Ham10000ForImageClassification(Ham10000Config.from_dict(values)).eval()
+    model.metadata_encoder.load_state_dict(head.encoder.state_dict())
+    with torch.no_grad():
+        weight: torch.Tensor = head.metadata.weight
+        bias: torch.Tensor = head.metadata.bias
+        if image_model is not None and head.image is not None:
+            model.backbone.load_state_dict(copy.deepcopy(image_model.backbone.state_dict()))
+            mix, inner = head.image.weight / image_model.config.temperature, image_model.classifier
+            weight = torch.cat([mix @ inner.weight, weight], dim=1)
+            bias = mix @ inner.bias + head.image.bias + bias
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+    return model
+
+
+def absorb_calibration(model: Ham10000ForImageClassification, temperature: float, biases: np.ndarray) -> None:
+    """Makes a model's logits `z / T + b`: the temperature goes into its config, `T * b` into its classifier.
+
+    Args:
+        model: A model at temperature 1, changed in place.
+        temperature: T.
+        biases: b (K,).
+
+    Raises:
+        Ham10000Error: If the model has a temperature already.
+    """
+    if model.config.temperature != 1:
+        raise Ham10000Error(f"The model is calibrated already (temperature {model.config.temperature}).")
+    model.config.temperature = float(temperature)
+    with torch.no_grad():
+        model.classifier.bias.add_(torch.from_numpy(temperature * biases).to(model.classifier.bias))
+
+
+__all__ = [
+    "HEAD_VARIANTS",
+    "Head",
+    "HeadSettings",
+    "absorb_calibration",
+    "assemble",
+    "fit_head",
+    "fit_variant",
+]

@@ -1,0 +1,155 @@
+"""The checkpoints to publish: trained on all images, calibrated and described by the cross-validation."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from ham10000.modeling import Ham10000ForImageClassification, create_processor
+from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.calibration import fit_vector_scaling
+from ham10000.training.evaluation.conformal import fit_thresholds
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
+from ham10000.training.evaluation.subgroups import subgroup_results
+from ham10000.training.inference.prediction import load_checkpoint
+from ham10000.training.run_folder import RunFile, save_checkpoint
+from ham10000.training.study.analysis import Inputs
+from ham10000.training.study.config import StudyConfig
+from ham10000.training.study.crossfit import CrossFitted
+from ham10000.training.study.heads import absorb_calibration, assemble, fit_variant
+from ham10000.training.study.runs import ImageRun, is_trained
+from ham10000.training.train import load_configured, train
+from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.hardware import environment
+
+# The image model last: its own calibration must not enter the fusion.
+RELEASED = ("metadata", "fusion", "image")
+ESTIMATED_BY = "cross-validation"
+
+
+def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerator: Accelerator) -> Path:
+    """Trains the image model on every image by the study's recipe, once.
+
+    Args:
+        study: The study; the first seed of its first protocol is used.
+        base: The recipe.
+        folder: Folder of the release.
+        accelerator: Serves the run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        Ham10000Error: As `train` does.
+    """
+    protocol, plan = next(iter(study.protocols.items()))
+    directory = folder / "image-run"
+    config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
+    config = dataclasses.replace(config, train_on_all=True)
+    if not is_trained(directory, config):
+        train(config, accelerator, load_configured(base))
+        accelerator.free_memory()
+    return directory
+
+
+def write_release(
+    variants: Mapping[str, CrossFitted], inputs: Inputs, run: Path, folder: Path, data: str
+) -> list[Path]:
+    """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
+
+    Args:
+        variants: The first protocol's calibrated variants.
+        inputs: The metadata of their images, and the settings.
+        run: The image model trained on all images.
+        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
+        data: Name of the data, for the record.
+
+    Returns:
+        The folders.
+    """
+    study, model_config = inputs.study, inputs.model
+    image_model, image_processor = load_checkpoint(run)
+    image = variants["image"].predictions
+    folders = []
+    for variant in RELEASED:
+        model, processor = image_model, image_processor
+        if variant != "image":
+            seed = image.seeds[0]
+            head = fit_variant(
+                variant, image.logits[0], inputs.metadata, image.labels, model_config, settings=study.heads, seed=seed
+            )
+            model = assemble(image_model if variant == "fusion" else None, head, model_config)
+            processor = create_processor(model.config)
+        if variant == "fusion":
+            processor.image_processor = image_processor.image_processor
+        fitted = variants[variant]
+        absorb_calibration(model, *fit_vector_scaling(fitted.predictions.logits[0], image.labels))
+        model.config.class_prior = fitted.prior.tolist()
+        model.config.conformal_thresholds = {
+            f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities[0], coverage).tolist()
+            for coverage in study.coverages
+        }
+        directory = folder / f"ham10000-{variant}"
+        save_checkpoint(directory, model, processor, dtype="float16")
+        _describe(directory, run, model, study, variant)
+        _write_results(directory, run, fitted, inputs, data)
+        folders.append(directory)
+    return folders
+
+
+def _describe(
+    directory: Path, run: Path, model: Ham10000ForImageClassification, study: StudyConfig, variant: str
+) -> None:
+    """Copies what the run on all images says of itself, with what is another model's put right."""
+    for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.HISTORY):
+        shutil.copyfile(run / name, directory / name)
+    training = read_json(run / RunFile.TRAINING)
+    training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
+    training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    training["made_by"] = "ham10000-study release --config examples/configs/study.yaml --data HAM10000/"
+    if variant != "image":
+        training["head"] = dataclasses.asdict(study.heads) | {"fitted_on": "out-of-fold image logits of all images"}
+    atomic_write_json(directory / RunFile.TRAINING, training)
+
+
+def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, data: str) -> None:
+    """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
+    predictions, probabilities = fitted.predictions, fitted.probabilities[0]
+    columns: dict[str, Any] = {
+        "image_ids": predictions.image_ids.tolist(),
+        "lesion_groups": predictions.groups,
+        "labels": predictions.labels,
+        "probabilities": probabilities,
+    }
+    results = evaluate_predictions(**columns, n_resamples=inputs.study.n_resamples)
+    results["subgroups"] = subgroup_results(
+        inputs.frame, predictions.labels, probabilities, predictions.groups, n_resamples=inputs.study.n_resamples
+    )
+    split = read_json(run / RunFile.SPLIT_RECORD)
+    context = {
+        "checkpoint": directory.name,
+        "data": Path(data).name,
+        "estimated_by": ESTIMATED_BY,
+        "split": {
+            "name": ESTIMATED_BY,
+            "n_images": len(predictions.labels),
+            "n_lesions": len(np.unique(predictions.groups)),
+            "folds": len(np.unique(predictions.folds)),
+            "protocol": split["protocol"],
+            "seed": split["seed"],
+            "sha256": split["sha256"],
+            "leakage": {ESTIMATED_BY: {"all": 0.0}},
+        },
+        "views": 1,
+        "precision": "fp32",
+        "environment": environment(),
+    }
+    table = predictions_table(**columns, lesion_ids=predictions.lesion_ids.tolist(), metadata=inputs.frame)
+    write_evaluation(directory, results, table, context)
+
+
+__all__ = ["ESTIMATED_BY", "RELEASED", "train_on_all", "write_release"]

@@ -1,0 +1,295 @@
+"""The steps of the study: train what is missing, gather predictions and metadata, report, release."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+
+from ham10000.modeling import Ham10000Error, create_processor
+from ham10000.training.config import TrainConfig
+from ham10000.training.data.checks import DataReport, check_rows
+from ham10000.training.data.readers import read_source
+from ham10000.training.data.sources import metadata_frame
+from ham10000.training.data.split import lesion_groups
+from ham10000.training.run_folder import RunFile, portable_training
+from ham10000.training.study.analysis import Inputs, analyse_protocol
+from ham10000.training.study.config import StudyConfig
+from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
+from ham10000.training.study.figures import plot_study
+from ham10000.training.study.heads import HEAD_VARIANTS
+from ham10000.training.study.predictions import Predictions, read_predictions, write_predictions
+from ham10000.training.study.release import train_on_all, write_release
+from ham10000.training.study.report import STUDY_FORMAT, Study, study_markdown
+from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, out_of_fold
+from ham10000.training.train import load_configured, train
+from ham10000.training.utils.cli import Interrupted
+from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
+from ham10000.training.utils.hardware import environment, release_freed_memory, reset_peak_memory
+
+
+def train_runs(
+    places: Mapping[ImageRun, Path],
+    base: TrainConfig,
+    accelerator: Accelerator,
+    data: tuple[datasets.Dataset, DataReport],
+) -> None:
+    """Trains what is missing of the image runs and writes their out-of-fold logits.
+
+    Args:
+        places: Run to folder.
+        base: The recipe.
+        accelerator: Serves all runs.
+        data: Result of `load_data`.
+
+    Raises:
+        Ham10000Error: As `train` does.
+        Interrupted: After SIGTERM or SIGINT in training, with the state saved.
+    """
+    start = time.perf_counter()
+    for number, (run, directory) in enumerate(places.items(), 1):
+        accelerator.print(f"--- run {number} of {len(places)}: {run.name}", flush=True)
+        config, done = run.config(base, directory), "done before"
+        if not is_trained(directory, config):
+            done = "resumed" if config.resume else "trained"
+            release_freed_memory()
+            reset_peak_memory()
+            try:
+                train(config, accelerator, data)
+            except Interrupted as error:
+                # What continues the run alone would not continue the study.
+                text = (
+                    str(error) and f"{str(error).partition(' Continue')[0]} Continue the study with the same command"
+                )
+                raise Interrupted(text, error.signum) from error
+            accelerator.free_memory()
+        if accelerator.is_main_process:
+            out_of_fold(run, directory, data[0], accelerator.device, base.cache_dir)
+        accelerator.wait_for_everyone()
+        minutes = (time.perf_counter() - start) / 60
+        accelerator.print(f"--- {run.name}: {done}; {minutes:.1f} min so far", flush=True)
+
+
+def read_metadata(base: TrainConfig) -> pd.DataFrame:
+    """The metadata of a source; of a csv file also without its images.
+
+    Args:
+        base: Its `data` is the source, or the csv alone; its other options say how to read it.
+
+    Returns:
+        Result of `metadata_frame`.
+
+    Raises:
+        Ham10000Error: As `load_data`.
+    """
+    if not (Path(base.data).is_file() and Path(base.data).suffix.lower() == ".csv"):
+        return metadata_frame(load_configured(base)[0])
+    raw = read_source(base.data, base.data_options())
+    raw.missing = [False] * len(raw.frame)
+    fixes = dict.fromkeys(base.data_fixes, True)
+    frame, _, _ = check_rows(raw, base.data_options(), unreadable_images=None, **fixes)
+    return frame
+
+
+def fit_protocol(
+    image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
+) -> tuple[dict[str, CrossFitted], Inputs]:
+    """Fits and calibrates the variants of one protocol.
+
+    Args:
+        image: The image variant's out-of-fold logits.
+        frame: Metadata of all images, from `read_metadata`.
+        study: The study.
+        with_heads: Whether heads are fitted, which needs folds.
+
+    Returns:
+        Variant to calibrated logits, and what their analysis reads.
+
+    Raises:
+        Ham10000Error: If images of the predictions are not in the data, or have another label there.
+    """
+    config = TrainConfig(modality="metadata").model_config()
+    processor = create_processor(config)
+    rows = matching_rows(frame, image)
+    records: Any = rows[processor.metadata_fields].to_dict("records")
+    metadata = processor.encode_metadata(records)
+    variants = {"image": cross_calibrate(image)}
+    if with_heads:
+        variants |= cross_fit_heads(image, metadata, config, HEAD_VARIANTS, study.heads)
+    return variants, Inputs(rows, metadata, lesions_in_training(frame, image), study, config)
+
+
+def lead_image(predictions: Mapping[tuple[str, str], Predictions], study: StudyConfig) -> Predictions:
+    """The image variant's predictions under the first protocol.
+
+    Raises:
+        Ham10000Error: If there are none.
+    """
+    first = next(iter(study.protocols))
+    if (first, "image") not in predictions:
+        raise Ham10000Error(f"There are no image predictions of {first}; train its runs first.")
+    return predictions[first, "image"]
+
+
+def report(
+    predictions: Mapping[tuple[str, str], Predictions],
+    frame: pd.DataFrame,
+    study: StudyConfig,
+    recipe: Mapping[str, Any] | None,
+    directory: Path,
+) -> Study:
+    """Fits, calibrates and analyses, and writes predictions.parquet, study.json, study.md and figures/.
+
+    Args:
+        predictions: (protocol, variant) to predictions; only the image variant is read, heads are fitted again.
+        frame: Metadata of all images, from `read_metadata`.
+        study: The study.
+        recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
+        directory: Receives the files.
+
+    Returns:
+        The content of study.json.
+
+    Raises:
+        Ham10000Error: As `fit_protocol` and `lead_image`.
+    """
+    lead = lead_image(predictions, study)
+    found: Study = {
+        "format": STUDY_FORMAT,
+        "study": {**study.to_dict(), "recipe": Path(study.recipe).name},
+        "recipe": None if recipe is None else portable_training(dict(recipe)),
+        "environment": environment(),
+        "protocols": {},
+    }
+    table: dict[tuple[str, str], Predictions] = {}
+    for name in study.protocols:
+        if (name, "image") not in predictions:
+            print(f"note: no predictions of {name}; it is left out")
+            continue
+        print(f"Analysing {name}", flush=True)
+        image = predictions[name, "image"]
+        variants, inputs = fit_protocol(image, frame, study, with_heads=image is lead)
+        table |= {(name, variant): fitted.predictions for variant, fitted in variants.items()}
+        found["protocols"][name] = analyse_protocol(variants, inputs)
+    # First what took minutes; the rest is rendered from it.
+    directory.mkdir(parents=True, exist_ok=True)
+    write_predictions(directory / "predictions.parquet", table)
+    atomic_write_json(directory / "study.json", found)
+    plot_study(found, directory / "figures")
+    atomic_write_text(directory / "study.md", study_markdown(found))
+    return found
+
+
+def release(
+    predictions: Mapping[tuple[str, str], Predictions],
+    frame: pd.DataFrame,
+    study: StudyConfig,
+    base: TrainConfig,
+    folder: Path,
+    accelerator: Accelerator,
+) -> list[Path]:
+    """Trains the image model on all images and writes the three checkpoints to publish.
+
+    Args:
+        predictions: (protocol, variant) to predictions.
+        frame: Metadata of all images.
+        study: The study.
+        base: The recipe.
+        folder: Receives the checkpoints.
+        accelerator: Serves the run.
+
+    Returns:
+        The folders of the checkpoints.
+
+    Raises:
+        Ham10000Error: As `train` and `fit_protocol`.
+    """
+    image = lead_image(predictions, study)
+    run = train_on_all(study, base, folder, accelerator)
+    if not accelerator.is_main_process:
+        return []
+    variants, inputs = fit_protocol(image, frame, study, with_heads=True)
+    return write_release(variants, inputs, run, folder, base.data)
+
+
+def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
+    """The metadata of the predicted images, in their order, with the number of photographs of each lesion.
+
+    Raises:
+        Ham10000Error: If an image is not in the data, or has another label there.
+    """
+    known = frame.set_index("image_id", drop=False)
+    if absent := sorted(set(image.image_ids) - set(known.index)):
+        raise Ham10000Error(f"{len(absent)} predicted images are not in the data, such as {str(absent[0])!r}.")
+    rows = known.loc[image.image_ids].reset_index(drop=True)
+    differs = rows["dx"].to_numpy() != np.array(image.classes)[image.labels]
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        raise Ham10000Error(
+            f"Image {str(image.image_ids[row])!r} is {image.classes[image.labels[row]]!r} in the predictions, but "
+            f"{rows['dx'][row]!r} in the data ({int(differs.sum())} such images); give the data they were made of."
+        )
+    groups = pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), index=frame["image_id"])
+    rows["photographs"] = groups.map(groups.value_counts()).loc[image.image_ids].to_numpy()
+    return rows
+
+
+def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
+    """(N,) bool, whether the model that scored an image was trained on another photograph of its lesion.
+
+    A fold's training images are all others; image-stratified leaves rows without an age out.
+    """
+    groups = np.array(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()))
+    fold_of = dict(zip(image.image_ids, image.folds, strict=True))
+    single = len(np.unique(image.folds)) == 1
+    seen = np.zeros(len(image.image_ids), dtype=bool)
+    for fold in np.unique(image.folds):
+        test = frame["image_id"].map(lambda name, fold=fold: fold_of.get(name) == fold).to_numpy()
+        trained = ~test & (frame["age"].notna().to_numpy() if single else frame["image_id"].isin(fold_of).to_numpy())
+        mask = image.folds == fold
+        group_of = dict(zip(frame["image_id"], groups, strict=True))
+        seen[mask] = np.isin([group_of[name] for name in image.image_ids[mask]], groups[trained])
+    return seen
+
+
+def complete_predictions(
+    places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator
+) -> tuple[dict[tuple[str, str], Predictions], dict[str, Any]]:
+    """The out-of-fold logits of every protocol and seed whose runs are finished, and the runs' recipe.
+
+    Raises:
+        Ham10000Error: If no seed of the first protocol is complete.
+    """
+    finished = {
+        run
+        for run, path in places.items()
+        if (read_json(path / RunFile.TRAINING, optional=True) or {}).get("finished")
+    }
+    missing = [run for run in places if run not in finished]
+    incomplete = {(run.protocol, run.seed) for run in missing}
+    chosen = {run: folder for run, folder in places.items() if (run.protocol, run.seed) not in incomplete}
+    if missing:
+        names = ", ".join(run.name for run in missing)
+        print(f"note: left out, as these runs are not finished: {names} (and the other folds of their seeds)")
+    if not any(run.protocol == next(iter(places)).protocol for run in chosen):
+        raise Ham10000Error(
+            f"No seed of {next(iter(places)).protocol} is complete; finish it with `ham10000-study train`, or name "
+            "finished run folders with --runs."
+        )
+    recipe = check_one_recipe(chosen)
+    files: list[Path] = []
+    data: datasets.Dataset | None = None
+    for run, folder in chosen.items():
+        path = folder / RunFile.OUT_OF_FOLD
+        if not path.is_file():
+            data = data or load_configured(base)[0]
+            path = out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
+        files.append(path)
+    return read_predictions(files), recipe
+
+
+__all__ = ["complete_predictions", "fit_protocol", "lead_image", "read_metadata", "release", "report", "train_runs"]
