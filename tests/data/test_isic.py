@@ -59,7 +59,7 @@ def test_metadata_beside_it_is_read_with_coarse_sites(tmp_path: Path) -> None:
     assert frame["localization"].tolist() == ["back", "face", "unknown"]
     assert frame["sex"].tolist() == ["male", "female", "unknown"]
     assert frame["lesion_id"].tolist()[:2] == ["IL_1", "IL_2"]
-    assert "localization 'head/neck' is read as 'face' in 1 rows" in report.notes
+    assert "anatom_site_general 'head/neck' is read as 'face' in 1 rows" in report.notes
 
 
 def test_sites_are_in_our_vocabulary() -> None:
