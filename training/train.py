@@ -383,6 +383,7 @@ def launched_precision(name: str) -> str:
 def quiet_libraries() -> None:
     """Silences progress bars and logs of libraries, which would drown a run's own."""
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 

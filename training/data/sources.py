@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -71,8 +70,6 @@ def load_data(
         >>> data, report = load_data("synthetic:200")
         >>> print(report)
     """
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # ten lines a second in a log
     raw = read_source(source, synthetic_size=synthetic_size, seed=seed)
     missing = np.array(raw.missing, dtype=bool)
     unreadable = _unreadable(raw.images, missing) if check_images or drop_unreadable else None
