@@ -91,7 +91,9 @@ def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, pr
         Ham10000Error: For the first size at which the model does not give logits.
     """
     probe, model_config = copy.deepcopy(model), model.config
-    batch = min(2, config.batch_size // (config.gradient_accumulation_steps * processes))
+    if config.freeze_backbone:
+        probe.backbone.eval()  # as the engine does
+    batch = max(1, min(2, config.batch_size // (config.gradient_accumulation_steps * processes)))
     sizes = {config.size, *(config.train_size(epoch) for epoch in range(config.epochs))}
     for height, width in sorted(sizes) if model_config.uses_image else [(0, 0)]:
         pixels = torch.zeros(batch, 3, height, width) if model_config.uses_image else None
@@ -401,6 +403,7 @@ def launched_precision(name: str) -> str:
 def quiet_libraries() -> None:
     """Silences progress bars and logs of libraries, which would drown a run's own."""
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 

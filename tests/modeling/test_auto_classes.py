@@ -1,6 +1,7 @@
 """What a transformers user does with a saved folder: the Auto classes, the pipeline and the Trainer."""
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
+
+
+def test_a_checkpoint_may_lie_in_a_subfolder(folders: dict[str, Path], tmp_path: Path, picture: Image.Image) -> None:
+    shutil.copytree(folders["fusion"], tmp_path / "models" / "fusion")
+    logits = []
+    for place, where in ((folders["fusion"], {}), (tmp_path, {"subfolder": "models/fusion"})):
+        for auto in (AutoModel, AutoModelForImageClassification, Ham10000ForImageClassification):
+            processor = AutoProcessor.from_pretrained(place, **where)
+            with torch.no_grad():
+                logits.append(auto.from_pretrained(place, **where)(**make_inputs(processor, picture)).logits)
+    assert all(torch.equal(one, logits[0]) for one in logits)
 
 
 def make_inputs(processor: Ham10000Processor, picture: Image.Image) -> dict[str, torch.Tensor]:

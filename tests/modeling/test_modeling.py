@@ -231,6 +231,47 @@ def test_the_encoding_is_one_hot_with_a_missing_flag_for_each_field() -> None:
     assert model.metadata_encoder.encode(rows).tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modality", ["metadata", "fusion"])
+@torch.no_grad()
+def test_an_int8_matrix_does_not_decide_the_type_of_the_inputs(modality: str, dtype: torch.dtype) -> None:
+    class Int8Linear(nn.Module):
+        """As bitsandbytes' Linear8bitLt: the weights are int8, and what goes in and out keeps its type."""
+
+        def __init__(self, linear: nn.Linear):
+            super().__init__()
+            self.scale = linear.weight.abs().max() / 127
+            self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, (self.weight * self.scale).to(x.dtype))
+
+    model = make_model(modality).to(dtype)
+    inputs = make_inputs(model)
+    inputs = {name: value if name == "metadata" else value.to(dtype) for name, value in inputs.items()}
+    linear = model.metadata_encoder.mlp[0]
+    linear.bias.zero_()
+    expected = model(**inputs).logits
+    model.metadata_encoder.mlp[0] = Int8Linear(linear)
+    assert next(model.metadata_encoder.parameters()).dtype == torch.int8
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "message"),
+    [
+        ("coat_lite_tiny", {}, "one weight in several places"),
+        ("coat_tiny", {}, "one weight in several places"),
+        ("test_efficientnet", {"features_only": True}, "EfficientNetFeatures"),
+        ("test_efficientnet", {"global_pool": "nonsense"}, "Invalid pool type: nonsense"),
+        ("test_vit", {"patch_size": 0}, "by zero"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_refused_when_it_is_built(backbone: str, kwargs: dict, message: str) -> None:
+    with pytest.raises(Ham10000Error, match=f"{backbone}.*{message}"):
+        make_model("image", backbone=backbone, backbone_kwargs=kwargs)
+
+
 @pytest.mark.parametrize("field", [0, 1, 2])
 @torch.no_grad()
 def test_missing_differs_from_every_value(field: int) -> None:

@@ -1,5 +1,6 @@
 """What surrounds a run: its launcher, its trackers, a user without a home directory, a log in place of a terminal."""
 
+import dataclasses
 import io
 import os
 import pwd
@@ -10,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from accelerate.utils import LoggerType
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from safetensors.torch import save_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.cache import default_cache_dir
-from ham10000.training.train import build_accelerator, check_trackers, main
+from ham10000.training.train import build_accelerator, build_model, check_forward, check_trackers, main
 from ham10000.training.utils.cli import progress_bar
 
 OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
@@ -138,3 +141,40 @@ def test_epochs_are_lines_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"^    1 .*  kept$", output, re.MULTILINE)
     own = output[output.index("\nModel ") : output.index("\nSaved ")]  # the last two lines are to be copied
     assert max(len(line) for line in own.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": "metablock", "batch_size": 4, "gradient_accumulation_steps": 4}, "more than 1 value per channel"),
+        ({"backbone": "test_vit", "image_size": [160], "backbone_kwargs": '{"dynamic_img_size": false}'}, ""),
+        ({"backbone": "vit_tiny_patch16_224", "train_scales": [0.5, 1.0]}, r"112x112.*own size is 224x224"),
+        ({"fusion": "concat", "batch_size": 4, "gradient_accumulation_steps": 4}, ""),
+    ],
+)
+def test_a_network_is_tried_at_every_size_and_stays_as_it_was(options: dict[str, object], message: str) -> None:
+    settings = {"backbone": "test_efficientnet", "backbone_kwargs": "{}", "pretrained": "none", **options}
+    config = TrainConfig(**settings)
+    model = build_model(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    if message:
+        with pytest.raises(Ham10000Error, match=message):
+            check_forward(model, config)
+    else:
+        check_forward(model, config)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_frozen_backbone_takes_a_sample_at_a_time(tmp_path: Path) -> None:
+    weights = tmp_path / "backbone.safetensors"
+    free = TrainConfig(modality="image", backbone="test_efficientnet", backbone_kwargs="{}", pretrained="none")
+    save_file(build_model(free).backbone.state_dict(), weights)
+    # One pixel is left of 16 in the last stage: of one sample, batch norm has no variance there.
+    config = dataclasses.replace(free, image_size=[16], batch_size=1, pretrained=str(weights), freeze_backbone=True)
+    check_forward(build_model(config), config)
+    config = dataclasses.replace(config, freeze_backbone=False)
+    with pytest.raises(Ham10000Error, match="more than 1 value per channel"):
+        check_forward(build_model(config), config)
