@@ -28,16 +28,12 @@ RESEARCH_BANNER = (
 )
 DATASET = "HAM10000"
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# Name in eval_results.json to the Hub's metric id and its arguments.
+# Metrics that the Hub knows by another id than eval_results.json, with their arguments.
 _HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
     "macro_f1": ("f1", {"average": "macro"}),
-    "balanced_accuracy": ("balanced_accuracy", None),
-    "accuracy": ("accuracy", None),
     "weighted_f1": ("f1", {"average": "weighted"}),
     "auroc_macro": ("roc_auc", {"average": "macro", "multi_class": "ovr"}),
-    "ece": ("ece", None),
     "brier": ("brier_score", None),
-    "nll": ("nll", None),
     "melanoma_sensitivity_at_95_specificity": ("sensitivity", None),
 }
 _TASKS = {
@@ -134,12 +130,12 @@ def _eval_results(run: RunFiles) -> list[EvalResult]:
             dataset_name=f"{dataset} ({protocol})",
             dataset_config=protocol,
             dataset_split=plain(split["name"]),
-            metric_type=metric_type,
-            metric_name=METRIC_TITLES[name],
+            metric_type=_HUB_METRICS.get(name, (name, None))[0],
+            metric_name=title,
             metric_value=metrics[name],
-            metric_args=arguments,
+            metric_args=_HUB_METRICS.get(name, (name, None))[1],
         )
-        for name, (metric_type, arguments) in _HUB_METRICS.items()
+        for name, title in METRIC_TITLES.items()
         if metrics.get(name) is not None
     ]
 

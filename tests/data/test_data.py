@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -19,18 +18,6 @@ from ham10000.training.utils.columns import DataOptions
 def folder(synthetic_folder: Path, tmp_path: Path) -> Path:
     """A copy of the synthetic folder that a test may damage."""
     return Path(shutil.copytree(synthetic_folder, tmp_path / "official"))
-
-
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "HAM10000_metadata.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def write_rows(folder: Path, rows: list[dict[str, str]], delimiter: str = ",", encoding: str = "utf-8") -> None:
-    with (folder / "HAM10000_metadata.csv").open("w", newline="", encoding=encoding) as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def same(first: datasets.Dataset, second: datasets.Dataset) -> bool:

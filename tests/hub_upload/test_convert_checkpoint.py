@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,16 +205,6 @@ def test_the_names_pair_up_as_the_layers_do() -> None:
         "classifier.1.bias": "classifier.bias",
     }
     assert {name: names[name] for name in known} == known
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_weights_that_do_not_fit_are_refused(baseline: nn.Module, tmp_path: Path) -> None:
