@@ -397,6 +397,7 @@ def test_fault(
     assert "\n" not in message
     assert words in message
     assert "A commit arrives complete or not at all" in message
+    assert ("a rerun completes" in message) == (name[:3] != "501")
     assert (AGAIN in message) == (name[:3] not in ("402", "501"))
     if name[0] in "45":
         assert f"the Hub answered {name[:3]} " in message

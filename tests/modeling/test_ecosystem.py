@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from datasets import load_dataset
 from PIL import Image
 from torch import nn
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     EvalPrediction,
@@ -392,28 +395,65 @@ def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
     assert not torch.equal(loaded.classifier.weight, original["classifier.weight"])
 
 
-def test_an_official_scripts_config_call(tiny_checkpoints: dict[str, Path]) -> None:
-    """The call of transformers' run_image_classification.py, argument by argument."""
+@pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
+def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints: dict, tmp_path: Path) -> None:
+    """The calls of transformers' example script, argument by argument, on an imagefolder."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = generator.integers(0, 256, (48, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / name / f"{index}.png")
+    dataset = load_dataset("imagefolder", data_files={"train": str(tmp_path / "train" / "**")}, cache_dir=tmp_path)
+    labels = dataset["train"].features["label"].names
+    assert labels == classes  # both are alphabetical
+    place, hub = tiny_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
     config = AutoConfig.from_pretrained(
-        tiny_checkpoints["image"],
-        num_labels=len(LABELS),
-        label2id={label: str(index) for index, label in enumerate(LABELS)},
-        id2label={str(index): label for index, label in enumerate(LABELS)},
+        place,
+        num_labels=len(labels),
+        label2id={label: str(index) for index, label in enumerate(labels)},
+        id2label={str(index): label for index, label in enumerate(labels)},
         finetuning_task="image-classification",
-        cache_dir=None,
-        revision="main",
-        token=None,
         trust_remote_code=False,
+        **hub,
     )
     model = AutoModelForImageClassification.from_pretrained(
-        tiny_checkpoints["image"],
+        place,
         from_tf=False,
         config=config,
-        cache_dir=None,
-        revision="main",
-        token=None,
         trust_remote_code=False,
-        ignore_mismatched_sizes=False,
+        ignore_mismatched_sizes=len(labels) != 7,
+        **hub,
     )
-    trained = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints["image"])
-    assert torch.equal(model.classifier.weight, trained.classifier.weight)
+    trained = Ham10000ForImageClassification.from_pretrained(place)
+    assert torch.equal(model.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
+    assert torch.equal(model.classifier.weight, trained.classifier.weight) == (len(labels) == 7)
+    image_processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False, **hub)
+    size = (image_processor.size["height"], image_processor.size["width"])
+    transforms = Compose(
+        [Resize(size), CenterCrop(size), ToTensor(), Normalize(image_processor.image_mean, image_processor.image_std)]
+    )
+
+    def transform(batch: dict) -> dict:
+        return {**batch, "pixel_values": [transforms(image.convert("RGB")) for image in batch["image"]]}
+
+    def collate(examples: list[dict]) -> dict:
+        pixel_values = torch.stack([example["pixel_values"] for example in examples])
+        return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
+
+    dataset["train"].set_transform(transform)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(tmp_path / "out", remove_unused_columns=False),
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["train"],
+        compute_metrics=lambda p: {"accuracy": (np.argmax(p.predictions, axis=1) == p.label_ids).mean()},
+        processing_class=image_processor,
+        data_collator=collate,
+    )
+    trainer.train()
+    trainer.save_model()
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    saved = pipeline("image-classification", model=str(tmp_path / "out"))
+    answer = saved(str(tmp_path / "train" / classes[0] / "0.png"), top_k=len(classes))
+    assert sorted(row["label"] for row in answer) == sorted(classes)

@@ -385,3 +385,23 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
     # what was loaded by remote code and saved again is as complete, and runs here
     assert {path.name for path in again.iterdir()} == {path.name for path in Path(folders["fusion"]).iterdir()}
     assert pipeline(PIPELINE_TASK, model=str(again))(inputs["fusion"], batch_size=2) == answers["fusion"]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("names", [["benign", "mel"], [f"class {index}" for index in range(11)]], ids=len)
+def test_both_pipelines_answer_in_the_labels_of_the_config(
+    names: list[str], pictures: list[Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = Ham10000Config(backbone="test_efficientnet", id2label=dict(enumerate(names)))
+    create_model(config).save_pretrained(tmp_path)
+    create_processor(config, image_size=64).save_pretrained(tmp_path)
+    expected = Ham10000ForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        pixels = Ham10000Processor.from_pretrained(tmp_path)(images=pictures[0])["pixel_values"]
+        scores = dict(zip(names, expected(pixels).logits.softmax(-1)[0].tolist(), strict=True))
+    answer = pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]})
+    assert as_dict(answer) == pytest.approx(scores, abs=1e-6)
+    plain = pipeline("image-classification", model=str(tmp_path))(str(pictures[0]), top_k=len(names))
+    assert as_dict(plain) == pytest.approx(scores, abs=1e-6)
+    with pytest.raises(Ham10000Error, match=rf"1\.\.{len(names)}"):
+        pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]}, top_k=len(names) + 1)

@@ -116,29 +116,47 @@ class Common:
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
 
+    def _prepare_for_class(self, inputs_dict: Any, model_class: Any, return_labels: bool = False) -> Any:
+        """The mixin gives labels to the classes that transformers knows by name."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)  # type: ignore[misc]
+        if return_labels and issubclass(model_class, Ham10000ForImageClassification):
+            inputs["labels"] = torch.arange(self.model_tester.batch_size) % 2
+        return inputs
+
+    @unittest.skip("counts layers by config.num_hidden_layers; test_ecosystem.py compares hidden states with timm's")
+    def test_hidden_states_output(self) -> None: ...
+
+    @unittest.skip("a model of images has no token embeddings")
+    def test_model_get_set_embeddings(self) -> None: ...
+
     def test_forward_signature(self) -> None:
-        first = [next(iter(inspect.signature(cls.forward).parameters.values())) for cls in self.all_model_classes]
-        names = [list(inspect.signature(cls.forward).parameters)[1] for cls in self.all_model_classes]
-        assert first
-        assert set(names) == {"pixel_values"}
+        for cls in self.all_model_classes:
+            assert list(inspect.signature(cls.forward).parameters)[:2] == ["self", "pixel_values"]
+
+
+class Ours(Common):
+    """Where we differ from transformers on purpose."""
+
+    @unittest.skip("loads a checkpoint without weights, which is an error here and a warning in transformers")
+    def test_model_weights_reload_no_missing_tied_weights(self) -> None: ...
 
 
 OURS = (Ham10000Model, Ham10000ForImageClassification)
 FUSION = {"backbone": "test_efficientnet", "fusion": "metablock"}
 
 
-class TestImage(Common, ModelTesterMixin, unittest.TestCase):
+class TestImage(Ours, ModelTesterMixin, unittest.TestCase):
     config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "image"}
 
 
-class TestMetadata(Common, ModelTesterMixin, unittest.TestCase):
+class TestMetadata(Ours, ModelTesterMixin, unittest.TestCase):
     config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "metadata"}
 
 
-class TestFusion(Common, ModelTesterMixin, unittest.TestCase):
+class TestFusion(Ours, ModelTesterMixin, unittest.TestCase):
     config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "fusion"}
 
 
 class TestTimmWrapper(Common, ModelTesterMixin, unittest.TestCase):
-    config_class, kwargs = TimmWrapperConfig, {"architecture": "test_efficientnet", "num_labels": 7}
+    config_class, kwargs = TimmWrapperConfig, {"architecture": "test_efficientnet"}
     all_model_classes = (TimmWrapperModel, TimmWrapperForImageClassification)

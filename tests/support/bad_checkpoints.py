@@ -146,7 +146,6 @@ def _loads(result: Any) -> None:
 
 DAMAGED, UNFIT = ("The weights of", "are damaged"), ("The weights of", "do not fit its config.json")
 IN_CONFIG: dict[str, tuple[Any, str]] = {
-    "colour": ("red", "Unknown Ham10000Config key"),
     "modality": ("both", "'image', 'metadata', 'fusion'"),
     "fusion": ("sum", "concat"),
     "backbone": ("no_such_network", "timm cannot build"),
@@ -160,8 +159,9 @@ IN_CONFIG: dict[str, tuple[Any, str]] = {
     "localization_vocabulary": ([], "localization_vocabulary"),
     "classifier_dropout": (1.0, "classifier_dropout"),
     "label_descriptions": ({"mel": "melanoma"}, "label_descriptions"),
-    "id2label": ({str(i): f"class {i}" for i in range(7)}, "id2label"),
-    "num_labels": (3, "7 classes"),
+    "id2label": ({str(i): "nv" for i in range(7)}, "id2label"),
+    "malignant_labels": (["cancer"], "malignant_labels"),
+    "num_labels": (3, "num_labels"),
     "quantization_config": ({"quant_method": "bitsandbytes"}, "quantization_config"),
 }
 # What our own classes do not see, because the library reads it first.

@@ -45,13 +45,13 @@ class Ham10000Pipeline(Pipeline):
 
     Parameters, of the pipeline or of a call:
 
-    - `top_k`: number of labels returned, 1 to 7; None, the default, returns all.
+    - `top_k`: number of labels returned, at most all; None, the default, returns all.
     - `unknown_values`: what a sex or localization outside the vocabulary is, `"error"` (default) or `"missing"`.
     - `batch_size`: inputs a forward pass, 1 by default; `num_workers`: processes that decode pictures.
 
     A call returns, for one dict, a list of `{"label": str, "score": float}` with the highest score first; for a list,
     a list of those; for an iterator or a dataset, an iterator of those. Scores are calibrated by the checkpoint's
-    temperature and sum to one over the seven labels.
+    temperature and sum to one over the labels of the config.
 
     Raises:
         Ham10000Error: For bad input, naming the input by its position, and for unknown or wrong parameters.
@@ -167,7 +167,7 @@ class Ham10000Pipeline(Pipeline):
         return {"logits": self.model(**inputs).logits}
 
     def postprocess(self, model_outputs: Any, top_k: int | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
-        """(1, 7) logits to labels with scores.
+        """(1, labels) logits to labels with scores.
 
         Args:
             model_outputs: `logits` of one input.
