@@ -23,13 +23,13 @@ def test_a_study_is_collected_and_its_table_put_into_the_readme(tmp_path: Path) 
     table = "predictions.parquet"
     assert (results / table).read_bytes() == (tmp_path / "study" / table).read_bytes()
 
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    readme.write_text(f"before\n{START}\nstale table\n{END}\nafter\n")
     assert main(["render", "--results", str(results), "--readme", str(readme)]) == 0
     text = readme.read_text()
     mean = study["protocols"]["lesion-grouped"]["variants"]["image"]["metrics"]["macro_f1"]["estimate"]
     assert f"{mean:.3f}" in text
     assert "0.804 [0.753, 0.847]" in text  # the published baseline
-    assert "old" not in text
+    assert "stale table" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
 

@@ -230,6 +230,8 @@ def test_positional_arguments_are_refused() -> None:
 
 OTHER_THAN_DEFAULT = {
     "modality": "metadata",
+    "class_prior": [0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.1],
+    "conformal_thresholds": {"0.9": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]},
     "backbone": "efficientnetv2_s",
     "backbone_kwargs": {"bn_eps": 1e-3, "drop_path_rate": 0.1},
     "fusion": "film",

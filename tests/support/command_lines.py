@@ -141,8 +141,8 @@ def _parse(call: Callable[[], object], complete: bool, stop: bool = True) -> arg
         return parsed
 
     def fail(parser: argparse.ArgumentParser, message: str) -> None:
-        if not complete and message.endswith("expected one argument"):
-            raise _Parsed(None)  # a sentence may name an option without its value
+        if not complete and (message.endswith("expected one argument") or "arguments are required" in message):
+            raise _Parsed(None)  # a sentence may name an option without its value, or a command without its options
         raise ValueError(message)
 
     with (
