@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,18 @@ from ham10000.training.data.readers import from_splits
 from ham10000.training.data.report import main
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
 from ham10000.training.utils.columns import DataOptions
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "HAM10000_metadata.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:
+    with (folder / "HAM10000_metadata.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @pytest.fixture
