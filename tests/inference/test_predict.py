@@ -236,6 +236,7 @@ def test_explain(
     several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
     assert main([*several, "--explain", str(tmp_path / "figures")]) == 0
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
+    capsys.readouterr()
 
     (tmp_path / "a.png").write_bytes(picture.read_bytes())
     for argv, message in (
