@@ -22,6 +22,21 @@ def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
     return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
 
 
+def answered_prior(drawn: np.ndarray, class_weights: np.ndarray, tau: float) -> np.ndarray:
+    """The class prior that a model's probabilities answer for, by how it was trained.
+
+    Args:
+        drawn: (classes,) share of each class among the rows an epoch draws.
+        class_weights: (classes,) weights of the loss, which multiply it.
+        tau: Strength of the logit adjustment, which takes `drawn ** tau` off.
+
+    Returns:
+        (classes,) shares, summing to one.
+    """
+    prior = drawn ** (1 - tau) * class_weights
+    return prior / prior.sum()
+
+
 class ClassificationLoss:
     """Weighted cross-entropy whose normaliser is the caller's.
 
@@ -68,4 +83,4 @@ class ClassificationLoss:
         )
 
 
-__all__ = ["ClassificationLoss", "logit_offset"]
+__all__ = ["ClassificationLoss", "answered_prior", "logit_offset"]

@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--decision",
         choices=["probable", "balanced"],
-        help="the answer: the most probable class, or the one with the largest ratio of probability to its share in "
-        "training, for balanced accuracy; default: probable, for --format isic balanced",
+        help="the answer: the most probable class, or the one with the largest ratio of probability to its prior "
+        "(`class_prior`), for balanced accuracy; default: probable, for --format isic balanced",
     )
     parser.add_argument(
         "--coverage",

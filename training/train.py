@@ -29,7 +29,7 @@ from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
-from ham10000.training.losses import ClassificationLoss, logit_offset
+from ham10000.training.losses import ClassificationLoss, answered_prior, logit_offset
 from ham10000.training.run_folder import RunFile, begin_run, ended_before_saving, only_writer, prepare_output_dir
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
 from ham10000.training.utils.files import atomic_write_json, remove_leftovers
@@ -183,15 +183,12 @@ def build_engine(
             validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
         )
     counts = split.counts(config.train_parts)
-    model.config.class_prior = (counts / counts.sum()).tolist()
     drawn = class_shares(counts, config.sampling)
     offset = logit_offset(drawn, config.logit_adjustment)
+    weights = split.class_weights(config.class_weights, config.train_parts)
+    model.config.class_prior = answered_prior(drawn, weights, config.logit_adjustment).tolist()
     loss = ClassificationLoss(
-        torch.tensor(
-            split.class_weights(config.class_weights, config.train_parts),
-            dtype=torch.float32,
-            device=accelerator.device,
-        ),
+        torch.tensor(weights, dtype=torch.float32, device=accelerator.device),
         label_smoothing=config.label_smoothing,
         offset=None if offset is None else offset.to(accelerator.device),
     )

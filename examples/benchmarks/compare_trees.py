@@ -72,6 +72,12 @@ def measure(tree: Path, settings: dict, options: argparse.Namespace) -> dict[str
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def _commit(tree: Path) -> str:
+    """The commit of a checkout, and whether it has other changes."""
+    command = ["git", "-C", str(tree), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     """Takes turns and writes the rates, their medians, and the median of the ratios within a turn."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -105,6 +111,7 @@ def main() -> None:
         for before, after in zip(rows["before"], rows["after"], strict=True)
     ]
     found = {
+        "trees": {side: _commit(getattr(options, side)) for side in rows},
         "settings": {name: value for name, value in settings.items() if name not in ("data", "cache_dir")},
         "turns": rows,
         "median": {

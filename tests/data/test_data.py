@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -215,6 +216,9 @@ def test_real_data(shared_dir: Path) -> None:
     data, report = load_data(str(shared_dir / "ham10000"))
     assert (report.rows, report.lesions) == (10015, 7470)
     assert list(report.class_counts.values()) == [327, 514, 1099, 115, 1113, 6705, 142]
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]+\| ([\d,]+) \|", readme, re.MULTILINE)
+    assert {label: int(count.replace(",", "")) for label, count in rows} == dict(report.class_counts)
     assert report.images_per_lesion == {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
     assert report.missing == {"age": 57, "sex": 57, "localization": 234}
     assert int((metadata_frame(data)["age"] == 0).sum()) == 39

@@ -10,9 +10,8 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.config import TrainConfig
 from ham10000.training.data.split import load_split
-from ham10000.training.study.search import answered_prior, main, read_plan
+from ham10000.training.study.search import main, read_plan
 from ham10000.training.study.search_report import recipes_markdown
 
 PLAN = """
@@ -93,23 +92,6 @@ def test_the_temperature_is_the_best_one(folder: Path, trials: dict[str, dict]) 
 
     best = trials["plain"]["temperature"]
     assert loss(best) == pytest.approx(min(map(loss, best * np.linspace(0.9, 1.1, 21))), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "power"),
-    [
-        ({"class_weights": "none"}, 1.0),
-        ({"class_weights": "sqrt"}, 0.5),
-        ({"class_weights": "balanced"}, 0.0),
-        ({"class_weights": "none", "sampling": "sqrt"}, 0.5),
-        ({"class_weights": "none", "logit_adjustment": 1.0}, 0.0),
-        ({"class_weights": "none", "sampling": "sqrt", "logit_adjustment": 0.5}, 0.25),
-    ],
-)
-def test_the_prior_that_a_run_answers_for(settings: dict, power: float) -> None:
-    counts = np.array([262, 411, 879, 92, 890, 5364, 114])
-    expected = counts**power / (counts**power).sum()
-    np.testing.assert_allclose(answered_prior(TrainConfig(**settings), counts), expected)
 
 
 def test_other_uses_of_the_same_weights_differ(folder: Path, trials: dict[str, dict]) -> None:

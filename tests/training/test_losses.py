@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from ham10000.training.data.loader import class_shares
-from ham10000.training.losses import ClassificationLoss, logit_offset
+from ham10000.training.data.split import class_weights
+from ham10000.training.losses import ClassificationLoss, answered_prior, logit_offset
 
 WEIGHTS = torch.tensor([4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825])
 PRIOR = np.array([261, 411, 871, 92, 889, 5328, 114]) / 7966
@@ -51,3 +52,24 @@ def test_an_adjustment_changes_the_answers_however_rows_are_drawn(sampling: str,
     answers = torch.softmax(torch.from_numpy(np.log(fitted)) - offset, dim=-1).numpy()
     expected = likelihoods * drawn ** (1 - tau)
     np.testing.assert_allclose(answers, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("sampling", "kind", "tau"), [("natural", "sqrt", 0.0), ("sqrt", "balanced", 0.5)])
+def test_the_answered_prior_is_what_training_without_a_feature_ends_at(sampling: str, kind: str, tau: float) -> None:
+    counts = np.array([26, 41, 88, 9, 89, 536, 11])
+    drawn, weights = class_shares(counts, sampling), class_weights(counts, kind)
+    loss = ClassificationLoss(torch.tensor(weights).float(), offset=logit_offset(drawn, tau))
+    logits = torch.zeros(7, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        rows = [loss(logits[None], torch.tensor([k])) * share for k, share in enumerate(drawn)]
+        total = torch.stack(rows).sum()
+        total.backward()
+        return total
+
+    optimizer.step(step)
+    found = answered_prior(drawn, weights, tau)
+    np.testing.assert_allclose(logits.detach().softmax(-1).numpy(), found, atol=1e-4)
+    assert found.max() > 2 * found.min()

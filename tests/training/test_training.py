@@ -103,6 +103,12 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
     assert summary["best"] == json.loads((finished_run / "history.json").read_text())[-1]  # the last is kept
     assert summary["split"]["leakage"]["test"]["all"] == 0
     assert summary["environment"]["peak_rss_mib"] > 100
+    # Square-root weights leave the square root of the class shares in the probabilities.
+    settings = summary["config"]
+    assert (settings["class_weights"], settings["sampling"], settings["logit_adjustment"]) == ("sqrt", "natural", 0)
+    shares = np.sqrt(list(summary["split"]["class_counts"]["train"].values()))
+    prior = json.loads((finished_run / "config.json").read_text())["class_prior"]
+    np.testing.assert_allclose(prior, shares / shares.sum())
 
 
 def test_train_and_validation_together_keep_the_last_epoch(

@@ -399,7 +399,6 @@ def _from_dataset(
     simple = [name for name, kind in table.features.items() if isinstance(kind, (datasets.Value, datasets.ClassLabel))]
     columns = table.select_columns([name for name in simple if name != images_column])
     raw = pd.DataFrame(columns.to_dict(), dtype=object)
-    declared: list[str] = []
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
             raw[name] = [None if value is None else feature.int2str(value) for value in raw[name]]

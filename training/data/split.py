@@ -126,16 +126,11 @@ class Split:
         Raises:
             Ham10000Error: For another kind, or a class without training images.
         """
-        if kind not in WEIGHT_KINDS:
-            raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
-        counts = self.counts(parts).astype(np.float64)
-        if kind == "none":
-            return np.ones(len(self.labels))
-        if not counts.all():
+        counts = self.counts(parts)
+        if kind != "none" and not counts.all():
             absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
             raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
-        balanced = counts.sum() / (len(self.labels) * counts)
-        return balanced if kind == "balanced" else np.sqrt(balanced)
+        return class_weights(counts, kind)
 
     def summary(self) -> dict[str, Any]:
         """What `split.json` says beside the table, as plain values."""
@@ -206,6 +201,27 @@ class Split:
             f"with another by --label_map {rarest.index[0]}=LABEL, leave it out with --labels {' '.join(others)} "
             "--data_fixes drop_unknown_labels, or try another --split_seed or --folds."
         )
+
+
+def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
+    """Weights of the loss from the images of each class.
+
+    Args:
+        counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
+        kind: One of `WEIGHT_KINDS`: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
+
+    Returns:
+        (classes,) float64.
+
+    Raises:
+        Ham10000Error: For another kind.
+    """
+    if kind not in WEIGHT_KINDS:
+        raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
+    if kind == "none":
+        return np.ones(len(counts))
+    balanced = counts.sum() / (len(counts) * counts.astype(np.float64))
+    return balanced if kind == "balanced" else np.sqrt(balanced)
 
 
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
@@ -441,6 +457,7 @@ __all__ = [
     "WEIGHT_KINDS",
     "Split",
     "apply_split",
+    "class_weights",
     "leakage_text",
     "lesion_groups",
     "load_split",

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
-    load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
+    model, _ = load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
     dataset, report = load_data(arguments.data, data_options(arguments), **dict.fromkeys(arguments.data_fixes, True))
     require_default_labels(report.labels)
     for warning in report.warnings:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
-        prior = load_checkpoint(checkpoint)[0].config.class_prior
+        prior = model.config.class_prior
         if prior is None:
             print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
         else:

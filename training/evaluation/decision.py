@@ -18,8 +18,8 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
     10.1162/089976602753284446, equation 2.4.
 
     Args:
-        probabilities: Calibrated probabilities (N, K).
-        prior: Share of each class among the training images (K,), `config.class_prior`.
+        probabilities: Probabilities (N, K).
+        prior: Class shares that they answer for (K,), `config.class_prior`.
 
     Returns:
         Probabilities (N, K), float64.
@@ -29,8 +29,8 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
     """
     if prior is None:
         raise Ham10000Error(
-            "The balanced rule needs the class shares of training, but the checkpoint's config.json has no "
-            "`class_prior` (earlier versions did not save it). Use the rule 'probable'."
+            "The balanced rule needs the class shares that the probabilities answer for, but the checkpoint's "
+            "config.json has no `class_prior` (earlier versions did not save it). Use the rule 'probable'."
         )
     probabilities, shares = np.asarray(probabilities, dtype=np.float64), np.asarray(prior, dtype=np.float64)
     if shares.shape != probabilities.shape[-1:] or not (shares > 0).all():
@@ -47,7 +47,7 @@ def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule
 
     Args:
         probabilities: Calibrated probabilities (N, K).
-        prior: Share of each class among the training images (K,); only `balanced` reads it.
+        prior: Class shares that they answer for (K,), `config.class_prior`; only `balanced` reads it.
         rule: One of `RULES`.
 
     Returns:

@@ -11,6 +11,7 @@ goes on where it stopped. Options it does not know are those of `ham10000-train`
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,9 @@ def main(argv: Sequence[str]) -> None:
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
-            for folder in release(predictions, frame, study, base, directory / "release", accelerator):
+            names = [Path(options.config).name, "--data", Path(base.data).name]
+            made_by = shlex.join(["ham10000-study", "release", "--config", *names])
+            for folder in release(predictions, frame, study, base, directory / "release", accelerator, made_by):
                 print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:

@@ -72,7 +72,7 @@ class CrossFitted:
         return logits
 
 
-def _calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+def calibration_of(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Temperature and biases; 1 and 0 with a note where nothing can be fitted, as on a few images all told right."""
     try:
         return fit_vector_scaling(logits, labels)
@@ -99,7 +99,7 @@ def cross_calibrate(
         folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
     labels, n_classes = predictions.labels, len(predictions.classes)
     fitted = [
-        [_calibration(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
+        [calibration_of(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
         for logits in predictions.logits
     ]
     return CrossFitted(
@@ -181,4 +181,4 @@ def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:
     return sets
 
 
-__all__ = ["CrossFitted", "cross_calibrate", "cross_conformal", "cross_fit_heads"]
+__all__ = ["CrossFitted", "calibration_of", "cross_calibrate", "cross_conformal", "cross_fit_heads"]

@@ -16,6 +16,7 @@ from torch import nn
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 from ham10000.modeling.modeling_ham10000 import MetadataEncoder
+from ham10000.training.data.split import class_weights
 from ham10000.training.losses import ClassificationLoss
 
 HEAD_VARIANTS = ("metadata", "fusion", "control")
@@ -31,7 +32,7 @@ class HeadSettings:
         learning_rate: Of AdamW, falling to 0 by a half cosine.
         weight_decay: Of the metadata's weights; the image's weights begin at the identity and are not decayed.
         label_smoothing: As in the image recipe.
-        class_weights: `sqrt`, the square root of balanced weights, or `none`.
+        class_weights: One of `WEIGHT_KINDS`, as in `ham10000-train`.
     """
 
     epochs: int = 20
@@ -113,10 +114,8 @@ def fit_head(
     counts = np.bincount(labels, minlength=n_classes)
     if not counts.all() or len(counts) != n_classes:
         raise Ham10000Error(f"A head needs images of every class to learn from; images per class: {counts.tolist()}.")
-    if settings.class_weights not in ("sqrt", "none"):
-        raise Ham10000Error(f"heads: class_weights must be sqrt or none, got {settings.class_weights!r}.")
-    weights = np.sqrt(counts.sum() / (n_classes * counts)) if settings.class_weights == "sqrt" else np.ones(n_classes)
-    loss_of = ClassificationLoss(torch.from_numpy(weights).float(), label_smoothing=settings.label_smoothing)
+    weights = torch.from_numpy(class_weights(counts, settings.class_weights)).float()
+    loss_of = ClassificationLoss(weights, label_smoothing=settings.label_smoothing)
     targets = torch.tensor(labels, dtype=torch.int64)
     image = None if image_logits is None else torch.tensor(image_logits, dtype=torch.float32)
     if hide_metadata:

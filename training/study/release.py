@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000ForImageClassification, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.evaluation.calibration import fit_vector_scaling
 from ham10000.training.evaluation.conformal import fit_thresholds
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
 from ham10000.training.evaluation.subgroups import subgroup_results
@@ -19,7 +18,7 @@ from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, save_checkpoint
 from ham10000.training.study.analysis import Inputs
 from ham10000.training.study.config import StudyConfig
-from ham10000.training.study.crossfit import CrossFitted
+from ham10000.training.study.crossfit import CrossFitted, calibration_of
 from ham10000.training.study.heads import absorb_calibration, assemble, fit_variant
 from ham10000.training.study.runs import ImageRun, is_trained
 from ham10000.training.train import load_configured, train
@@ -57,7 +56,7 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
 
 
 def write_release(
-    variants: Mapping[str, CrossFitted], inputs: Inputs, run: Path, folder: Path, data: str
+    variants: Mapping[str, CrossFitted], inputs: Inputs, run: Path, folder: Path, data: str, made_by: str
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
@@ -67,6 +66,7 @@ def write_release(
         run: The image model trained on all images.
         folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
         data: Name of the data, for the record.
+        made_by: The command, for the card.
 
     Returns:
         The folders.
@@ -87,7 +87,7 @@ def write_release(
         if variant == "fusion":
             processor.image_processor = image_processor.image_processor
         fitted = variants[variant]
-        absorb_calibration(model, *fit_vector_scaling(fitted.predictions.logits[0], image.labels))
+        absorb_calibration(model, *calibration_of(fitted.predictions.logits[0], image.labels))
         model.config.class_prior = fitted.prior.tolist()
         model.config.conformal_thresholds = {
             f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities[0], coverage).tolist()
@@ -95,14 +95,19 @@ def write_release(
         }
         directory = folder / f"ham10000-{variant}"
         save_checkpoint(directory, model, processor, dtype="float16")
-        _describe(directory, run, model, study, variant)
+        _describe(directory, run, model, study, variant, made_by)
         _write_results(directory, run, fitted, inputs, data)
         folders.append(directory)
     return folders
 
 
 def _describe(
-    directory: Path, run: Path, model: Ham10000ForImageClassification, study: StudyConfig, variant: str
+    directory: Path,
+    run: Path,
+    model: Ham10000ForImageClassification,
+    study: StudyConfig,
+    variant: str,
+    made_by: str,
 ) -> None:
     """Copies what the run on all images says of itself, with what is another model's put right."""
     for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.HISTORY):
@@ -110,7 +115,7 @@ def _describe(
     training = read_json(run / RunFile.TRAINING)
     training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
     training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    training["made_by"] = "ham10000-study release --config examples/configs/study.yaml --data HAM10000/"
+    training["made_by"] = made_by
     if variant != "image":
         training["head"] = dataclasses.asdict(study.heads) | {"fitted_on": "out-of-fold image logits of all images"}
     atomic_write_json(directory / RunFile.TRAINING, training)
@@ -142,7 +147,7 @@ def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inpu
             "protocol": split["protocol"],
             "seed": split["seed"],
             "sha256": split["sha256"],
-            "leakage": {ESTIMATED_BY: {"all": 0.0}},
+            "leakage": {ESTIMATED_BY: {"all": float(inputs.seen.mean())}},
         },
         "views": 1,
         "precision": "fp32",

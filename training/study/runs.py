@@ -186,7 +186,7 @@ def out_of_fold(
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     loader = EvalLoader(samples, images, processor, device, batch_size=64, channels_last=True)
     logits = predict_logits(model.to(memory_format=torch.channels_last), loader, progress=True)
-    classes = [model.config.id2label[k] for k in range(model.config.num_labels)]
+    classes = model.config.label_names
     table = pd.DataFrame({"image_id": samples.image_ids, "lesion_id": rows["lesion_id"][:]})
     table = table.assign(protocol=run.protocol, variant="image", seed=run.seed, fold=run.fold)
     table["label"] = np.array(classes)[samples.labels.numpy()]

@@ -45,12 +45,13 @@ from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_frames, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
-from ham10000.training.data.split import apply_split, lesion_groups, load_split
+from ham10000.training.data.split import apply_split, class_weights, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.weighted_metrics import AVERAGE_PRECISION
 from ham10000.training.inference.prediction import VIEWS, load_checkpoint, predict_logits
+from ham10000.training.losses import answered_prior
 from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.study.runs import is_trained
 from ham10000.training.study.search_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
@@ -156,23 +157,6 @@ def trial_config(plan: Plan, trial: Trial, fold: int, folder: Path) -> TrainConf
         resume=bool(training_states(folder)),
         overwrite=not training_states(folder),
     )
-
-
-def answered_prior(config: TrainConfig, counts: np.ndarray) -> np.ndarray:
-    """The class prior that a model's logits answer for, by how it was trained.
-
-    Rows drawn by `sampling`, less what logit adjustment takes off, times the class weights of the loss.
-
-    Args:
-        config: The run's configuration.
-        counts: (classes,) images of each class in its training rows.
-
-    Returns:
-        (classes,) shares.
-    """
-    weights = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[config.class_weights]
-    prior = class_shares(counts, config.sampling) ** (1 - config.logit_adjustment) * counts**weights
-    return prior / prior.sum()
 
 
 class Search:
@@ -296,7 +280,11 @@ class Search:
             "labels": np.asarray(samples.labels),
             "groups": np.array(lesion_groups(frame["lesion_id"].tolist(), samples.image_ids)),
             "logits": logits,
-            "prior": answered_prior(config, counts),
+            "prior": answered_prior(
+                class_shares(counts, config.sampling),
+                class_weights(counts, config.class_weights),
+                config.logit_adjustment,
+            ),
             "natural": class_shares(counts, "natural"),
         }
 

@@ -191,6 +191,7 @@ def release(
     base: TrainConfig,
     folder: Path,
     accelerator: Accelerator,
+    made_by: str,
 ) -> list[Path]:
     """Trains the image model on all images and writes the three checkpoints to publish.
 
@@ -201,6 +202,7 @@ def release(
         base: The recipe.
         folder: Receives the checkpoints.
         accelerator: Serves the run.
+        made_by: The command, for the cards.
 
     Returns:
         The folders of the checkpoints.
@@ -213,7 +215,7 @@ def release(
     if not accelerator.is_main_process:
         return []
     variants, inputs = fit_protocol(image, frame, study, with_heads=True)
-    return write_release(variants, inputs, run, folder, base.data)
+    return write_release(variants, inputs, run, folder, base.data, made_by)
 
 
 def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:

@@ -104,7 +104,8 @@ class Ham10000Config(PreTrainedConfig):
         metadata_dropout: Probability, in training, that all fields of one sample are set to missing.
         classifier_dropout: Dropout before the classifier, in [0, 1).
         temperature: Calibration temperature; the logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
-        class_prior: Share of each class among the training images, in the order of the labels; None where unknown.
+        class_prior: Class shares that the probabilities answer for, in the order of the labels: those of the training
+            images, changed by class weights and sampling; None where unknown.
         conformal_thresholds: Coverage (such as `"0.9"`) to the largest `1 - p` of each class that its prediction sets
             accept; None where none were fitted.
         malignant_labels: The labels that count as malignant; by default those of mel, bcc and akiec that are in the
