@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_ham10000 import LABELS, Ham10000Config, Ham10000Error
+from .configuration_ham10000 import Ham10000Config, Ham10000Error
 from .fusion_ham10000 import build_fusion
 from .pipeline_ham10000 import CUSTOM_PIPELINES
 
@@ -185,7 +185,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
 
 
 class Ham10000ForImageClassification(Ham10000PreTrainedModel):
-    """Classifies a dermatoscopic image, its metadata, or both, into the seven HAM10000 classes.
+    """Classifies a dermatoscopic image, its metadata, or both, into the classes of its config, by default HAM10000's seven.
 
     Research software, never for diagnosis. `config.modality` selects the variant:
 
@@ -227,7 +227,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         elif config.modality == "metadata":
             feature_size = metadata_size
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(feature_size, len(LABELS))
+        self.classifier = nn.Linear(feature_size, config.num_labels)
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -281,7 +281,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         features: Any = image_embedding if metadata_embedding is None else metadata_embedding
         if image_embedding is not None and metadata_embedding is not None:
             features = self.fuse(image_embedding, metadata_embedding)
-        logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, 7)
+        logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, classes)
 
         loss = None
         if labels is not None:

@@ -101,7 +101,8 @@ def test_wrong_types_and_values_outside_the_closed_sets(values: dict) -> None:
         {"localization_vocabulary": ["back", "unknown"]},
         {"localization_vocabulary": ["back "]},
         {"id2label": {0: "nv"}},
-        {"id2label": dict(enumerate(reversed(LABELS)))},
+        {"id2label": {0: "mel", 1: "mel"}},
+        {"malignant_labels": ["scc"]},
         {"label2id": dict.fromkeys(LABELS, 0)},
         {"label_descriptions": {"mel": "melanoma"}},
     ],
@@ -112,10 +113,16 @@ def test_values_out_of_range(values: dict) -> None:
         Ham10000Config(**values)
 
 
-@pytest.mark.parametrize("count", [2, 6, 8])
-def test_num_labels_cannot_differ_from_seven(count: int) -> None:
-    with pytest.raises(Ham10000Error, match="7 classes"):
-        Ham10000Config(num_labels=count)
+@pytest.mark.parametrize("names", [("a", "b"), ("nv", "mel", "scc"), LABELS[::-1], tuple("abcdefghijk")])
+def test_labels_and_their_order_travel(tmp_path: Path, names: tuple[str, ...]) -> None:
+    config = Ham10000Config(id2label=dict(enumerate(names)))
+    config.save_pretrained(tmp_path)
+    loaded = Ham10000Config.from_pretrained(tmp_path)
+    assert loaded.label_names == list(names)
+    assert loaded.num_labels == len(names)
+    assert loaded.malignant_labels == [label for label in ("mel", "bcc", "akiec") if label in names]
+    with pytest.raises(Ham10000Error, match="num_labels"):
+        Ham10000Config(id2label=dict(enumerate(names)), num_labels=len(names) + 1)
 
 
 @pytest.mark.parametrize("column", ["dx", "dx_type", "dataset", "lesion_id", "image_id"])
@@ -161,6 +168,7 @@ OTHER_THAN_DEFAULT = {
     "classifier_dropout": 0,
     "temperature": 1.7320508075688772,
     "label_descriptions": {label: label.upper() for label in LABELS},
+    "malignant_labels": ["mel"],
 }
 
 

@@ -1,5 +1,6 @@
 """What is checked of every row, and the report that says what was found."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ class DataReport:
         source: The source as the user wrote it.
         rows: Number of images.
         lesions: Number of lesions.
-        class_counts: Images per class, in the order of `LABELS`.
+        class_counts: Images per class, in the order of the labels.
         images_per_lesion: Number of lesions by their number of images.
         missing: Number of rows without a value, per metadata field.
         duplicate_image_ids: Image ids that occur more than once.
@@ -153,6 +154,7 @@ def check_rows(
     drop_duplicates: bool = False,
     drop_unknown_labels: bool = False,
     invalid_to_missing: bool = False,
+    labels: Sequence[str] = LABELS,
 ) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
     """Checks and normalises every row.
 
@@ -166,6 +168,7 @@ def check_rows(
         drop_duplicates: Keep the first row of every image id.
         drop_unknown_labels: Drop rows whose dx is none of the seven classes.
         invalid_to_missing: Treat an unknown sex or site and an impossible age as missing.
+        labels: The label set in order.
 
     Returns:
         The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and
@@ -183,7 +186,7 @@ def check_rows(
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
-    _check_labels(frame, checks, report, drop=drop_unknown_labels)
+    _check_labels(frame, checks, report, labels, drop=drop_unknown_labels)
     _check_conflicts(frame, checks)
     expected = "every image id must occur once"
     checks.drop(
@@ -203,7 +206,7 @@ def check_rows(
     kept = frame[checks.keep].reset_index(drop=True)
     if kept.empty:
         raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
-    _count(kept, report)
+    _count(kept, report, labels)
     return kept, checks.keep, report
 
 
@@ -221,16 +224,18 @@ def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
         checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
 
 
-def _check_labels(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, drop: bool) -> None:
+def _check_labels(
+    frame: pd.DataFrame, checks: _Checks, report: DataReport, labels: Sequence[str], *, drop: bool
+) -> None:
     spelled = frame["dx"].str.lower()
     words = spelled.str.replace(r"[\s_-]+", " ", regex=True)
-    names = words.map(_LABEL_SPELLINGS)
+    names = words.map({word: label for word, label in _LABEL_SPELLINGS.items() if label in labels})
     for word, count in words[names.notna()].value_counts().sort_index().items():
         checks.notes.append(f"dx {word!r} is read as {_LABEL_SPELLINGS[str(word)]!r} in {count:,} rows")
-    frame["dx"] = names.where(names.notna(), spelled.where(spelled.isin(LABELS), frame["dx"]))
-    unknown = ~frame["dx"].isin(LABELS).to_numpy()
+    frame["dx"] = names.where(names.notna(), spelled.where(spelled.isin(labels), frame["dx"]))
+    unknown = ~frame["dx"].isin(labels).to_numpy()
     report.unknown_labels = _value_counts(frame["dx"][unknown])
-    expected = f"expected one of {list(LABELS)}"
+    expected = f"expected one of {list(labels)}"
     checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels", asked=drop)
 
 
@@ -272,10 +277,10 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport, *, t
         frame[name] = values.mask(invalid, "unknown")
 
 
-def _count(kept: pd.DataFrame, report: DataReport) -> None:
+def _count(kept: pd.DataFrame, report: DataReport, labels: Sequence[str]) -> None:
     report.rows, report.lesions = len(kept), int(kept["lesion_id"].nunique())
     counts = kept["dx"].value_counts()
-    report.class_counts = {label: int(counts.get(label, 0)) for label in LABELS}
+    report.class_counts = {label: int(counts.get(label, 0)) for label in labels}
     sizes = kept["lesion_id"].value_counts().value_counts().sort_index()
     report.images_per_lesion = {int(str(images)): int(lesions) for images, lesions in sizes.items()}
     report.missing = {

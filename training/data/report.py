@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ham10000.modeling.configuration_ham10000 import LABELS
 from ham10000.training.data.export import write_official_layout
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import PROTOCOLS, SPLITS, Split, make_split
@@ -49,13 +48,13 @@ def split_text(split: Split) -> str:
         f"sizes                {sizes}  ({'/'.join(SPLITS)})",
         f"hash                 {split.sha256}",
         "",
-        " " * 20 + "".join(f"{label:>9}" for label in LABELS),
+        " " * 20 + "".join(f"{label:>9}" for label in split.labels),
     ]
     lines += [f"{part:<20}" + "".join(f"{count:>9}" for count in counts[part].values()) for part in SPLITS]
     for kind in ("balanced", "sqrt"):
         lines.append(f"{'weights, ' + kind:<20}" + "".join(f"{weight:>9.4f}" for weight in split.class_weights(kind)))
     for part in SPLITS[1:]:
-        shares = "".join(f"{leakage[part].get(label, 0):>8.1%} " for label in LABELS)
+        shares = "".join(f"{leakage[part].get(label, 0):>8.1%} " for label in split.labels)
         lines.append(f"{'leak, ' + part:<20}{shares}".rstrip())
     lines.append("")
     for part in SPLITS[1:]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,19 +18,26 @@ from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.images import IMAGE_FEATURES
 from ham10000.training.data.readers import COLUMNS, read_source
 
-FEATURES = datasets.Features(
-    {
-        **IMAGE_FEATURES,
-        "image_id": datasets.Value("string"),
-        "lesion_id": datasets.Value("string"),
-        "dx": datasets.ClassLabel(names=list(LABELS)),
-        "dx_type": datasets.Value("string"),
-        "age": datasets.Value("float32"),
-        "sex": datasets.Value("string"),
-        "localization": datasets.Value("string"),
-        "dataset": datasets.Value("string"),
-    }
-)
+
+def features_of(labels: Sequence[str] = LABELS) -> datasets.Features:
+    """The columns of every dataset, with `dx` as an index into the labels."""
+    text = datasets.Value("string")
+    return datasets.Features(
+        {
+            **IMAGE_FEATURES,
+            "image_id": text,
+            "lesion_id": text,
+            "dx": datasets.ClassLabel(names=list(labels)),
+            "dx_type": text,
+            "age": datasets.Value("float32"),
+            "sex": text,
+            "localization": text,
+            "dataset": text,
+        }
+    )
+
+
+FEATURES = features_of()
 
 
 def load_data(
@@ -42,6 +50,7 @@ def load_data(
     check_images: bool = False,
     synthetic_size: int | None = None,
     seed: int = 0,
+    labels: Sequence[str] = (),
 ) -> tuple[datasets.Dataset, DataReport]:
     """Reads and checks a source; nothing is dropped unless an option asks for it, and then a note says so.
 
@@ -56,10 +65,11 @@ def load_data(
         check_images: Decode every image once and report those that fail.
         synthetic_size: Number of synthetic images (default 800); `synthetic:N` says the same.
         seed: Seed of the synthetic generator; other sources do not use it.
+        labels: The label set in order; empty for HAM10000's seven.
 
     Returns:
         The dataset and its report. Columns: `image` (`Image`, stored as path or bytes and not yet decoded),
-        `image_id`, `lesion_id`, `dx` (`ClassLabel` in the order of `LABELS`), `dx_type`, `age` (float32 years, null
+        `image_id`, `lesion_id`, `dx` (`ClassLabel` in the order of the labels), `dx_type`, `age` (float32 years, null
         where missing; 0 is a real age), `sex` and `localization` (lower case, "unknown" where missing), `dataset`.
 
     Raises:
@@ -83,13 +93,21 @@ def load_data(
         drop_duplicates=drop_duplicates,
         drop_unknown_labels=drop_unknown_labels,
         invalid_to_missing=invalid_to_missing,
+        labels=labels or LABELS,
     )
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
     columns: dict[str, list[Any]] = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
-    features = datasets.Features({name: FEATURES[name] for name in COLUMNS})
+    features = datasets.Features({name: kind for name, kind in features_of(labels or LABELS).items() if name in COLUMNS})
     table = datasets.Dataset.from_dict(columns, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
+
+
+def label_names(dataset: datasets.Dataset) -> list[str]:
+    """The label set of a dataset from `load_data`, in the order of the class ids."""
+    kind = dataset.features["dx"]
+    assert isinstance(kind, datasets.ClassLabel)
+    return list(kind.names)
 
 
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
@@ -103,7 +121,7 @@ def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
     """
     frame = dataset.with_format(None).select_columns(list(COLUMNS)).to_pandas()
     assert isinstance(frame, pd.DataFrame)
-    frame["dx"] = np.array(LABELS, dtype=object)[frame["dx"].to_numpy()]
+    frame["dx"] = np.array(label_names(dataset), dtype=object)[frame["dx"].to_numpy()]
     return frame
 
 
@@ -134,4 +152,4 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         return np.array(list(tqdm(results, total=len(stored), desc="checking images", unit="image")), dtype=bool)
 
 
-__all__ = ["FEATURES", "load_data", "metadata_frame"]
+__all__ = ["FEATURES", "features_of", "label_names", "load_data", "metadata_frame"]

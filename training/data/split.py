@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.lesions import lesion_groups
-from ham10000.training.data.sources import metadata_frame
+from ham10000.training.data.sources import label_names, metadata_frame
 from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
 
 PROTOCOLS = ("lesion-grouped", "image-stratified")
@@ -35,6 +35,7 @@ class Split:
         fold: The fold that is the test set; the next one is the validation set.
         table: One row per image: image_id, lesion_id, group, dx, split, and `fold` where there are folds.
         dropped: Image ids of the data the protocol leaves out.
+        labels: The label set, in the order of the class ids.
     """
 
     protocol: str
@@ -43,6 +44,7 @@ class Split:
     fold: int
     table: pd.DataFrame
     dropped: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=lambda: list(LABELS))
 
     @property
     def sha256(self) -> str:
@@ -57,11 +59,10 @@ class Split:
 
     @property
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Images per split and class, in the order of `LABELS`."""
-        counts = pd.crosstab(self.table["split"], self.table["dx"]).reindex(index=SPLITS, columns=LABELS, fill_value=0)
-        return {
-            part: dict(zip(LABELS, row, strict=True)) for part, row in zip(SPLITS, counts.values.tolist(), strict=True)
-        }
+        """Images per split and class, in the order of `labels`."""
+        counts = pd.crosstab(self.table["split"], self.table["dx"])
+        rows = counts.reindex(index=SPLITS, columns=self.labels, fill_value=0).to_numpy().tolist()
+        return {part: dict(zip(self.labels, row, strict=True)) for part, row in zip(SPLITS, rows, strict=True)}
 
     def ids(self, part: str) -> list[str]:
         """Image ids of `train`, `validation` or `test`, in the order of the table."""
@@ -79,23 +80,23 @@ class Split:
             chosen = self.table["split"] == part
             by_class = seen[chosen].groupby(self.table.loc[chosen, "dx"]).mean()
             shares[part] = {"all": float(seen[chosen].mean())} | {
-                label: float(by_class[label]) for label in LABELS if label in by_class.index
+                label: float(by_class[label]) for label in self.labels if label in by_class.index
             }
         return shares
 
     def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """(7,) int64 images per class, in the order of `LABELS`, over some of the parts."""
-        return np.array([sum(self.class_counts[part][label] for part in parts) for label in LABELS])
+        """(labels,) int64 images per class, over some of the parts."""
+        return np.array([sum(self.class_counts[part][label] for part in parts) for label in self.labels])
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss from the training images, in the order of `LABELS`.
+        """Weights of the loss from the training images, in the order of `labels`.
 
         Args:
-            kind: `balanced` is n / (7 * count), `sqrt` its square root, `none` ones.
+            kind: `balanced` is n / (labels * count), `sqrt` its square root, `none` ones.
             parts: The parts that are trained on.
 
         Returns:
-            (7,) float64.
+            (labels,) float64.
 
         Raises:
             Ham10000Error: For another kind, or a class without training images.
@@ -104,11 +105,11 @@ class Split:
             raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
         counts = self.counts(parts).astype(np.float64)
         if kind == "none":
-            return np.ones(len(LABELS))
+            return np.ones(len(self.labels))
         if not counts.all():
-            absent = [label for label, count in zip(LABELS, counts, strict=True) if not count]
+            absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
             raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
-        balanced = counts.sum() / (len(LABELS) * counts)
+        balanced = counts.sum() / (len(self.labels) * counts)
         return balanced if kind == "balanced" else np.sqrt(balanced)
 
     def summary(self) -> dict[str, Any]:
@@ -123,6 +124,7 @@ class Split:
             "class_counts": self.class_counts,
             "leakage": self.leakage(),
             "dropped": self.dropped,
+            "labels": self.labels,
         }
 
     def save(self, directory: str | Path) -> Path:
@@ -156,7 +158,7 @@ class Split:
         if lacking:
             raise Ham10000Error(
                 f"Classes without an image, per split: {lacking}. "
-                "Every split needs all seven classes: use more data, fewer folds or another seed."
+                "Every split needs all classes: use more data, fewer folds or another seed."
             )
         if self.protocol == "lesion-grouped":
             sides = self.table.groupby("group")["split"].nunique()
@@ -230,7 +232,7 @@ def make_split(
             f"{len(table)} images cannot be split by {protocol} with folds={folds}: {error} "
             f"Images per class: {counts}. Use more data or fewer folds."
         ) from error
-    split = Split(protocol, seed, folds, fold, table, dropped)
+    split = Split(protocol, seed, folds, fold, table, dropped, label_names(dataset))
     split.check()
     return split
 
@@ -275,7 +277,8 @@ def load_split(path: str | Path) -> Split:
         saved = json.loads(json_path.read_text(encoding="utf-8"))
         if "fold" in table.columns:
             table["fold"] = table["fold"].astype(np.int64)
-        split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"])
+        labels = saved.get("labels", list(LABELS))  # earlier versions had no other
+        split = Split(saved["protocol"], saved["seed"], saved["folds"], saved["fold"], table, saved["dropped"], labels)
         if split.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {split.protocol!r} does not exist")
         found, groups = split.summary(), lesion_groups(table["lesion_id"].tolist(), table["image_id"].tolist())

@@ -115,7 +115,11 @@ class Ham10000Config(PreTrainedConfig):
         metadata_dropout: Probability, in training, that all fields of one sample are set to missing.
         classifier_dropout: Dropout before the classifier, in [0, 1).
         temperature: Calibration temperature; the logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
-        label_descriptions: Plain-language name of each label.
+        label_descriptions: Plain-language name of each label; by default HAM10000's, and a label that it lacks as it is.
+        malignant_labels: The labels that are malignant or a precursor; by default those of `MALIGNANT` among the labels.
+            May be empty.
+
+    The labels are `id2label`, as in any transformers config; by default HAM10000's seven.
 
     Raises:
         Ham10000Error: For an unknown key.
@@ -145,7 +149,8 @@ class Ham10000Config(PreTrainedConfig):
     metadata_dropout: float | int = 0.1
     classifier_dropout: float | int = 0.2
     temperature: float | int = 1.0
-    label_descriptions: dict[str, str] = field(default_factory=lambda: dict(LABEL_DESCRIPTIONS))
+    label_descriptions: dict[str, str] | None = None
+    malignant_labels: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Rejects unknown keys and fills in the label maps."""
@@ -153,13 +158,24 @@ class Ham10000Config(PreTrainedConfig):
         if unknown:
             known = ", ".join(sorted(Ham10000Config.__annotations__))
             raise Ham10000Error(f"Unknown Ham10000Config key(s) {unknown}. Known keys: {known}.")
-        if kwargs.pop("num_labels", len(LABELS)) != len(LABELS):
-            raise Ham10000Error(f"HAM10000 has {len(LABELS)} classes; `num_labels` cannot be set to anything else.")
         if self.id2label is None:
             self.id2label = dict(enumerate(LABELS))
+        if kwargs.pop("num_labels", len(self.id2label)) != len(self.id2label):
+            raise Ham10000Error(f"`num_labels` is the number of labels, {len(self.id2label)}; pass `id2label` instead.")
+        names = [str(name) for _, name in sorted((int(index), name) for index, name in self.id2label.items())]
         if self.label2id is None:
-            self.label2id = {label: index for index, label in enumerate(LABELS)}
+            self.label2id = {label: index for index, label in enumerate(names)}
+        if self.label_descriptions is None:
+            self.label_descriptions = {label: LABEL_DESCRIPTIONS.get(label, label) for label in names}
+        if self.malignant_labels is None:
+            self.malignant_labels = [label for label in MALIGNANT if label in names]
         super().__post_init__(**kwargs)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels in the order of their ids, which is the order of the logits."""
+        id2label = {int(index): label for index, label in (self.id2label or {}).items()}
+        return [id2label[index] for index in sorted(id2label)]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -170,14 +186,18 @@ class Ham10000Config(PreTrainedConfig):
         return loaded
 
     def validate_labels(self) -> None:
-        """The label order is fixed: a checkpoint with another one would be read wrongly without any error."""
-        id2label = {int(index): label for index, label in (self.id2label or {}).items()}
-        if id2label != dict(enumerate(LABELS)):
-            raise ValueError(f"`id2label` must be {dict(enumerate(LABELS))}, got {self.id2label}.")
-        if self.label2id != {label: index for index, label in enumerate(LABELS)}:
+        """Labels, ids, descriptions and the malignant ones must fit together: a wrong order gives no error later."""
+        names = self.label_names
+        if sorted(int(index) for index in self.id2label or {}) != list(range(len(names))) or len(names) < 2:
+            raise ValueError(f"`id2label` must number at least two labels from 0, got {self.id2label}.")
+        if len(set(names)) != len(names) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"`id2label` needs distinct names that are not empty, got {names}.")
+        if self.label2id != {label: index for index, label in enumerate(names)}:
             raise ValueError(f"`label2id` must be the inverse of `id2label`, got {self.label2id}.")
-        if set(self.label_descriptions) != set(LABELS):
-            raise ValueError(f"`label_descriptions` must have one entry for each of {list(LABELS)}.")
+        if set(self.label_descriptions or {}) != set(names):
+            raise ValueError(f"`label_descriptions` must have one entry for each of {names}.")
+        if unknown := sorted(set(self.malignant_labels or []) - set(names)):
+            raise ValueError(f"`malignant_labels` has {unknown}, which are not among the labels {names}.")
 
     def validate_backbone(self) -> None:
         """A config comes from strangers: it names a network, never a file, a folder or a repository."""
