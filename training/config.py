@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import HfArgumentParser
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import add_debug_argument
 
@@ -45,6 +47,10 @@ class TrainConfig:
     data: str = _option(
         "synthetic", "'synthetic', a folder (official or Kaggle layout, imagefolder, Parquet) or Hub id"
     )
+    labels: list[str] = _option([], "the label set in order (default: HAM10000's seven)")
+    malignant_labels: list[str] | None = _option(
+        None, "the labels that count as malignant, or 'none' (default: mel, bcc and akiec as far as they are labels)"
+    )
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option("runs/run", "folder of the run: checkpoint, config, split, history, logs")
     cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
@@ -65,6 +71,11 @@ class TrainConfig:
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
+    init_from: str | None = _option(
+        None,
+        "fine-tune a checkpoint of this package, a folder or Hub id: its network, image size and weights, and its "
+        "classifier where the labels are the same; --pretrained is not read",
+    )
     pretrained: str = _option("timm", "'timm' (weights from the Hub), 'none', or a local .safetensors file")
     fusion: Literal["concat", "gated", "metablock", "film"] = _option("concat", "how embeddings are joined")
     metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
@@ -175,8 +186,18 @@ class TrainConfig:
             )
         self.model_config()
 
-    def model_config(self) -> Ham10000Config:
-        """The configuration of the model this run trains."""
+    def model_config(self, labels: Sequence[str] = ()) -> Ham10000Config:
+        """The configuration of the model this run trains.
+
+        Args:
+            labels: The label set of the data; empty for that of the settings.
+        """
+        names = list(labels or self.labels)
+        malignant = None
+        if names and self.malignant_labels is not None:
+            malignant = [label for label in self.malignant_labels if label != "none"]
+            if unknown := sorted(set(malignant) - set(names)):
+                raise Ham10000Error(f"`malignant_labels` names {unknown}, but the labels are {names}.")
         try:
             backbone_kwargs = json.loads(self.backbone_kwargs)
         except json.JSONDecodeError as error:
@@ -190,6 +211,8 @@ class TrainConfig:
             metadata_dropout=self.metadata_dropout,
             metadata_field_dropout=self.metadata_field_dropout,
             classifier_dropout=self.classifier_dropout,
+            id2label=dict(enumerate(names)) if names else None,
+            malignant_labels=malignant,
         )
 
     @property
@@ -276,6 +299,29 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
+
+    Args:
+        checkpoint: A checkpoint folder or Hub id.
+
+    Returns:
+        Options of `TrainConfig` by name.
+
+    Raises:
+        Ham10000Error: As `load_checkpoint`.
+    """
+    model, processor = load_checkpoint(checkpoint)
+    names = ("modality", "backbone", "backbone_kwargs", "fusion", "metadata_fields")
+    settings = {name: getattr(model.config, name) for name in names}
+    settings["backbone_kwargs"] = json.dumps(settings["backbone_kwargs"])
+    if model.config.uses_image:
+        size = processor.image_processor.size
+        settings["image_size"] = [size["height"], size["width"]]
+        settings["resizer"] = processor.image_processor.resizer
+    return settings
+
+
 def _parser_fields() -> Any:
     """A plain copy of the fields: HfArgumentParser overwrites the types it is given, which `strict` still needs."""
     copies = []
@@ -305,6 +351,7 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
     first = argparse.ArgumentParser(add_help=False, parents=[file_option], allow_abbrev=False)
     first.add_argument("--output_dir", default=TrainConfig.output_dir)
     first.add_argument("--resume", nargs="?", const="true", default="false")
+    first.add_argument("--init_from")
     known, _ = first.parse_known_args(argv)
     own_file = Path(known.output_dir) / RunFile.TRAINING
     if known.config is None and known.resume.lower() == "true" and own_file.is_file():
@@ -315,11 +362,15 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
         description="Train a HAM10000 model: image-only, metadata-only or fusion.",
         allow_abbrev=False,
     )
-    if known.config:
-        parser.set_defaults(**read_config_file(known.config))
+    values = read_config_file(known.config) if known.config else {}
+    init_from = known.init_from or values.get("init_from")
+    # A resumed run's own settings have them already, and must not need the checkpoint again.
+    if init_from and known.resume.lower() != "true":
+        parser.set_defaults(**checkpoint_settings(init_from))
+    parser.set_defaults(**values)
     arguments = vars(parser.parse_args(argv))
     del arguments["config"], arguments["debug"]
     return TrainConfig(**arguments)
 
 
-__all__ = ["DATA_FIXES", "TrainConfig", "parse_arguments", "read_config_file"]
+__all__ = ["DATA_FIXES", "TrainConfig", "checkpoint_settings", "parse_arguments", "read_config_file"]

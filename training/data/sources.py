@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ham10000.modeling.configuration_ham10000 import LABELS
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.images import IMAGE_FEATURES
@@ -98,7 +98,9 @@ def load_data(
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
     columns: dict[str, list[Any]] = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
-    features = datasets.Features({name: kind for name, kind in features_of(labels or LABELS).items() if name in COLUMNS})
+    features = datasets.Features(
+        {name: kind for name, kind in features_of(labels or LABELS).items() if name in COLUMNS}
+    )
     table = datasets.Dataset.from_dict(columns, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
 
@@ -108,6 +110,43 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
     kind = dataset.features["dx"]
     assert isinstance(kind, datasets.ClassLabel)
     return list(kind.names)
+
+
+def align_labels(
+    dataset: datasets.Dataset, labels: Sequence[str], label_map: Mapping[str, str] | None = None
+) -> datasets.Dataset:
+    """Numbers the labels of a dataset as another set does, by their names.
+
+    Args:
+        dataset: From `load_data`.
+        labels: The set, such as a model's, in the order of its ids; the data need not have all of them.
+        label_map: Labels of the data to labels of the set, where their names differ.
+
+    Returns:
+        The dataset, whose `dx` is an index into `labels`.
+
+    Raises:
+        Ham10000Error: For labels of the data that are not in the set, or a map that names neither.
+    """
+    names = label_names(dataset)
+    renamed = {name: (label_map or {}).get(name, name) for name in names}
+    ids = np.asarray(dataset["dx"][:], dtype=np.int64)
+    present = [name for index, name in enumerate(names) if (ids == index).any()]
+    if absent := sorted(set(label_map or {}) - set(present)):
+        raise Ham10000Error(f"--label_map names {absent}, but the labels of the data are {present}.")
+    if outside := [name for name in present if renamed[name] not in labels]:
+        raise Ham10000Error(
+            f"The data have the labels {present}, the model {list(labels)}: {outside} cannot be scored. Say which of "
+            f"the model's each is, as in --label_map {outside[0]}={labels[0]}, or leave those rows out of the data."
+        )
+    if list(labels) == names and not label_map:
+        return dataset
+    position = {label: index for index, label in enumerate(labels)}
+    table = np.array([position.get(renamed[name], -1) for name in names])
+    column = datasets.Dataset.from_dict(
+        {"dx": table[ids]}, features=datasets.Features({"dx": datasets.ClassLabel(names=list(labels))})
+    )
+    return datasets.concatenate_datasets([dataset.remove_columns("dx"), column], axis=1)
 
 
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
@@ -152,4 +191,4 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         return np.array(list(tqdm(results, total=len(stored), desc="checking images", unit="image")), dtype=bool)
 
 
-__all__ = ["FEATURES", "features_of", "label_names", "load_data", "metadata_frame"]
+__all__ = ["FEATURES", "align_labels", "features_of", "label_names", "load_data", "metadata_frame"]

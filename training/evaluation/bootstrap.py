@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
 
 # f(labels (N,), predictions (N, 7) or (N,), weights (N,)) -> float, NaN where undefined.
@@ -133,6 +133,7 @@ def bootstrap_distribution(
     predictions: np.ndarray,
     weights: ClusterWeights,
     statistics: Iterable[str | Statistic],
+    label_names: Sequence[str] = LABELS,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
@@ -140,10 +141,11 @@ def bootstrap_distribution(
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,) where every statistic is happy with those.
+        predictions: Probabilities (N, K), or predicted class ids (N,) where every statistic is happy with those.
         weights: The resamples, from `cluster_weights` over the same rows.
         statistics: Names in `weighted_metrics.STATISTICS`, fast, or functions of (labels, predictions, weights (N,)),
             called once per resample and named by their `__name__`.
+        label_names: The K labels in the order of their ids.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -158,7 +160,12 @@ def bootstrap_distribution(
         raise Ham10000Error(f"Statistic name(s) given twice: {repeated}.")
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     metrics = WeightedMetrics(
-        labels, predictions, weights.index, weights.n_clusters, [item for item in wanted if isinstance(item, str)]
+        labels,
+        predictions,
+        weights.index,
+        weights.n_clusters,
+        [item for item in wanted if isinstance(item, str)],
+        label_names,
     )
     functions = {name: item for name, item in zip(names, wanted, strict=True) if not isinstance(item, str)}
 
@@ -184,6 +191,7 @@ def cluster_bootstrap(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    label_names: Sequence[str] = LABELS,
 ) -> dict[str, Interval]:
     """Percentile intervals of metrics, resampling whole clusters (lesions) with replacement.
 
@@ -192,12 +200,13 @@ def cluster_bootstrap(
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,).
+        predictions: Probabilities (N, K), or predicted class ids (N,).
         clusters: Cluster of each image (N,).
         statistics: As in `bootstrap_distribution`.
         n_resamples: Number of resamples.
         confidence: Coverage in (0, 1).
         seed: Seed of the resampling; the same seed gives the same intervals.
+        label_names: The K labels in the order of their ids.
 
     Returns:
         Statistic to interval, in the order given.
@@ -210,7 +219,7 @@ def cluster_bootstrap(
         0.75
     """
     weights = cluster_weights(clusters, n_resamples, seed)
-    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics)
+    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
     return {name: percentile_interval(estimates[name], values[name], confidence) for name in estimates}
 
 

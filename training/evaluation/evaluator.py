@@ -18,9 +18,9 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data.lesions import lesion_groups, photographs_per_lesion
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
-from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.sources import align_labels, load_data, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, load_split
-from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.evaluation.metrics import choose_positive, softmax
 from ham10000.training.evaluation.report import (
     evaluate_predictions,
     format_results,
@@ -34,7 +34,7 @@ from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_text, read_json
 from ham10000.training.utils.hardware import environment
-from ham10000.training.utils.isic_submission import check_submission_ids, format_submission
+from ham10000.training.utils.isic_submission import check_submission_ids, check_submission_labels, format_submission
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,9 +53,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
     parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
+    parser.add_argument("--positive", metavar="LABEL", help="class of the sensitivity row (default: mel)")
+    parser.add_argument(
+        "--label_map", nargs="+", default=[], metavar="OLD=NEW", help="labels of the data to read as the model's"
+    )
     parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], help="as in training")
     add_debug_argument(parser)
     return parser
+
+
+def read_label_map(texts: Sequence[str]) -> dict[str, str]:
+    """Labels of the data to the model's, from texts of the form `old=new`.
+
+    Raises:
+        Ham10000Error: For a text of another form.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for old, equals, new in pairs:
+        if not (old and equals and new):
+            raise Ham10000Error(f"--label_map {old + equals + new!r}: expected old=new.")
+    return {old: new for old, _, new in pairs}
 
 
 def rows_to_score(
@@ -112,12 +129,13 @@ def evaluate_checkpoint(
     n_resamples: int = 2000,
     seed: int = 0,
     cache_dir: str | None = None,
+    positive: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        dataset: The whole source.
+        dataset: The whole source, with labels of the model's set (see `align_labels`).
         data: The source's name, for the record.
         part: `train`, `validation`, `test`, or `all`.
         split_file: Used instead of the checkpoint's split.
@@ -129,6 +147,7 @@ def evaluate_checkpoint(
         n_resamples: Bootstrap resamples of the intervals.
         seed: Seed of the bootstrap.
         cache_dir: Folder of the image cache.
+        positive: Class of the sensitivity row; by default mel, where the model has it.
 
     Returns:
         The folder, and the content of its `eval_results.json`.
@@ -139,6 +158,7 @@ def evaluate_checkpoint(
     device = torch.device(device)
     model: Any
     model, processor = load_checkpoint(checkpoint, device=device)
+    dataset = align_labels(dataset, model.config.label_names)
     rows, split = rows_to_score(dataset, part, checkpoint, split_file)
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
@@ -159,11 +179,18 @@ def evaluate_checkpoint(
         "lesion_groups": lesion_groups(lesion_ids, samples.image_ids),
         "labels": np.asarray(samples.labels),
         "probabilities": probabilities,
+        "label_names": model.config.label_names,
     }
     bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    results = evaluate_predictions(**columns, **bootstrap)
+    results = evaluate_predictions(**columns, positive=positive, **bootstrap)
+    malignant_ids = [model.config.label2id[label] for label in model.config.malignant_labels]
     results["subgroups"] = subgroup_results(
-        frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap
+        frame,
+        columns["labels"],
+        probabilities,
+        columns["lesion_groups"],
+        malignant_ids=malignant_ids,
+        **bootstrap,
     )
     table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
     output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
@@ -190,8 +217,14 @@ def main(argv: Sequence[str]) -> None:
     arguments = build_parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
-    load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
-    dataset, report = load_data(arguments.data, **dict.fromkeys(arguments.data_fixes, True))
+    model, _ = load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
+    labels, label_map = model.config.label_names, read_label_map(arguments.label_map)
+    choose_positive(labels, arguments.positive)
+    if arguments.isic_submission:
+        check_submission_labels(labels)
+    known = list(dict.fromkeys([*labels, *label_map]))
+    dataset, report = load_data(arguments.data, labels=known, **dict.fromkeys(arguments.data_fixes, True))
+    dataset = align_labels(dataset, labels, label_map)
     for note in report.notes:
         print(f"note: {note}")
     if arguments.isic_submission:
@@ -210,19 +243,20 @@ def main(argv: Sequence[str]) -> None:
         n_resamples=arguments.n_resamples,
         seed=arguments.seed,
         cache_dir=arguments.cache_dir,
+        positive=arguments.positive,
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
-        atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
+        atomic_write_text(
+            arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities, labels)
+        )
     split = results["split"]
     if arguments.split == "all":
         scored = dataset
     else:
         scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
-    if known := images_trained_on(checkpoint, scored):
-        print(
-            f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
-        )
+    if seen := images_trained_on(checkpoint, scored):
+        print(f"warning: the checkpoint was trained on {seen:,} of these images; the scores are too good for new ones")
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
     if "leakage" in split and arguments.split != "train":
         print(f"{split['leakage'][arguments.split]['all']:.1%} of these images show a lesion that is in train")

@@ -186,7 +186,8 @@ def predict(
         progress: Whether to show a progress bar on stderr, if there is more than one batch.
 
     Returns:
-        (samples, 7) float64 probabilities in the order of `LABELS`, calibrated by the checkpoint's temperature.
+        (samples, classes) float64 probabilities in the order of `model.config.label_names`, the logits divided by the
+        checkpoint's temperature.
 
     Raises:
         Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
@@ -260,7 +261,7 @@ class _Loader(Protocol):
 
 @torch.inference_mode()
 def predict_logits(
-    model: Callable[..., Any],
+    model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
     accelerator: Any = None,
@@ -280,7 +281,7 @@ def predict_logits(
         progress: Whether to show a progress bar.
 
     Returns:
-        (rows, 7) float32 logits in the order of the loader's samples.
+        (rows, classes) float32 logits in the order of the loader's samples.
 
     Raises:
         Ham10000Error: For another number of views.
@@ -300,7 +301,7 @@ def predict_logits(
         parts.append(
             outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
         )
-    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
+    logits = torch.cat(parts) if parts else torch.zeros(0, model.config.num_labels, device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
     # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
