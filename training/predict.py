@@ -1,6 +1,7 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,6 @@ from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, run_cli
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
     from ham10000.training.inference.inputs import Sample
-
-# Written out: importing LABELS would import torch, and --help would take seconds. A test compares them.
-_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,9 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal"
     )
-    parser.add_argument(
-        "--top_k", type=int, choices=range(1, len(_LABELS) + 1), metavar="N", help="classes shown (not csv)"
-    )
+    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
     parser.add_argument(
         "--explain",
         metavar="PNG_OR_FOLDER",
@@ -68,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "`pip install ham10000[explain]`",
     )
     parser.add_argument(
-        "--explain_class", choices=_LABELS, help="class explained next to the predicted one; default: mel"
+        "--explain_class", metavar="LABEL", help="class explained next to the predicted one; default: mel"
     )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -100,7 +96,9 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
+    from ham10000.training.inference.out_of_distribution import picture_warning
     from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
+    from ham10000.training.utils.isic_submission import check_submission_labels
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -115,7 +113,15 @@ def main(argv: Sequence[str]) -> None:
             raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
         print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
     model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
-    unknown_values = options.unknown_values
+    labels, unknown_values = model.config.label_names, options.unknown_values
+    if options.top_k is not None and not 1 <= options.top_k <= len(labels):
+        raise Ham10000Error(
+            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
+        )
+    if options.explain_class not in (None, *labels):
+        raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
+    if output_format == "isic":
+        check_submission_labels(labels)
     samples = collect_samples(
         processor,
         options.inputs,
@@ -129,6 +135,10 @@ def main(argv: Sequence[str]) -> None:
         from ham10000.training.inference.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
+    samples = [
+        sample if sample.image is None else dataclasses.replace(sample, warning=picture_warning(sample.image))
+        for sample in samples
+    ]
     fast = model
     if options.precision is not None or options.backend != "torch":
         from ham10000.training.inference.fast import optimize_for_inference
@@ -160,9 +170,9 @@ def main(argv: Sequence[str]) -> None:
             width=output.DEFAULT_WIDTH if options.output else terminal,
         )
     elif output_format == "json":
-        text = output.format_json(samples, probabilities, temperature=model.config.temperature, top_k=options.top_k)
+        text = output.format_json(samples, probabilities, model, top_k=options.top_k)
     else:
-        text = {"csv": output.format_csv, "isic": output.format_isic}[output_format](samples, probabilities)
+        text = {"csv": output.format_csv, "isic": output.format_isic}[output_format](samples, probabilities, labels)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)
@@ -183,7 +193,7 @@ def _explain(
     from ham10000.training.inference.explanation import explain
     from ham10000.training.inference.explanation_figure import plot_explanation
 
-    label, unknown_values = options.explain_class or "mel", options.unknown_values
+    label, unknown_values = options.explain_class, options.unknown_values
     for sample, path in tqdm(samples, desc="Explaining", unit="image", disable=len(samples) == 1):
         name = sample.name if sample.image is None else sample.image.name
         metadata = sample.metadata or None

@@ -272,7 +272,7 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     figure = plot_explanation(explanation, tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
     assert DISCLAIMER in texts
-    assert any(text.startswith(f"Predicted: {best}") and "calibrated (temperature 1.5)" in text for text in texts)
+    assert any(text.startswith(f"Predicted: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)
     assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
     assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
     assert (modality != "image") == ("back (given)" in texts)

@@ -7,22 +7,73 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.files import read_json
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known about a checkpoint's probabilities.
+
+    Attributes:
+        temperature: The logits are divided by it; 1 where none was fitted.
+        ece: Expected calibration error in [0, 1] that its evaluation measured at this temperature; None without one.
+        part: The part of the data it was measured on, such as `test`.
+        of_another_run: Whether the temperature was fitted on another run, because this one left no images for it.
+    """
+
+    temperature: float = 1.0
+    ece: float | None = None
+    part: str | None = None
+    of_another_run: bool = False
+
+    def __str__(self) -> str:
+        scaled = "not temperature-scaled"
+        if self.temperature != 1:
+            scaled = f"temperature-scaled (T = {self.temperature:.3g}{', of another run' * self.of_another_run})"
+        measured = "calibration error not measured" if self.ece is None else f"ECE {self.ece:.3f} on {self.part}"
+        return f"{scaled}; {measured}"
+
+
+def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
+    """What `load_checkpoint` found about a model's probabilities; of a model made otherwise its temperature alone."""
+    return getattr(model, "calibration", None) or Calibration(float(model.config.temperature))
+
+
+def _read_calibration(checkpoint: str, revision: str | None, temperature: float) -> Calibration:
+    """From `eval_results.json` and `train_config.json`, which a checkpoint need not have."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in (RunFile.EVALUATION, RunFile.TRAINING):
+        # A missing or damaged record is no reason not to predict: the claim is left out.
+        with contextlib.suppress(Ham10000Error, HfHubHTTPError, OSError):
+            path = Path(checkpoint) / name
+            if not Path(checkpoint).is_dir():
+                path = Path(hf_hub_download(checkpoint, name, revision=revision))
+            found[name] = read_json(path, optional=True) or {}
+    evaluation, training = found.get(RunFile.EVALUATION, {}), found.get(RunFile.TRAINING, {})
+    ece, part = None, None
+    if evaluation.get("temperature") == temperature:
+        ece, part = evaluation.get("metrics", {}).get("ece"), evaluation.get("split", {}).get("name")
+    other = temperature != 1 and bool(training.get("config", {}).get("train_on_validation"))
+    return Calibration(temperature, ece, part, other)
 
 
 def choose_device(name: str) -> torch.device:
@@ -129,6 +180,8 @@ def load_checkpoint(
             f"({type(error).__name__}: {str(error)[:300]}). Copy it again."
         ) from error
     _check_match(name, model, processor)
+    calibration = _read_calibration(source, revision, float(model.config.temperature))
+    setattr(model, "calibration", calibration)  # noqa: B010 (nn.Module's attributes are typed)
     return model.to(device).eval(), processor
 
 
@@ -313,8 +366,10 @@ def predict_logits(
 
 
 __all__ = [
+    "Calibration",
     "SHIPPED_CHECKPOINTS",
     "VIEWS",
+    "calibration_of",
     "choose_device",
     "load_checkpoint",
     "predict",
