@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import HfApi
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling
+from ham10000.hub_upload.model_card import Stated
 from ham10000.hub_upload.publish import check_names, find_token, publish_folder
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.hub_upload.space import publish_space
@@ -50,6 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="another variant's run, for the card's comparison; repeatable",
     )
     parser.add_argument("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
+    parser.add_argument("--dataset_name", help="name or Hub id of the training data, for the card")
+    parser.add_argument(
+        "--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)"
+    )
     parser.add_argument("--max_shard_size", help="split weights above this size, such as 2GB")
     parser.add_argument("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
     parser.add_argument("--message", help="commit message")
@@ -113,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
             base_model=arguments.base_model,
             max_shard_size=arguments.max_shard_size,
             onnx=arguments.onnx,
+            stated=Stated(arguments.dataset_name, arguments.license),
         )
         compared = verify_checkpoint(bundle)
         print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")

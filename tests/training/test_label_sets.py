@@ -2,13 +2,17 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from sklearn.metrics import f1_score
 
+from ham10000.hub_upload.model_card import Stated, render_model_card
+from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.sources import align_labels, label_names, load_data, metadata_frame
 from ham10000.training.evaluation.evaluator import main as evaluate_main
@@ -99,6 +103,28 @@ def test_predict(run: tuple[list[str], Path, Path], capsys: pytest.CaptureFixtur
     assert "seven classes" in capsys.readouterr().err
 
 
+def test_card(run: tuple[list[str], Path, Path]) -> None:
+    labels, _, folder = run
+    files = read_run(folder)
+    card = render_model_card(files, repo_id="user/own", revision="v1")
+    # The package's own title in its bibtex entry is no sentence about the data.
+    text = card.replace("models for HAM10000", "")
+    assert "HAM10000" not in text
+    assert "seven" not in text
+    assert "# own.csv: image and metadata classifier" in card
+    assert "**not stated**" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert "license" not in front
+    assert front["datasets"] == ["own.csv"]
+    assert ("melanoma" in card.split("## Results")[1]) == ("mel" in labels)
+    assert ("malignant sensitivity" in card) == ("mel" in labels)
+    assert f"ham10000-train --data own.csv --labels {shlex.join(labels)}" in card.replace(" \\\n   ", "")
+    stated = render_model_card(files, repo_id="user/own", revision="v1", stated=Stated("user/data", "cc-by-4.0"))
+    assert "# user/data: image and metadata" in stated
+    assert yaml.safe_load(stated.split("---")[1])["license"] == "cc-by-4.0"
+    assert "not stated" not in stated
+
+
 def test_labels_meet_by_name(tmp_path: Path) -> None:
     data, _ = load_data(str(write_data(tmp_path, ["nv", "mel"])), labels=["nv", "mel"])
     aligned = align_labels(data, LABELS)
@@ -144,5 +170,9 @@ def test_fine_tuning_takes_over_the_body_and_the_classifier_by_name(
         assert trained["classifier.weight"].shape == (3, rows.shape[1])
     training = json.loads((tmp_path / "run" / "train_config.json").read_text())
     assert training["base_model"] == {"name": "start", "labels": list(LABELS), "data": None, "head": same}
+    card = render_model_card(read_run(tmp_path / "run"), repo_id="user/own", revision="v1")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "start"
+    assert "It was fine-tuned from `start`" in card
+    assert ("its classifier included" in card) == same
     assert train_main([*arguments, "--overwrite", "--fusion", "gated"]) == 2
     assert "has fusion 'film', this run 'gated'" in capsys.readouterr().err

@@ -70,6 +70,16 @@ def metric_title(name: str) -> str:
     return METRIC_TITLES.get(name, name if positive == name else f"{positive} sensitivity at 95 % specificity")
 
 
+def at_chance(results: dict[str, Any]) -> bool:
+    """Whether an evaluation does not tell a model from guessing, so that no gain over it means anything.
+
+    The balanced accuracy of any guess that does not look at the image is, on average, 1 / classes with images.
+    """
+    low = results["intervals"]["balanced_accuracy"]["low"]
+    present = sum(row["support"] > 0 for row in results["metrics"]["per_class"].values())
+    return low is not None and low <= 1 / present
+
+
 def interval_metrics(results: dict[str, Any]) -> list[str]:
     """The metrics of an evaluation that have an interval, in order."""
     return [name for name in results["intervals"] if name != "per_class"]
@@ -341,6 +351,7 @@ __all__ = [
     "CONFIDENCE",
     "METRIC_TITLES",
     "SUMMARY_METRICS",
+    "at_chance",
     "evaluate_predictions",
     "format_results",
     "interval_metrics",
