@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,12 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     metadata = BACK if modality != "image" else None
     explanation = explain(model, processor, picture, metadata, label="df", name="a_$b$.jpg")
     best = LABELS[explanation.effects.baseline.argmax()]
-    figure = plot_explanation(explanation, tmp_path / "new" / "figure.png")
+    assert bool(explanation.warning) == (modality != "metadata")  # of noise, which is no skin
+    if explanation.warning:
+        warned = plot_explanation(explanation).get_suptitle()
+        assert warned.startswith("This is probably not a dermatoscopic image")
+        assert "Predicted" not in warned
+    figure = plot_explanation(dataclasses.replace(explanation, warning=None), tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
     assert DISCLAIMER in texts
     assert any(text.startswith(f"Predicted: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -118,7 +119,10 @@ def test_card(run: tuple[list[str], Path, Path]) -> None:
     assert front["datasets"] == ["own.csv"]
     assert ("melanoma" in card.split("## Results")[1]) == ("mel" in labels)
     assert ("malignant sensitivity" in card) == ("mel" in labels)
-    assert f"ham10000-train --data own.csv --labels {shlex.join(labels)}" in card.replace(" \\\n   ", "")
+    (command,) = re.findall(r"```bash\n(ham10000-train .*?)\nham10000-evaluate", card, re.DOTALL)
+    words = shlex.split(command)
+    assert words[words.index("--data") + 1] == "own.csv"
+    assert words[words.index("--labels") + 1 :][: len(labels)] == labels
     stated = render_model_card(files, repo_id="user/own", revision="v1", stated=Stated("user/data", "cc-by-4.0"))
     assert "# user/data: image and metadata" in stated
     assert yaml.safe_load(stated.split("---")[1])["license"] == "cc-by-4.0"
