@@ -69,17 +69,17 @@ def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _reading(difference: dict[str, Any], metric: str, this: str, chance: str = "") -> str:
+def _reading(difference: dict[str, Any], metric: str, this: str, *, chance: bool = False) -> str:
     """States whether a paired difference of a metric, `this` minus another model, is one.
 
     Args:
         difference: Its interval.
         metric: Its name.
         this: The model.
-        chance: The model of the two that does no better than guessing: a gain over it is no verdict.
+        chance: Whether the other model does no better than guessing: a gain over it is no verdict.
     """
     if chance:
-        return f"no verdict: {chance} is at chance"
+        return "no verdict: the other model is at chance"
     if difference["estimate"] is None or difference["low"] is None:
         return "undefined here"
     if difference["low"] <= 0 <= difference["high"]:
@@ -142,9 +142,11 @@ NOTHING_STATED = Stated()
 
 def _weights_license(run: RunFiles, stated: Stated) -> str | None:
     """What is stated; else HAM10000's own for weights that were trained on it, or that of the code; else None."""
-    if stated.license or not run.ham10000_training:
+    if stated.license:
         return stated.license
-    return "apache-2.0" if run.synthetic_training else "cc-by-nc-4.0"
+    if run.synthetic_training:
+        return "apache-2.0"
+    return "cc-by-nc-4.0" if run.ham10000_training else None
 
 
 def _dataset_name(run: RunFiles, stated: Stated) -> str:
@@ -266,8 +268,8 @@ class _Comparison:
     rows: list[_ComparisonRow]  # the model, the evaluated siblings, the published baseline
     with_published: bool
     same_images: bool  # whether the siblings were scored on the same images by the same protocol
-    # Modality of a sibling, `Sibling.comparison` with it, and the modality of the two that is at chance, or "".
-    paired: list[tuple[str, dict[str, Any], str]]
+    # Modality of a sibling, `Sibling.comparison` with it, and whether the sibling is at chance.
+    paired: list[tuple[str, dict[str, Any], bool]]
 
 
 def _variant_name(run: RunFiles) -> str:
@@ -303,17 +305,11 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
         with_published=with_published,
         same_images=len(scored_on) == 1,
         paired=[
-            (sibling.run.modality, sibling.comparison, _chance(run, sibling.run))
+            (sibling.run.modality, sibling.comparison, at_chance(sibling.run.evaluation))
             for sibling in evaluated
-            if sibling.comparison is not None
+            if sibling.comparison is not None and sibling.run.evaluation is not None
         ],
     )
-
-
-def _chance(run: RunFiles, other: RunFiles) -> str:
-    """The modality of the reference, or else of the model, that does no better than guessing; else nothing."""
-    guessing = [model.modality for model in (other, run) if model.evaluation and at_chance(model.evaluation)]
-    return guessing[0] if guessing else ""
 
 
 def reproduce_command(training: dict[str, Any], *, ham10000: bool = True) -> str:
