@@ -1,6 +1,7 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,6 @@ from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
     from ham10000.training.inference.inputs import Sample
-
-# Written out: importing LABELS would import torch, and --help would take seconds. A test compares them.
-_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,9 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also list the classes that together contain the true one in this share of images like the training "
         "data, in every class: 0.8, 0.9 or 0.95",
     )
-    parser.add_argument(
-        "--top_k", type=int, choices=range(1, len(_LABELS) + 1), metavar="N", help="classes shown (not csv)"
-    )
+    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
     parser.add_argument(
         "--explain",
         metavar="PNG_OR_FOLDER",
@@ -83,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "`pip install ham10000[explain]`",
     )
     parser.add_argument(
-        "--explain_class", choices=_LABELS, help="class explained next to the predicted one; default: mel"
+        "--explain_class", metavar="LABEL", help="class explained next to the predicted one; default: mel"
     )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -117,6 +113,7 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
+    from ham10000.training.inference.out_of_distribution import picture_warning
     from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
     from ham10000.training.utils.columns import DataOptions
 
@@ -133,7 +130,8 @@ def main(argv: Sequence[str]) -> None:
             raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
         print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
     model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
-    unknown_values, prior = options.unknown_values, model.config.class_prior
+    labels, unknown_values, prior = model.config.label_names, options.unknown_values, model.config.class_prior
+    _check_options(options, labels, output_format)
     thresholds = None
     if options.coverage is not None:
         thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
@@ -157,6 +155,10 @@ def main(argv: Sequence[str]) -> None:
         from ham10000.training.inference.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
+    samples = [
+        sample if sample.image is None else dataclasses.replace(sample, warning=picture_warning(sample.image))
+        for sample in samples
+    ]
     fast = model
     if options.precision is not None or options.backend != "torch":
         from ham10000.training.inference.fast import optimize_for_inference
@@ -174,6 +176,7 @@ def main(argv: Sequence[str]) -> None:
         decide(probabilities, prior, options.decision),
         None if thresholds is None else prediction_sets(probabilities, thresholds),
         options.coverage,
+        labels,
     )
     if output_format == "table":
         without = None
@@ -194,20 +197,34 @@ def main(argv: Sequence[str]) -> None:
             width=output.DEFAULT_WIDTH if options.output else terminal,
         )
     elif output_format == "json":
-        text = output.format_json(
-            samples, probabilities, answer=answer, temperature=model.config.temperature, top_k=options.top_k
-        )
+        text = output.format_json(samples, probabilities, model, answer=answer, top_k=options.top_k)
     elif output_format == "csv":
-        text = output.format_csv(samples, probabilities, answer=answer)
+        text = output.format_csv(samples, probabilities, labels, answer=answer)
     else:
-        balanced = options.decision == "balanced"
-        text = output.format_isic(samples, balanced_probabilities(probabilities, prior) if balanced else probabilities)
+        if options.decision == "balanced":
+            probabilities = balanced_probabilities(probabilities, prior)
+        text = output.format_isic(samples, probabilities, labels)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)
     output.write_output(text, options.output)
     if output_format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
+
+
+def _check_options(options: argparse.Namespace, labels: list[str], output_format: str) -> None:
+    """Refuses options that do not fit the model's labels, before anything is read."""
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.utils.isic_submission import check_submission_labels
+
+    if options.top_k is not None and not 1 <= options.top_k <= len(labels):
+        raise Ham10000Error(
+            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
+        )
+    if options.explain_class not in (None, *labels):
+        raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
+    if output_format == "isic":
+        check_submission_labels(labels)
 
 
 def _explain(
@@ -220,7 +237,7 @@ def _explain(
     from ham10000.training.inference.explanation import explain
     from ham10000.training.inference.explanation_figure import plot_explanation
 
-    label, unknown_values = options.explain_class or "mel", options.unknown_values
+    label, unknown_values = options.explain_class, options.unknown_values
     for sample, path in progress_bar(iterable=samples, desc="Explaining", unit="image", disable=len(samples) == 1):
         name = sample.name if sample.image is None else sample.image.name
         metadata = sample.metadata or None
