@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress_bar, run_cli
 
 if TYPE_CHECKING:
-    from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
+    import numpy as np
+
+    from ham10000.modeling import Ham10000Config, Ham10000ForImageClassification, Ham10000Processor
     from ham10000.training.inference.inputs import Sample
+    from ham10000.training.inference.output import Answer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,30 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="error",
         help="missing: a sex or site outside the vocabulary, and an image without a csv row, count as unknown",
     )
-    formats = parser.add_mutually_exclusive_group()
-    formats.add_argument(
-        "--format",
-        choices=["table", "json", "csv", "isic"],
-        help="isic: csv as ISIC 2018, task 3, takes it; default: by the suffix of --output, else table",
-    )
-    formats.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
-    formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="short for --format csv")
-    parser.add_argument(
-        "--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal"
-    )
-    parser.add_argument(
-        "--decision",
-        choices=["probable", "balanced"],
-        help="the answer: the most probable class, or the one with the largest ratio of probability to its share in "
-        "training, for balanced accuracy; default: probable, for --format isic balanced",
-    )
-    parser.add_argument(
-        "--coverage",
-        type=float,
-        help="also list the classes that together contain the true one in this share of images like the training "
-        "data, in every class: 0.8, 0.9 or 0.95",
-    )
-    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
+    _add_output_arguments(parser)
     parser.add_argument(
         "--explain",
         metavar="PNG_OR_FOLDER",
@@ -99,6 +79,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is written of a prediction."""
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument(
+        "--format",
+        choices=["table", "json", "csv", "isic"],
+        help="isic: csv as ISIC 2018, task 3, takes it; default: by the suffix of --output, else table",
+    )
+    formats.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
+    formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="short for --format csv")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal"
+    )
+    parser.add_argument(
+        "--decision",
+        choices=["probable", "balanced"],
+        help="the answer: the most probable class, or the one with the largest ratio of probability to its share in "
+        "training, for balanced accuracy; default: probable, for --format isic balanced",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        help="also list the classes that together contain the true one in this share of images like the training "
+        "data, in every class: 0.8, 0.9 or 0.95",
+    )
+    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
+
+
 @run_cli
 def main(argv: Sequence[str]) -> None:
     """Command line of `ham10000-predict`."""
@@ -109,12 +117,12 @@ def main(argv: Sequence[str]) -> None:
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
     from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
-    from ham10000.training.evaluation.decision import balanced_probabilities, decide
+    from ham10000.training.evaluation.decision import decide
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
     from ham10000.training.inference.out_of_distribution import picture_warning
-    from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
+    from ham10000.training.inference.prediction import predict
     from ham10000.training.utils.columns import DataOptions
 
     logging.disable_progress_bar()
@@ -124,23 +132,12 @@ def main(argv: Sequence[str]) -> None:
         raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
     if options.explain is None and options.explain_class:
         raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
-    if options.checkpoint is None:
-        options.checkpoint = str(shipped_checkpoint())
-        if options.revision is not None:
-            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
-        print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
-    model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+    model, processor = _load(options)
     labels, unknown_values, prior = model.config.label_names, options.unknown_values, model.config.class_prior
-    _check_options(options, labels, output_format)
+    _check_options(options, model.config, output_format)
     thresholds = None
     if options.coverage is not None:
         thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
-    if options.decision is None:
-        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
-    if options.decision == "balanced" and prior is None:
-        raise Ham10000Error(
-            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
-        )
     samples = collect_samples(
         processor,
         options.inputs,
@@ -178,32 +175,13 @@ def main(argv: Sequence[str]) -> None:
         options.coverage,
         labels,
     )
-    if output_format == "table":
-        without = None
-        if len(samples) == 1 and model.config.modality == "fusion":
-            shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
-            if set(shown.values()) != {UNKNOWN}:
-                without = predict(fast, processor, images)
-        terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
-        text = output.format_table(
-            samples,
-            probabilities,
-            model,
-            processor,
-            answer=answer,
-            metadata_unknown=without,
-            top_k=options.top_k,
-            unknown_values=unknown_values,
-            width=output.DEFAULT_WIDTH if options.output else terminal,
-        )
-    elif output_format == "json":
-        text = output.format_json(samples, probabilities, model, answer=answer, top_k=options.top_k)
-    elif output_format == "csv":
-        text = output.format_csv(samples, probabilities, labels, answer=answer)
-    else:
-        if options.decision == "balanced":
-            probabilities = balanced_probabilities(probabilities, prior)
-        text = output.format_isic(samples, probabilities, labels)
+    without = None
+    if output_format == "table" and len(samples) == 1 and model.config.modality == "fusion":
+        shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
+        if set(shown.values()) != {UNKNOWN}:
+            without = predict(fast, processor, images)
+    options.format = output_format
+    text = _format(samples, probabilities, model, processor, answer, without, options)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)
@@ -212,11 +190,61 @@ def main(argv: Sequence[str]) -> None:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
 
 
-def _check_options(options: argparse.Namespace, labels: list[str], output_format: str) -> None:
-    """Refuses options that do not fit the model's labels, before anything is read."""
+def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification, Ham10000Processor]":
+    """The checkpoint of the options, or the one that comes with the source tree, whose name goes to stderr."""
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.inference.prediction import choose_device, load_checkpoint, shipped_checkpoint
+
+    if options.checkpoint is None:
+        options.checkpoint = str(shipped_checkpoint())
+        if options.revision is not None:
+            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
+        print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
+    return load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+
+
+def _format(
+    samples: "Sequence[Sample]",
+    probabilities: "np.ndarray",
+    model: "Ham10000ForImageClassification",
+    processor: "Ham10000Processor",
+    answer: "Answer",
+    without: "np.ndarray | None",
+    options: argparse.Namespace,
+) -> str:
+    """The predictions in the format of the options; `without` are those with the metadata unknown, for the table."""
+    from ham10000.training.evaluation.decision import balanced_probabilities
+    from ham10000.training.inference import output
+
+    labels = model.config.label_names
+    if options.format == "json":
+        return output.format_json(samples, probabilities, model, answer=answer, top_k=options.top_k)
+    if options.format == "csv":
+        return output.format_csv(samples, probabilities, labels, answer=answer)
+    if options.format == "isic":
+        if options.decision == "balanced":
+            probabilities = balanced_probabilities(probabilities, model.config.class_prior)
+        return output.format_isic(samples, probabilities, labels)
+    terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
+    return output.format_table(
+        samples,
+        probabilities,
+        model,
+        processor,
+        answer=answer,
+        metadata_unknown=without,
+        top_k=options.top_k,
+        unknown_values=options.unknown_values,
+        width=output.DEFAULT_WIDTH if options.output else terminal,
+    )
+
+
+def _check_options(options: argparse.Namespace, config: "Ham10000Config", output_format: str) -> None:
+    """Refuses options that do not fit the model, before anything is read, and fills in the rule of decision."""
     from ham10000.modeling import Ham10000Error
     from ham10000.training.utils.isic_submission import check_submission_labels
 
+    labels, prior = config.label_names, config.class_prior
     if options.top_k is not None and not 1 <= options.top_k <= len(labels):
         raise Ham10000Error(
             f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
@@ -225,6 +253,12 @@ def _check_options(options: argparse.Namespace, labels: list[str], output_format
         raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
     if output_format == "isic":
         check_submission_labels(labels)
+    if options.decision is None:
+        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
+    if options.decision == "balanced" and prior is None:
+        raise Ham10000Error(
+            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
+        )
 
 
 def _explain(
