@@ -119,7 +119,8 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseMo
         Ham10000Error: If the checkpoint cannot be loaded, or is another network.
     """
     source, _ = load_checkpoint(checkpoint)
-    ours, theirs = model.config, source.config
+    ours: Any = model.config
+    theirs: Any = source.config
     fields = ["modality", "metadata_hidden_sizes", "metadata_fields", "sex_vocabulary", "localization_vocabulary"]
     fields = fields[:1] + (fields[1:] + ["age_offset", "age_scale"] if ours.uses_metadata else [])
     fields += ["backbone"] * ours.uses_image + ["fusion"] * (ours.modality == "fusion")
@@ -170,11 +171,12 @@ def build_engine(
         The engine, ready for `fit`.
     """
     model = build_model(config, split.labels) if model is None else model
+    model_config: Any = model.config
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
-    processor = create_processor(model.config, image_size=config.size, resizer=config.resizer)
+    processor = create_processor(model_config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():

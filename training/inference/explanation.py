@@ -135,11 +135,11 @@ def grad_cam(
     model._check_inputs(pixel_values, metadata)
     targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
     if targets.shape != pixel_values.shape[:1] or not bool(
-        ((targets >= 0) & (targets < model.config.num_labels)).all()
+        ((targets >= 0) & (targets < model.classifier.out_features)).all()
     ):
         raise Ham10000Error(
-            f"`class_ids` must be {len(pixel_values)} class ids in 0..{model.config.num_labels - 1}, one per image, "
-            f"got {targets.tolist()}."
+            f"`class_ids` must be {len(pixel_values)} class ids in 0..{model.classifier.out_features - 1}, one per "
+            f"image, got {targets.tolist()}."
         )
     backbone, device = model.backbone, model.device
     if not hasattr(backbone, "forward_features"):

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def format_table(
         Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
-    config = model.config
+    config: Any = model.config
     if len(samples) == 1:
         lines = [shown_name(samples[0].name)] if samples[0].name else []
         if processor.metadata_fields and config.uses_metadata:
@@ -202,7 +202,8 @@ def format_json(
     Returns:
         JSON in ASCII, which every terminal can print.
     """
-    records, config, labels = [], model.config, model.config.label_names
+    config: Any = model.config
+    records, labels = [], config.label_names
     calibration = dataclasses.asdict(calibration_of(model))
     for sample, row in zip(samples, probabilities, strict=True):
         order = np.argsort(-row, kind="stable")

@@ -354,7 +354,7 @@ def predict_logits(
         parts.append(
             outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
         )
-    logits = torch.cat(parts) if parts else torch.zeros(0, model.config.num_labels, device=loader.device)
+    logits = torch.cat(parts) if parts else torch.zeros(0, model.classifier.out_features, device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
     # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.

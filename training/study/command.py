@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from ham10000.modeling import MODALITIES, Ham10000Error
 from ham10000.training.config import TrainConfig, parse_arguments, read_config_file
-from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import PROTOCOLS
 from ham10000.training.evaluation.report import CONFIDENCE
 from ham10000.training.inference.prediction import VIEWS
@@ -27,7 +26,7 @@ from ham10000.training.study.analysis import StudyAnalysis
 from ham10000.training.study.figures import plot_study
 from ham10000.training.study.report import STUDY_FORMAT, study_markdown
 from ham10000.training.study.runs import IMAGE_RUN, VARIANTS, StudyRun, finish_run, plan_runs, release_runs
-from ham10000.training.train import build_accelerator, quiet_libraries
+from ham10000.training.train import build_accelerator, quiet_libraries, read_data
 from ham10000.training.utils.cli import Interrupted, run_cli
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text
 from ham10000.training.utils.hardware import environment
@@ -210,7 +209,7 @@ def run_study(study_dir: Path, options: argparse.Namespace, config: TrainConfig,
         if unknown := sorted(set(options.only) - set(names)):
             raise Ham10000Error(f"--only {' '.join(unknown)}: no such run in this study; it has {', '.join(names)}.")
         runs = [run for run in runs if run.name in options.only]
-    data = load_data(config.data, **dict.fromkeys(config.data_fixes, True))
+    data = read_data(config)
     overrides = {modality: entry["values"] for modality, entry in options.variant_config.items()}
     start = time.perf_counter()
     for number, run in enumerate(runs, 1):

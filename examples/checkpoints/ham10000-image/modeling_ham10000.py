@@ -185,7 +185,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
 
 
 class Ham10000ForImageClassification(Ham10000PreTrainedModel):
-    """Classifies a dermatoscopic image, its metadata, or both, into the classes of its config, by default HAM10000's seven.
+    """Classifies a dermatoscopic image, its metadata, or both; by default into HAM10000's seven classes.
 
     Research software, never for diagnosis. `config.modality` selects the variant:
 
@@ -227,7 +227,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         elif config.modality == "metadata":
             feature_size = metadata_size
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(feature_size, config.num_labels)
+        self.classifier = nn.Linear(feature_size, len(config.label_names))
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -115,9 +115,9 @@ class Ham10000Config(PreTrainedConfig):
         metadata_dropout: Probability, in training, that all fields of one sample are set to missing.
         classifier_dropout: Dropout before the classifier, in [0, 1).
         temperature: Calibration temperature; the logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
-        label_descriptions: Plain-language name of each label; by default HAM10000's, and a label that it lacks as it is.
-        malignant_labels: The labels that are malignant or a precursor; by default those of `MALIGNANT` among the labels.
-            May be empty.
+        label_descriptions: Plain-language name of each label; by default HAM10000's, or the label itself.
+        malignant_labels: The labels that count as malignant; by default those of mel, bcc and akiec that are in the
+            label set. May be empty.
 
     The labels are `id2label`, as in any transformers config; by default HAM10000's seven.
 
@@ -161,7 +161,9 @@ class Ham10000Config(PreTrainedConfig):
         if self.id2label is None:
             self.id2label = dict(enumerate(LABELS))
         if kwargs.pop("num_labels", len(self.id2label)) != len(self.id2label):
-            raise Ham10000Error(f"`num_labels` is the number of labels, {len(self.id2label)}; pass `id2label` instead.")
+            raise Ham10000Error(
+                f"`num_labels` is the number of labels, {len(self.id2label)}; pass `id2label` instead."
+            )
         names = [str(name) for _, name in sorted((int(index), name) for index, name in self.id2label.items())]
         if self.label2id is None:
             self.label2id = {label: index for index, label in enumerate(names)}
