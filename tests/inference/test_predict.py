@@ -59,9 +59,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, columns = np.mgrid[0:40, 0:50]
     # A dark spot on skin: of noise, every answer would be a warning.
     for number, name in enumerate(("b.jpg", "a.PNG", "c.tif", "more/d.jpeg")):
-        distance = np.hypot((columns - 25) / (12 + 3 * number), (rows - 20) / (10 + 2 * number))
+        distance = np.hypot((columns - 25) / 15, (rows - 20) / 12)
         spot = 1 / (1 + np.exp(8 * (distance - 1)))[..., None]
-        skin, dark = np.array([205, 150, 140]) - 12 * number, [110 - 20 * number, 70, 60]
+        skin, dark = np.array([205, 150, 140]) - 4 * number, np.array([110, 70, 60]) - 12 * number
         colours = (1 - spot) * skin + spot * dark + random.normal(0, 4, (40, 50, 1))
         pixels = (colours + random.normal(0, 1, (40, 50, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / name)
