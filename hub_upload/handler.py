@@ -46,8 +46,7 @@ class EndpointHandler:
                 - a dict with any of `image` (a picture as above), `age` in years, `sex` and `localization`, as far as
                   the checkpoint reads them; what is absent or null is missing, which is legal for metadata.
 
-                `parameters` may hold `top_k` (1 to the number of labels) and `unknown_values` (`"error"`,
-                `"missing"`).
+                `parameters` may hold `top_k` (1 to all labels) and `unknown_values` (`"error"` or `"missing"`).
 
         Returns:
             For one input, `{"label": str, "score": float}` for each class, highest score first; for a list, a list of

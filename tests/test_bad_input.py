@@ -156,7 +156,6 @@ COMMANDS: list[Command] = [
     ("predict", _checkpoint(bad_checkpoints.absent("processor_config.json")), ("incomplete or damaged",)),
     ("predict", _checkpoint(bad_checkpoints.cut(0.5)), ("weights", "damaged")),
     ("predict", _checkpoint(bad_checkpoints.only_pickle), ("model.safetensors",)),
-    ("predict", _checkpoint(bad_checkpoints.setting("config.json", colour=1)), ("colour", "Known keys")),
     ("predict", _checkpoint(bad_checkpoints.setting("config.json", model_type="vit")), ("'vit'",)),
     ("data", _table(SIXTY, "--save_split", "HERE/s"), ("HAM10000_metadata.csv", "row 4", "age = 'sixty'", "ISIC_2")),
     ("data", _table(PATHS, "--export", "HERE/e"), ("row 4", "'../ISIC_2'")),

@@ -118,7 +118,9 @@ def ended_before_saving(directory: Path) -> bool:
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
     training = read_json(directory / RunFile.TRAINING, optional=True)
-    has_results = any((directory / _SAVED, *training_states(directory), (directory / RunFile.HISTORY).exists()))
+    has_results = any(
+        ((directory / _SAVED).exists(), *training_states(directory), (directory / RunFile.HISTORY).exists())
+    )
     return training is not None and not training.get("finished") and not has_results
 
 

@@ -242,8 +242,8 @@ def test_explain(
     image = ["--checkpoint", checkpoints["image"]]
     several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
     assert main([*several, "--explain", str(tmp_path / "figures")]) == 0
-    assert "Explaining" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
+    capsys.readouterr()
 
     (tmp_path / "a.png").write_bytes(picture.read_bytes())
     for argv, message in (
@@ -275,7 +275,6 @@ def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: 
         assert row.split()[1] == LABELS[first]
         assert f"then {LABELS[second]} {probabilities[second]:.1%}" in row
     assert " ".join(captured.out.split()).endswith(DISCLAIMER)
-    assert "Predicting" in captured.err
 
 
 def test_names_cannot_disturb_the_terminal_or_a_spreadsheet(checkpoints: dict[str, str]) -> None:

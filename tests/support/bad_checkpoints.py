@@ -161,13 +161,12 @@ IN_CONFIG: dict[str, tuple[Any, str]] = {
     "label_descriptions": ({"mel": "melanoma"}, "label_descriptions"),
     "id2label": ({str(i): "nv" for i in range(7)}, "id2label"),
     "malignant_labels": (["cancer"], "malignant_labels"),
-    "num_labels": (3, "num_labels"),
-    "quantization_config": ({"quant_method": "bitsandbytes"}, "quantization_config"),
+    "num_labels": (3, "`num_labels` is 3"),
 }
 # What our own classes do not see, because the library reads it first.
 LIBRARY_CONFIG: dict[str, tuple[Any, str]] = {
-    "id2label ": (["akiec"], "config.json"),
-    "id2label": ({"first": "akiec"}, "config.json"),
+    "id2label ": (["akiec"], "id2label"),
+    "id2label": ({"first": "akiec"}, "id2label"),
     "dtype": ("float3", "config.json"),
     "attn_implementation": ("someone/kernel", "config.json"),
     "experts_implementation": ("someone/kernel", "config.json"),

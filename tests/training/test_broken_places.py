@@ -281,7 +281,7 @@ def test_a_mistake_costs_no_run(mistake: str, tmp_path: Path, synthetic_folder: 
 
 def test_weights_without_a_run_are_not_replaced_unasked(tmp_path: Path, capsys) -> None:
     (tmp_path / "model.safetensors").write_text("converted")
-    assert train([*TINY, "--output_dir", str(tmp_path)]) == 2
+    assert train([*TINY, "--data", "synthetic", "--output_dir", str(tmp_path)]) == 2
     assert "already holds a run" in one_error(capsys)
     assert content(tmp_path) == {"model.safetensors": b"converted"}
 

@@ -447,8 +447,10 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
 
 
-# A plan of trials is no config of one; `test_recipes.py` reads it.
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "recipes"], ids=lambda p: p.stem)
+# A plan of trials and a study are no config of one run; `test_recipes.py` and `test_study.py` read them.
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem not in ("recipes", "study")], ids=lambda p: p.stem
+)
 def test_example_configs_are_valid(path: Path) -> None:
     config = parse_arguments(["--config", str(path)])
     assert config.modality in path.stem or path.stem in ("baseline", "recipe_b0")

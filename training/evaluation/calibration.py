@@ -130,7 +130,9 @@ def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -
     return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
 
 
-def bias_corrected_interval(estimate: float, values: np.ndarray, confidence: float = 0.95) -> Interval:
+def bias_corrected_interval(
+    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
+) -> Interval:
     """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
 
     A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
@@ -142,17 +144,16 @@ def bias_corrected_interval(estimate: float, values: np.ndarray, confidence: flo
         estimate: The figure on the full sample; NaN where undefined.
         values: The figure in each resample (R,); NaN entries are left out.
         confidence: Coverage in (0, 1).
+        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
 
     Returns:
-        The interval, not below 0 where the estimate is not; without bounds where something is undefined.
+        The interval, not below `lowest`; without bounds where something is undefined.
     """
     defined = values[~np.isnan(values)]
     if math.isnan(estimate) or len(defined) == 0:
         return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
-    if estimate >= 0:
-        low = max(low, 0.0)
-    return Interval(float(estimate), float(min(low, estimate)), float(max(high, estimate)), len(defined))
+    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
 
 
 def apply_temperature(probabilities: Any, temperature: float) -> np.ndarray:

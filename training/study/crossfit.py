@@ -72,6 +72,15 @@ class CrossFitted:
         return logits
 
 
+def _calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Temperature and biases; 1 and 0 with a note where nothing can be fitted, as on a few images all told right."""
+    try:
+        return fit_vector_scaling(logits, labels)
+    except Ham10000Error as error:
+        print(f"note: not calibrated: {error}")
+        return 1.0, np.zeros(logits.shape[1])
+
+
 def cross_calibrate(
     predictions: Predictions, heads: Sequence[dict[int, Head]] = (), image_logits: np.ndarray | None = None
 ) -> CrossFitted:
@@ -84,16 +93,13 @@ def cross_calibrate(
 
     Returns:
         The calibrated variant.
-
-    Raises:
-        Ham10000Error: If the other folds lack a class, or no calibration is best.
     """
     folds = predictions.folds
     if len(np.unique(folds)) == 1:
         folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
     labels, n_classes = predictions.labels, len(predictions.classes)
     fitted = [
-        [fit_vector_scaling(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
+        [_calibration(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
         for logits in predictions.logits
     ]
     return CrossFitted(

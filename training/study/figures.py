@@ -87,6 +87,10 @@ def results(study: Study) -> Figure:
         for y, (_, name, scores) in zip(positions, rows, strict=True):
             if key in scores:
                 _interval(axes, scores[key], y, *_style(name))
+            else:
+                axes.text(
+                    0.02, y, "answers only", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center"
+                )
         names = [f"{name.replace(' on metadata', '')}" for _, name, _ in rows]
         if several:
             names = [
@@ -133,6 +137,8 @@ def comparisons(study: Study) -> Figure:
         axes.barh(y, 2 * least, left=-least, height=0.62, color="#E8E8E8", edgecolor="none", zorder=0)
         _interval(axes, item["metrics"][primary]["estimate"], y, _VERDICTS[item["verdict"]], "o")
     _zero_line(axes)
+    axes.margins(x=0.06)
+    axes.autoscale()
     names = [f"{item['model']} - {item['other']}" for item in rows]
     name_rows(axes, range(len(rows)), names, xlabel=f"Difference in {TITLES[primary]}, with {_INTERVAL}")
     first = rows[0]
@@ -161,7 +167,7 @@ def class_changes(study: Study) -> Figure:
         names = [f"{label} ({row['lesions']:,})" for label, row in changes.items()]
         name_rows(axes, range(len(names)), names, xlabel="Lesions", ylabel="Class (lesions)")
         axes.axvline(0, color=GREY, linewidth=1.2)
-        axes.set_xlim(-1.25 * largest, 1.25 * largest)
+        axes.set_xlim(-1.5 * largest, 1.5 * largest)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
         _panel_title(axes, f"{item['model']}, against {item['other']}")

@@ -77,7 +77,7 @@ class Head(nn.Module):
     @torch.inference_mode()
     def predict(self, image_logits: np.ndarray | None, metadata: torch.Tensor) -> np.ndarray:
         """(N, K) image logits or None and (N, fields) metadata to (N, K) float32 logits."""
-        image = None if image_logits is None else torch.from_numpy(image_logits).float()
+        image = None if image_logits is None else torch.tensor(image_logits, dtype=torch.float32)
         return self.eval()(image, metadata).numpy()
 
 
@@ -117,8 +117,8 @@ def fit_head(
         raise Ham10000Error(f"heads: class_weights must be sqrt or none, got {settings.class_weights!r}.")
     weights = np.sqrt(counts.sum() / (n_classes * counts)) if settings.class_weights == "sqrt" else np.ones(n_classes)
     loss_of = ClassificationLoss(torch.from_numpy(weights).float(), label_smoothing=settings.label_smoothing)
-    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    image = None if image_logits is None else torch.from_numpy(np.ascontiguousarray(image_logits)).float()
+    targets = torch.tensor(labels, dtype=torch.int64)
+    image = None if image_logits is None else torch.tensor(image_logits, dtype=torch.float32)
     if hide_metadata:
         metadata = torch.full_like(metadata, float("nan"))
     with torch.random.fork_rng(devices=[]):

@@ -1,5 +1,6 @@
 """The bootstrap of the study: lesions and training seeds resampled once, for everything that is compared."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -38,14 +39,16 @@ class Sample:
         per_seed: The figure of each seed (S,); NaN where undefined.
         values: Its mean over the drawn seeds in each resample (R,).
         is_ece: Whether its bootstrap is biased, see `bias_corrected_interval`.
+        lowest: The least value the figure can have; a difference has none.
     """
 
     per_seed: np.ndarray
     values: np.ndarray
     is_ece: bool = False
+    lowest: float = 0.0
 
     def __sub__(self, other: "Sample") -> "Sample":
-        return Sample(self.per_seed - other.per_seed, self.values - other.values, self.is_ece)
+        return Sample(self.per_seed - other.per_seed, self.values - other.values, self.is_ece, -math.inf)
 
     @property
     def estimate(self) -> float:
@@ -54,9 +57,9 @@ class Sample:
 
     def summary(self, confidence: float = CONFIDENCE) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = (bias_corrected_interval if self.is_ece else percentile_interval)(
-            self.estimate, self.values, confidence
-        )
+        interval = percentile_interval(self.estimate, self.values, confidence)
+        if self.is_ece:
+            interval = bias_corrected_interval(self.estimate, self.values, confidence, lowest=self.lowest)
         several = len(self.per_seed) > 1 and interval.estimate is not None
         return {
             "estimate": interval.estimate,
