@@ -9,12 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ham10000.hub_upload.app_models import Answer, DemoModel
-from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN
+from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffects
 from ham10000.training.inference.output import DISCLAIMER
 
 FIELD_TITLES = {"age": "age", "sex": "sex", "localization": "site", ALL_FIELDS: "all of them"}
-_MALIGNANT = [LABELS.index(label) for label in MALIGNANT]
 # A picture in a page: enough for a phone's width at twice the density.
 _SHOWN_SIDE = 800
 
@@ -124,24 +122,31 @@ def picture_html(picture: Image.Image | None, name: str) -> str:
     )
 
 
-def probabilities_html(answers: Sequence[Answer]) -> str:
-    """A card for each model: its probabilities with bars, and the malignant total.
+def probabilities_html(answers: Sequence[Answer], *, warned: bool = False) -> str:
+    """A card for each model: its probabilities with bars, and the malignant total where it has malignant classes.
 
     Args:
-        answers: One a model.
+        answers: One a model; all of one label set.
+        warned: Whether the picture has a warning: then no class is shown as the answer.
     """
+    model = answers[0].model
+    malignant = model.members[0][0].config.malignant_labels
     key = (
-        '<p class="ham-fine"><span class="ham-key ham-malignant" aria-hidden="true"></span> malignant or a precursor '
-        f'({" + ".join(MALIGNANT)}) <span class="ham-key" aria-hidden="true"></span> other classes. '
-        "The seven always add up to 100 %, whatever the picture shows.</p>"
+        '<span class="ham-key ham-malignant" aria-hidden="true"></span> malignant or a precursor '
+        f'({html.escape(" + ".join(malignant))}) <span class="ham-key" aria-hidden="true"></span> other classes. '
+        if malignant
+        else ""
     )
-    names = "".join(f"<dt>{label}</dt><dd>{html.escape(LABEL_DESCRIPTIONS[label])}</dd>" for label in LABELS)
-    names = f"<details><summary>What the seven classes are</summary><dl>{names}</dl></details>"
-    cards = "".join(_card(answer) for answer in answers)
+    key = f'<p class="ham-fine">{key}The classes always add up to 100 %, whatever the picture shows.</p>'
+    names = "".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(model.descriptions[label])}</dd>" for label in model.labels
+    )
+    names = f"<details><summary>What the {len(model.labels)} classes are</summary><dl>{names}</dl></details>"
+    cards = "".join(_card(answer, warned=warned) for answer in answers)
     return f'<div class="ham"><h2>Probabilities</h2>{key}{names}<div class="ham-cards">{cards}</div></div>'
 
 
-def _card(answer: Answer) -> str:
+def _card(answer: Answer, *, warned: bool = False) -> str:
     model = answer.model
     title = f"<h3>{html.escape(model.name)}</h3>"
     if answer.effects is None:
@@ -155,10 +160,12 @@ def _card(answer: Answer) -> str:
             *([", ".join(_field_text(f, v) for f, v in answer.effects.given.items())] if model.reads_metadata else []),
         ]
     )
-    rows = "".join(_class_row(answer, index, first=index == best) for index in range(len(LABELS)))
-    risk = float(shares[_MALIGNANT].sum())
+    rows = "".join(_class_row(answer, index, first=index == best and not warned) for index in range(len(model.labels)))
+    risk = answer.effects.malignant_total()
     total = (
-        f'<tr class="ham-total"><th scope="row">malignant total</th>{_bar_cell(risk, True)}'
+        ""
+        if not answer.effects.malignant
+        else f'<tr class="ham-total"><th scope="row">malignant total</th>{_bar_cell(risk, True)}'
         f'<td class="ham-number" data-share="malignant">{risk:.1%}</td></tr>'
     )
     return (
@@ -166,8 +173,8 @@ def _card(answer: Answer) -> str:
         f'<p class="ham-fine">{html.escape(model.modality)} model, reads {html.escape(reads)}</p>'
         f'<table><caption class="ham-hidden">Probabilities of {html.escape(model.name)}</caption>'
         f"<tbody>{rows}{total}</tbody></table>"
-        f"<p><b>Most probable:</b> {html.escape(LABEL_DESCRIPTIONS[LABELS[best]])}</p>"
-        f'<p class="ham-fine">{html.escape(_honesty(answer))}</p></article>'
+        + ("" if warned else f"<p><b>Most probable:</b> {html.escape(model.descriptions[model.labels[best]])}</p>")
+        + f'<p class="ham-fine">{html.escape(_honesty(answer))}</p></article>'
     )
 
 
@@ -177,17 +184,18 @@ def _field_text(field: str, value: str) -> str:
 
 def _class_row(answer: Answer, index: int, *, first: bool) -> str:
     assert answer.effects is not None
-    label, share = LABELS[index], float(answer.effects.baseline[index])
+    label, share = answer.model.labels[index], float(answer.effects.baseline[index])
     interval = None
     if answer.low is not None and answer.high is not None:
         interval = float(answer.low[index]), float(answer.high[index])
     text = f"{share:.1%}"
     if interval:
         text += f'<br><span class="ham-fine">{interval[0]:.1%} to {interval[1]:.1%}</span>'
+    name = html.escape(answer.model.descriptions[label])
     return (
-        f'<tr{" class=ham-first" if first else ""}><th scope="row" title="{html.escape(LABEL_DESCRIPTIONS[label])}">'
-        f"{label}</th>{_bar_cell(share, label in MALIGNANT, interval)}"
-        f'<td class="ham-number" data-share="{label}">{text}</td></tr>'
+        f'<tr{" class=ham-first" if first else ""}><th scope="row" title="{name}">'
+        f"{html.escape(label)}</th>{_bar_cell(share, label in answer.effects.malignant, interval)}"
+        f'<td class="ham-number" data-share="{html.escape(label)}">{text}</td></tr>'
     )
 
 
@@ -204,12 +212,7 @@ def _bar_cell(share: float, malignant: bool, interval: tuple[float, float] | Non
 def _honesty(answer: Answer) -> str:
     """What these numbers are, and are not."""
     model = answer.model
-    temperatures = model.temperatures
-    if all(value != 1 for value in temperatures):
-        values = ", ".join(f"{value:.2f}" for value in temperatures)
-        calibration = f"Calibrated by temperature scaling on validation images (T = {values})."
-    else:
-        calibration = "Not calibrated (T = 1): its probabilities may be too sure or too unsure."
+    calibration = f"Probabilities: {' and '.join(model.calibrations)}."
     if answer.low is None:
         interval = "One training run gives one number a class, so there is no interval."
     else:
@@ -233,7 +236,7 @@ def explanation_html(answers: Sequence[Answer], picture: Image.Image | None) -> 
         if answer.overlay is None:
             parts.append(f'<div class="ham-card"><h3>{name}</h3><p>{html.escape(answer.note)}</p></div>')
             continue
-        words = f"{answer.label}, {LABEL_DESCRIPTIONS[answer.label]}"
+        words = f"{answer.label}, {answer.model.descriptions[answer.label]}"
         alt = f"Heat map of {answer.model.name} for {words}"
         parts.append(
             f'<figure class="ham-card" data-overlay="{html.escape(answer.label)}"><h3>{name}</h3>'
@@ -269,31 +272,31 @@ def effects_html(answers: Sequence[Answer], label: str | None, field: str) -> st
 def _effects_card(answer: Answer, label: str, field: str) -> str:
     effects = answer.effects
     assert effects is not None
-    index = LABELS.index(label)
-    base = float(effects.baseline[_MALIGNANT].sum()), float(effects.baseline[index])
+    index = effects.labels.index(label)
+    base = _pair(effects, effects.baseline, index)
     lines = [_effects_row("as given", base, None, given=True)]
     known = [name for name, value in effects.given.items() if value != UNKNOWN]
     for name in (*known, *([ALL_FIELDS] if len(known) > 1 else [])):
         changed = effects.unknown(name)
         if changed is not None:
-            lines.append(_effects_row(f"{FIELD_TITLES[name]} unknown", _pair(changed, index), base))
+            lines.append(_effects_row(f"{FIELD_TITLES[name]} unknown", _pair(effects, changed, index), base))
     nothing = "" if known else '<p class="ham-fine">No metadata was given, so none changed anything.</p>'
-    head = (
-        '<thead><tr><th scope="col">metadata</th><th scope="col" class="ham-number" colspan="2">malignant total</th>'
-        f'<th scope="col" class="ham-number" colspan="2">{label}</th></tr></thead>'
-    )
+    titles = [*(["malignant total"] if effects.malignant else []), html.escape(label)]
+    head = "".join(f'<th scope="col" class="ham-number" colspan="2">{title}</th>' for title in titles)
+    head = f'<thead><tr><th scope="col">metadata</th>{head}</tr></thead>'
     varied = ""
     rows = effects.varied(field)
     if rows:
         body = "".join(
-            _varied_row(row.value, _pair(row.probabilities, index), effects.given.get(field) == row.value, label)
+            _varied_row(row.value, _pair(effects, row.probabilities, index), effects.given.get(field) == row.value)
             for row in rows
         )
         varied = (
             f'<table data-varied="{field}"><caption class="ham-fine">the same with another {FIELD_TITLES[field]}'
             f'</caption><thead><tr><th scope="col">{FIELD_TITLES[field]}</th>'
-            '<th scope="col" colspan="2">malignant total</th>'
-            f'<th scope="col" class="ham-number">{label}</th></tr></thead><tbody>{body}</tbody></table>'
+            f'<th scope="col" colspan="2">{titles[0]}</th>'
+            + "".join(f'<th scope="col" class="ham-number">{title}</th>' for title in titles[1:])
+            + f"</tr></thead><tbody>{body}</tbody></table>"
         )
     return (
         f'<article class="ham-card"><h3>{html.escape(answer.model.name)}</h3>'
@@ -301,13 +304,13 @@ def _effects_card(answer: Answer, label: str, field: str) -> str:
     )
 
 
-def _pair(shares: np.ndarray, index: int) -> tuple[float, float]:
-    return float(shares[_MALIGNANT].sum()), float(shares[index])
+def _pair(effects: MetadataEffects, shares: np.ndarray, index: int) -> tuple[float, ...]:
+    """The malignant total, where there are malignant classes, and the share of one class."""
+    total = (effects.malignant_total(shares),) if effects.malignant else ()
+    return (*total, float(shares[index]))
 
 
-def _effects_row(
-    name: str, pair: tuple[float, float], base: tuple[float, float] | None, *, given: bool = False
-) -> str:
+def _effects_row(name: str, pair: tuple[float, ...], base: tuple[float, ...] | None, *, given: bool = False) -> str:
     cells = ""
     for position, share in enumerate(pair):
         change = "" if base is None else f"{100 * (share - base[position]):+.1f}"
@@ -316,12 +319,13 @@ def _effects_row(
     return f'<tr{kind}><th scope="row">{html.escape(name)}</th>{cells}</tr>'
 
 
-def _varied_row(value: str, pair: tuple[float, float], given: bool, label: str) -> str:
+def _varied_row(value: str, pair: tuple[float, ...], given: bool) -> str:
     kind = " class=ham-given" if given else ""
     shown = html.escape(value) + (" (given)" if given else "")
     return (
-        f'<tr{kind}><th scope="row">{shown}</th>{_bar_cell(pair[0], True)}<td class="ham-number">{pair[0]:.1%}</td>'
-        f'<td class="ham-number">{pair[1]:.1%}</td></tr>'
+        f'<tr{kind}><th scope="row">{shown}</th>{_bar_cell(pair[0], len(pair) > 1)}'
+        + "".join(f'<td class="ham-number">{share:.1%}</td>' for share in pair)
+        + "</tr>"
     )
 
 

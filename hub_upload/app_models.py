@@ -1,6 +1,7 @@
 """What the demo computes: one picture and its metadata, answered and explained by several models side by side."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from PIL import Image
 
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import (
-    LABELS,
     LOCALIZATIONS,
     METADATA_FIELDS,
     SEXES,
@@ -24,7 +24,7 @@ from ham10000.modeling import (
 from ham10000.training.inference.explanation import grad_cam, resize_heatmaps
 from ham10000.training.inference.explanation_figure import overlay_heatmap
 from ham10000.training.inference.metadata_effects import MetadataEffect, MetadataEffects, metadata_effects
-from ham10000.training.inference.prediction import load_checkpoint
+from ham10000.training.inference.prediction import calibration_of, load_checkpoint
 
 _REFERENCE = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 # Files that say what a model was trained on; the weights come through `load_checkpoint`.
@@ -61,9 +61,19 @@ class DemoModel:
         return self.modality != "image"
 
     @property
-    def temperatures(self) -> list[float]:
-        """The calibration temperature of each member; 1 where it was never calibrated."""
-        return [float(model.config.temperature) for model, _ in self.members]
+    def calibrations(self) -> list[str]:
+        """What is known about the probabilities of the members, each sentence once."""
+        return list(dict.fromkeys(str(calibration_of(model)) for model, _ in self.members))
+
+    @property
+    def labels(self) -> list[str]:
+        """The label set."""
+        return list(self.members[0][0].config.label_names)
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """Plain-language name of each label."""
+        return dict(self.members[0][0].config.label_descriptions or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +84,8 @@ class Answer:
         model: Who says it.
         effects: The probabilities as given, and what they become when the metadata changes; the mean over the
             members. None where the model lacks its picture.
-        low: (7,) the lowest probability over the members; None for a single model, which has no interval.
-        high: (7,) likewise the highest.
+        low: (classes,) the lowest probability over the members; None for a single model, which has no interval.
+        high: (classes,) likewise the highest.
         overlay: The picture under the Grad-CAM map of the explained class, the mean over the members.
         label: The explained class.
         note: Why something is absent, in a sentence; empty if nothing is.
@@ -101,9 +111,10 @@ def load_models(references: Sequence[str]) -> list[DemoModel]:
         The models in that order.
 
     Raises:
-        Ham10000Error: For a checkpoint that cannot be loaded, a Hub id without a revision, or `+` between variants.
+        Ham10000Error: For a checkpoint that cannot be loaded, a Hub id without a revision, `+` between variants, or
+            models of different label sets.
     """
-    models = []
+    models: list[DemoModel] = []
     for reference in references:
         members, synthetic, sources = [], [], []
         # A folder may have a plus in its name.
@@ -126,6 +137,13 @@ def load_models(references: Sequence[str]) -> list[DemoModel]:
                 f"{reference!r} joins different variants {modalities}; `+` is for runs of one variant. "
                 "Give them as separate arguments."
             )
+        for model, _ in members:
+            first = models[0] if models else DemoModel("", tuple(members), None)
+            if model.config.label_names != first.labels:
+                raise Ham10000Error(
+                    f"{reference!r} has the labels {model.config.label_names}, the first model {first.labels}; only "
+                    "models of one label set are shown side by side."
+                )
         name = sources[0] if len(sources) == 1 else f"{modalities[0]}, {len(sources)} runs"
         known = [value for value in synthetic if value is not None]
         models.append(DemoModel(name, tuple(members), any(known) if known else None))
@@ -192,7 +210,7 @@ def answer(
     effects = _mean_effects(results)
     several = np.stack([result.baseline for result in results])
     low, high = (several.min(axis=0), several.max(axis=0)) if len(results) > 1 else (None, None)
-    label = label or LABELS[int(effects.baseline.argmax())]
+    label = label or effects.labels[int(effects.baseline.argmax())]
     if not model.reads_image:
         return Answer(model, effects, low, high, label=label, note="This model sees no picture.")
     assert picture is not None
@@ -210,7 +228,9 @@ def _overlay(model: DemoModel, picture: Image.Image, metadata: Mapping[str, obje
             row = {name: metadata.get(name) for name in processor.metadata_fields}
             rows = processor.encode_metadata([row], unknown_values="missing")
         pixel_values: Any = processor.image_processor(picture)["pixel_values"]
-        maps.append(resize_heatmaps(grad_cam(member, pixel_values, [LABELS.index(label)], rows), picture.size)[0])
+        maps.append(
+            resize_heatmaps(grad_cam(member, pixel_values, [model.labels.index(label)], rows), picture.size)[0]
+        )
     return overlay_heatmap(picture, np.mean(maps, axis=0))
 
 
@@ -226,7 +246,7 @@ def _mean_effects(results: Sequence[MetadataEffects]) -> MetadataEffects:
         if all((row.field, row.value) in table for table in tables)
     )
     baseline = np.mean([result.baseline for result in results], axis=0)
-    return MetadataEffects(first.labels, first.given, baseline, rows)
+    return dataclasses.replace(first, baseline=baseline, rows=rows)
 
 
 __all__ = ["Answer", "DemoModel", "answer", "load_models", "vocabularies"]

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ham10000.hub_upload import app_html
 from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocabularies
-from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MODALITIES, Ham10000Error, load_image
+from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, load_image
 from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
 from ham10000.training.inference.out_of_distribution import picture_warning
@@ -117,15 +117,15 @@ def results(
     explained = label.split(",")[0] if label and label != MOST_PROBABLE else None
     warning = app_html.box(chosen.error, error=True)
     try:
-        if chosen.picture is not None:
-            warning += app_html.box(picture_warning(chosen.picture) or "")
+        unlike = None if chosen.picture is None else picture_warning(chosen.picture)
+        warning += app_html.box(unlike or "")
         answers = [answer(model, chosen.picture, metadata, explained) for model in models]
     except Ham10000Error as error:
         return preview, warning + app_html.box(str(error), error=True), "", "", ""
     return (
         preview,
         warning,
-        app_html.probabilities_html(answers),
+        app_html.probabilities_html(answers, warned=bool(unlike)),
         app_html.explanation_html(answers, chosen.picture),
         app_html.effects_html(answers, explained, _FIELDS[varied]),
     )
@@ -183,7 +183,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                 shares = gr.HTML(padding=False, elem_id="ham-shares")
                 gr.HTML('<div class="ham"><h2>Where the network looks</h2></div>', padding=False)
                 label = gr.Dropdown(
-                    [MOST_PROBABLE, *(f"{name}, {LABEL_DESCRIPTIONS[name]}" for name in LABELS)],
+                    [MOST_PROBABLE, *(f"{name}, {text}" for name, text in models[0].descriptions.items())],
                     value=MOST_PROBABLE,
                     label="Class to explain",
                     filterable=False,

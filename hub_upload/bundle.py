@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from ham10000.hub_upload.export_onnx import export_onnx
-from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.model_card import NOTHING_STATED, Stated, render_model_card
 from ham10000.hub_upload.publish import seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
@@ -103,6 +103,7 @@ def assemble_bundle(
     base_model: str | None = None,
     max_shard_size: str | None = None,
     onnx: bool = False,
+    stated: Stated = NOTHING_STATED,
 ) -> None:
     """Writes everything that is published into an empty folder.
 
@@ -115,6 +116,7 @@ def assemble_bundle(
         base_model: Hub id of the pretrained backbone, where the run's files do not tell.
         max_shard_size: Such as `"2GB"`: weights above it are split.
         onnx: Also export `onnx/model.onnx`.
+        stated: What the run's files cannot know of the data, for the card.
 
     Raises:
         Ham10000Error: If the run is not finished, its files are damaged, or saving changed a weight.
@@ -149,7 +151,7 @@ def assemble_bundle(
     if onnx:
         export_onnx(folder)
     card = render_model_card(
-        run, repo_id=repo_id, revision=revision, siblings=siblings, base_model=base_model, has_onnx=onnx
+        run, repo_id=repo_id, revision=revision, siblings=siblings, base_model=base_model, has_onnx=onnx, stated=stated
     )
     atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):

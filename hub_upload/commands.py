@@ -46,6 +46,10 @@ def push_parser() -> argparse.ArgumentParser:
         help="another variant's run, for the card's comparison; repeatable",
     )
     parser.add_argument("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
+    parser.add_argument("--dataset_name", help="name or Hub id of the training data, for the card")
+    parser.add_argument(
+        "--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)"
+    )
     parser.add_argument("--max_shard_size", help="split weights above this size, such as 2GB")
     parser.add_argument("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
     parser.add_argument("--message", help="commit message")
@@ -101,6 +105,7 @@ def push(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.hub_upload.bundle import assemble_bundle, describe_tree
+    from ham10000.hub_upload.model_card import Stated
     from ham10000.hub_upload.publish import check_names, find_token, keep_edited_card, limit_waiting, publish_folder
     from ham10000.hub_upload.run_files import read_run
     from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
@@ -128,6 +133,7 @@ def push(argv: Sequence[str]) -> None:
             base_model=arguments.base_model,
             max_shard_size=arguments.max_shard_size,
             onnx=arguments.onnx,
+            stated=Stated(arguments.dataset_name, arguments.license),
         )
         compared = verify_checkpoint(bundle)
         print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")

@@ -15,9 +15,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
 from ham10000.hub_upload.run_files import RunFiles, Sibling
-from ham10000.modeling import LABELS, MALIGNANT
 from ham10000.training.config import TrainConfig
-from ham10000.training.evaluation.report import METRIC_TITLES, SUMMARY_METRICS
+from ham10000.training.evaluation.metrics import SENSITIVITY
+from ham10000.training.evaluation.report import SUMMARY_METRICS, at_chance, interval_metrics, metric_title
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.markdown_text import code, decimal, escape, fence, interval, percent, plain, words
 from ham10000.training.utils.published import published_baseline
@@ -34,7 +34,6 @@ _HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
     "weighted_f1": ("f1", {"average": "weighted"}),
     "auroc_macro": ("roc_auc", {"average": "macro", "multi_class": "ovr"}),
     "brier": ("brier_score", None),
-    "melanoma_sensitivity_at_95_specificity": ("sensitivity", None),
 }
 _TASKS = {
     "image": ("image-classification", "Image classification"),
@@ -66,8 +65,17 @@ def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _reading(difference: dict[str, Any], metric: str, this: str) -> str:
-    """States whether a paired difference of a metric, `this` minus another model, is one."""
+def _reading(difference: dict[str, Any], metric: str, this: str, *, chance: bool = False) -> str:
+    """States whether a paired difference of a metric, `this` minus another model, is one.
+
+    Args:
+        difference: Its interval.
+        metric: Its name.
+        this: The model.
+        chance: Whether the other model does no better than guessing: a gain over it is no verdict.
+    """
+    if chance:
+        return "no verdict: the other model is at chance"
     if difference["estimate"] is None or difference["low"] is None:
         return "undefined here"
     if difference["low"] <= 0 <= difference["high"]:
@@ -102,61 +110,92 @@ def _environment() -> jinja2.Environment:
 
 def _base_model(run: RunFiles, given: str | None) -> str | None:
     """The Hub id of the weights the backbone started from; None for metadata-only, random or unknown weights."""
+    base = (run.training or {}).get("base_model")
+    if given is None and base is not None:
+        return str(base["name"])
     if run.modality == "metadata":
-        return None
+        return given if base is not None else None
     if given is None and run.training is not None and run.training["config"]["pretrained"] == "timm":
         pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
         return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
     return given
 
 
-def _weights_license(run: RunFiles) -> str:
-    """HAM10000's own for weights that were trained on it, or that of the code."""
-    return "apache-2.0" if run.synthetic_training else "cc-by-nc-4.0"
+class Stated(NamedTuple):
+    """What whoever publishes a model says of its data, as no file of the run knows it.
+
+    Attributes:
+        dataset_name: Name, or Hub id, of the training data.
+        license: Licence of the weights, by the Hub's identifier.
+    """
+
+    dataset_name: str | None = None
+    license: str | None = None
 
 
-def _eval_results(run: RunFiles) -> list[EvalResult]:
+NOTHING_STATED = Stated()
+
+
+def _weights_license(run: RunFiles, stated: Stated) -> str | None:
+    """What is stated; else HAM10000's own for weights that were trained on it, or that of the code; else None."""
+    if stated.license:
+        return stated.license
+    if run.synthetic_training:
+        return "apache-2.0"
+    return "cc-by-nc-4.0" if run.ham10000_training else None
+
+
+def _dataset_name(run: RunFiles, stated: Stated) -> str:
+    """The name of the training data: as stated, HAM10000, or the last component of where they lay."""
+    if stated.dataset_name or run.ham10000_training:
+        return stated.dataset_name or DATASET
+    return plain(portable_training(run.training)["config"]["data"]) if run.training else "other data"
+
+
+def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
     if run.evaluation is None:
         return []
     task_type, task_name = _TASKS[run.modality]
     split, metrics = run.evaluation["split"], run.evaluation["metrics"]
     protocol = plain(split.get("protocol", "no split"))
-    dataset = "synthetic stand-in for HAM10000" if run.synthetic_evaluation else DATASET
+    dataset = DATASET if run.ham10000_evaluation else plain(run.evaluation["data"])
+    if not run.ham10000_evaluation and run.training and split.get("sha256") == run.training["split"]["sha256"]:
+        dataset = _dataset_name(run, stated)
     return [
         EvalResult(
             task_type=task_type,
             task_name=task_name,
-            dataset_type="synthetic" if run.synthetic_evaluation else DATASET,
-            dataset_name=f"{dataset} ({protocol})",
+            dataset_type="synthetic" if run.synthetic_evaluation else dataset,
+            dataset_name=f"{'synthetic stand-in for HAM10000' if run.synthetic_evaluation else dataset} ({protocol})",
             dataset_config=protocol,
             dataset_split=plain(split["name"]),
-            metric_type=_HUB_METRICS.get(name, (name, None))[0],
-            metric_name=title,
+            metric_type="sensitivity" if name.endswith(SENSITIVITY) else _HUB_METRICS.get(name, (name, None))[0],
+            metric_name=metric_title(name),
             metric_value=metrics[name],
             metric_args=_HUB_METRICS.get(name, (name, None))[1],
         )
-        for name, title in METRIC_TITLES.items()
+        for name in interval_metrics(run.evaluation)
         if metrics.get(name) is not None
     ]
 
 
-def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bool) -> ModelCardData:
+def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bool, stated: Stated) -> ModelCardData:
     """The front matter, which the Hub indexes."""
-    eval_results = _eval_results(run)
+    eval_results = _eval_results(run, stated)
     tags = {
         "synthetic-data": run.synthetic_training,
-        DATASET: not run.synthetic_training,
+        DATASET: run.ham10000_training and not run.synthetic_training,
         "timm": run.modality != "metadata",
         "metadata-fusion": run.modality == "fusion",
         "onnx": has_onnx,
     }
     return ModelCardData(
         language="en",
-        license=_weights_license(run),
+        license=_weights_license(run, stated),
         library_name="transformers",
         pipeline_tag=_TASKS[run.modality][0],
         base_model=_base_model(run, base_model),
-        datasets=None if run.synthetic_training else [DATASET],
+        datasets=None if run.synthetic_training else [_dataset_name(run, stated)],
         metrics=sorted({result.metric_type for result in eval_results}) or None,
         tags=["dermoscopy", "dermatology", "medical", "research-only", *(tag for tag, holds in tags.items() if holds)],
         model_name=repo_id.split("/")[-1] if eval_results else None,
@@ -180,26 +219,29 @@ class _Results:
     overlooked: list[str]  # malignant classes with a recall below 0.8, with their recall
 
     @classmethod
-    def from_metrics(cls, metrics: dict[str, Any]) -> "_Results":
-        matrix = np.array(metrics["confusion_matrix"])  # (true class, predicted class)
-        malignant = np.isin(LABELS, MALIGNANT)
-        melanoma = LABELS.index("mel")
-        errors = sorted(zip(matrix[melanoma].tolist(), LABELS, strict=True), reverse=True)
-        recall = {label: metrics["per_class"][label]["recall"] for label in LABELS}
-        scored = [label for label in LABELS if metrics["per_class"][label]["support"]]
+    def from_metrics(cls, metrics: dict[str, Any], malignant_labels: Sequence[str]) -> "_Results":
+        matrix, labels = np.array(metrics["confusion_matrix"]), list(metrics["per_class"])  # (true, predicted class)
+        malignant = np.isin(labels, malignant_labels)
+        melanoma = labels.index("mel") if "mel" in labels else None
+        row = np.zeros(len(labels), dtype=int) if melanoma is None else matrix[melanoma]
+        errors = sorted(zip(row.tolist(), labels, strict=True), reverse=True)
+        recall = {label: metrics["per_class"][label]["recall"] for label in labels}
+        scored = [label for label in labels if metrics["per_class"][label]["support"]]
+        # Without malignant classes there are no benign ones either.
+        benign = ~malignant if malignant.any() else malignant
         return cls(
-            melanomas=int(matrix[melanoma].sum()),
-            melanomas_found=int(matrix[melanoma, melanoma]),
+            melanomas=int(row.sum()),
+            melanomas_found=0 if melanoma is None else int(row[melanoma]),
             melanoma_errors=[f"{label} ({_count(number)})" for number, label in errors if number and label != "mel"],
             malignant=int(matrix[malignant].sum()),
-            missed=int(matrix[malignant][:, ~malignant].sum()),
-            benign=int(matrix[~malignant].sum()),
-            false_alarms=int(matrix[~malignant][:, malignant].sum()),
+            missed=int(matrix[malignant][:, benign].sum()),
+            benign=int(matrix[benign].sum()),
+            false_alarms=int(matrix[benign][:, malignant].sum()),
             best=max(scored, key=recall.__getitem__),
             worst=min(scored, key=recall.__getitem__),
             overlooked=[
                 f"{label} ({percent(recall[label], 0)})"
-                for label in MALIGNANT
+                for label in malignant_labels
                 if label in scored and recall[label] < 0.8
             ],
         )
@@ -221,7 +263,8 @@ class _Comparison:
     rows: list[_ComparisonRow]  # the model, the evaluated siblings, the published baseline
     with_published: bool
     same_images: bool  # whether the siblings were scored on the same images by the same protocol
-    paired: list[tuple[str, dict[str, Any]]]  # modality of a sibling, and `Sibling.comparison` with it
+    # Modality of a sibling, `Sibling.comparison` with it, and whether the sibling is at chance.
+    paired: list[tuple[str, dict[str, Any], bool]]
 
 
 def _variant_name(run: RunFiles) -> str:
@@ -233,8 +276,10 @@ def _variant_name(run: RunFiles) -> str:
 
 
 def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
-    evaluated = [sibling for sibling in siblings if sibling.run.evaluation is not None]
-    with_published = not run.synthetic  # a result on synthetic images has nothing to do with a published one
+    same = [sibling for sibling in siblings if sibling.run.config["id2label"] == run.config["id2label"]]
+    evaluated = [sibling for sibling in same if sibling.run.evaluation is not None]
+    # A result on other images has nothing to do with a published one.
+    with_published = run.ham10000_training and run.ham10000_evaluation and not run.synthetic
     if run.evaluation is None or not (evaluated or with_published):
         return None
     rows, scored_on = [], set()
@@ -254,15 +299,20 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
         rows=rows,
         with_published=with_published,
         same_images=len(scored_on) == 1,
-        paired=[(sibling.run.modality, sibling.comparison) for sibling in evaluated if sibling.comparison is not None],
+        paired=[
+            (sibling.run.modality, sibling.comparison, at_chance(sibling.run.evaluation))
+            for sibling in evaluated
+            if sibling.comparison is not None and sibling.run.evaluation is not None
+        ],
     )
 
 
-def reproduce_command(training: dict[str, Any]) -> str:
+def reproduce_command(training: dict[str, Any], *, ham10000: bool = True) -> str:
     """Returns the commands that train and evaluate such a model again.
 
     Args:
         training: Result of `portable_training`.
+        ham10000: Whether the data are HAM10000, which a reader has under that name.
 
     Returns:
         Two shell commands with every setting that is not the default.
@@ -270,7 +320,11 @@ def reproduce_command(training: dict[str, Any]) -> str:
     if "made_by" in training:
         return plain(training["made_by"])
     config = training["config"]
-    data = plain(config["data"]) if str(config["data"]).startswith("synthetic") else "HAM10000/"
+    data = plain(config["data"])
+    if ham10000 and not data.startswith("synthetic"):
+        data = "HAM10000/"
+    if base := training.get("base_model"):
+        config = config | {"init_from": base["name"]}
     output_dir = f"runs/{plain(config['modality'])}"
     arguments = ["--data", data, "--output_dir", output_dir]
     for name, default in TrainConfig().to_dict().items():
@@ -303,9 +357,11 @@ def _training_context(run: RunFiles) -> dict[str, object]:
     return {
         "training": training,
         "settings": training["config"],
-        "training_counts": {label: sum(split["class_counts"][part][label] for part in parts) for label in LABELS},
+        "training_counts": {
+            label: sum(split["class_counts"][part][label] for part in parts) for label in training["class_weights"]
+        },
         "split_sizes": [f"{_count(size)} {escape(part)}" for part, size in split["sizes"].items()],
-        "reproduce": fence("bash", reproduce_command(training)),
+        "reproduce": fence("bash", reproduce_command(training, ham10000=run.ham10000_training)),
     }
 
 
@@ -317,6 +373,7 @@ def render_model_card(
     siblings: Sequence[Sibling] = (),
     base_model: str | None = None,
     has_onnx: bool = False,
+    stated: Stated = NOTHING_STATED,
 ) -> str:
     """Renders the README.md of a model repository, for a dermatologist first and an engineer second.
 
@@ -329,6 +386,7 @@ def render_model_card(
         siblings: Other variants to compare with.
         base_model: Hub id of the weights the backbone started from, if they came from a local file.
         has_onnx: Whether the repository has `onnx/model.onnx`.
+        stated: What the run's files cannot know of the data.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.
@@ -337,12 +395,14 @@ def render_model_card(
         >>> card = render_model_card(read_run("runs/fusion"), repo_id="user/ham10000-fusion", revision="v1.0")
     """
     config = run.config
+    labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
+    shown = interval_metrics(run.evaluation) if run.evaluation else []
     image = run.processor.get("image_processor")
     card = (
         _environment()
         .get_template(_TEMPLATE.name)
         .render(
-            front_matter=_card_data(run, repo_id, base_model, has_onnx).to_yaml().strip(),
+            front_matter=_card_data(run, repo_id, base_model, has_onnx, stated).to_yaml().strip(),
             research_banner=RESEARCH_BANNER,
             run=run,
             repo_id=repo_id,
@@ -350,16 +410,24 @@ def render_model_card(
             has_onnx=has_onnx,
             modality=run.modality,
             config=config,
-            labels=LABELS,
-            malignant=MALIGNANT,
-            metric_titles=METRIC_TITLES,
-            summary_titles={name: _SHORT_TITLES.get(name, METRIC_TITLES[name]) for name in SUMMARY_METRICS},
-            license=_weights_license(run),
+            labels=labels,
+            malignant=config["malignant_labels"],
+            sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
+            metric_title=metric_title,
+            summary_titles={
+                n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if not run.evaluation or n in shown
+            },
+            license=_weights_license(run, stated),
+            dataset=_dataset_name(run, stated),
+            ham10000=run.ham10000_training,
+            base=(run.training or {}).get("base_model"),
             example_row={name: _EXAMPLE_ROW[name] for name in config["metadata_fields"]},
             backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
             resample=Image.Resampling(image["resample"]).name.lower() if image else None,
             evaluation=run.evaluation,
-            results=_Results.from_metrics(run.evaluation["metrics"]) if run.evaluation else None,
+            results=_Results.from_metrics(run.evaluation["metrics"], config["malignant_labels"])
+            if run.evaluation
+            else None,
             comparison=_compare(run, siblings),
             **_training_context(run),
         )
@@ -367,4 +435,4 @@ def render_model_card(
     return re.sub(r"\n{3,}", "\n\n", card).strip() + "\n"
 
 
-__all__ = ["RESEARCH_BANNER", "render_model_card", "reproduce_command"]
+__all__ = ["NOTHING_STATED", "RESEARCH_BANNER", "Stated", "render_model_card", "reproduce_command"]

@@ -1,18 +1,15 @@
 """The files of a run, read once and checked: what a model card is rendered from."""
 
 import copy
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.run_folder import RunFile, trained_on_validation
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
+from ham10000.training.run_folder import RunFile, image_origin, trained_on_validation
 from ham10000.training.utils.files import read_json
-
-_SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
 _REQUIRED = {
@@ -47,6 +44,8 @@ class RunFiles:
         figures: Names of the PNG files in `figures/`, sorted.
         synthetic_training: Whether the model was trained on the synthetic stand-in for HAM10000.
         synthetic_evaluation: Whether it was evaluated on it.
+        ham10000_training: Whether it was trained on HAM10000's images and classes; also what no file tells.
+        ham10000_evaluation: Whether it was evaluated on them.
     """
 
     folder: Path
@@ -59,6 +58,8 @@ class RunFiles:
     figures: tuple[str, ...]
     synthetic_training: bool
     synthetic_evaluation: bool
+    ham10000_training: bool
+    ham10000_evaluation: bool
 
     @property
     def modality(self) -> str:
@@ -116,12 +117,24 @@ def read_run(folder: str | Path) -> RunFiles:
     training = _read(folder, RunFile.TRAINING)
     evaluation = _read(folder, RunFile.EVALUATION)
     synthetic_training = training is not None and (
-        _names_synthetic(training["config"]["data"]) or _has_synthetic_ids(folder / RunFile.SPLIT)
+        _names_synthetic(training["config"]["data"]) or image_origin(folder / RunFile.SPLIT) == "synthetic"
     )
     synthetic_evaluation = evaluation is not None and (
         _names_synthetic(evaluation["data"])
-        or _has_synthetic_ids(folder / RunFile.PREDICTIONS)
+        or image_origin(folder / RunFile.PREDICTIONS) == "synthetic"
         or (synthetic_training and training["split"]["sha256"] == evaluation["split"].get("sha256"))
+    )
+    same_split = (
+        training is not None
+        and evaluation is not None
+        and (training["split"]["sha256"] == evaluation["split"].get("sha256"))
+    )
+    same_labels = set(config["label2id"]) == set(LABELS)
+    ham10000_training = same_labels and (
+        training is None or synthetic_training or image_origin(folder / RunFile.SPLIT) == "HAM10000"
+    )
+    ham10000_evaluation = same_labels and (
+        (same_split and ham10000_training) or image_origin(folder / RunFile.PREDICTIONS) in ("synthetic", "HAM10000")
     )
     return RunFiles(
         folder=folder,
@@ -134,6 +147,8 @@ def read_run(folder: str | Path) -> RunFiles:
         figures=tuple(sorted(path.name for path in folder.glob("figures/*.png"))),
         synthetic_training=synthetic_training,
         synthetic_evaluation=synthetic_evaluation,
+        ham10000_training=ham10000_training,
+        ham10000_evaluation=ham10000_evaluation,
     )
 
 
@@ -153,14 +168,6 @@ def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False)
 
 def _names_synthetic(data: Any) -> bool:
     return isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:"))
-
-
-def _has_synthetic_ids(table: Path) -> bool:
-    """Whether a table of images holds ids of the synthetic generator, whatever the folder they came from is called."""
-    if not table.is_file():
-        return False
-    with table.open(encoding="utf-8", newline="") as stream:
-        return any((row.get("image_id") or "").startswith(_SYNTHETIC_ID) for row in csv.DictReader(stream))
 
 
 __all__ = ["RunFiles", "Sibling", "read_run"]

@@ -59,6 +59,9 @@ class TrainConfig:
     columns: list[str] = _option([], COLUMNS_HELP)
     labels: list[str] = _option([], LABELS_HELP)
     label_map: list[str] = _option([], LABEL_MAP_HELP)
+    malignant_labels: list[str] | None = _option(
+        None, "the labels that count as malignant, or 'none' (default: mel, bcc and akiec as far as they are labels)"
+    )
     group_by: str | None = _option(None, GROUP_BY_HELP)
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     output_dir: str = _option(
@@ -84,6 +87,11 @@ class TrainConfig:
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
     backbone: str = _option("tf_efficientnetv2_s.in21k_ft_in1k", "any timm model")
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
+    init_from: str | None = _option(
+        None,
+        "fine-tune a checkpoint of this package, a folder or Hub id: its network, image size and weights, and its "
+        "classifier where the labels are the same; --pretrained is not read",
+    )
     pretrained: str = _option(
         "timm", "'timm' (weights from the Hub), 'torchvision', 'none', or a local .safetensors file"
     )
@@ -210,10 +218,20 @@ class TrainConfig:
         """How the columns and labels of `data` are read."""
         return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
-    def model_config(self) -> "Ham10000Config":
-        """The configuration of the model this run trains."""
+    def model_config(self, labels: Sequence[str] = ()) -> "Ham10000Config":
+        """The configuration of the model this run trains.
+
+        Args:
+            labels: The label set of the data; empty for that of the settings.
+        """
         from ham10000.modeling import Ham10000Config
 
+        names = list(labels or self.labels)
+        malignant = None
+        if names and self.malignant_labels is not None:
+            malignant = [label for label in self.malignant_labels if label != "none"]
+            if unknown := sorted(set(malignant) - set(names)):
+                raise _error(f"`malignant_labels` names {unknown}, but the labels are {names}.")
         try:
             backbone_kwargs = json.loads(self.backbone_kwargs)
         except json.JSONDecodeError as error:
@@ -227,6 +245,8 @@ class TrainConfig:
             metadata_dropout=self.metadata_dropout,
             metadata_field_dropout=self.metadata_field_dropout,
             classifier_dropout=self.classifier_dropout,
+            id2label=dict(enumerate(names)) if names else None,
+            malignant_labels=malignant,
         )
 
     @property
@@ -321,6 +341,31 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
+
+    Args:
+        checkpoint: A checkpoint folder or Hub id.
+
+    Returns:
+        Options of `TrainConfig` by name.
+
+    Raises:
+        Ham10000Error: As `load_checkpoint`.
+    """
+    from ham10000.training.inference.prediction import load_checkpoint
+
+    model, processor = load_checkpoint(checkpoint)
+    names = ("modality", "backbone", "backbone_kwargs", "fusion", "metadata_fields")
+    settings = {name: getattr(model.config, name) for name in names}
+    settings["backbone_kwargs"] = json.dumps(settings["backbone_kwargs"])
+    if model.config.uses_image:
+        size = processor.image_processor.size
+        settings["image_size"] = [size["height"], size["width"]]
+        settings["resizer"] = processor.image_processor.resizer
+    return settings
+
+
 class _Switch(argparse.Action):
     """`--x`, `--x true`, `--x false` and `--no_x`."""
 
@@ -396,10 +441,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
 
         own_file = settings_path(Path(arguments.output_dir))
         file = own_file if own_file.is_file() else None
-    if file is not None:
-        parser.set_defaults(**read_config_file(file))
+    values = {} if file is None else read_config_file(file)
+    init_from = arguments.init_from or values.get("init_from")
+    # A resumed run's own settings have them already, and must not need the checkpoint again.
+    if init_from and not arguments.resume:
+        values = checkpoint_settings(init_from) | values
+    if values:
+        parser.set_defaults(**values)
         arguments = parser.parse_args(given)
     return TrainConfig(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(TrainConfig)})
 
 
-__all__ = ["DATA_FIXES", "PROTOCOLS", "TrainConfig", "build_parser", "parse_arguments", "read_config_file"]
+__all__ = [
+    "DATA_FIXES",
+    "PROTOCOLS",
+    "TrainConfig",
+    "build_parser",
+    "checkpoint_settings",
+    "parse_arguments",
+    "read_config_file",
+]

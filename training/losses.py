@@ -45,9 +45,9 @@ class ClassificationLoss:
     batch was cut.
 
     Args:
-        class_weights: (7,) weight of each class.
+        class_weights: (classes,) weight of each class.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
-        offset: (7,) added to the logits in training only, see `logit_offset`; None adds nothing.
+        offset: (classes,) added to the logits in training only, see `logit_offset`; None adds nothing.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ClassificationLoss:
         """Sum of the weighted losses of a micro-batch.
 
         Args:
-            logits: (batch, 7).
+            logits: (batch, classes).
             labels: (batch,) int64.
 
         Returns:

@@ -1,6 +1,7 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING
 from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress_bar, run_cli
 
 if TYPE_CHECKING:
-    from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
-    from ham10000.training.inference.inputs import Sample
+    import numpy as np
 
-# Written out: importing LABELS would import torch, and --help would take seconds. A test compares them.
-_LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    from ham10000.modeling import Ham10000Config, Ham10000ForImageClassification, Ham10000Processor
+    from ham10000.training.inference.inputs import Sample
+    from ham10000.training.inference.output import Answer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +51,36 @@ def build_parser() -> argparse.ArgumentParser:
         default="error",
         help="missing: a sex or site outside the vocabulary, and an image without a csv row, count as unknown",
     )
+    _add_output_arguments(parser)
+    parser.add_argument(
+        "--explain",
+        metavar="PNG_OR_FOLDER",
+        help="also draw the image with Grad-CAM and the effects of the metadata; a folder for several images; needs "
+        "`pip install ham10000[explain]`",
+    )
+    parser.add_argument(
+        "--explain_class", metavar="LABEL", help="class explained next to the predicted one; default: mel"
+    )
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "auto"],
+        help="fast path for many images, batch norm folded: auto is bf16 where the hardware computes it, which rounds "
+        "probabilities; default: the plain model, bit-identical",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["torch", "openvino"],
+        default="torch",
+        help="what computes the fast path; openvino is faster on a CPU from some hundred images on, and optional",
+    )
+    add_debug_argument(parser)
+    return parser
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is written of a prediction."""
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument(
         "--format",
@@ -73,34 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also list the classes that together contain the true one in this share of images like the training "
         "data, in every class: 0.8, 0.9 or 0.95",
     )
-    parser.add_argument(
-        "--top_k", type=int, choices=range(1, len(_LABELS) + 1), metavar="N", help="classes shown (not csv)"
-    )
-    parser.add_argument(
-        "--explain",
-        metavar="PNG_OR_FOLDER",
-        help="also draw the image with Grad-CAM and the effects of the metadata; a folder for several images; needs "
-        "`pip install ham10000[explain]`",
-    )
-    parser.add_argument(
-        "--explain_class", choices=_LABELS, help="class explained next to the predicted one; default: mel"
-    )
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16", "auto"],
-        help="fast path for many images, batch norm folded: auto is bf16 where the hardware computes it, which rounds "
-        "probabilities; default: the plain model, bit-identical",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=["torch", "openvino"],
-        default="torch",
-        help="what computes the fast path; openvino is faster on a CPU from some hundred images on, and optional",
-    )
-    add_debug_argument(parser)
-    return parser
+    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
 
 
 @run_cli
@@ -113,11 +117,12 @@ def main(argv: Sequence[str]) -> None:
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
     from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
-    from ham10000.training.evaluation.decision import balanced_probabilities, decide
+    from ham10000.training.evaluation.decision import decide
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
-    from ham10000.training.inference.prediction import choose_device, load_checkpoint, predict, shipped_checkpoint
+    from ham10000.training.inference.out_of_distribution import picture_warning
+    from ham10000.training.inference.prediction import predict
     from ham10000.training.utils.columns import DataOptions
 
     logging.disable_progress_bar()
@@ -127,22 +132,12 @@ def main(argv: Sequence[str]) -> None:
         raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
     if options.explain is None and options.explain_class:
         raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
-    if options.checkpoint is None:
-        options.checkpoint = str(shipped_checkpoint())
-        if options.revision is not None:
-            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
-        print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
-    model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
-    unknown_values, prior = options.unknown_values, model.config.class_prior
+    model, processor = _load(options)
+    labels, unknown_values, prior = model.config.label_names, options.unknown_values, model.config.class_prior
+    _check_options(options, model.config, output_format)
     thresholds = None
     if options.coverage is not None:
         thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
-    if options.decision is None:
-        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
-    if options.decision == "balanced" and prior is None:
-        raise Ham10000Error(
-            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
-        )
     samples = collect_samples(
         processor,
         options.inputs,
@@ -157,6 +152,10 @@ def main(argv: Sequence[str]) -> None:
         from ham10000.training.inference.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
+    samples = [
+        sample if sample.image is None else dataclasses.replace(sample, warning=picture_warning(sample.image))
+        for sample in samples
+    ]
     fast = model
     if options.precision is not None or options.backend != "torch":
         from ham10000.training.inference.fast import optimize_for_inference
@@ -174,40 +173,92 @@ def main(argv: Sequence[str]) -> None:
         decide(probabilities, prior, options.decision),
         None if thresholds is None else prediction_sets(probabilities, thresholds),
         options.coverage,
+        labels,
     )
-    if output_format == "table":
-        without = None
-        if len(samples) == 1 and model.config.modality == "fusion":
-            shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
-            if set(shown.values()) != {UNKNOWN}:
-                without = predict(fast, processor, images)
-        terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
-        text = output.format_table(
-            samples,
-            probabilities,
-            model,
-            processor,
-            answer=answer,
-            metadata_unknown=without,
-            top_k=options.top_k,
-            unknown_values=unknown_values,
-            width=output.DEFAULT_WIDTH if options.output else terminal,
-        )
-    elif output_format == "json":
-        text = output.format_json(
-            samples, probabilities, answer=answer, temperature=model.config.temperature, top_k=options.top_k
-        )
-    elif output_format == "csv":
-        text = output.format_csv(samples, probabilities, answer=answer)
-    else:
-        balanced = options.decision == "balanced"
-        text = output.format_isic(samples, balanced_probabilities(probabilities, prior) if balanced else probabilities)
+    without = None
+    if output_format == "table" and len(samples) == 1 and model.config.modality == "fusion":
+        shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
+        if set(shown.values()) != {UNKNOWN}:
+            without = predict(fast, processor, images)
+    options.format = output_format
+    text = _format(samples, probabilities, model, processor, answer, without, options)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)
     output.write_output(text, options.output)
     if output_format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
+
+
+def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification, Ham10000Processor]":
+    """The checkpoint of the options, or the one that comes with the source tree, whose name goes to stderr."""
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.inference.prediction import choose_device, load_checkpoint, shipped_checkpoint
+
+    if options.checkpoint is None:
+        options.checkpoint = str(shipped_checkpoint())
+        if options.revision is not None:
+            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
+        print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
+    return load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+
+
+def _format(
+    samples: "Sequence[Sample]",
+    probabilities: "np.ndarray",
+    model: "Ham10000ForImageClassification",
+    processor: "Ham10000Processor",
+    answer: "Answer",
+    without: "np.ndarray | None",
+    options: argparse.Namespace,
+) -> str:
+    """The predictions in the format of the options; `without` are those with the metadata unknown, for the table."""
+    from ham10000.training.evaluation.decision import balanced_probabilities
+    from ham10000.training.inference import output
+
+    labels = model.config.label_names
+    if options.format == "json":
+        return output.format_json(samples, probabilities, model, answer=answer, top_k=options.top_k)
+    if options.format == "csv":
+        return output.format_csv(samples, probabilities, labels, answer=answer)
+    if options.format == "isic":
+        if options.decision == "balanced":
+            probabilities = balanced_probabilities(probabilities, model.config.class_prior)
+        return output.format_isic(samples, probabilities, labels)
+    terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
+    return output.format_table(
+        samples,
+        probabilities,
+        model,
+        processor,
+        answer=answer,
+        metadata_unknown=without,
+        top_k=options.top_k,
+        unknown_values=options.unknown_values,
+        width=output.DEFAULT_WIDTH if options.output else terminal,
+    )
+
+
+def _check_options(options: argparse.Namespace, config: "Ham10000Config", output_format: str) -> None:
+    """Refuses options that do not fit the model, before anything is read, and fills in the rule of decision."""
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.utils.isic_submission import check_submission_labels
+
+    labels, prior = config.label_names, config.class_prior
+    if options.top_k is not None and not 1 <= options.top_k <= len(labels):
+        raise Ham10000Error(
+            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
+        )
+    if options.explain_class not in (None, *labels):
+        raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
+    if output_format == "isic":
+        check_submission_labels(labels)
+    if options.decision is None:
+        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
+    if options.decision == "balanced" and prior is None:
+        raise Ham10000Error(
+            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
+        )
 
 
 def _explain(
@@ -220,7 +271,7 @@ def _explain(
     from ham10000.training.inference.explanation import explain
     from ham10000.training.inference.explanation_figure import plot_explanation
 
-    label, unknown_values = options.explain_class or "mel", options.unknown_values
+    label, unknown_values = options.explain_class, options.unknown_values
     for sample, path in progress_bar(iterable=samples, desc="Explaining", unit="image", disable=len(samples) == 1):
         name = sample.name if sample.image is None else sample.image.name
         metadata = sample.metadata or None

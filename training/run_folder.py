@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +61,10 @@ _RESULTS = (
 # files if it never does), and under its second name from then on, until its files have moved.
 _UNSAVED, _SAVED = ".new_run.tmp", ".new_run"
 # Settings that are places on somebody's machine.
-_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained")
+_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained", "init_from")
+_SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
+# The ids of the 10,015 images of HAM10000 (10.7910/DVN/DBW86T) are all those from the first to the last.
+_HAM10000_FIRST, _HAM10000_LAST = "ISIC_0024306", "ISIC_0034320"
 # The directories of an absolute path, POSIX or Windows, inside a sentence.
 _DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]+[\\/])+")
 
@@ -338,6 +342,22 @@ def trained_on_validation(training: Mapping[str, Any] | None) -> bool:
     return training is not None and bool(training["config"].get("train_on_validation"))
 
 
+def image_origin(table: Path) -> str | None:
+    """Whose images a `split.csv` or `predictions.csv` names, by their ids, whatever their folder was called.
+
+    Returns:
+        `"synthetic"` where the generator of this package made any of them, `"HAM10000"` where all have ids of it, else
+        None.
+    """
+    if not table.is_file():
+        return None
+    with table.open(encoding="utf-8", newline="") as stream:
+        ids = {row.get("image_id") or "" for row in csv.DictReader(stream)}
+    if any(image_id.startswith(_SYNTHETIC_ID) for image_id in ids):
+        return "synthetic"
+    return "HAM10000" if ids and all(_HAM10000_FIRST <= image_id <= _HAM10000_LAST for image_id in ids) else None
+
+
 def portable_training(training: dict[str, Any]) -> dict[str, Any]:
     """A `train_config.json` without the paths of the machine it was made on.
 
@@ -371,6 +391,7 @@ __all__ = [
     "RunFile",
     "begin_run",
     "ended_before_saving",
+    "image_origin",
     "load_training_state",
     "only_writer",
     "portable_training",

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,23 @@ from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassificat
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
-from ham10000.training.data.labels import require_default_labels
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, class_shares, open_frames, open_images
-from ham10000.training.data.sources import load_data
+from ham10000.training.data.sources import label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
+from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.losses import ClassificationLoss, answered_prior, logit_offset
-from ham10000.training.run_folder import RunFile, begin_run, ended_before_saving, only_writer, prepare_output_dir
+from ham10000.training.run_folder import (
+    RunFile,
+    begin_run,
+    ended_before_saving,
+    image_origin,
+    only_writer,
+    prepare_output_dir,
+)
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
-from ham10000.training.utils.files import atomic_write_json, remove_leftovers
+from ham10000.training.utils.files import atomic_write_json, read_json, remove_leftovers
 from ham10000.training.utils.hardware import (
     environment,
     keep_freed_memory,
@@ -44,6 +52,7 @@ from ham10000.training.utils.hardware import (
 FREE_TO_CHANGE = {
     "data",
     "pretrained",
+    "init_from",
     "output_dir",
     "cache_dir",
     "trackers",
@@ -64,8 +73,12 @@ def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
     return make_split(dataset, protocol=config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
 
 
-def build_model(config: TrainConfig) -> Ham10000ForImageClassification:
+def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
     """The model at the beginning of a run, from the run's seed.
+
+    Args:
+        config: The run's configuration.
+        labels: The label set of the data.
 
     Raises:
         Ham10000Error: If there is no such backbone, or no such weights.
@@ -73,7 +86,71 @@ def build_model(config: TrainConfig) -> Ham10000ForImageClassification:
     set_seed(config.seed)
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
-    return create_model(config.model_config(), pretrained=False if config.resume else pretrained)
+    return create_model(
+        config.model_config(labels), pretrained=False if config.resume or config.init_from else pretrained
+    )
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it.
+
+    Attributes:
+        name: Its Hub id, or the name of its folder.
+        labels: Its labels.
+        data: `HAM10000` or `synthetic` where it was trained on that, the name of its data where it says so, else None.
+        head: Whether its classifier was taken over too.
+    """
+
+    name: str
+    labels: list[str]
+    data: str | None
+    head: bool
+
+
+def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseModel:
+    """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
+
+    Args:
+        model: The model at the beginning of a run.
+        checkpoint: A checkpoint folder or Hub id.
+
+    Returns:
+        What was taken over.
+
+    Raises:
+        Ham10000Error: If the checkpoint cannot be loaded, or is another network.
+    """
+    source, _ = load_checkpoint(checkpoint)
+    ours, theirs = model.config, source.config
+    fields = ["modality", "metadata_hidden_sizes", "metadata_fields", "sex_vocabulary", "localization_vocabulary"]
+    fields = fields[:1] + (fields[1:] + ["age_offset", "age_scale"] if ours.uses_metadata else [])
+    fields += ["backbone"] * ours.uses_image + ["fusion"] * (ours.modality == "fusion")
+    for name in fields:
+        if getattr(ours, name) != getattr(theirs, name):
+            raise Ham10000Error(
+                f"`init_from` {checkpoint!r} has {name} {getattr(theirs, name)!r}, this run {getattr(ours, name)!r}: "
+                f"leave {name} out, or start from its backbone alone by --pretrained."
+            )
+    weights, own = source.state_dict(), model.state_dict()
+    same_labels = set(ours.label_names) == set(theirs.label_names)
+    for name in [name for name in weights if name.startswith("classifier.")]:
+        # By name: another order of the same labels must not exchange two classes.
+        rows = [theirs.label_names.index(label) for label in ours.label_names] if same_labels else []
+        weights[name] = weights[name][rows] if same_labels else own[name]
+    if differs := [name for name in own if name not in weights or own[name].shape != weights[name].shape]:
+        raise Ham10000Error(
+            f"`init_from` {checkpoint!r} does not fit: {len(differs)} weights such as {differs[0]} have another "
+            f"shape. Its backbone_kwargs are {theirs.backbone_kwargs}, this run's {ours.backbone_kwargs}."
+        )
+    model.load_state_dict(weights)
+    folder = Path(checkpoint)
+    data = image_origin(folder / RunFile.SPLIT)
+    if data != "synthetic" and (data is None or set(theirs.label_names) != set(LABELS)):
+        training = read_json(folder / RunFile.TRAINING, optional=True) or {}
+        data = Path(training["config"]["data"]).name if "config" in training else None
+    name = folder.resolve().name if folder.is_dir() else checkpoint
+    return BaseModel(name, theirs.label_names, data, same_labels)
 
 
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
@@ -137,13 +214,12 @@ def build_engine(
     Returns:
         The engine, ready for `fit`.
     """
-    model = build_model(config) if model is None else model
-    model_config = config.model_config()
+    model = build_model(config, split.labels) if model is None else model
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
-    processor = create_processor(model_config, image_size=config.size, resizer=config.resizer)
+    processor = create_processor(model.config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():
@@ -206,6 +282,7 @@ def run_summary(
     seconds: float,
     notes: list[str],
     started: dict[str, Any],
+    base_model: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
@@ -216,6 +293,7 @@ def run_summary(
         seconds: Wall time of the session so far.
         notes: What the data report noted.
         started: `environment()` at the start: the code on disk may be another one by the end.
+        base_model: `BaseModel` as a dict, where the run started from a checkpoint.
 
     Returns:
         Strict JSON values.
@@ -230,8 +308,9 @@ def run_summary(
         "processes": engine.accelerator.num_processes,
         "device": str(engine.accelerator.device),
         "split": {key: value for key, value in split.summary().items() if key != "dropped"},
+        "base_model": base_model,
         "class_weights": dict(
-            zip(LABELS, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
+            zip(split.labels, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
         ),
         "data_notes": notes,
         "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
@@ -302,9 +381,18 @@ def _train(
 ) -> Progress:
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
     dataset, report = load_configured(config) if data is None else data
-    require_default_labels(report.labels)
     split = choose_split(config, dataset)
-    model = build_model(config)
+    if split.labels != label_names(dataset):
+        raise Ham10000Error(
+            f"The split has the labels {split.labels}, the data {label_names(dataset)}; give --labels in the order of "
+            "the split, or make a new one."
+        )
+    # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
+    model, base_model = build_model(config, split.labels), None
+    if config.init_from and config.resume:
+        base_model = (read_json(directory / RunFile.TRAINING, optional=True) or {}).get("base_model")
+    elif config.init_from:
+        base_model = dataclasses.asdict(start_from(model, config.init_from))
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
     engine = build_engine(config, accelerator, dataset, split, model)
@@ -313,6 +401,9 @@ def _train(
         engine.restore()
     accelerator.print(report.to_text())
     accelerator.print(describe_run(config, split, engine))
+    if base_model is not None:
+        head = "body and classifier" if base_model["head"] else "body; a new classifier, as its labels are others"
+        accelerator.print(f"Start     {base_model['name']}: {head}")
     if accelerator.log_with:
         scalars = {name: value for name, value in config.to_dict().items() if isinstance(value, (int, float, str))}
         try:
@@ -325,7 +416,9 @@ def _train(
 
     def write_summary() -> None:
         seconds = time.perf_counter() - start
-        summary = run_summary(config, split, engine, seconds=seconds, notes=report.notes, started=started)
+        summary = run_summary(
+            config, split, engine, seconds=seconds, notes=report.notes, started=started, base_model=base_model
+        )
         atomic_write_json(engine.folder / RunFile.TRAINING, summary)
 
     if accelerator.is_main_process:
@@ -451,7 +544,7 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
             # A label and its weight stay together.
             _titled(
                 "Weights",
-                ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in zip(LABELS, weights, strict=True)),
+                ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in zip(split.labels, weights, strict=True)),
             ).replace("\xa0", " "),
             _titled(
                 "Run",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
@@ -14,7 +14,7 @@ from ham10000.training.evaluation.bootstrap import (
     cluster_weights,
     percentile_interval,
 )
-from ham10000.training.evaluation.metrics import HEADLINE_METRICS, compute_metrics, softmax
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS, compute_metrics, sensitivity_metric, softmax
 from ham10000.training.evaluation.weighted_metrics import AVERAGE_PRECISION, PER_CLASS_STATISTICS, STATISTICS
 
 
@@ -34,8 +34,11 @@ def reference(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -
     """The documented rules, from `compute_metrics` on the rows a resample repeats."""
     metrics = compute_metrics(labels[rows], probabilities[rows])
     full = compute_metrics(labels, probabilities)
+    for label in LABELS:  # each class takes the row of the positive one
+        name = sensitivity_metric(label)
+        metrics[name] = compute_metrics(labels[rows], probabilities[rows], positive=label)[name]
     present = [label for label in LABELS if metrics["per_class"][label]["support"] > 0]
-    values = {name: math.nan if metrics[name] is None else metrics[name] for name in HEADLINE_METRICS}
+    values = {name: math.nan if metrics[name] is None else metrics[name] for name in STATISTICS if name in metrics}
     values[AVERAGE_PRECISION] = np.mean(
         [
             average_precision_score(labels[rows] == LABELS.index(label), probabilities[rows, LABELS.index(label)])
@@ -48,8 +51,13 @@ def reference(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -
             values[f"{name}:{label}"] = math.nan if label not in present or row[name] is None else row[name]
         predicted = np.array(metrics["confusion_matrix"])[:, LABELS.index(label)].sum()
         values[f"precision:{label}"] = row["precision"] if predicted else math.nan
-    counted = [k for k in LABELS if k in present or full["per_class"][k]["support"] == 0]
-    values["macro_f1"] = np.mean([metrics["per_class"][label]["f1"] for label in counted])
+    values["macro_f1"] = f1_score(
+        labels[rows],
+        probabilities[rows].argmax(axis=1),
+        labels=np.unique(labels[rows]),
+        average="macro",
+        zero_division=0,
+    )
     aurocs = [metrics["per_class"][label]["auroc"] for label in present]
     defined = full["auroc_macro"] is not None and None not in aurocs
     values["auroc_macro"] = np.mean(aurocs) if defined else math.nan

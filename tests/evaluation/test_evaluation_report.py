@@ -11,7 +11,6 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS, softmax
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_training_curves
 from ham10000.training.evaluation.report import (
-    PROBABILITY_COLUMNS,
     evaluate_predictions,
     format_results,
     predictions_table,
@@ -82,7 +81,7 @@ def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict, dict
     assert again == results
     assert table.columns.tolist() == [
         *("image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"),
-        *PROBABILITY_COLUMNS,
+        *(f"p_{label}" for label in LABELS),
     ]
     assert table["correct"].mean() == results["metrics"]["accuracy"]
     assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
@@ -121,8 +120,8 @@ def test_bad_input_is_named(tmp_path: Path, written: tuple[Path, dict, dict]) ->
     with pytest.raises(Ham10000Error, match="strict JSON"):
         write_evaluation(tmp_path, results, table, context={"seconds": float("nan")})
     assert not (tmp_path / "eval_results.json").exists()
-    table.drop(columns="p_mel").to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(Ham10000Error, match=r"lacks the column\(s\) \['p_mel'\]"):
+    table.drop(columns="lesion_group").to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(Ham10000Error, match=r"lacks the column\(s\) \['lesion_group'\]"):
         read_predictions(tmp_path / "other.csv")
     table.replace({"dx": {"mel": "melanoma"}}).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(Ham10000Error, match=r"unknown dx \['melanoma'\]"):

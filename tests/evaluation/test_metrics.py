@@ -104,6 +104,10 @@ def test_absent_classes_are_reported_not_guessed() -> None:
     assert result["undefined"]["auroc_macro"] == "no images, or no others, of df, mel"
     assert "mel" in result["undefined"]["melanoma_sensitivity_at_95_specificity"]
     predicted = probabilities[kept].argmax(axis=1)
+    assert result["absent_classes"] == ["df", "mel"]
+    present = np.unique(labels[kept])
+    expected = sk.f1_score(labels[kept], predicted, labels=present, average="macro", zero_division=0)
+    assert result["macro_f1"] == pytest.approx(expected, abs=1e-12)
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         balanced = sk.balanced_accuracy_score(labels[kept], predicted)
     assert result["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12)
@@ -120,7 +124,7 @@ def test_absent_classes_are_reported_not_guessed() -> None:
         ([], np.zeros((0, 7)), "N > 0"),
         ([0, 1], np.full((3, 7), 1 / 7), r"shape \(2, 7\), got \(3, 7\)"),
         ([0, 1], np.full((2, 6), 1 / 6), r"got \(2, 6\)"),
-        ([0, 1], [[1.0], [0.5, 0.5]], "rows of 7 numbers"),
+        ([0, 1], [[1.0], [0.5, 0.5]], "one per class"),
         ([0, 1], np.array([np.full(7, 1 / 7), np.full(7, np.nan)]), "Row 1 of the probabilities is not finite"),
         ([0, 1], np.array([[2.0, -1, 0, 0, 0, 0, 0]] * 2), r"outside \[0, 1\].*not logits"),
         ([0, 1], np.full((2, 7), 0.1), "does not sum to 1"),
@@ -156,3 +160,26 @@ def test_trainer_metrics_take_logits_or_a_tuple() -> None:
     assert "auroc_macro" not in few
     with pytest.raises(Ham10000Error, match="first is row 2"):
         softmax(np.array([[0.0] * 7, [1.0] * 7, [np.inf] + [0.0] * 6]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 11])
+def test_any_label_set(count: int) -> None:
+    names = [f"class {index}" for index in range(count)]
+    generator = np.random.default_rng(count)
+    labels = np.append(np.arange(count), generator.integers(0, count, size=200))
+    probabilities = generator.dirichlet(np.ones(count), size=len(labels))
+    result = compute_metrics(labels, probabilities, names, positive="class 1")
+    predicted = probabilities.argmax(axis=1)
+    assert result["macro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"), abs=1e-12)
+    assert result["brier"] == pytest.approx(np.mean(((np.eye(count)[labels] - probabilities) ** 2).sum(axis=1)))
+    assert list(result["per_class"]) == names
+    false_positive_rate, true_positive_rate, _ = sk.roc_curve(labels == 1, probabilities[:, 1])
+    expected = true_positive_rate[false_positive_rate <= 0.05].max()
+    assert result["class 1_sensitivity_at_95_specificity"] == pytest.approx(expected)
+    without = compute_metrics(labels, probabilities, names)
+    assert without["positive"] is None
+    assert not [name for name in without if name.endswith("specificity")]
+    with pytest.raises(Ham10000Error, match="'melanoma' is not a label"):
+        compute_metrics(labels, probabilities, names, positive="melanoma")
+    with pytest.raises(Ham10000Error, match=rf"got \({len(labels)}, {count}\)"):
+        compute_metrics(labels, probabilities, [*names, "another"])

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -258,10 +259,15 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     picture = photograph() if modality != "metadata" else None
     explanation = explain(model, processor, picture, BACK, label="df", name="a_$b$.jpg")
     best = LABELS[explanation.effects.baseline.argmax()]
-    figure = plot_explanation(explanation, tmp_path / "new" / "figure.png")
+    assert bool(explanation.warning) == (modality != "metadata")  # of noise, which is no skin
+    if explanation.warning:
+        warned = plot_explanation(explanation).get_suptitle()
+        assert warned.startswith("This is probably not a dermatoscopic image")
+        assert "Predicted" not in warned
+    figure = plot_explanation(dataclasses.replace(explanation, warning=None), tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
     assert DISCLAIMER in texts
-    assert any(text.startswith(f"Predicted: {best}") and "calibrated (temperature 1.5)" in text for text in texts)
+    assert any(text.startswith(f"Predicted: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)
     assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
     assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
     assert "back (given)" in texts

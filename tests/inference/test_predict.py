@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from ham10000.modeling import (
 from ham10000.training.inference.inputs import Sample, find_images
 from ham10000.training.inference.output import DISCLAIMER, format_csv, format_table
 from ham10000.training.inference.prediction import load_checkpoint, predict
-from ham10000.training.predict import _LABELS, main
+from ham10000.training.predict import main
 
 BACK = {"age": "60", "sex": "male", "localization": "back"}
 FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
@@ -55,8 +56,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "more").mkdir()
     (folder / ".hidden").mkdir()
     random = np.random.default_rng(0)
-    for name in ("b.jpg", "a.PNG", "c.tif", "more/d.jpeg"):
-        pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[0:40, 0:50]
+    # A dark spot on skin: of noise, every answer would be a warning.
+    for number, name in enumerate(("b.jpg", "a.PNG", "c.tif", "more/d.jpeg")):
+        distance = np.hypot((columns - 25) / 15, (rows - 20) / 12)
+        spot = 1 / (1 + np.exp(8 * (distance - 1)))[..., None]
+        skin, dark = np.array([205, 150, 140]) - 4 * number, np.array([110, 70, 60]) - 12 * number
+        colours = (1 - spot) * skin + spot * dark + random.normal(0, 4, (40, 50, 1))
+        pixels = (colours + random.normal(0, 1, (40, 50, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / name)
     (folder / "._b.jpg").write_bytes(b"resource fork")
     (folder / ".hidden" / "e.jpg").write_bytes(b"not shown")
@@ -180,7 +187,7 @@ def test_table_of_one_picture(
     assert any(
         line.startswith("With its metadata unknown the prediction would ") and f"be {other}" in line for line in lines
     )
-    assert "Probabilities are calibrated (temperature 0.25)." in lines
+    assert "Probabilities: temperature-scaled (T = 0.25); calibration error not measured." in lines
 
     assert main([str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2"]) == 0
     out = capsys.readouterr().out
@@ -189,7 +196,7 @@ def test_table_of_one_picture(
     # The longest bar belongs to the first class, and its length is its share of 30 blocks.
     share = direct(checkpoints["image"], images=[picture])[0].max()
     assert abs(rows[0][-1].count("█") - 30 * share) <= 1
-    assert "Probabilities are NOT calibrated" in out
+    assert "Probabilities: not temperature-scaled; calibration error not measured." in out
     assert "unknown" not in out
 
 
@@ -301,15 +308,15 @@ def test_json_and_csv_files(
     assert captured.out == ""
     assert DISCLAIMER in captured.err
     rows = list(csv.DictReader(io.StringIO(output.read_text(encoding="utf-8"))))
-    assert list(rows[0]) == ["image", "label", *(f"p_{label}" for label in LABELS)]
+    assert list(rows[0]) == ["image", "label", *(f"p_{label}" for label in LABELS), "warning"]
     assert [row["label"] for row in rows] == [record["label"] for record in records]
     np.testing.assert_array_equal([[float(row[f"p_{label}"]) for label in LABELS] for row in rows], expected)
     assert list(output.parent.iterdir()) == [output]
 
     malignant = expected[:, [LABELS.index(label) for label in ("mel", "bcc", "akiec")]].sum(axis=1)
     np.testing.assert_allclose([record["malignant_total"] for record in records], malignant, rtol=1e-12)
-    assert all(record["calibrated"] is True for record in records)
-    assert run_json(capsys, str(pictures / "b.jpg"), "--checkpoint", checkpoints["image"])[0]["calibrated"] is False
+    calibration = {"temperature": 0.25, "ece": None, "part": None, "of_another_run": False}
+    assert all(record["calibration"] == calibration and record["warning"] is None for record in records)
 
     # The short flags are the same formats.
     for short, long in (("--json", "json"), ("--csv", "csv")):
@@ -428,9 +435,11 @@ def test_checkpoint_names(checkpoints: dict[str, str], tmp_path: Path) -> None:
         load_checkpoint(Path(checkpoints["image"]) / "config.json")
 
 
-def test_the_parser_knows_the_classes_and_debug_shows_the_traceback(pictures: Path) -> None:
-    assert _LABELS == LABELS
-    for argv in (["--top_k", "8"], ["--format", "xml"], ["--json", "--csv"]):
+def test_the_parser_refuses_and_debug_shows_the_traceback(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "from 1 to 7" in fails(capsys, str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "8")
+    for argv in (["--format", "xml"], ["--json", "--csv"]):
         with pytest.raises(SystemExit):
             main([str(pictures), *argv])
     with pytest.raises(Ham10000Error, match="There is no folder"):
@@ -449,3 +458,41 @@ def test_starts_without_what_it_does_not_need(call: str, absent: set[str], check
     command = [sys.executable, "-c", code, "--checkpoint", checkpoints["metadata"], *FLAGS, "--json"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    white = tmp_path / "white.png"
+    Image.new("RGB", (60, 40), "white").save(white)
+    fusion = ["--checkpoint", checkpoints["fusion"]]
+    assert main([str(white), *fusion, *FLAGS]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: This is probably not a dermatoscopic image" in out
+    assert "Predicted:" not in out
+    assert "the prediction would" not in out
+    assert main([str(white), str(pictures / "b.jpg"), *fusion]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:3]
+    assert "WARNING" in rows[0]
+    assert not set(rows[0].split()) & set(LABELS)
+    assert "WARNING" not in rows[1]
+    first, second = run_json(capsys, str(white), str(pictures / "b.jpg"), *fusion)
+    assert first["warning"].startswith("This is probably not a dermatoscopic image")
+    assert second["warning"] is None
+
+
+def test_calibration_is_claimed_only_as_measured(
+    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = shutil.copytree(checkpoints["fusion"], tmp_path / "measured")
+    evaluation = {"temperature": 0.25, "metrics": {"ece": 0.0518}, "split": {"name": "test"}}
+    (checkpoint / "eval_results.json").write_text(json.dumps(evaluation))
+    argv = [str(pictures / "b.jpg"), "--checkpoint", str(checkpoint)]
+    assert main(argv) == 0
+    assert "Probabilities: temperature-scaled (T = 0.25); ECE 0.052 on test." in capsys.readouterr().out
+    (checkpoint / "train_config.json").write_text(json.dumps({"config": {"train_on_validation": True}}))
+    assert main(argv) == 0
+    assert "temperature-scaled (T = 0.25, of another run); ECE 0.052 on test." in capsys.readouterr().out
+    # Measured at another temperature, it says nothing about this one.
+    (checkpoint / "eval_results.json").write_text(json.dumps(evaluation | {"temperature": 1.0}))
+    assert run_json(capsys, *argv)[0]["calibration"]["ece"] is None

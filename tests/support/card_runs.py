@@ -32,7 +32,7 @@ def _predictions(seed: int, prefix: str) -> dict[str, Any]:
     logits = generator.normal(size=(N_IMAGES, len(LABELS)))
     logits[np.arange(N_IMAGES), labels] += 1.5
     return {
-        "image_ids": [f"{prefix}_{index:07d}" for index in range(N_IMAGES)],
+        "image_ids": [f"{prefix}_{24306 + index:07d}" for index in range(N_IMAGES)],
         "lesion_groups": [f"L_{index // 14 * 7 + index % 7:07d}" for index in range(N_IMAGES)],
         "labels": labels,
         "probabilities": softmax(logits),
@@ -128,7 +128,7 @@ def write_run(
     write_checkpoint(folder, modality)
     write_json(folder / "train_config.json", training_summary(modality, **config))
     write_json(folder / "history.json", [{"epoch": 1, "train_loss": 1.0}])
-    (folder / "split.csv").write_text(f"image_id,lesion_id,group,dx,fold,split\n{prefix}_0000001,L,L,nv,0,train\n")
+    (folder / "split.csv").write_text(f"image_id,lesion_id,group,dx,fold,split\n{prefix}_0024306,L,L,nv,0,train\n")
     if not evaluated:
         return folder
     columns = _predictions(seed, prefix)

@@ -131,24 +131,10 @@ def read_labels(
     return LabelSet(labels, dx.where(dx.notna(), values), notes)
 
 
-def require_default_labels(labels: Sequence[str]) -> None:
-    """Refuses a set other than HAM10000's, for what reads class ids in the order of `LABELS`.
-
-    Raises:
-        Ham10000Error: For another set.
-    """
-    if list(labels) != list(LABELS):
-        raise Ham10000Error(
-            f"The labels of the data are {list(labels)}, but the model's are {list(LABELS)}: read them as these with "
-            "--label_map OLD=NEW, and drop the rest with --data_fixes drop_unknown_labels."
-        )
-
-
 __all__ = [
     "LABEL_SPELLINGS",
     "LabelSet",
     "labels_from_one_hot",
     "one_hot_columns",
     "read_labels",
-    "require_default_labels",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ham10000.modeling.configuration_ham10000 import LABELS
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.images import IMAGE_FEATURES
@@ -112,6 +112,37 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
     return list(kind.names)
 
 
+def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.Dataset:
+    """Numbers the labels of a dataset as another set does, by their names.
+
+    Args:
+        dataset: From `load_data`.
+        labels: The set, such as a model's, in the order of its ids; the data need not have all of them.
+
+    Returns:
+        The dataset, whose `dx` is an index into `labels`.
+
+    Raises:
+        Ham10000Error: For labels of the data that are not in the set.
+    """
+    names = label_names(dataset)
+    if list(labels) == names:
+        return dataset
+    ids = np.asarray(dataset["dx"][:], dtype=np.int64)
+    present = [name for index, name in enumerate(names) if (ids == index).any()]
+    if outside := [name for name in present if name not in labels]:
+        raise Ham10000Error(
+            f"The data have the labels {present}, the model {list(labels)}: {outside} cannot be scored. Say which of "
+            f"the model's each is, as in --label_map {outside[0]}={labels[0]}, or leave those rows out of the data."
+        )
+    position = {label: index for index, label in enumerate(labels)}
+    table = np.array([position.get(name, -1) for name in names])
+    column = datasets.Dataset.from_dict(
+        {"dx": table[ids]}, features=datasets.Features({"dx": datasets.ClassLabel(names=list(labels))})
+    )
+    return datasets.concatenate_datasets([dataset.remove_columns("dx"), column], axis=1)
+
+
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
     """The columns other than `image` as a table, with `dx` as the label's name.
 
@@ -155,4 +186,4 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         return np.array(list(bar), dtype=bool)
 
 
-__all__ = ["FEATURES", "features_of", "label_names", "load_data", "metadata_frame"]
+__all__ = ["FEATURES", "align_labels", "features_of", "label_names", "load_data", "metadata_frame"]

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint: `python -m ham10000.training.evaluation --checkpoint runs/fusion --data DIR`."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"any of {', '.join(DATA_FIXES)}",
     )
     add_data_arguments(parser)
+    parser.add_argument("--positive", metavar="LABEL", help="class of the sensitivity row (default: mel)")
     add_debug_argument(parser)
     return parser
 
@@ -52,22 +54,31 @@ def main(argv: Sequence[str]) -> None:
     # Late: torch and the others take seconds to import, which --help and a mistyped option need not wait for.
     from transformers.utils import logging
 
-    from ham10000.training.data.labels import require_default_labels
-    from ham10000.training.data.sources import load_data
+    from ham10000.training.data.sources import align_labels, load_data
     from ham10000.training.data.split import leakage_text
     from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
+    from ham10000.training.evaluation.metrics import choose_positive
     from ham10000.training.evaluation.report import format_results, read_predictions
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
     from ham10000.training.run_folder import RunFile
     from ham10000.training.utils.files import atomic_write_text
-    from ham10000.training.utils.isic_submission import check_submission_ids, format_submission
+    from ham10000.training.utils.isic_submission import (
+        check_submission_ids,
+        check_submission_labels,
+        format_submission,
+    )
 
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
     model, _ = load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
-    dataset, report = load_data(arguments.data, data_options(arguments), **dict.fromkeys(arguments.data_fixes, True))
-    require_default_labels(report.labels)
+    labels, options = model.config.label_names, data_options(arguments)
+    choose_positive(labels, arguments.positive)
+    if arguments.isic_submission:
+        check_submission_labels(labels)
+    options = dataclasses.replace(options, labels=options.labels or labels)
+    dataset, report = load_data(arguments.data, options, **dict.fromkeys(arguments.data_fixes, True))
+    dataset = align_labels(dataset, labels)
     for warning in report.warnings:
         print(f"warning: {warning}")
     for note in report.notes:
@@ -88,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
         n_resamples=arguments.n_resamples,
         seed=arguments.seed,
         cache_dir=arguments.cache_dir,
+        positive=arguments.positive,
     )
     if arguments.isic_submission:
         table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
@@ -96,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
             print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
         else:
             probabilities = balanced_probabilities(probabilities, prior)
-        atomic_write_text(arguments.isic_submission, format_submission(table["image_id"].tolist(), probabilities))
+        text = format_submission(table["image_id"].tolist(), probabilities, labels)
+        atomic_write_text(arguments.isic_submission, text)
     split = results["split"]
     if arguments.split == "all":
         scored = dataset

@@ -1,14 +1,14 @@
 """Bootstrap intervals that resample whole lesions, since photographs of one lesion are not independent."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
 
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
@@ -126,7 +126,11 @@ def percentile_interval(estimate: float, values: np.ndarray, confidence: float =
 
 
 def bootstrap_distribution(
-    labels: np.ndarray, predictions: np.ndarray, weights: ClusterWeights, statistics: Iterable[str]
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    weights: ClusterWeights,
+    statistics: Iterable[str],
+    label_names: Sequence[str] = LABELS,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
@@ -134,9 +138,10 @@ def bootstrap_distribution(
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,) where no statistic needs probabilities.
+        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
         weights: The resamples, from `cluster_weights` over the same rows.
-        statistics: Names in `weighted_metrics.STATISTICS`.
+        statistics: Names in `weighted_metrics.statistics_of(label_names)`.
+        label_names: The K labels in the order of their ids.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -148,7 +153,9 @@ def bootstrap_distribution(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise Ham10000Error(f"Statistic name(s) given twice: {repeated}.")
-    metrics = WeightedMetrics(np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, names)
+    metrics = WeightedMetrics(
+        np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, names, label_names
+    )
     full = metrics(np.ones((1, weights.n_clusters)))
     resampled = [metrics(block) for block in weights.blocks()]
     return (
@@ -165,6 +172,7 @@ def cluster_bootstrap(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    label_names: Sequence[str] = LABELS,
 ) -> dict[str, Interval]:
     """Percentile intervals of metrics, resampling whole clusters (lesions) with replacement.
 
@@ -173,12 +181,13 @@ def cluster_bootstrap(
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,).
+        predictions: Probabilities (N, K), or predicted class ids (N,).
         clusters: Cluster of each image (N,).
         statistics: As in `bootstrap_distribution`.
         n_resamples: Number of resamples.
         confidence: Coverage in (0, 1).
         seed: Seed of the resampling; the same seed gives the same intervals.
+        label_names: The K labels in the order of their ids.
 
     Returns:
         Statistic to interval, in the order given.
@@ -191,7 +200,7 @@ def cluster_bootstrap(
         0.75
     """
     weights = cluster_weights(clusters, n_resamples, seed)
-    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics)
+    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
     return {name: percentile_interval(estimates[name], values[name], confidence) for name in estimates}
 
 

@@ -30,7 +30,7 @@ def fit_temperature(labels: Any, probabilities: Any) -> float:
 
     Args:
         labels: Class ids (N,) of the validation images.
-        probabilities: Their probabilities (N, 7), of the model at temperature 1. Of a model that has a temperature
+        probabilities: Their probabilities (N, K), of the model at temperature 1. Of a model that has a temperature
             already, the result is a factor on it.
 
     Returns:
@@ -40,8 +40,8 @@ def fit_temperature(labels: Any, probabilities: Any) -> float:
         Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right
             (ever lower), predictions no better than chance (ever higher), or every row uniform (none matters).
     """
-    labels = validate_labels(labels)
     logits = _log_probabilities(probabilities, len(labels))
+    labels = validate_labels(labels, logits.shape[1])
     rows = np.arange(len(labels))
     if np.ptp(logits, axis=1).max() == 0:
         raise Ham10000Error("Every row of the probabilities is uniform, so a temperature changes nothing.")
@@ -160,13 +160,13 @@ def apply_temperature(probabilities: Any, temperature: float) -> np.ndarray:
     """What the probabilities are with the logits divided by a temperature: `softmax(log(p) / T)`.
 
     Args:
-        probabilities: Probabilities (N, 7), of the model at temperature 1. A 0 is an underflow and is read as the
+        probabilities: Probabilities (N, K), of the model at temperature 1. A 0 is an underflow and is read as the
             smallest normal number of the array's type.
         temperature: T, positive.
 
     Returns:
-        Probabilities (N, 7), float64. The order within each row stays, so every decision does; with seven classes the
-        order of one class's probability over the rows, and with it the AUROC, may move a little.
+        Probabilities (N, K), float64. The order within each row stays, so every decision does; with more than two
+        classes the order of one class's probability over the rows, and with it the AUROC, may move a little.
 
     Raises:
         Ham10000Error: For bad probabilities, or a temperature that is not a positive number.

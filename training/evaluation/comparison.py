@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binom, norm
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
-from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, read_predictions
+from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, predicted_labels, read_predictions
+from ham10000.training.evaluation.weighted_metrics import statistics_of
 
 
 def paired_differences(
@@ -23,6 +24,7 @@ def paired_differences(
     n_resamples: int = 2000,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    label_names: Sequence[str] = LABELS,
 ) -> dict[str, dict[str, Any]]:
     """Differences of metrics, model minus other, with intervals from a paired lesion-clustered bootstrap.
 
@@ -31,13 +33,14 @@ def paired_differences(
 
     Args:
         labels: Class ids (N,).
-        probabilities: The model's probabilities (N, 7).
+        probabilities: The model's probabilities (N, K).
         other_probabilities: The other model's, on the same rows.
         lesion_groups: Lesion of each image (N,), known duplicates merged.
         metrics: Names in `weighted_metrics.STATISTICS`.
         n_resamples: Number of resamples.
         confidence: Coverage of the intervals.
         seed: Seed of the resampling.
+        label_names: The K labels in the order of their ids; a metric that they have not is left out.
 
     Returns:
         Metric to `estimate`, `low`, `high` and `n_defined` of the difference.
@@ -46,8 +49,10 @@ def paired_differences(
         Ham10000Error: For inputs that do not fit together.
     """
     weights = cluster_weights(lesion_groups, n_resamples, seed)
-    estimate, values = bootstrap_distribution(labels, probabilities, weights, metrics)
-    other_estimate, other_values = bootstrap_distribution(labels, other_probabilities, weights, metrics)
+    known = statistics_of(label_names)
+    metrics = [name for name in metrics if name in known]
+    estimate, values = bootstrap_distribution(labels, probabilities, weights, metrics, label_names)
+    other_estimate, other_values = bootstrap_distribution(labels, other_probabilities, weights, metrics, label_names)
     return {
         name: percentile_interval(
             estimate[name] - other_estimate[name], values[name] - other_values[name], confidence
@@ -71,10 +76,13 @@ def compare_predictions(
         `n_images`, `n_lesions`, `n_resamples`, `confidence` and `differences` (see `paired_differences`).
 
     Raises:
-        Ham10000Error: If the files hold different images, or different labels for one.
+        Ham10000Error: If the files have different label sets, different images, or different labels for one.
     """
     table, labels, probabilities = read_predictions(path)
     other_table, other_labels, other_probabilities = read_predictions(other_path)
+    names, other_names = predicted_labels(table), predicted_labels(other_table)
+    if names != other_names:
+        raise Ham10000Error(f"{path} has the labels {names}, {other_path} {other_names}; models of one set compare.")
     order, other_order = np.argsort(table["image_id"].to_numpy()), np.argsort(other_table["image_id"].to_numpy())
     ids, other_ids = table["image_id"].to_numpy()[order], other_table["image_id"].to_numpy()[other_order]
     if len(ids) != len(other_ids) or (ids != other_ids).any():
@@ -94,6 +102,7 @@ def compare_predictions(
         lesion_groups,
         n_resamples=n_resamples,
         seed=seed,
+        label_names=names,
     )
     return {
         "n_images": len(ids),

@@ -12,7 +12,7 @@ import torch
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
-from ham10000.training.data.sources import metadata_frame
+from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.decision import RULES, decide
@@ -87,12 +87,13 @@ def evaluate_checkpoint(  # each is an option of the command line
     n_resamples: int = 2000,
     seed: int = 0,
     cache_dir: str | None = None,
+    positive: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        dataset: The whole source.
+        dataset: The whole source, with labels of the model's set (see `align_labels`).
         data: The source's name, for the record.
         part: `train`, `validation`, `test`, or `all`.
         split_file: Used instead of the checkpoint's split.
@@ -104,6 +105,7 @@ def evaluate_checkpoint(  # each is an option of the command line
         n_resamples: Bootstrap resamples of the intervals.
         seed: Seed of the bootstrap.
         cache_dir: Folder of the image cache.
+        positive: Class of the sensitivity row; by default mel, where the model has it.
 
     Returns:
         The folder, and the content of its `eval_results.json`.
@@ -114,6 +116,7 @@ def evaluate_checkpoint(  # each is an option of the command line
     device = torch.device(device)
     model: Any
     model, processor = load_checkpoint(checkpoint, device=device)
+    dataset = align_labels(dataset, model.config.label_names)
     rows, split = rows_to_score(dataset, part, checkpoint, split_file)
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
@@ -134,11 +137,18 @@ def evaluate_checkpoint(  # each is an option of the command line
         "lesion_groups": lesion_groups(lesion_ids, samples.image_ids),
         "labels": np.asarray(samples.labels),
         "probabilities": probabilities,
+        "label_names": model.config.label_names,
     }
     bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    results = evaluate_predictions(**columns, **bootstrap)
+    results = evaluate_predictions(**columns, positive=positive, **bootstrap)
+    malignant_ids = [model.config.label2id[label] for label in model.config.malignant_labels]
     results["subgroups"] = subgroup_results(
-        frame, columns["labels"], probabilities, columns["lesion_groups"], **bootstrap
+        frame,
+        columns["labels"],
+        probabilities,
+        columns["lesion_groups"],
+        malignant_ids=malignant_ids,
+        **bootstrap,
     )
     prior = model.config.class_prior
     if prior is not None:
@@ -151,6 +161,7 @@ def evaluate_checkpoint(  # each is an option of the command line
                     columns["lesion_groups"],
                     DECISION_METRICS,
                     **bootstrap,
+                    label_names=model.config.label_names,
                 ).items()
             }
             for rule in RULES

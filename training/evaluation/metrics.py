@@ -1,5 +1,6 @@
 """What a set of predictions is worth: the metrics of every results file, over scikit-learn."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -11,6 +12,9 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 
 N_CLASSES = len(LABELS)
 MELANOMA = LABELS.index("mel")
+# The class whose sensitivity has a row of its own, where a label set has it.
+DEFAULT_POSITIVE = "mel"
+SENSITIVITY = "sensitivity_at_95_specificity"
 ECE_BINS = 15
 # A float32 softmax over seven classes sums to 1 within about 1e-6; a bfloat16 one does not, and should be redone.
 SUM_TOLERANCE = 1e-4
@@ -29,41 +33,74 @@ METRIC_TITLES = {
     "brier": "Brier score",
     "melanoma_sensitivity_at_95_specificity": "melanoma sensitivity at 95 % specificity",
 }
-HEADLINE_METRICS = tuple(METRIC_TITLES)
+_METRICS = tuple(METRIC_TITLES)[:-1]  # the last is the sensitivity to a class, which depends on the label set
 
 
-def validate_labels(labels: Any) -> np.ndarray:
+def sensitivity_metric(positive: str) -> str:
+    """Name of the sensitivity to a class at 95 % specificity; for mel `melanoma_sensitivity_at_95_specificity`."""
+    return f"{'melanoma' if positive == DEFAULT_POSITIVE else positive}_{SENSITIVITY}"
+
+
+def choose_positive(label_names: Sequence[str], positive: str | None = None) -> str | None:
+    """The class whose sensitivity is reported.
+
+    Args:
+        label_names: The label set.
+        positive: The class that was asked for; by default mel.
+
+    Returns:
+        The class, or None where the set has no mel and none was asked for.
+
+    Raises:
+        Ham10000Error: For a class that is not in the set.
+    """
+    if positive is not None and positive not in label_names:
+        raise Ham10000Error(f"--positive {positive!r} is not a label of this model; expected one of {[*label_names]}.")
+    return positive or (DEFAULT_POSITIVE if DEFAULT_POSITIVE in label_names else None)
+
+
+def headline_metrics(positive: str | None = DEFAULT_POSITIVE) -> tuple[str, ...]:
+    """The metrics of a results file that have an interval; the last is the sensitivity to `positive`, if any."""
+    return _METRICS if positive is None else (*_METRICS, sensitivity_metric(positive))
+
+
+HEADLINE_METRICS = headline_metrics()
+
+
+def validate_labels(labels: Any, n_classes: int = N_CLASSES) -> np.ndarray:
     """Checks class ids.
 
     Args:
-        labels: Class ids (N,), in the order of `LABELS`.
+        labels: Class ids (N,), in the order of the label set.
+        n_classes: Size of the label set.
 
     Returns:
         The ids as int64 (N,).
 
     Raises:
-        Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…6.
+        Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…n_classes - 1.
     """
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) == 0:
         raise Ham10000Error(f"Expected class ids of shape (N,) with N > 0, got shape {array.shape}.")
     if not np.issubdtype(array.dtype, np.integer):
         raise Ham10000Error(f"Expected whole numbers as class ids, got {array.dtype}.")
-    wrong = np.flatnonzero((array < 0) | (array >= N_CLASSES))
+    wrong = np.flatnonzero((array < 0) | (array >= n_classes))
     if len(wrong):
-        raise Ham10000Error(f"Class ids are 0…{N_CLASSES - 1}; row {wrong[0]} holds {array[wrong[0]]}.")
+        raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} holds {array[wrong[0]]}.")
     return array.astype(np.int64)
 
 
-def validate_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
+def validate_probabilities(probabilities: Any, n_rows: int, n_classes: int | None = None) -> np.ndarray:
     """Checks predicted probabilities.
 
     Args:
-        probabilities: Probabilities (N, 7), columns in the order of `LABELS`.
+        probabilities: Probabilities (N, K), columns in the order of the label set.
         n_rows: The N that the labels have.
+        n_classes: Size K of the label set; None for any from 2.
 
     Returns:
-        The probabilities as float64 (N, 7), unchanged in value.
+        The probabilities as float64 (N, K), unchanged in value.
 
     Raises:
         Ham10000Error: For another shape, NaN or infinity, values outside [0, 1], rows that do not sum to 1.
@@ -71,9 +108,10 @@ def validate_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
     try:
         array = np.asarray(probabilities, dtype=np.float64)
     except ValueError as error:
-        raise Ham10000Error(f"Probabilities must be rows of {N_CLASSES} numbers: {error}.") from error
-    if array.shape != (n_rows, N_CLASSES):
-        raise Ham10000Error(f"Expected probabilities of shape ({n_rows}, {N_CLASSES}), got {array.shape}.")
+        raise Ham10000Error(f"Probabilities must be rows of numbers, one per class: {error}.") from error
+    columns = n_classes or (array.shape[1] if array.ndim == 2 and array.shape[1] > 1 else "classes")
+    if array.shape != (n_rows, columns):
+        raise Ham10000Error(f"Expected probabilities of shape ({n_rows}, {columns}), got {array.shape}.")
     for problem, mask in (
         ("is not finite", ~np.isfinite(array).all(axis=1)),
         ("has a value outside [0, 1]", ((array < 0) | (array > 1)).any(axis=1)),
@@ -83,7 +121,7 @@ def validate_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
             row = int(np.flatnonzero(mask)[0])
             raise Ham10000Error(
                 f"Row {row} of the probabilities {problem}: {array[row].tolist()} ({int(mask.sum())} such rows). "
-                "Expected a softmax over the seven classes, not logits."
+                "Expected a softmax over the classes, not logits."
             )
     return array
 
@@ -92,10 +130,10 @@ def softmax(logits: Any) -> np.ndarray:
     """Softmax over the last axis in float64, whatever precision the logits came in.
 
     Args:
-        logits: Logits (N, 7).
+        logits: Logits (N, K).
 
     Returns:
-        Probabilities (N, 7).
+        Probabilities (N, K).
 
     Raises:
         Ham10000Error: For logits that are not finite.
@@ -126,7 +164,7 @@ def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
 
     Returns:
         Gaps (N,) in [-1, 1].
@@ -142,7 +180,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
         n_bins: Number of bins over [0, 1].
 
     Returns:
@@ -158,7 +196,7 @@ def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> n
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
 
     Returns:
         One value per image (N,).
@@ -168,16 +206,16 @@ def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> n
 
 
 def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Brier's original score (1950): squared differences to the one-hot label, summed over the seven classes.
+    """Brier's original score (1950): squared differences to the one-hot label, summed over the classes.
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
 
     Returns:
         One value per image (N,) in [0, 2].
     """
-    return ((probabilities - np.eye(N_CLASSES)[labels]) ** 2).sum(axis=1)
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 
 def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
@@ -199,34 +237,38 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
     return float((positives >= lowest).mean())
 
 
-def compute_metrics(labels: Any, probabilities: Any) -> dict[str, Any]:
+def compute_metrics(
+    labels: Any, probabilities: Any, label_names: Sequence[str] = LABELS, positive: str | None = None
+) -> dict[str, Any]:
     """All metrics of one set of predictions.
 
-    Every class is always present, in the order of `LABELS`. Precision, recall and F1 are 0 where their denominator is
-    (scikit-learn's `zero_division=0`), and a class without images enters macro-F1 with that 0; balanced accuracy
-    averages the recalls of the classes that have images. What cannot be computed is None and has its reason
-    under `undefined`.
+    Macro-F1 and balanced accuracy average the classes that have images, as scikit-learn's `f1_score(labels=present)`;
+    `absent_classes` names the others. Precision, recall and F1 are 0 where their denominator is (scikit-learn's
+    `zero_division=0`). What cannot be computed is None and has its reason under `undefined`.
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7), rows summing to 1; the prediction is the first largest.
+        probabilities: Probabilities (N, K), rows summing to 1; the prediction is the first largest.
+        label_names: The K labels in the order of their ids.
+        positive: Class of the sensitivity row; by default mel, and no row where the label set has none.
 
     Returns:
-        `n_images`, the names in `HEADLINE_METRICS` (nll in nats, brier in [0, 2], the others in [0, 1]),
-        `confusion_matrix` (7 rows true, 7 columns predicted), `per_class` (label to precision, recall, f1, support,
-        auroc) and `undefined` (name to reason). Strict JSON as it stands.
+        `n_images`, `positive`, `absent_classes`, the names in `headline_metrics(positive)` (nll in nats, brier in
+        [0, 2], the others in [0, 1]), `confusion_matrix` (K rows true, K columns predicted), `per_class` (label to
+        precision, recall, f1, support, auroc) and `undefined` (name to reason). Strict JSON as it stands.
 
     Raises:
-        Ham10000Error: For labels or probabilities of a wrong shape or value.
+        Ham10000Error: For labels or probabilities of a wrong shape or value, or an unknown positive class.
 
     Example:
         >>> compute_metrics([5, 4], softmax(np.eye(7)[[5, 5]]))["accuracy"]
         0.5
     """
-    labels = validate_labels(labels)
-    probabilities = validate_probabilities(probabilities, len(labels))
+    positive = choose_positive(label_names, positive)
+    labels = validate_labels(labels, len(label_names))
+    probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     predicted = probabilities.argmax(axis=1)
-    class_ids = list(range(N_CLASSES))
+    class_ids = list(range(len(label_names)))
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=class_ids, zero_division=0
     )
@@ -234,24 +276,29 @@ def compute_metrics(labels: Any, probabilities: Any) -> dict[str, Any]:
         float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None
         for k in class_ids
     ]
-    absent = [label for label, auroc in zip(LABELS, aurocs, strict=True) if auroc is None]
-    sensitivity = sensitivity_at_95_specificity(labels == MELANOMA, probabilities[:, MELANOMA])
+    unranked = [label for label, auroc in zip(label_names, aurocs, strict=True) if auroc is None]
     undefined = {}
-    if absent:
-        undefined["auroc_macro"] = f"no images, or no others, of {', '.join(absent)}"
-    if sensitivity is None:
-        undefined["melanoma_sensitivity_at_95_specificity"] = "no images of mel, or no others"
+    if unranked:
+        undefined["auroc_macro"] = f"no images, or no others, of {', '.join(unranked)}"
+    sensitivity = {}
+    if positive is not None:
+        index, name = list(label_names).index(positive), sensitivity_metric(positive)
+        sensitivity[name] = sensitivity_at_95_specificity(labels == index, probabilities[:, index])
+        if sensitivity[name] is None:
+            undefined[name] = f"no images of {positive}, or no others"
     return {
         "n_images": len(labels),
+        "positive": positive,
+        "absent_classes": [label for label, count in zip(label_names, support, strict=True) if not count],
         "accuracy": float((predicted == labels).mean()),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[support > 0].mean()),
         "weighted_f1": float(np.average(f1, weights=support)),
         "balanced_accuracy": float(recall[support > 0].mean()),
-        "auroc_macro": None if absent else float(np.mean([auroc for auroc in aurocs if auroc is not None])),
+        "auroc_macro": None if unranked else float(np.mean([auroc for auroc in aurocs if auroc is not None])),
         "ece": expected_calibration_error(labels, probabilities),
         "nll": float(negative_log_likelihoods(labels, probabilities).mean()),
         "brier": float(brier_scores(labels, probabilities).mean()),
-        "melanoma_sensitivity_at_95_specificity": sensitivity,
+        **sensitivity,
         "confusion_matrix": confusion_matrix(labels, predicted, labels=class_ids).tolist(),
         "per_class": {
             label: {
@@ -261,7 +308,7 @@ def compute_metrics(labels: Any, probabilities: Any) -> dict[str, Any]:
                 "support": int(support[k]),
                 "auroc": aurocs[k],
             }
-            for k, label in enumerate(LABELS)
+            for k, label in enumerate(label_names)
         },
         "undefined": undefined,
     }
@@ -271,15 +318,18 @@ def trainer_compute_metrics(eval_pred: Any) -> dict[str, float]:
     """The headline metrics, as the `compute_metrics` argument of `transformers.Trainer`.
 
     Args:
-        eval_pred: A `transformers.EvalPrediction`; its predictions are logits (N, 7) or a tuple that begins with them.
+        eval_pred: A `transformers.EvalPrediction`; its predictions are logits (N, K) or a tuple that begins with them.
+            Of seven the labels are HAM10000's.
 
     Returns:
         Name to value, without the metrics that this evaluation set leaves undefined.
     """
     predictions = eval_pred.predictions
     logits = predictions[0] if isinstance(predictions, (tuple, list)) else predictions
-    metrics = compute_metrics(eval_pred.label_ids, softmax(logits))
-    return {name: metrics[name] for name in HEADLINE_METRICS if metrics[name] is not None}
+    n_classes = np.shape(logits)[-1]
+    names = LABELS if n_classes == N_CLASSES else [str(index) for index in range(n_classes)]
+    metrics = compute_metrics(eval_pred.label_ids, softmax(logits), names)
+    return {name: metrics[name] for name in headline_metrics(metrics["positive"]) if metrics[name] is not None}
 
 
 class Ham10000Metrics(evaluate.Metric):
@@ -313,20 +363,25 @@ class Ham10000Metrics(evaluate.Metric):
 
 
 __all__ = [
+    "DEFAULT_POSITIVE",
     "ECE_BINS",
     "HEADLINE_METRICS",
     "MELANOMA",
     "METRIC_TITLES",
     "NEGATIVES_PER_FALSE_POSITIVE",
     "N_CLASSES",
+    "SENSITIVITY",
     "Ham10000Metrics",
     "brier_scores",
     "calibration_gaps",
+    "choose_positive",
     "compute_metrics",
     "confidence_bins",
     "expected_calibration_error",
+    "headline_metrics",
     "negative_log_likelihoods",
     "sensitivity_at_95_specificity",
+    "sensitivity_metric",
     "softmax",
     "trainer_compute_metrics",
     "validate_labels",

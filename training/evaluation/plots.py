@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.metrics import ECE_BINS, confidence_bins, expected_calibration_error
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 from ham10000.training.utils.markdown_text import defined
@@ -121,14 +121,14 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) ->
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
 
 
-def _largest_error(confusion: np.ndarray) -> str:
+def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
     """The confusion with the most images, in words."""
     errors = confusion - np.diag(np.diag(confusion))
     if not errors.any():
         return "no image is misread"
     true, predicted = np.unravel_index(errors.argmax(), errors.shape)
     count, support = int(errors[true, predicted]), int(confusion[true].sum())
-    return f"commonest error: {LABELS[true]} read as {LABELS[predicted]} ({count:,} of {support:,})"
+    return f"commonest error: {names[true]} read as {names[predicted]} ({count:,} of {support:,})"
 
 
 def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str], title: str | None = None) -> Path:
@@ -143,6 +143,7 @@ def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str],
         The destination.
     """
     confusion = np.asarray(metrics["confusion_matrix"])
+    names = [plain(label) for label in metrics["per_class"]]
     support = confusion.sum(axis=1, keepdims=True)
     share = confusion / np.maximum(support, 1)
     figure = new_figure(8, 7)
@@ -158,15 +159,17 @@ def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str],
         )
         percent = f"{share[row, column]:.0%}" if share[row, column] >= 0.005 else "<1%"
         axes.text(column, row + 0.24, percent, ha="center", va="center", fontsize=9, color=colour)
-    finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion)}"
+    finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion, names)}"
     style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
-    axes.set_xticks(range(len(LABELS)), LABELS)
-    axes.set_yticks(range(len(LABELS)), [f"{k} ({n[0]:,})" for k, n in zip(LABELS, support, strict=True)])
+    # Long names would run into each other side by side.
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right"} if max(map(len, names)) * len(names) > 60 else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_yticks(range(len(names)), [f"{k} ({n[0]:,})" for k, n in zip(names, support, strict=True)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     # White lines between the cells, drawn as the minor grid.
-    axes.set_xticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(LABELS) + 1) - 0.5, minor=True)
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", color="#EDEDED", linewidth=1)
     axes.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
@@ -183,7 +186,7 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
 
     Args:
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
         path: Destination.
 
     Returns:
@@ -317,20 +320,20 @@ def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Pat
         The destination.
     """
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
-    shown = [label for label in LABELS if intervals[label]["recall"]["estimate"] is not None]
-    figure, (axes,) = panels(1, 4.2)
+    shown = [label for label in metrics if intervals[label]["recall"]["estimate"] is not None]
+    figure, (axes,) = panels(1, 1.4 + 0.4 * len(metrics))
     series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
     for name, _, colour, shape, offset in series:
-        for row, label in enumerate(LABELS):
+        for row, label in enumerate(metrics):
             if label in shown:
                 draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
     weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
     recall = intervals[weakest]["recall"]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
-    finding = f"The class missed most is {weakest}: recall {recall['estimate']:.2f}{bounds}"
-    names = [f"{label} ({metrics[label]['support']:,})" for label in LABELS]
+    finding = f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}"
+    names = [f"{plain(label)} ({row['support']:,})" for label, row in metrics.items()]
     xlabel = "Score, with 95 % interval (bootstrap over lesions)"
-    name_rows(axes, range(len(LABELS)), names, xlabel=xlabel, ylabel="Class (images)")
+    name_rows(axes, range(len(names)), names, xlabel=xlabel, ylabel="Class (images)")
     axes.set_xlim(0, 1)
     set_title(figure, finding)
     legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])

@@ -11,9 +11,12 @@ import pandas as pd
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
-    HEADLINE_METRICS,
+    DEFAULT_POSITIVE,
     METRIC_TITLES,
+    SENSITIVITY,
     compute_metrics,
+    headline_metrics,
+    sensitivity_metric,
     validate_labels,
     validate_probabilities,
 )
@@ -35,7 +38,7 @@ from ham10000.training.utils.files import (
     writing,
 )
 
-PROBABILITY_COLUMNS = tuple(f"p_{label}" for label in LABELS)
+_PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per label
 CONFIDENCE = 0.95
 # Every file of an evaluation is written in a second; what is older was left by a process that was killed.
 _STALE_SECONDS = 600.0
@@ -47,10 +50,31 @@ SUMMARY_METRICS = (
     "accuracy",
     "auroc_macro",
     "ece",
-    "melanoma_sensitivity_at_95_specificity",
+    sensitivity_metric(DEFAULT_POSITIVE),
 )
 # What a decision rule changes; `ham10000-evaluate` shows them for each rule.
 DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
+
+
+def metric_title(name: str) -> str:
+    """The title of a metric of any label set."""
+    positive = name.removesuffix(f"_{SENSITIVITY}")
+    return METRIC_TITLES.get(name, name if positive == name else f"{positive} sensitivity at 95 % specificity")
+
+
+def at_chance(results: dict[str, Any]) -> bool:
+    """Whether an evaluation does not tell a model from guessing, so that no gain over it means anything.
+
+    The balanced accuracy of any guess that does not look at the image is, on average, 1 / classes with images.
+    """
+    low = results["intervals"]["balanced_accuracy"]["low"]
+    present = sum(row["support"] > 0 for row in results["metrics"]["per_class"].values())
+    return low is not None and low <= 1 / present
+
+
+def interval_metrics(results: dict[str, Any]) -> list[str]:
+    """The metrics of an evaluation that have an interval, in order."""
+    return [name for name in results["intervals"] if name != "per_class"]
 
 
 def evaluate_predictions(
@@ -59,6 +83,8 @@ def evaluate_predictions(
     lesion_groups: Sequence[Any],
     labels: np.ndarray,
     probabilities: np.ndarray,
+    label_names: Sequence[str] = LABELS,
+    positive: str | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -68,7 +94,9 @@ def evaluate_predictions(
         image_ids: Image ids (N,), each once.
         lesion_groups: Lesion of each image (N,), known duplicates merged; what the bootstrap resamples.
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
+        label_names: The K labels in the order of their ids.
+        positive: Class of the sensitivity row; by default mel, where the label set has it.
         n_resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -90,24 +118,26 @@ def evaluate_predictions(
             f"Image {ids[ids.duplicated()].iloc[0]!r} is there twice ({int(ids.duplicated().sum())} repeated rows): "
             "padded batches must be trimmed before the evaluation."
         )
-    metrics = compute_metrics(labels, probabilities)
-    per_class = [f"{name}:{label}" for label in LABELS for name in _PER_CLASS_WITH_INTERVALS]
+    metrics = compute_metrics(labels, probabilities, label_names, positive)
+    headline = headline_metrics(metrics["positive"])
+    per_class = [f"{name}:{label}" for label in label_names for name in _PER_CLASS_WITH_INTERVALS]
     intervals = cluster_bootstrap(
         labels,
         probabilities,
         lesion_groups,
-        [*HEADLINE_METRICS, *per_class],
+        [*headline, *per_class],
         n_resamples=n_resamples,
         confidence=CONFIDENCE,
         seed=seed,
+        label_names=label_names,
     )
     return {
         "metrics": metrics,
         "intervals": {
-            **{name: intervals[name].as_dict() for name in HEADLINE_METRICS},
+            **{name: intervals[name].as_dict() for name in headline},
             "per_class": {
                 label: {name: intervals[f"{name}:{label}"].as_dict() for name in _PER_CLASS_WITH_INTERVALS}
-                for label in LABELS
+                for label in label_names
             },
         },
         "bootstrap": {
@@ -128,6 +158,7 @@ def predictions_table(
     lesion_groups: Sequence[Any],
     labels: np.ndarray,
     probabilities: np.ndarray,
+    label_names: Sequence[str] = LABELS,
     metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """The predictions as the table that `predictions.csv` holds.
@@ -137,19 +168,20 @@ def predictions_table(
         lesion_ids: Lesion ids as in HAM10000 (N,).
         lesion_groups: Lesions with known duplicates merged (N,), which the intervals rest on.
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
+        label_names: The K labels in the order of their ids.
         metadata: Columns age, sex and localization (N rows), for analyses by subgroup.
 
     Returns:
         Columns image_id, lesion_id, lesion_group, age, sex, localization (with `metadata`), dx, predicted, correct,
-        p_akiec … p_vasc, in the order given.
+        one p_LABEL per label, in the order given.
 
     Raises:
         Ham10000Error: For bad labels or probabilities.
     """
-    labels = validate_labels(labels)
-    probabilities = validate_probabilities(probabilities, len(labels))
-    names, predicted = np.array(LABELS), probabilities.argmax(axis=1)
+    labels = validate_labels(labels, len(label_names))
+    probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
+    names, predicted = np.array(label_names), probabilities.argmax(axis=1)
     table = pd.DataFrame(
         {
             "image_id": list(image_ids),
@@ -161,7 +193,12 @@ def predictions_table(
             "correct": predicted == labels,
         }
     )
-    return table.join(pd.DataFrame(probabilities, columns=list(PROBABILITY_COLUMNS)))
+    return table.join(pd.DataFrame(probabilities, columns=[f"{_PROBABILITY}{label}" for label in label_names]))
+
+
+def predicted_labels(table: pd.DataFrame) -> list[str]:
+    """The label set of a `predictions.csv`, in the order of the class ids."""
+    return [str(name).removeprefix(_PROBABILITY) for name in table.columns if str(name).startswith(_PROBABILITY)]
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -182,14 +219,15 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
     table = pd.read_csv(
         path, float_precision="round_trip", converters=texts, keep_default_na=False, na_values={"age": [""]}
     )
-    missing = sorted({"image_id", "lesion_group", "dx", *PROBABILITY_COLUMNS} - set(table.columns))
-    if missing:
+    names = predicted_labels(table)
+    missing = sorted({"image_id", "lesion_group", "dx"} - set(table.columns))
+    if missing or len(names) < 2:
+        missing += [] if len(names) > 1 else [f"{_PROBABILITY}LABEL"]
         raise Ham10000Error(f"{path} lacks the column(s) {missing}; is it the predictions.csv of an evaluation?")
-    unknown = sorted(set(table["dx"]) - set(LABELS))
-    if unknown:
-        raise Ham10000Error(f"{path} holds unknown dx {unknown}; expected some of {list(LABELS)}.")
-    labels = table["dx"].map({label: k for k, label in enumerate(LABELS)}).to_numpy(dtype=np.int64)
-    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(dtype=np.float64)
+    if unknown := sorted(set(table["dx"]) - set(names)):
+        raise Ham10000Error(f"{path} has unknown dx {unknown}; expected some of {names}.")
+    labels = table["dx"].map({label: k for k, label in enumerate(names)}).to_numpy(dtype=np.int64)
+    probabilities = table[[f"{_PROBABILITY}{label}" for label in names]].to_numpy(dtype=np.float64)
     return table, labels, validate_probabilities(probabilities, len(labels))
 
 
@@ -208,7 +246,7 @@ def write_evaluation(
             ├── confusion_matrix.png
             ├── reliability.png
             ├── per_class.png
-            └── subgroups.png           with subgroups only
+            └── subgroups.png           with subgroups and malignant labels only
 
     Args:
         output_dir: Destination; made where it does not exist.
@@ -240,7 +278,7 @@ def write_evaluation(
         plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
         plot_reliability(labels, probabilities, figures / "reliability.png")
         plot_per_class(results, figures / "per_class.png")
-        if "subgroups" in results:
+        if results.get("subgroups", {}).get("largest_gaps"):
             plot_subgroups(results["subgroups"], figures / "subgroups.png")
         last = atomic_write_text(scratch / RunFile.EVALUATION, text)
         # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
@@ -271,22 +309,28 @@ def format_results(results: dict[str, Any]) -> str:
         Lines of text without a final newline.
     """
     metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
-    width = max(len(title) for title in METRIC_TITLES.values())
+    titles = {name: metric_title(name) for name in interval_metrics(results)}
+    width = max(map(len, titles.values()))
     lines = [
         f"{metrics['n_images']:,} images of {bootstrap['n_lesions']:,} lesions; {bootstrap['confidence']:.0%} "
         f"intervals from {bootstrap['n_resamples']:,} bootstrap resamples of lesions"
     ]
-    lines += [f"  {METRIC_TITLES[name]:<{width}}  {_cell(intervals[name])}" for name in HEADLINE_METRICS]
+    lines += [f"  {title:<{width}}  {_cell(intervals[name])}" for name, title in titles.items()]
+    if absent := metrics.get("absent_classes"):
+        lines.append(
+            f"  (macro-F1 and balanced accuracy average the classes with images; none of {', '.join(absent)})"
+        )
     lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
     for rule, found in results.get("decisions", {}).items():
         cells = [f"{METRIC_TITLES[name]} {_cell(found[name])}" for name in DECISION_METRICS]
         lines.append(f"  rule {rule}: {', '.join(cells)}")
-    lines.append(f"  {'class':<6} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
+    width = max(6, *map(len, metrics["per_class"]))
+    lines.append(f"  {'class':<{width}} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
     for label, row in metrics["per_class"].items():
         cells = intervals["per_class"][label]
         auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
         lines.append(
-            f"  {label:<6} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
+            f"  {label:<{width}} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
             f"{_cell(cells['f1']):<21}  {auroc}"
         )
     for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
@@ -302,10 +346,13 @@ __all__ = [
     "CONFIDENCE",
     "DECISION_METRICS",
     "METRIC_TITLES",
-    "PROBABILITY_COLUMNS",
     "SUMMARY_METRICS",
+    "at_chance",
     "evaluate_predictions",
     "format_results",
+    "interval_metrics",
+    "metric_title",
+    "predicted_labels",
     "predictions_table",
     "read_predictions",
     "write_evaluation",

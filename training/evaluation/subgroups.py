@@ -1,5 +1,6 @@
 """Results by age band, sex, site and photographs: a mean can hide a group in which malignancies are missed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ FIELDS = {
     "photographs": ("1", "2", "3 or more"),
 }
 STATISTICS = ("accuracy", "malignant_sensitivity", "malignant_specificity")
+_MALIGNANT_IDS = tuple(LABELS.index(label) for label in MALIGNANT)
 
 
 def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
@@ -79,20 +81,23 @@ def subgroup_results(
     probabilities: np.ndarray,
     lesion_groups: ArrayLike,
     *,
+    malignant_ids: Sequence[int] = _MALIGNANT_IDS,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracy, and sensitivity and specificity to malignancy, in every subgroup, with lesion-clustered intervals.
 
-    An image counts as called malignant when its most probable class is akiec, bcc or mel, whichever of the three.
+    An image counts as called malignant when its most probable class is malignant, whichever of them. Without malignant
+    classes the results have the accuracy alone.
     Lesions are resampled over the whole set, so that a difference between groups is that of one resample.
 
     Args:
         metadata: Columns age, sex and localization, optionally photographs (N rows).
         labels: Class ids (N,).
-        probabilities: Probabilities (N, 7).
+        probabilities: Probabilities (N, K).
         lesion_groups: Lesion of each image (N,), known duplicates merged.
+        malignant_ids: Ids of the malignant classes; by default those of HAM10000.
         n_resamples: Number of bootstrap resamples.
         confidence: Coverage of the intervals.
         seed: Seed of the bootstrap.
@@ -107,13 +112,13 @@ def subgroup_results(
     Raises:
         Ham10000Error: For inputs that do not fit together.
     """
-    labels = validate_labels(labels)
-    predicted = validate_probabilities(probabilities, len(labels)).argmax(axis=1)
+    probabilities = validate_probabilities(probabilities, len(labels))
+    labels, predicted = validate_labels(labels, probabilities.shape[1]), probabilities.argmax(axis=1)
     if len(metadata) != len(labels):
         raise Ham10000Error(f"Got {len(metadata)} rows of metadata for {len(labels)} labels.")
     groups = assign_groups(metadata)
     weights = cluster_weights(lesion_groups, n_resamples, seed)
-    malignant_ids = [LABELS.index(name) for name in MALIGNANT]
+    statistics = STATISTICS if len(malignant_ids) else STATISTICS[:1]
     malignant, called = np.isin(labels, malignant_ids), np.isin(predicted, malignant_ids)
     # Statistic to (numerator, denominator) per image; each is a ratio of sums over the group.
     ratios = {
@@ -130,22 +135,24 @@ def subgroup_results(
             if not members.any():
                 continue
             values = {
-                statistic: _ratio(weights, *(part & members for part in parts)) for statistic, parts in ratios.items()
+                statistic: _ratio(weights, *(part & members for part in ratios[statistic])) for statistic in statistics
             }
             row: dict[str, Any] = {
                 "group": name,
                 "n_images": int(members.sum()),
                 "n_lesions": len(np.unique(weights.index[members])),
-                "n_malignant": int((members & malignant).sum()),
-                "n_malignant_lesions": len(np.unique(weights.index[members & malignant])),
             }
-            row["too_few"] = row["n_malignant_lesions"] < MIN_MALIGNANT_LESIONS
+            if len(malignant_ids):
+                row["n_malignant"] = int((members & malignant).sum())
+                row["n_malignant_lesions"] = len(np.unique(weights.index[members & malignant]))
+                row["too_few"] = row["n_malignant_lesions"] < MIN_MALIGNANT_LESIONS
             row |= {key: percentile_interval(*value, confidence).as_dict() for key, value in values.items()}
             rows.append(row)
-            if not row["too_few"] and name != UNKNOWN:
+            if not row.get("too_few", True) and name != UNKNOWN:
                 sensitivities[name] = values["malignant_sensitivity"]
         fields[field] = rows
-        gaps[field] = _largest_gap(sensitivities, confidence)
+        if len(malignant_ids):
+            gaps[field] = _largest_gap(sensitivities, confidence)
     return {"min_malignant_lesions": MIN_MALIGNANT_LESIONS, "fields": fields, "largest_gaps": gaps}
 
 

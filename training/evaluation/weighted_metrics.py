@@ -1,20 +1,19 @@
 """The metrics under many sets of cluster weights at once: what makes thousands of resamples affordable."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.metrics import (
     ECE_BINS,
-    HEADLINE_METRICS,
-    MELANOMA,
-    N_CLASSES,
     NEGATIVES_PER_FALSE_POSITIVE,
     brier_scores,
     calibration_gaps,
     confidence_bins,
+    headline_metrics,
     negative_log_likelihoods,
+    sensitivity_metric,
     validate_labels,
     validate_probabilities,
 )
@@ -22,9 +21,16 @@ from ham10000.training.evaluation.metrics import (
 PER_CLASS_STATISTICS = ("precision", "recall", "f1", "auroc")
 # Beside the headline metrics; the search for a recipe ranks by it.
 AVERAGE_PRECISION = "average_precision_macro"
-STATISTICS = (*HEADLINE_METRICS, AVERAGE_PRECISION) + tuple(
-    f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in LABELS
-)
+
+
+def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
+    """The names of all statistics of a label set; a sensitivity at 95 % specificity for each label."""
+    sensitivities = [sensitivity_metric(label) for label in label_names]
+    per_class = [f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in label_names]
+    return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
+
+
+STATISTICS = statistics_of(LABELS)
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 
@@ -90,48 +96,55 @@ class WeightedMetrics:
     cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
     the weights. A weight of 2 means that the cluster is there twice.
 
-    Where a class of the full sample has weight 0 its recall, F1 and AUROC are undefined (NaN), and macro-F1, balanced
-    accuracy and macro AUROC average the classes that are there: the 0 of `zero_division=0` would say that the model
-    missed images which were never shown to it. A class that the full sample lacks enters macro-F1 as 0 and leaves
-    macro AUROC undefined, as in `compute_metrics`, so that weights of 1 reproduce it.
+    Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and macro-F1, balanced accuracy and macro
+    AUROC average the classes that are there: the 0 of `zero_division=0` would say that the model missed images which
+    were never shown to it. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`,
+    so that weights of 1 reproduce it.
 
     Args:
         labels: Class ids (N,).
-        predictions: Probabilities (N, 7), or predicted class ids (N,) where no statistic needs probabilities.
+        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
         index: Cluster of each image (N,), in 0…n_clusters - 1.
         n_clusters: Number of clusters C.
-        names: Some of `STATISTICS`; per-class ones are written `"recall:mel"`.
+        names: Some of `statistics_of(label_names)`; per-class ones are written `"recall:mel"`.
+        label_names: The K labels in the order of their ids.
 
     Raises:
         Ham10000Error: For unknown names, bad labels or probabilities, or probabilities that are missing.
     """
 
     def __init__(
-        self, labels: np.ndarray, predictions: np.ndarray, index: np.ndarray, n_clusters: int, names: Iterable[str]
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        index: np.ndarray,
+        n_clusters: int,
+        names: Iterable[str],
+        label_names: Sequence[str] = LABELS,
     ) -> None:
-        self.names = tuple(names)
-        unknown = sorted(set(self.names) - set(STATISTICS))
-        if unknown:
-            raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(STATISTICS)}.")
-        labels = validate_labels(labels)
+        self.names, self.label_names = tuple(names), list(label_names)
+        n_classes, known = len(self.label_names), statistics_of(label_names)
+        if unknown := sorted(set(self.names) - set(known)):
+            raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
+        labels = validate_labels(labels, n_classes)
         probabilities = None
         if np.ndim(predictions) == 1:
-            predicted = validate_labels(predictions)
+            predicted = validate_labels(predictions, n_classes)
             needy = [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]
             if needy:
-                raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {N_CLASSES}), got class ids (N,).")
+                raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {n_classes}), got class ids (N,).")
         else:
-            probabilities = validate_probabilities(predictions, len(labels))
+            probabilities = validate_probabilities(predictions, len(labels), n_classes)
             predicted = probabilities.argmax(axis=1)
         if not len(labels) == len(predicted) == len(index):
             raise Ham10000Error(
                 f"Got {len(labels)} labels, {len(predicted)} predictions and {len(index)} clusters; expected one each."
             )
         self._index = index
-        self._full_support = np.bincount(labels, minlength=N_CLASSES)
+        self._full_support = np.bincount(labels, minlength=n_classes)
         self._confusion = np.bincount(
-            index * N_CLASSES**2 + labels * N_CLASSES + predicted, minlength=n_clusters * N_CLASSES**2
-        ).reshape(n_clusters, N_CLASSES**2)  # (C, 49)
+            index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
+        ).reshape(n_clusters, n_classes**2)  # (C, K * K)
         self._sums: dict[str, np.ndarray] = {}
         self._rankings: dict[int, _Ranking] = {}
         if probabilities is not None:
@@ -146,11 +159,10 @@ class WeightedMetrics:
         bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
         self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
-        ranked = {LABELS.index(name.partition(":")[2]) for name in self.names if name.startswith("auroc:")}
-        if {"auroc_macro", AVERAGE_PRECISION} & set(self.names):
-            ranked |= set(range(N_CLASSES))
-        if "melanoma_sensitivity_at_95_specificity" in self.names:
-            ranked.add(MELANOMA)
+        ranked = set()
+        for k, label in enumerate(self.label_names):
+            wanted = {"auroc_macro", AVERAGE_PRECISION, f"auroc:{label}", sensitivity_metric(label)}
+            ranked |= {k} if wanted & set(self.names) else set()
         self._rankings = {k: _Ranking(labels == k, probabilities[:, k]) for k in sorted(ranked)}
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,7 +175,8 @@ class WeightedMetrics:
             Statistic to values (B,), NaN where undefined.
         """
         weights = np.asarray(weights, dtype=np.float64)
-        values = self._from_confusion((weights @ self._confusion).reshape(-1, N_CLASSES, N_CLASSES))
+        n_classes = len(self.label_names)
+        values = self._from_confusion((weights @ self._confusion).reshape(-1, n_classes, n_classes))
         if self._sums:
             totals = weights @ self._confusion.sum(axis=1)  # (B,): weighted number of images
             values["nll"] = weights @ self._sums["nll"] / totals
@@ -174,39 +187,38 @@ class WeightedMetrics:
         return {name: values[name] for name in self.names}
 
     def _from_confusion(self, confusion: np.ndarray) -> dict[str, np.ndarray]:
-        support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)  # (B, 7)
+        support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)  # (B, K)
         hits = np.diagonal(confusion, axis1=1, axis2=2)
         recall, precision = _divide(hits, support), _divide(hits, predicted)
         f1 = np.nan_to_num(_divide(2 * hits, support + predicted), nan=0.0)
-        present_f1 = np.where((support == 0) & (self._full_support > 0), np.nan, f1)
+        present_f1 = np.where(support == 0, np.nan, f1)
         values = {
             "accuracy": hits.sum(axis=1) / support.sum(axis=1),
             "macro_f1": _nan_mean(present_f1),
             "weighted_f1": (f1 * support).sum(axis=1) / support.sum(axis=1),
             "balanced_accuracy": _nan_mean(recall),
         }
-        per_class = {"precision": precision, "recall": recall, "f1": np.where(support == 0, np.nan, f1)}
+        per_class = {"precision": precision, "recall": recall, "f1": present_f1}
         for name, table in per_class.items():
-            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(LABELS)}
+            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
         return values
 
     def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = {}
-        if "melanoma_sensitivity_at_95_specificity" in self.names:
-            values["melanoma_sensitivity_at_95_specificity"] = self._rankings[MELANOMA].sensitivity_at_95_specificity(
-                weights
-            )
-        wanted = [k for k in self._rankings if "auroc_macro" in self.names or f"auroc:{LABELS[k]}" in self.names]
-        aurocs = {k: self._rankings[k].auroc(weights) for k in wanted}
-        values |= {f"auroc:{LABELS[k]}": auroc for k, auroc in aurocs.items()}
+        values, aurocs = {}, {}
+        for k, ranking in self._rankings.items():
+            label = self.label_names[k]
+            if (name := sensitivity_metric(label)) in self.names:
+                values[name] = ranking.sensitivity_at_95_specificity(weights)
+            if {"auroc_macro", f"auroc:{label}"} & set(self.names):
+                values[f"auroc:{label}"] = aurocs[k] = ranking.auroc(weights)
         if AVERAGE_PRECISION in self.names:
             values[AVERAGE_PRECISION] = _nan_mean(
-                np.stack([self._rankings[k].average_precision(weights) for k in range(N_CLASSES)], axis=1)
+                np.stack([self._rankings[k].average_precision(weights) for k in range(len(self.label_names))], axis=1)
             )
         if "auroc_macro" in self.names:
-            macro = _nan_mean(np.stack([aurocs[k] for k in range(N_CLASSES)], axis=1))
+            macro = _nan_mean(np.stack([aurocs[k] for k in range(len(self.label_names))], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
         return values
 
 
-__all__ = ["AVERAGE_PRECISION", "PER_CLASS_STATISTICS", "STATISTICS", "WeightedMetrics"]
+__all__ = ["AVERAGE_PRECISION", "PER_CLASS_STATISTICS", "STATISTICS", "WeightedMetrics", "statistics_of"]

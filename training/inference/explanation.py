@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
 from ham10000.training.inference.metadata_effects import MetadataEffects, logits_from_embeddings, metadata_effects
+from ham10000.training.inference.out_of_distribution import picture_warning
+from ham10000.training.inference.prediction import Calibration, calibration_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +31,16 @@ class Explanation:
         heatmaps: Label to the Grad-CAM map of that class, (image height, image width) float32 in [0, 1]; the predicted
             class first.
         name: Name of the image in the figure; None for none.
-        temperature: The model's calibration temperature; 1 if it was never calibrated.
+        calibration: What is known about the probabilities.
+        warning: Why the prediction is worth nothing; None for no reason.
     """
 
     effects: MetadataEffects
     image: Image.Image | None
     heatmaps: dict[str, np.ndarray]
     name: str | None = None
-    temperature: float = 1.0
+    calibration: Calibration = Calibration()
+    warning: str | None = None
 
 
 def explain(
@@ -45,7 +49,7 @@ def explain(
     image: object = None,
     metadata: Mapping[str, object] | None = None,
     *,
-    label: str = "mel",
+    label: str | None = None,
     name: str | None = None,
     unknown_values: str = "error",
 ) -> Explanation:
@@ -56,8 +60,8 @@ def explain(
         processor: The model's processor.
         image: An image in any form `load_image` reads; None for the metadata variant.
         metadata: One row, as for the processor; None if nothing is known.
-        label: The class that is explained next to the predicted one; where it is the predicted one, the second most
-            probable takes its place.
+        label: The class that is explained next to the predicted one, by default mel; where it is the predicted one, or
+            the model has no mel, the second most probable takes its place.
         name: Name of the image in the figure.
         unknown_values: As for `metadata_effects`.
 
@@ -67,21 +71,24 @@ def explain(
     Raises:
         Ham10000Error: As `grad_cam` and `metadata_effects`, and for an unknown label.
     """
-    if label not in LABELS:
-        raise Ham10000Error(f"`label` must be one of {list(LABELS)}, got {label!r}.")
+    names = model.config.label_names
+    if label is not None and label not in names:
+        raise Ham10000Error(f"`label` must be one of {names}, got {label!r}.")
+    label = label or ("mel" if "mel" in names else None)
     loaded = None if image is None else load_image(image)
     effects = metadata_effects(model, processor, loaded, metadata, unknown_values=unknown_values)
     heatmaps: dict[str, np.ndarray] = {}
     if loaded is not None:
-        order = [LABELS[index] for index in np.argsort(-effects.baseline, kind="stable")]
-        chosen = [order[0], order[1] if label == order[0] else label]
+        order = [names[index] for index in np.argsort(-effects.baseline, kind="stable")]
+        chosen = [order[0], order[1] if label in (None, order[0]) else label]
         pixel_values = processor.image_processor(loaded)["pixel_values"].expand(2, -1, -1, -1)
         rows = None
         if model.config.uses_metadata:
             rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
-        maps = grad_cam(model, pixel_values, [LABELS.index(name) for name in chosen], rows)
+        maps = grad_cam(model, pixel_values, [names.index(name) for name in chosen], rows)
         heatmaps = dict(zip(chosen, resize_heatmaps(maps, loaded.size), strict=True))
-    return Explanation(effects, loaded, heatmaps, name, float(model.config.temperature))
+    warning = None if loaded is None else picture_warning(loaded)
+    return Explanation(effects, loaded, heatmaps, name, calibration_of(model), warning)
 
 
 def grad_cam(
@@ -114,7 +121,7 @@ def grad_cam(
 
     Raises:
         Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
-            as a ViT), inputs the model does not read, or class ids outside 0..6.
+            as a ViT), inputs the model does not read, or class ids that the model has not.
     """
     try:
         from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
@@ -139,7 +146,7 @@ def grad_cam(
             dimension = _channel_dimension(model, features)
 
             def score(feature_map: torch.Tensor) -> torch.Tensor:
-                """(batch, channels, h, w) to (batch, 7) logits."""
+                """(batch, channels, h, w) to (batch, classes) logits."""
                 mapped = layer(feature_map).movedim(1, dimension).to(dtype)
                 embedding = backbone.forward_head(mapped).to(model.classifier.weight.dtype)
                 return logits_from_embeddings(model, embedding, rows).float()
@@ -168,9 +175,10 @@ def _check_explainable(
         raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
     model._check_inputs(pixel_values, metadata)
     targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
-    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < len(LABELS))).all()):
+    classes = len(model.config.label_names)
+    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < classes)).all()):
         raise Ham10000Error(
-            f"`class_ids` must be {len(pixel_values)} class ids in 0..{len(LABELS) - 1}, one per image, "
+            f"`class_ids` must be {len(pixel_values)} class ids in 0..{classes - 1}, one per image, "
             f"got {targets.tolist()}."
         )
     if not hasattr(model.backbone, "forward_features"):

@@ -1,10 +1,13 @@
 """Draws an explanation: image, heat maps, probabilities, and what the metadata changes."""
 
+import itertools
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,11 +16,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
-from ham10000.modeling import LABEL_DESCRIPTIONS, LABELS, MALIGNANT, Ham10000Error
+from ham10000.modeling import Ham10000Error
 from ham10000.training.inference.explanation import Explanation
 from ham10000.training.inference.inputs import Sample
 from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
-from ham10000.training.inference.output import DISCLAIMER, calibration_note, malignant_total, points, shown_name
+from ham10000.training.inference.output import DISCLAIMER, points, shown_name
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -90,7 +93,11 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
             _draw_age_sweep(sweep, effects)
         else:
             _draw_probabilities(part.subplots(), effects)
-    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
+    if explanation.warning:
+        text = textwrap.fill(plain(explanation.warning), 130)
+        figure.suptitle(f"{text}\n{_title(explanation)}", x=0.012, ha="left", fontsize=10, linespacing=1.4)
+    else:
+        figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
     if path is not None:
         with warnings.catch_warnings():
@@ -104,11 +111,11 @@ def _title(explanation: Explanation) -> str:
     """The answer, and what it was given."""
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
-    total = malignant_total(effects.baseline)
+    total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""
     given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
-    note = calibration_note(explanation.temperature)
+    answer = f"Predicted: {effects.labels[best]} {effects.baseline[best]:.1%}{total}; {explanation.calibration}"
     lines = (
-        f"Predicted: {LABELS[best]} {effects.baseline[best]:.1%}, malignant total {total:.1%}; {note}",
+        "" if explanation.warning else answer,
         "; ".join(part for part in (shown_name(explanation.name), given) if part),
     )
     return "\n".join(plain(line) for line in lines if line)
@@ -120,7 +127,7 @@ def _draw_images(part: SubFigure, explanation: Explanation) -> None:
     assert image is not None
     panels = [("The image", image, "")]
     for label, heatmap in explanation.heatmaps.items():
-        share = explanation.effects.baseline[LABELS.index(label)]
+        share = explanation.effects.baseline[explanation.effects.labels.index(label)]
         which = "the predicted class" if len(panels) == 1 else f"{share:.1%}"
         note = "" if heatmap.any() else f"No region speaks for {label}."
         panels.append((f"What speaks for {label} ({which})", overlay_heatmap(image, heatmap), note))
@@ -141,7 +148,7 @@ def _draw_images(part: SubFigure, explanation: Explanation) -> None:
 
 
 def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
-    """The seven probabilities, and next to them those with all metadata unknown, where that differs."""
+    """The probabilities, and next to them those with all metadata unknown, where that differs."""
     order = np.argsort(-effects.baseline, kind="stable")
     positions = np.arange(len(order))
     without = effects.unknown() if any(value != UNKNOWN for value in effects.given.values()) else None
@@ -164,25 +171,36 @@ def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
         title = "In brackets: what the metadata\nadds, in percentage points"
         axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
-    names = [f"{LABEL_DESCRIPTIONS[LABELS[index]]} ({LABELS[index]})".replace(" / ", " /\n") for index in order]
+    labels = [effects.labels[index] for index in order]
+    names = [_long_name(label, effects.descriptions[label]) for label in labels]
     axes.set_yticks(positions, names, fontsize=9)
-    for tick, index in zip(axes.get_yticklabels(), order, strict=True):
-        if LABELS[index] in MALIGNANT:
+    for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
+        if label in effects.malignant:
             tick.set_color(OKABE_ITO["vermilion"])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_xlabel(f"In colour: counted in the malignant total ({' + '.join(MALIGNANT)})", fontsize=10, color=GREY)
+    if effects.malignant:
+        text = plain(f"In colour: counted in the malignant total ({' + '.join(effects.malignant)})")
+        axes.set_xlabel(text, fontsize=10, color=GREY)
+
+
+def _long_name(label: str, description: str) -> str:
+    """A class by both names, or by its only one."""
+    return plain(label if description == label else f"{description} ({label})").replace(" / ", " /\n")
 
 
 def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     """Every class's probability over the ages, all else as given."""
     rows = effects.varied("age")
     ages = [float(row.value) for row in rows]
-    table = np.stack([row.probabilities for row in rows])  # (ages, 7)
-    for label, (colour, marker) in _STYLES.items():
-        shares = table[:, LABELS.index(label)]
-        axes.plot(ages, shares, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6, label=label)
+    table = np.stack([row.probabilities for row in rows])  # (ages, classes)
+    # Other markers than those above, so that no two classes look the same.
+    spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
+    for index, label in enumerate(effects.labels):
+        colour, marker = _STYLES.get(label) or next(spare)[::-1]
+        options: dict[str, Any] = {"marker": marker, "color": OKABE_ITO[colour], "markersize": 4, "linewidth": 1.6}
+        axes.plot(ages, table[:, index], label=plain(label), **options)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
@@ -207,9 +225,9 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     groups = [[row for row in effects.rows if row.value == UNKNOWN]]
     groups += [effects.varied(field) for field in effects.given if field != "age"]  # ages have their own panel
     columns = [row for group in groups for row in group]
-    table = np.stack([row.probabilities for row in columns], axis=1) - effects.baseline[:, None]  # (7, columns)
-    totals = np.array([malignant_total(row.probabilities) for row in columns]) - malignant_total(effects.baseline)
-    changes = 100 * np.vstack([table, totals])  # (8, columns) points
+    table = np.stack([row.probabilities for row in columns], axis=1) - effects.baseline[:, None]  # (classes, columns)
+    totals = np.array([effects.malignant_total(row.probabilities) for row in columns]) - effects.malignant_total()
+    changes = 100 * (np.vstack([table, totals]) if effects.malignant else table)  # (classes + 1, columns) points
     scale = max(_LEAST_SCALE, float(np.abs(changes).max()))
     axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
     for row, column in np.ndindex(*changes.shape):
@@ -219,9 +237,11 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     for start in np.cumsum([len(group) for group in groups[:-1]]):
         axes.axvline(start - 0.5, color=GREY, linewidth=1.2)
-    axes.axhline(len(LABELS) - 0.5, color=GREY, linewidth=1.2)
+    if effects.malignant:
+        axes.axhline(len(effects.labels) - 0.5, color=GREY, linewidth=1.2)
     style_axes(axes, title="Change of each probability, in percentage points, when one field is changed", grid="none")
-    axes.set_yticks(range(len(LABELS) + 1), [*LABELS, "malignant total"])
+    names = [*map(plain, effects.labels), *(["malignant total"] if effects.malignant else [])]
+    axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(columns)), [_column_name(row, effects) for row in columns], rotation=40, ha="right")
     for tick, effect in zip(axes.get_xticklabels(), columns, strict=True):
         tick.set(rotation_mode="anchor", fontsize=9.5)

@@ -1,5 +1,6 @@
 """How one prediction depends on its metadata: every field unknown, and every field varied, with the image fixed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import (
+    LABEL_DESCRIPTIONS,
+    MALIGNANT,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Processor,
+)
 
 # `ham10000-predict` imports this file: nothing here may import datasets, pandas, scikit-learn or matplotlib.
 
@@ -23,7 +30,7 @@ class MetadataEffect:
     Attributes:
         field: The field that was changed, or `ALL_FIELDS`.
         value: Its new value as shown, such as `"60"` or `"back"`; `UNKNOWN` for missing.
-        probabilities: (7,) float64, in the order of `LABELS`.
+        probabilities: (classes,) float64, in the order of the labels.
     """
 
     field: str
@@ -39,18 +46,27 @@ class MetadataEffects:
         labels: The classes, in the order of the probabilities.
         given: The metadata as the model read it, by field, as shown; `UNKNOWN` for missing. Empty for the image
             variant.
-        baseline: (7,) float64 probabilities with the metadata as given.
+        baseline: (classes,) float64 probabilities with the metadata as given.
         rows: The changes: each field unknown and, of several fields, all of them; then each field varied over the
             ages 0, 5, … 85 or its vocabulary, the given value included. Empty for the image variant.
+        malignant: The malignant classes; may be empty.
+        descriptions: Plain-language name of each class.
     """
 
     labels: tuple[str, ...]
     given: dict[str, str]
     baseline: np.ndarray
     rows: tuple[MetadataEffect, ...]
+    malignant: tuple[str, ...] = MALIGNANT
+    descriptions: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(LABEL_DESCRIPTIONS))
+
+    def malignant_total(self, probabilities: np.ndarray | None = None) -> float:
+        """The sum of the probabilities (classes,), by default those of the baseline, of the malignant classes."""
+        row = self.baseline if probabilities is None else probabilities
+        return float(sum(row[self.labels.index(label)] for label in self.malignant))
 
     def unknown(self, field: str = ALL_FIELDS) -> np.ndarray | None:
-        """(7,) probabilities with a field, by default every field, unknown; None if the model lacks the field."""
+        """(classes,) probabilities with a field, by default all, unknown; None if the model lacks the field."""
         if field == ALL_FIELDS and len(self.given) == 1:
             (field,) = self.given
         return next((row.probabilities for row in self.rows if (row.field, row.value) == (field, UNKNOWN)), None)
@@ -71,7 +87,7 @@ def logits_from_embeddings(
         metadata: (batch, fields) raw values; None for the image variant.
 
     Returns:
-        (batch, 7) logits, divided by the temperature.
+        (batch, classes) logits, divided by the temperature.
     """
     features: Any = image
     if metadata is not None:
@@ -164,7 +180,14 @@ def metadata_effects(
         model.train(was_training)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, 7)
     rows = (MetadataEffect(*change, row) for change, row in zip(changes, probabilities[1:], strict=True))
-    return MetadataEffects(LABELS, given, probabilities[0], tuple(rows))
+    return MetadataEffects(
+        tuple(config.label_names),
+        given,
+        probabilities[0],
+        tuple(rows),
+        tuple(config.malignant_labels),
+        config.label_descriptions,
+    )
 
 
 def _changed_rows(

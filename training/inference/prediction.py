@@ -7,22 +7,73 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
+from ham10000.training.utils.files import read_json
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known about a checkpoint's probabilities.
+
+    Attributes:
+        temperature: The logits are divided by it; 1 where none was fitted.
+        ece: Expected calibration error in [0, 1] that its evaluation measured at this temperature; None without one.
+        part: The part of the data it was measured on, such as `test`.
+        of_another_run: Whether the temperature was fitted on another run, because this one left no images for it.
+    """
+
+    temperature: float = 1.0
+    ece: float | None = None
+    part: str | None = None
+    of_another_run: bool = False
+
+    def __str__(self) -> str:
+        scaled = "not temperature-scaled"
+        if self.temperature != 1:
+            scaled = f"temperature-scaled (T = {self.temperature:.3g}{', of another run' * self.of_another_run})"
+        measured = "calibration error not measured" if self.ece is None else f"ECE {self.ece:.3f} on {self.part}"
+        return f"{scaled}; {measured}"
+
+
+def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
+    """What `load_checkpoint` found about a model's probabilities; of a model made otherwise its temperature alone."""
+    return getattr(model, "calibration", None) or Calibration(float(model.config.temperature))
+
+
+def _read_calibration(checkpoint: str, revision: str | None, temperature: float) -> Calibration:
+    """From `eval_results.json` and `train_config.json`, which a checkpoint need not have."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in (RunFile.EVALUATION, RunFile.TRAINING):
+        # A missing or damaged record is no reason not to predict: the claim is left out.
+        with contextlib.suppress(Ham10000Error, HfHubHTTPError, OSError):
+            path = Path(checkpoint) / name
+            if not Path(checkpoint).is_dir():
+                path = Path(hf_hub_download(checkpoint, name, revision=revision))
+            found[name] = read_json(path, optional=True) or {}
+    evaluation, training = found.get(RunFile.EVALUATION, {}), found.get(RunFile.TRAINING, {})
+    ece, part = None, None
+    if evaluation.get("temperature") == temperature:
+        ece, part = evaluation.get("metrics", {}).get("ece"), evaluation.get("split", {}).get("name")
+    other = temperature != 1 and bool(training.get("config", {}).get("train_on_validation"))
+    return Calibration(temperature, ece, part, other)
 
 
 def choose_device(name: str) -> torch.device:
@@ -129,6 +180,8 @@ def load_checkpoint(
             f"({type(error).__name__}: {str(error)[:300]}). Copy it again."
         ) from error
     _check_match(name, model, processor)
+    calibration = _read_calibration(source, revision, float(model.config.temperature))
+    setattr(model, "calibration", calibration)  # noqa: B010 (nn.Module's attributes are typed)
     return model.to(device).eval(), processor
 
 
@@ -186,7 +239,8 @@ def predict(
         progress: Whether to show a progress bar on stderr, if there is more than one batch.
 
     Returns:
-        (samples, 7) float64 probabilities in the order of `LABELS`, calibrated by the checkpoint's temperature.
+        (samples, classes) float64 probabilities in the order of `model.config.label_names`, the logits divided by the
+        checkpoint's temperature.
 
     Raises:
         Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
@@ -261,7 +315,7 @@ class _Loader(Protocol):
 
 @torch.inference_mode()
 def predict_logits(
-    model: Callable[..., Any],
+    model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
     accelerator: Any = None,
@@ -281,7 +335,7 @@ def predict_logits(
         progress: Whether to show a progress bar.
 
     Returns:
-        (rows, 7) float32 logits in the order of the loader's samples.
+        (rows, classes) float32 logits in the order of the loader's samples.
 
     Raises:
         Ham10000Error: For another number of views.
@@ -301,7 +355,7 @@ def predict_logits(
         parts.append(
             outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
         )
-    logits = torch.cat(parts) if parts else torch.zeros(0, 7, device=loader.device)
+    logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
     # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
@@ -313,8 +367,10 @@ def predict_logits(
 
 
 __all__ = [
+    "Calibration",
     "SHIPPED_CHECKPOINTS",
     "VIEWS",
+    "calibration_of",
     "choose_device",
     "load_checkpoint",
     "predict",

@@ -1,7 +1,7 @@
 """The steps of the study: train what is missing, gather predictions and metadata, report, release."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from ham10000.modeling import Ham10000Error, create_processor
+from ham10000.modeling import LABELS, Ham10000Error, create_processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.readers import read_source
@@ -47,9 +47,10 @@ def train_runs(
         data: Result of `load_data`.
 
     Raises:
-        Ham10000Error: As `train` does.
+        Ham10000Error: As `train` does, and for labels other than HAM10000's.
         Interrupted: After SIGTERM or SIGINT in training, with the state saved.
     """
+    _require_ham10000_labels(data[1].labels)
     start = time.perf_counter()
     for number, (run, directory) in enumerate(places.items(), 1):
         accelerator.print(f"--- run {number} of {len(places)}: {run.name}", flush=True)
@@ -72,6 +73,15 @@ def train_runs(
         accelerator.wait_for_everyone()
         minutes = (time.perf_counter() - start) / 60
         accelerator.print(f"--- {run.name}: {done}; {minutes:.1f} min so far", flush=True)
+
+
+def _require_ham10000_labels(labels: Sequence[str]) -> None:
+    """The study's questions, metrics and figures are about HAM10000's classes."""
+    if list(labels) != list(LABELS):
+        raise Ham10000Error(
+            f"The study is about the labels {list(LABELS)}, but the data's are {list(labels)}: read them as these "
+            "with --label_map OLD=NEW, and drop the rest with --data_fixes drop_unknown_labels."
+        )
 
 
 def read_metadata(base: TrainConfig) -> pd.DataFrame:
@@ -110,8 +120,10 @@ def fit_protocol(
         Variant to calibrated logits, and what their analysis reads.
 
     Raises:
-        Ham10000Error: If images of the predictions are not in the data, or have another label there.
+        Ham10000Error: If images of the predictions are not in the data, or have another label there, or one that is
+            none of HAM10000's.
     """
+    _require_ham10000_labels(image.classes)
     config = TrainConfig(modality="metadata").model_config()
     processor = create_processor(config)
     rows = matching_rows(frame, image)

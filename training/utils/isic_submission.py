@@ -23,20 +23,35 @@ ISIC_COLUMNS = {
 }
 
 
-def format_submission(image_ids: Sequence[str], probabilities: np.ndarray) -> str:
+def check_submission_labels(label_names: Sequence[str]) -> None:
+    """Refuses a model of other labels than HAM10000's seven.
+
+    Raises:
+        Ham10000Error: For labels that ISIC 2018, task 3, has not, or lacks.
+    """
+    if set(label_names) != set(LABELS):
+        raise Ham10000Error(
+            f"ISIC 2018, task 3, asks for the seven classes {list(LABELS)}; this model has {list(label_names)}. Use a "
+            "model of these seven, or the format csv."
+        )
+
+
+def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
     """Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, probabilities to the last bit.
 
     Args:
         image_ids: Image ids (N,), such as ISIC_0034524: no folder, no suffix.
-        probabilities: Probabilities (N, 7), columns in the order of `LABELS`.
+        probabilities: Probabilities (N, 7), columns in the order of `label_names`.
+        label_names: The seven labels in the order of their ids.
 
     Returns:
         The file's text.
 
     Raises:
         Ham10000Error: For an id that is empty or there twice, which the challenge's site would refuse, or that
-            `check_submission_ids` refuses.
+            `check_submission_ids` refuses, and for other labels than the seven.
     """
+    check_submission_labels(label_names)
     check_submission_ids(image_ids)
     seen: set[str] = set()
     for number, image_id in enumerate(image_ids):
@@ -50,7 +65,7 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray) -> st
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *ISIC_COLUMNS])
-    order = [LABELS.index(label) for label in ISIC_COLUMNS.values()]
+    order = [list(label_names).index(label) for label in ISIC_COLUMNS.values()]
     for image_id, row in zip(image_ids, probabilities[:, order], strict=True):
         writer.writerow([image_id, *row.tolist()])
     return text.getvalue()
@@ -70,4 +85,4 @@ def check_submission_ids(image_ids: Sequence[str]) -> None:
             )
 
 
-__all__ = ["ISIC_COLUMNS", "check_submission_ids", "format_submission"]
+__all__ = ["ISIC_COLUMNS", "check_submission_ids", "check_submission_labels", "format_submission"]
