@@ -8,7 +8,7 @@ Without options it shows the models of examples/checkpoints, as `make app` does.
 
 import sys
 
-from ham10000.hub_upload.app_page import main
+from ham10000.hub_upload.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

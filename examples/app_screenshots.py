@@ -11,9 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from ham10000.hub_upload.app_models import load_models
-from ham10000.hub_upload.app_page import build_page, serve
-from ham10000.modeling import LABELS
+from ham10000.hub_upload.app import build_page, load_models, serve
 from ham10000.training.utils.files import atomic_path
 
 FIGURES = Path(__file__).parent / "figures"
@@ -39,16 +37,15 @@ def main(checkpoints: list[str]) -> None:
         for name, view in _VIEWS.items():
             opened = browser.new_page(**view)
             opened.goto(address)
-            opened.wait_for_selector("#ham-effects table", timeout=60_000)
-            opened.locator("#ham-samples button").nth(LABELS.index("mel")).click()
-            for label, option in (("Age in years", "60"), ("Site on the body", "back")):
+            opened.wait_for_selector("#ham-model-1 table", timeout=60_000)
+            opened.locator("#ham-samples").get_by_role("button", name="melanoma", exact=False).first.click()
+            for label, option in (("Age in years", "60"), ("Sex", "male"), ("Site on the body", "back")):
                 opened.get_by_label(label).click()
                 opened.get_by_role("option", name=option, exact=True).click()
-            opened.get_by_label("male", exact=True).check()
-            opened.get_by_text("age 60, sex male, site back").first.wait_for(timeout=60_000)
+            opened.get_by_text("all of them unknown").first.wait_for(timeout=60_000)
             opened.wait_for_timeout(1000)  # until the lists have faded
             if name == "app_phone":
-                opened.locator('#ham-shares [data-model="fusion"]').scroll_into_view_if_needed()
+                opened.locator("#ham-model-2").scroll_into_view_if_needed()
                 opened.mouse.wheel(0, 120)
                 opened.wait_for_timeout(500)
             else:

@@ -25,12 +25,12 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.utils.files import atomic_write_text
 from ham10000.training.utils.markdown_text import bullets, code, join
 
-_PAGE = "ham10000.hub_upload.app_page"
+_PAGE = "ham10000.hub_upload.app"
 # Names of packages on the index, where they differ from what is imported.
 _DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 _APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
 
-from ham10000.hub_upload.app_page import main
+from ham10000.hub_upload.app import main
 
 MODELS = {models}
 

@@ -1,0 +1,510 @@
+"""The demo in a browser: an image, age, sex and site in; probabilities, heat maps and metadata effects out.
+
+`examples/app.py` starts it on your own machine; `ham10000-space` makes a Hugging Face Space of it.
+"""
+
+import argparse
+import contextlib
+import functools
+import html
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Before gradio is imported, which reads it then: this page tells nobody that it was opened.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from PIL import Image, UnidentifiedImageError
+
+from ham10000.hub_upload.run_files import RunFiles, read_run
+from ham10000.modeling import (
+    LABEL_DESCRIPTIONS,
+    LABELS,
+    LOCALIZATIONS,
+    MODALITIES,
+    SEXES,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Processor,
+    load_image,
+)
+from ham10000.training.data.synthetic import Lesion, render
+from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
+from ham10000.training.evaluation.decision import decide
+from ham10000.training.inference.explanation import explain
+from ham10000.training.inference.explanation_figure import overlay_heatmap
+from ham10000.training.inference.metadata_effects import (
+    ALL_FIELDS,
+    SWEEP_AGES,
+    UNKNOWN,
+    MetadataEffects,
+    metadata_effects,
+)
+from ham10000.training.inference.out_of_distribution import picture_warning
+from ham10000.training.inference.output import DISCLAIMER, points
+from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, calibration_of, load_checkpoint
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.markdown_text import bullets, escape, join, percent, table, words
+
+try:
+    import gradio as gr
+except ImportError as missing:
+    raise SystemExit(f"error: The demo needs gradio ({missing}): `pip install ham10000[app]`.") from missing
+
+MOST_PROBABLE = "the most probable one"
+_REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
+# Files that say what a model was trained on; the weights come through `load_checkpoint`.
+_RUN_FILES = ["config.json", "processor_config.json", "train_config.json", "split.csv", "eval_results.json"]
+_FIELDS = {"age": "age", "sex": "sex", "site": "localization"}
+_TITLES = {field: title for title, field in _FIELDS.items()} | {ALL_FIELDS: "all of them"}
+# Uploaded images, and their traces, are deleted after this many seconds.
+_KEEP_SECONDS = 3600
+# What Gradio's theme cannot say: the notice stays in view, the thumbnails in the buttons are large enough to see.
+_CSS = """
+#ham-notice { position: fixed; inset: 0 0 auto 0; z-index: 1000; padding: .5rem 1rem; background: #7a1f00; }
+#ham-notice * { color: #fff; margin: 0; text-align: center; font-weight: 600; }
+.gradio-container > .main { padding-top: 3.4rem !important; }
+#ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; font-weight: 400; line-height: 1.2; }
+#ham-samples img { width: 100%; height: auto; margin: 0; }
+#ham-warning [role] { border-left: .35rem solid #b58900; background: rgba(181, 137, 0, .15); padding: .6rem .8rem; }
+"""
+_ABOUT = f"""
+- The classes of a model add up to 100 %, whatever the image shows.
+- Grad-CAM (Selvaraju et al. 2017): yellow marks the region that speaks most for the class; where there is no colour,
+  nothing speaks for it. Each map is scaled to its own maximum: maps compare in place, not in strength. It says where
+  the network looks, not whether it is right.
+- Metadata: the image stays the same, only what the model is told changes; in brackets the difference in percentage
+  points. These are statements about the model, not about skin.
+- An upload goes to this server only, and is deleted there after an hour. The samples are drawn by this package.
+
+{DISCLAIMER}
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class DemoModel:
+    """One column of the comparison.
+
+    Attributes:
+        name: As shown.
+        model: The model.
+        processor: Its processor.
+        run: The files next to its weights; None where they cannot be read.
+    """
+
+    name: str
+    model: Ham10000ForImageClassification
+    processor: Ham10000Processor
+    run: RunFiles | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its files say that it was trained on this package's synthetic images."""
+        return self.run is not None and self.run.synthetic_training
+
+    def shown(self, label: str) -> str:
+        """A class by its plain name, with its label in brackets."""
+        description = (self.model.config.label_descriptions or {}).get(label, label)
+        return label if description == label else f"{description} ({label})"
+
+
+class Answer(NamedTuple):
+    """What one model says: effects, the heat map of the class `label` on the image, and why something is missing."""
+
+    effects: MetadataEffects | None = None
+    overlay: Image.Image | None = None
+    label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The image in use: RGB with its name, or neither, with the reason in `error` if something is wrong."""
+
+    image: Image.Image | None = None
+    name: str = ""
+    error: str = ""
+
+
+def load_models(references: Sequence[str]) -> list[DemoModel]:
+    """Loads what is compared.
+
+    Args:
+        references: A checkpoint folder or `user/name@revision` each.
+
+    Returns:
+        The models in that order.
+
+    Raises:
+        Ham10000Error: For a checkpoint that cannot be loaded, a Hub id without a revision, or models of different
+            label sets.
+    """
+    models: list[DemoModel] = []
+    for reference in references:
+        match = None if Path(reference).exists() else _REFERENCE.fullmatch(reference)
+        if match is None and reference.count("/") == 1 and not Path(reference).exists():
+            raise Ham10000Error(
+                f"There is no folder {reference!r}. For a model on the Hub, pin a revision you have read: "
+                f"'{reference.partition('@')[0]}@v1.0'."
+            )
+        repo_id, revision = match.groups() if match else (reference, None)
+        model, processor = load_checkpoint(repo_id, revision)
+        labels = model.config.label_names
+        if models and labels != models[0].model.config.label_names:
+            raise Ham10000Error(
+                f"{reference!r} has the labels {labels}, the first model {models[0].model.config.label_names}; only "
+                "models of one label set are shown side by side."
+            )
+        run = None
+        # A checkpoint without these files is complete for prediction, so their absence is no error.
+        with contextlib.suppress(Ham10000Error, OSError, ValueError):
+            folder = snapshot_download(repo_id, revision=revision, allow_patterns=_RUN_FILES) if match else repo_id
+            run = read_run(folder)
+        models.append(DemoModel(Path(repo_id).resolve().name, model, processor, run))
+    return models
+
+
+def choose_checkpoints(given: Sequence[str] | None) -> list[str]:
+    """Returns the values of `--checkpoints`, without any those that come with the source tree.
+
+    Raises:
+        Ham10000Error: If there is none; the message says how to get some.
+    """
+    folders = [SHIPPED_CHECKPOINTS / f"ham10000-{name}" for name in MODALITIES]
+    found = list(given or []) or [str(path) for path in folders if path.is_dir()]
+    if not found:
+        raise Ham10000Error(
+            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Run `make demo`, which "
+            "trains small ones on synthetic images, then give --checkpoints runs/demo/image runs/demo/metadata "
+            "runs/demo/fusion; or give Hub ids with their revision, such as user/ham10000-fusion@v1.0."
+        )
+    return found
+
+
+def sample_images() -> list[tuple[str, Image.Image]]:
+    """One synthetic image of each class with its label; the same ones every time."""
+    samples = []
+    for number, label in enumerate(LABELS):
+        rng = np.random.default_rng((3, number))
+        samples.append((label, render(Lesion.draw(label, rng), rng, (400, 300))))
+    return samples
+
+
+def read_upload(path: str | None) -> Chosen:
+    """Reads an uploaded file.
+
+    Args:
+        path: Where the browser's file lies, or None if it was taken away.
+
+    Returns:
+        The image, or an error for the visitor, which has the file's name and no path of this machine.
+    """
+    if path is None:
+        return Chosen()
+    name = Path(path).name
+    shown = name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
+    try:
+        return Chosen(load_image(Path(path).read_bytes()), shown)
+    except Ham10000Error as error:
+        unknown = isinstance(error.__cause__, UnidentifiedImageError)
+        reason = "it is not an image, or of a kind that cannot be read here" if unknown else "it is damaged or cut off"
+        return Chosen(
+            error=f"“{shown}” cannot be shown: {reason}. Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
+        )
+    except OSError:
+        return Chosen(error=f"“{shown}” did not arrive. Choose it again.")
+
+
+def answer(
+    shown: DemoModel, image: Image.Image | None, metadata: Mapping[str, object], label: str | None = None
+) -> Answer:
+    """Predicts with one model and explains it.
+
+    Args:
+        shown: The model.
+        image: An RGB image, or None.
+        metadata: Any of age, sex, localization; None is missing. A value the model does not know counts as missing.
+        label: The class whose evidence is looked for; None for the most probable one.
+
+    Raises:
+        Ham10000Error: For an impossible age.
+    """
+    config = shown.model.config
+    if config.uses_image and image is None:
+        return Answer(note="This model needs an image.")
+    row = {name: metadata.get(name) for name in shown.processor.metadata_fields} if config.uses_metadata else None
+    image, note = (image, "") if config.uses_image else (None, "This model reads no image.")
+    heatmaps: dict[str, np.ndarray] = {}
+    try:
+        explained = explain(shown.model, shown.processor, image, row, label=label, unknown_values="missing")
+        effects, heatmaps = explained.effects, explained.heatmaps
+    except Ham10000Error as error:  # such as a backbone without a spatial feature map; a wrong age is raised again
+        effects = metadata_effects(shown.model, shown.processor, image, row, unknown_values="missing")
+        note = f"No heat map: {error}"
+    label = label or effects.labels[int(effects.baseline.argmax())]
+    overlay = overlay_heatmap(image, heatmaps[label]) if image is not None and label in heatmaps else None
+    return Answer(effects, overlay, label, note)
+
+
+def summary(shown: DemoModel, answered: Answer, *, warned: bool = False) -> str:
+    """What is said of the probabilities, as Markdown: malignant total, decision rule, prediction set, misses.
+
+    Args:
+        shown: The model.
+        answered: Its answer.
+        warned: Whether the image has a warning: then no class is named as the answer.
+    """
+    effects, config = answered.effects, shown.model.config
+    if effects is None:
+        return f"**{escape(answered.note)}**"
+    lines = []
+    if effects.malignant:
+        which = escape(" + ".join(effects.malignant))
+        lines.append(f"Malignant total ({which}): **{percent(effects.malignant_total())}**")
+    row = effects.baseline[None]  # (1, classes)
+    if config.class_prior is not None and not warned:
+        chosen = effects.labels[int(decide(row, config.class_prior, "balanced")[0])]
+        lines.append(f"By the balanced rule, as if all classes were equally frequent: {escape(shown.shown(chosen))}")
+    if config.conformal_thresholds and not warned:
+        coverage = min((float(key) for key in config.conformal_thresholds), key=lambda value: abs(value - 0.9))
+        chosen_set = prediction_sets(row, saved_thresholds(config.conformal_thresholds, coverage))[0]
+        names = [escape(label) for label, inside in zip(effects.labels, chosen_set, strict=True) if inside]
+        lines.append(f"{coverage:.0%} prediction set: {words(names) if names else 'empty, unlike every class'}")
+    if shown.synthetic:
+        lines.append("Trained on SYNTHETIC images: its numbers mean nothing about skin")
+    return bullets([*lines, *_misses(shown), f"Probabilities: {escape(calibration_of(shown.model))}"])
+
+
+def _misses(shown: DemoModel) -> list[str]:
+    """How many images of each malignant class the evaluation called something else; nothing without one."""
+    evaluation = None if shown.run is None else shown.run.evaluation
+    labels, malignant = shown.model.config.label_names, shown.model.config.malignant_labels
+    if evaluation is None or not malignant:
+        return []
+    matrix = np.asarray(evaluation["metrics"]["confusion_matrix"])
+    counts = {label: (int(matrix[i].sum() - matrix[i, i]), int(matrix[i].sum())) for i, label in enumerate(labels)}
+    # Melanoma first, which costs the most.
+    parts = [
+        f"{escape(label)} {counts[label][0]} of {counts[label][1]} ({percent(counts[label][0] / counts[label][1], 0)})"
+        for label in sorted(malignant, key=lambda name: name != "mel")
+        if counts[label][1]
+    ]
+    return [f"**Missed** on its {escape(evaluation['split']['name'])} images: {', '.join(parts)}"] if parts else []
+
+
+def effects_table(effects: MetadataEffects | None, label: str, field: str) -> str:
+    """What the metadata changed, and what other values of one field would change, as Markdown.
+
+    Args:
+        effects: Of one model, or None.
+        label: The class shown next to the malignant total.
+        field: The field that is varied: age, sex or localization.
+    """
+    if effects is None or not effects.given:
+        return ""
+    known = [name for name, value in effects.given.items() if value != UNKNOWN]
+    without = [*known, *([ALL_FIELDS] if len(known) > 1 else [])]
+    index = effects.labels.index(label)
+
+    def cells(probabilities: np.ndarray) -> list[str]:
+        totals = [(effects.malignant_total(row), float(row[index])) for row in (probabilities, effects.baseline)]
+        shares = [*zip(*totals, strict=True)][0 if effects.malignant else 1 :]
+        changed = probabilities is not effects.baseline
+        return [percent(now) + (f" ({points(100 * (now - given))})" if changed else "") for now, given in shares]
+
+    rows = [["**as given**", *cells(effects.baseline)]]
+    for row in effects.rows:
+        if row.value == UNKNOWN and row.field in without:
+            rows.append([f"{_TITLES[row.field]} unknown", *cells(row.probabilities)])
+        elif row.value != UNKNOWN and row.field == field:
+            name = f"{_TITLES[field]} {escape(row.value)}"
+            rows.append([f"**{name}**" if effects.given[field] == row.value else name, *cells(row.probabilities)])
+    head = ["metadata", *(["malignant total"] if effects.malignant else []), escape(label)]
+    return join("**What the metadata changed**", table(head, rows))
+
+
+def results(
+    models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
+) -> list[Any]:
+    """Everything that depends on the inputs.
+
+    Args:
+        models: What is compared.
+        chosen: The image.
+        age: Years, or `UNKNOWN`.
+        sex: One of the vocabulary, or `UNKNOWN`.
+        site: One of the vocabulary, or `UNKNOWN`.
+        label: The class that is explained, as shown, or `MOST_PROBABLE`.
+        varied: `age`, `sex` or `site`.
+
+    Returns:
+        Values of the image and the warning, then per model those of probabilities, summary, heat map and effects.
+    """
+    given = {"age": age, "sex": sex, "localization": site}
+    metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
+    names = {models[0].shown(name): name for name in models[0].model.config.label_names}
+    updates: list[Any] = []
+    unlike, error = None, chosen.error
+    try:
+        unlike = None if chosen.image is None else picture_warning(chosen.image)
+        for shown in models:
+            answered = answer(shown, chosen.image, metadata, names.get(label))
+            effects, explained = answered.effects, answered.label and shown.shown(answered.label)
+            shares = {} if effects is None else dict(zip(names, effects.baseline.tolist(), strict=True))
+            # On an image unlike the training data no class is named as the answer.
+            updates.append(gr.Label(shares or None, show_heading=not unlike, visible=bool(shares)))
+            updates.append(summary(shown, answered, warned=bool(unlike)))
+            heat, alt = answered.overlay, f"Heat map of {shown.name} for {explained}"
+            updates.append(gr.Image(heat, visible=heat is not None, label=f"Evidence for {explained}", alt_text=alt))
+            note = escape(answered.note) if effects is not None else ""
+            updates.append(join(note, effects_table(effects, answered.label, _FIELDS[varied])))
+    except Ham10000Error as refused:
+        error, updates = str(refused), [gr.Label(visible=False), "", gr.Image(visible=False), ""] * len(models)
+    image = gr.Image(chosen.image, label=chosen.name or "No image", alt_text="The chosen image")
+    role, text = ("alert", error) if error else ("status", unlike)
+    return [image, f'<p role="{role}">{html.escape(text)}</p>' if text else "", *updates]
+
+
+def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        models: What is compared, at least one.
+
+    Returns:
+        The page, not yet served; `serve` adds theme and style.
+    """
+    first, samples = models[0], dict(sample_images())
+    readers = [shown.processor for shown in models if shown.model.config.uses_metadata]
+    sexes = list(dict.fromkeys(name for one in readers for name in one.sex_vocabulary)) or list(SEXES)
+    sites = list(dict.fromkeys(name for one in readers for name in one.localization_vocabulary)) or list(LOCALIZATIONS)
+    synthetic = [escape(shown.name) for shown in models if shown.synthetic]
+
+    def sample(name: str) -> tuple[Chosen, None]:
+        return Chosen(samples[name], f"Synthetic sample, drawn as {name}"), None
+
+    with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, _KEEP_SECONDS)) as page:
+        gr.Markdown(DISCLAIMER, elem_id="ham-notice")
+        gr.Markdown(
+            join(
+                "# HAM10000 models, side by side",
+                "One dermatoscopic image, and what models say that read the image, the metadata, or both.",
+                f"**Trained on SYNTHETIC images: {', '.join(synthetic)}.** These numbers show that the software works "
+                "and mean nothing about skin."
+                if synthetic
+                else "",
+            )
+        )
+        chosen = gr.State(sample("nv")[0])
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=300):
+                file = gr.File(label="Your image", height=130, elem_id="ham-file")
+                gr.Markdown("Or a synthetic sample, named for the class it imitates:")
+                with tempfile.TemporaryDirectory() as folder, gr.Row(elem_id="ham-samples"):
+                    buttons = {}
+                    for name, picture in samples.items():
+                        icon = Path(folder, f"{name}.png")  # which Gradio copies
+                        picture.resize((160, 120)).save(icon)
+                        buttons[name] = gr.Button(LABEL_DESCRIPTIONS[name], icon=icon, size="sm", min_width=90)
+                preview = gr.Image(interactive=False, buttons=["fullscreen"])
+                ages = [UNKNOWN, *map(str, SWEEP_AGES)]
+                # Not filterable: typing would add to the word "unknown"; the arrow keys choose.
+                age = gr.Dropdown(ages, value=UNKNOWN, label="Age in years, in steps of 5", filterable=False)
+                sex = gr.Dropdown([UNKNOWN, *sexes], value=UNKNOWN, label="Sex", filterable=False)
+                site = gr.Dropdown([UNKNOWN, *sites], value=UNKNOWN, label="Site on the body", filterable=False)
+                classes = [MOST_PROBABLE, *map(first.shown, first.model.config.label_names)]
+                label = gr.Dropdown(classes, value=MOST_PROBABLE, label="Class to explain", filterable=False)
+                varied = gr.Radio(list(_FIELDS), value="age", label="Field to vary")
+            with gr.Column(scale=3, min_width=320):
+                outputs: list[Any] = [preview, gr.HTML(elem_id="ham-warning")]
+                with gr.Row(equal_height=False):
+                    for number, shown in enumerate(models):
+                        with gr.Column(min_width=260, elem_id=f"ham-model-{number}"):
+                            gr.Markdown(f"## {escape(shown.name)}\n{shown.model.config.modality} model")
+                            outputs += [
+                                gr.Label(label="Probabilities"),
+                                gr.Markdown(),
+                                gr.Image(interactive=False, buttons=["fullscreen"]),
+                                gr.Markdown(),
+                            ]
+                with gr.Accordion("What these numbers are, and are not", open=False):
+                    gr.Markdown(_ABOUT)
+        hidden: dict[str, Any] = {"api_visibility": "private"}
+        options: dict[str, Any] = {"inputs": [chosen, age, sex, site, label, varied], "outputs": outputs, **hidden}
+        options |= {"fn": functools.partial(results, models), "show_progress": "minimal"}
+        file.upload(read_upload, file, chosen, show_progress="hidden", **hidden).then(**options)
+        file.clear(Chosen, None, chosen, show_progress="hidden", **hidden).then(**options)
+        for name, button in buttons.items():
+            pick = functools.partial(sample, name)
+            button.click(pick, None, [chosen, file], show_progress="hidden", **hidden).then(**options)
+        changes = [age.change, sex.change, site.change, label.change, varied.change]
+        gr.on(changes, trigger_mode="always_last", **options)
+        page.load(**options)
+    return page
+
+
+def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, wait: bool = True) -> str:
+    """Serves the page.
+
+    Args:
+        page: From `build_page`.
+        port: The port; by default the first free one from 7860, or `$GRADIO_SERVER_PORT`.
+        host: The address; by default this machine only, or `$GRADIO_SERVER_NAME`, which a Space sets.
+        wait: Whether to serve until interrupted.
+
+    Returns:
+        The page's address on this machine.
+
+    Raises:
+        Ham10000Error: If the port is taken.
+    """
+    # Fonts of the visitor's machine: Gradio's own are fetched from another server.
+    theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        _, address, _ = page.queue(max_size=32).launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            max_file_size="25mb",
+            theme=theme,
+            css=_CSS,
+            footer_links=[],
+            enable_monitoring=False,
+        )
+    except OSError as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise Ham10000Error(f"The demo cannot be served: {reason[:200]} Give another --port.") from error
+    if wait:
+        print(f"Open      {address}  (Ctrl-C ends it)\nnote: {DISCLAIMER}", flush=True)
+        page.block_thread()
+    return str(address)
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Command line of the demo."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], epilog=DISCLAIMER)
+    parser.add_argument("--checkpoints", nargs="+", metavar="DIR_OR_HUB_ID@REVISION", help="models to compare")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--host", help="default: this machine only; 0.0.0.0 for everyone who can reach it")
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    models = load_models(choose_checkpoints(arguments.checkpoints))
+    serve(build_page(models), port=arguments.port, host=arguments.host)
+
+
+__all__ = ["DemoModel", "answer", "build_page", "load_models", "main", "read_upload", "results", "serve"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

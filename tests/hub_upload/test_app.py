@@ -1,0 +1,137 @@
+"""What the demo answers, without a browser: its numbers are those of prediction, and what data says is text."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from ham10000.modeling import LABELS, MALIGNANT, Ham10000Error, load_image
+from ham10000.training.inference.metadata_effects import UNKNOWN
+from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, load_checkpoint, predict
+
+pytest.importorskip("gradio", reason="the demo needs the extra app")
+
+from ham10000.hub_upload import app
+
+SAMPLES = dict(app.sample_images())
+
+
+@pytest.fixture(scope="module")
+def models(tiny_checkpoints: dict[str, Path]) -> list[app.DemoModel]:
+    return app.load_models([str(folder) for folder in tiny_checkpoints.values()])
+
+
+def ask(models: list[app.DemoModel], image: Image.Image | None, *metadata: str, label: str = "") -> dict[str, object]:
+    """The values of the page by name; of the models' four a list each."""
+    chosen = app.Chosen(image, "lesion.png")
+    values = app.results(models, chosen, *metadata, label or app.MOST_PROBABLE, "site")
+    parts = {name: values[2 + offset :: 4] for offset, name in enumerate(("shares", "summary", "heat", "effects"))}
+    return {"image": values[0], "warning": values[1], **parts}
+
+
+def test_the_numbers_are_those_of_predict(models: list[app.DemoModel], tiny_checkpoints: dict[str, Path]) -> None:
+    page = ask(models, SAMPLES["mel"], "60", "male", UNKNOWN)
+    assert page["warning"] == ""
+    for number, (modality, folder) in enumerate(tiny_checkpoints.items()):
+        model, processor = load_checkpoint(folder)
+        images = [SAMPLES["mel"]] if model.config.uses_image else None
+        rows = [{"age": 60, "sex": "male"}] if model.config.uses_metadata else None
+        expected = dict(zip(LABELS, predict(model, processor, images, rows)[0], strict=True))
+        shares = page["shares"][number].constructor_args
+        assert shares["show_heading"]
+        shown = {text.rpartition("(")[2].rstrip(")"): share for text, share in shares["value"].items()}
+        assert shown == pytest.approx(expected, abs=1e-6)
+        total = f"{100 * sum(expected[label] for label in MALIGNANT):.1f}\u00a0%"
+        assert f"**{total}**" in page["summary"][number]
+        assert (page["heat"][number].constructor_args["value"] is None) == (modality == "metadata")
+        titles = ["age unknown", "sex unknown", "all of them unknown", "site back"]
+        assert [title in page["effects"][number] for title in titles] == [modality != "image"] * 4
+        assert "site unknown" not in page["effects"][number]
+
+
+def test_missing_is_legal_and_the_explained_class_can_be_chosen(models: list[app.DemoModel]) -> None:
+    page = ask(models, SAMPLES["nv"], UNKNOWN, UNKNOWN, UNKNOWN, label="melanoma (mel)")
+    assert [image.constructor_args["label"] for image in page["heat"][:1]] == ["Evidence for melanoma (mel)"]
+    nothing = ask(models, None, UNKNOWN, UNKNOWN, UNKNOWN)
+    assert ["needs an image" in text for text in nothing["summary"]] == [
+        model.model.config.uses_image for model in models
+    ]
+
+
+def test_no_class_is_the_answer_on_an_image_unlike_the_training_data(models: list[app.DemoModel]) -> None:
+    page = ask(models, Image.fromarray(load_sample_image("china.jpg")), "60", "male", "back")
+    assert page["warning"].startswith('<p role="status">This is probably not a dermatoscopic image')
+    assert not any(label.constructor_args["show_heading"] for label in page["shares"])
+
+
+def test_rule_set_and_misses_come_from_the_checkpoint(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "fusion")
+    config = json.loads((folder / "config.json").read_text())
+    # The rarest class by far wins once its prior is divided out, and the set has what the thresholds accept.
+    config["class_prior"] = [0.0001, *[0.99995 / 6] * 6]
+    config["class_prior"][-1] = 1 - sum(config["class_prior"][:-1])
+    config["conformal_thresholds"] = {"0.9": [1.0, 1.0, *[0.0] * 5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(SHIPPED_CHECKPOINTS / "ham10000-fusion" / "eval_results.json", folder)
+    (shown,) = app.load_models([str(folder)])
+    answered = app.answer(shown, SAMPLES["nv"], {})
+    text = app.summary(shown, answered)
+    assert "equally frequent: actinic keratosis / intraepithelial carcinoma (akiec)" in text
+    assert "90% prediction set: akiec and bcc" in text
+    per_class = json.loads((folder / "eval_results.json").read_text())["metrics"]["per_class"]
+    missed, support = 1 - per_class["mel"]["recall"], per_class["mel"]["support"]
+    assert f"test images: mel {missed * support:.0f} of {support} ({100 * missed:.0f}\u00a0%)" in text
+    warned = app.summary(shown, answered, warned=True)
+    assert "prediction set" not in warned
+    assert "balanced rule" not in warned
+    assert "**Missed**" in warned
+
+
+def test_text_from_a_checkpoint_is_never_markup(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>[a](javascript:b)"
+    folder = shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "a<b>*c*")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"label_descriptions": dict.fromkeys(LABELS, evil), "class_prior": [1 / 7] * 7}
+    (folder / "config.json").write_text(json.dumps(config))
+    (shown,) = app.load_models([str(folder)])
+    page = ask([shown], SAMPLES["nv"], "60", "male", "back")
+    for text in (page["warning"], *page["summary"], *page["effects"]):
+        assert "<" not in text
+        assert "](" not in text
+    texts = [block.value for block in app.build_page([shown]).blocks.values() if type(block).__name__ == "Markdown"]
+    assert any("a&lt;b&gt;" in str(text) for text in texts)
+    assert not any("a<b>" in str(text) for text in texts)
+    assert '<p role="alert">' in app.results([shown], app.Chosen(error=evil), *[UNKNOWN] * 3, "", "age")[1]
+    assert "<img" not in app.results([shown], app.Chosen(error=evil), *[UNKNOWN] * 3, "", "age")[1]
+
+
+def test_wrong_files_get_clear_words(tmp_path: Path, models: list[app.DemoModel]) -> None:
+    good, cut, notes = tmp_path / "good.png", tmp_path / "cut.png", tmp_path / "notes.txt"
+    SAMPLES["mel"].save(good)
+    cut.write_bytes(good.read_bytes()[:5000])
+    notes.write_text("no image")
+    assert np.array_equal(np.asarray(app.read_upload(str(good)).image), np.asarray(load_image(good)))
+    for file, words in ((cut, "it is damaged or cut off"), (notes, "it is not an image")):
+        chosen = app.read_upload(str(file))
+        assert f"“{file.name}” cannot be shown: {words}" in chosen.error
+        assert str(tmp_path) not in chosen.error
+        assert app.results(models, chosen, *[UNKNOWN] * 3, "", "age")[1].startswith('<p role="alert">')
+    assert app.read_upload(None) == app.Chosen()
+    assert "did not arrive" in app.read_upload(str(tmp_path / "gone.png")).error
+
+
+def test_what_is_compared_must_be_pinned_and_fit(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match=r"pin a revision you have read: 'user/model@v1\.0'"):
+        app.load_models(["user/model"])
+    folder = shutil.copytree(tiny_checkpoints["image"], tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "benign", **{number: f"class {number}" for number in "123456"}}
+    config["label2id"] = {label: int(number) for number, label in config["id2label"].items()}
+    config |= {"label_descriptions": None, "malignant_labels": ["class 1"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Ham10000Error, match="models of one label set"):
+        app.load_models([str(tiny_checkpoints["image"]), str(folder)])
