@@ -303,7 +303,10 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
             (sibling.run.modality, sibling.comparison, at_chance(sibling.run.evaluation))
             for sibling in evaluated
             if sibling.comparison is not None and sibling.run.evaluation is not None
-        ],
+        ]
+        # The study's own verdict, over its seeds and corrected for its family, is in the card.
+        if "study" not in run.evaluation
+        else [],
     )
 
 

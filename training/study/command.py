@@ -24,7 +24,14 @@ from ham10000.training.study.config import StudyConfig, read_study_config
 from ham10000.training.study.predictions import read_predictions
 from ham10000.training.study.report import comparison_sentence, lead
 from ham10000.training.study.runs import ImageRun, locate_runs
-from ham10000.training.study.steps import complete_predictions, read_metadata, release, report, train_runs
+from ham10000.training.study.steps import (
+    complete_predictions,
+    read_answer,
+    read_metadata,
+    release,
+    report,
+    train_runs,
+)
 from ham10000.training.train import build_accelerator, load_configured, quiet_libraries
 from ham10000.training.utils.cli import run_cli
 
@@ -121,7 +128,10 @@ def main(argv: Sequence[str]) -> None:
         if options.step == "release":
             names = [Path(options.config).name, "--data", Path(base.data).name]
             made_by = shlex.join(["ham10000-study", "release", "--config", *names])
-            for folder in release(predictions, frame, study, base, directory / "release", accelerator, made_by):
+            to = directory / "release"
+            for folder in release(
+                predictions, frame, study, base, to, accelerator, made_by=made_by, answer=read_answer(directory)
+            ):
                 print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:

@@ -24,7 +24,7 @@ from ham10000.training.study.figures import plot_study
 from ham10000.training.study.heads import HEAD_VARIANTS
 from ham10000.training.study.predictions import Predictions, read_predictions, write_predictions
 from ham10000.training.study.release import train_on_all, write_release
-from ham10000.training.study.report import STUDY_FORMAT, Study, study_markdown
+from ham10000.training.study.report import STUDY_FORMAT, Study, short_answer, study_markdown
 from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, out_of_fold
 from ham10000.training.train import load_configured, train
 from ham10000.training.utils.cli import Interrupted
@@ -203,7 +203,9 @@ def release(
     base: TrainConfig,
     folder: Path,
     accelerator: Accelerator,
+    *,
     made_by: str,
+    answer: Sequence[str],
 ) -> list[Path]:
     """Trains the image model on all images and writes the three checkpoints to publish.
 
@@ -215,6 +217,7 @@ def release(
         folder: Receives the checkpoints.
         accelerator: Serves the run.
         made_by: The command, for the cards.
+        answer: Result of `read_answer`, for the cards.
 
     Returns:
         The folders of the checkpoints.
@@ -227,7 +230,21 @@ def release(
     if not accelerator.is_main_process:
         return []
     variants, inputs = fit_protocol(image, frame, study, with_heads=True)
-    return write_release(variants, inputs, run, folder, base.data, made_by)
+    return write_release(variants, inputs, run, folder, data=base.data, made_by=made_by, answer=answer)
+
+
+def read_answer(directory: Path) -> list[str]:
+    """The statements at the top of a study's report, as plain text.
+
+    Raises:
+        Ham10000Error: If the study has not been reported, or by another version.
+    """
+    path = directory / "study.json"
+    if not path.is_file():
+        raise Ham10000Error(
+            f"{str(path)!r} does not exist, and the cards repeat its answer: run `ham10000-study report` first."
+        )
+    return [paragraph.replace("**", "") for paragraph in short_answer(read_json(path))]
 
 
 def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
