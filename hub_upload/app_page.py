@@ -23,7 +23,6 @@ from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocab
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, load_image
 from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
-from ham10000.training.inference.out_of_distribution import picture_warning
 from ham10000.training.inference.output import DISCLAIMER
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS
 from ham10000.training.utils.cli import add_debug_argument, run_cli
@@ -117,7 +116,7 @@ def results(
     explained = label.split(",")[0] if label and label != MOST_PROBABLE else None
     warning = app_html.box(chosen.error, error=True)
     try:
-        unlike = None if chosen.picture is None else picture_warning(chosen.picture)
+        unlike = None if chosen.picture is None else _unlike_training(models, chosen.picture)
         warning += app_html.box(unlike or "")
         answers = [answer(model, chosen.picture, metadata, explained) for model in models]
     except Ham10000Error as error:
@@ -129,6 +128,12 @@ def results(
         app_html.explanation_html(answers, chosen.picture),
         app_html.effects_html(answers, explained, _FIELDS[varied]),
     )
+
+
+def _unlike_training(models: Sequence[DemoModel], image: Image.Image) -> str | None:
+    """The first warning of a model whose training images the image is unlike."""
+    readers = (model.members[0][1].image_processor for model in models if model.reads_image)
+    return next(filter(None, (reader.unlike_training(image) for reader in readers)), None)
 
 
 def _sample(index: int) -> Chosen:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .configuration_ham10000 import Ham10000Error
+from .image_statistics_ham10000 import check_image_statistics, unlike_warning
 
 # What torch resizes as Pillow does, by the number of Pillow's filter.
 _TORCH_MODES = {2: "bilinear", 3: "bicubic"}
@@ -141,6 +142,8 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         image_std: Standard deviation of each RGB channel, likewise.
         resizer: `"pillow"`, or `"torch"`, which takes a sixth of the time and differs from it by at most two of 255
             levels; for the bilinear and bicubic filters only.
+        image_statistics: Colours and textures of the training images, from `fit_image_statistics`, which
+            `unlike_training` compares with; None for no such warning.
 
     Raises:
         Ham10000Error: For an unknown setting or a value out of range.
@@ -155,12 +158,13 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         resizer: str = "pillow",
+        image_statistics: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         if unknown := sorted(set(kwargs) - _LIBRARY_KEYS):
             raise Ham10000Error(
                 f"Unknown image processor setting(s) {unknown}; expected size, resample, image_mean, image_std, "
-                "resizer."
+                "resizer, image_statistics."
             )
         super().__init__(**kwargs)
         size = 224 if size is None else size
@@ -180,6 +184,20 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample}.")
         if min(self.image_std) <= 0:
             raise Ham10000Error(f"`image_std`: expected 3 positive standard deviations, got {image_std}.")
+        if image_statistics is not None:
+            check_image_statistics(image_statistics)
+        self.image_statistics = image_statistics
+
+    def unlike_training(self, image: Any) -> str | None:
+        """A warning for an image that is unlike the training images, else None; None too without `image_statistics`.
+
+        Args:
+            image: One image in a form `load_image` reads.
+
+        Raises:
+            Ham10000Error: If the image cannot be read.
+        """
+        return None if self.image_statistics is None else unlike_warning(load_image(image), self.image_statistics)
 
     def resize(self, image: Any) -> np.ndarray:
         """Any picture `load_image` reads to (height, width, 3) uint8."""

@@ -121,7 +121,6 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.inference import output
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
-    from ham10000.training.inference.out_of_distribution import picture_warning
     from ham10000.training.inference.prediction import predict
     from ham10000.training.utils.columns import DataOptions
 
@@ -153,7 +152,9 @@ def main(argv: Sequence[str]) -> None:
 
         paths = explanation_paths(samples, options.explain)
     samples = [
-        sample if sample.image is None else dataclasses.replace(sample, warning=picture_warning(sample.image))
+        sample
+        if sample.image is None
+        else dataclasses.replace(sample, warning=processor.image_processor.unlike_training(sample.image))
         for sample in samples
     ]
     fast = model

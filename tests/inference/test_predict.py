@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skin import knows_skin
 
 from ham10000.modeling import (
     LABELS,
@@ -44,7 +45,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         # The freshly drawn classifier is so small that every prediction would be one seventh.
         torch.nn.init.normal_(model.classifier.weight)
         model.save_pretrained(folder / modality)
-        create_processor(config, image_size=32).save_pretrained(folder / modality)
+        knows_skin(create_processor(config, image_size=32)).save_pretrained(folder / modality)
         paths[modality] = str(folder / modality)
     return paths
 
@@ -468,7 +469,7 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     fusion = ["--checkpoint", checkpoints["fusion"]]
     assert main([str(white), *fusion, *FLAGS]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "WARNING: This is probably not a dermatoscopic image" in out
+    assert "WARNING: This image is unlike those the model was trained on" in out
     assert "Predicted:" not in out
     assert "the prediction would" not in out
     assert main([str(white), str(pictures / "b.jpg"), *fusion]) == 0
@@ -477,7 +478,7 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     assert not set(rows[0].split()) & set(LABELS)
     assert "WARNING" not in rows[1]
     first, second = run_json(capsys, str(white), str(pictures / "b.jpg"), *fusion)
-    assert first["warning"].startswith("This is probably not a dermatoscopic image")
+    assert first["warning"].startswith("This image is unlike those the model was trained on")
     assert second["warning"] is None
 
 

@@ -1,27 +1,40 @@
-"""The out-of-distribution score against scikit-learn, published Lab values, and pictures of both kinds."""
+"""The warning of images unlike the training data: against scikit-learn, published Lab values, images of both kinds."""
 
-import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fit_out_of_distribution import fit_distribution, main, other_pictures, report, to_json
 from PIL import Image
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_image
+from transformers import pipeline
+from unlike_images import main, other_images
 
-from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.synthetic import Lesion, render
-from ham10000.training.inference.out_of_distribution import (
-    CONSTANTS,
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor
+from ham10000.modeling.image_statistics_ham10000 import (
     FEATURES,
-    from_json,
-    ham10000_distribution,
+    fit_image_statistics,
+    image_features,
     mahalanobis,
-    picture_features,
-    picture_warning,
     rgb_to_lab,
 )
+from ham10000.training.data.loader import features_of_images
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.synthetic import Lesion, render
+
+SHIPPED = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-image"
+
+
+def lesions(count: int, seed: int) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [render(Lesion.draw(LABELS[k % 7], rng), rng, (200, 150)) for k in range(count)]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Ham10000ImageProcessor:
+    statistics = fit_image_statistics(np.stack([image_features(image) for image in lesions(300, seed=0)]))
+    return Ham10000ImageProcessor(size=32, image_statistics=statistics)
 
 
 @pytest.mark.parametrize(
@@ -33,51 +46,69 @@ def test_lab(rgb: tuple[int, int, int], lab: tuple[float, float, float]) -> None
 
 
 def test_distance_is_scikit_learns() -> None:
-    rows = np.random.default_rng(0).normal(size=(500, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
-    fitted = fit_distribution(rows, 0.9, {})
+    rows = np.random.default_rng(0).normal(size=(500, 14)) @ np.random.default_rng(1).normal(size=(14, 14))
+    found = fit_image_statistics(rows)
+    assert found is not None
     reference = EmpiricalCovariance().fit(rows)  # divides by n where np.cov divides by n - 1
-    np.testing.assert_allclose(mahalanobis(rows, fitted) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
-    assert (mahalanobis(rows, fitted) <= fitted.threshold).mean() == 0.9
+    np.testing.assert_allclose(mahalanobis(rows, found) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
+    assert (mahalanobis(rows, found) <= found["threshold"]).mean() == 0.99
 
 
-def test_no_other_picture_of_ours_passes_and_the_warning_says_why() -> None:
-    for name, picture in other_pictures().items():
-        warning = picture_warning(picture)
-        assert warning is not None, name
-        assert "probably not a dermatoscopic image" in warning
+def test_other_images_get_the_warning_and_new_ones_of_the_kind_do_not(fitted: Ham10000ImageProcessor) -> None:
+    for name, image in other_images().items():
+        assert "unlike those the model was trained on" in (fitted.unlike_training(image) or ""), name
+    assert np.mean([fitted.unlike_training(image) is None for image in lesions(70, seed=1)]) >= 0.9
 
 
-def test_synthetic_lesions_pass() -> None:
-    rng = np.random.default_rng(0)
-    pictures = [render(Lesion.draw(label, rng), rng, (400, 300)) for label in LABELS for _ in range(6)]
-    assert np.mean([picture_warning(picture) is None for picture in pictures]) >= 0.85
+def test_a_turned_image_scores_as_itself() -> None:
+    image = Image.fromarray(load_sample_image("flower.jpg"))
+    turned = image_features(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_allclose(turned, image_features(image), rtol=1e-6, atol=1e-6)
 
 
-def test_a_turned_picture_scores_as_itself() -> None:
-    picture = Image.fromarray(load_sample_image("flower.jpg"))
-    turned = picture_features(picture.transpose(Image.Transpose.ROTATE_270))
-    np.testing.assert_allclose(turned, picture_features(picture), rtol=1e-6, atol=1e-6)
+def test_they_are_saved_and_read_back(fitted: Ham10000ImageProcessor, tmp_path: Path) -> None:
+    fitted.save_pretrained(tmp_path)
+    again = Ham10000ImageProcessor.from_pretrained(tmp_path)
+    image = Image.new("RGB", (60, 40), "blue")
+    assert again.image_statistics == fitted.image_statistics
+    assert again.unlike_training(image) == fitted.unlike_training(image) is not None
+    assert Ham10000ImageProcessor(size=32).unlike_training(image) is None
 
 
-def test_constants_are_read_to_the_last_bit_and_damage_is_said() -> None:
-    values = json.loads(CONSTANTS.read_text())
-    assert to_json(ham10000_distribution())["precision"] == values["precision"]
-    assert len(values["features"]) == len(FEATURES)
-    assert values["evaluation"]["accepted"]["validation"]["accepted"] > 0.97
-    assert "98.9%" in report(values)
-    with pytest.raises(Ham10000Error, match="other statistics"):
-        from_json({**values, "features": ["mean L"]})
-    with pytest.raises(Ham10000Error, match="damaged"):
-        from_json({**values, "mean": [1.0]})
+@pytest.mark.parametrize(
+    "damage", [{"mean": [0.0]}, {"precision": [[1.0]]}, {"threshold": float("nan")}, {"other": 1}, {"mean": "x"}]
+)
+def test_damaged_ones_are_refused(damage: dict, fitted: Ham10000ImageProcessor) -> None:
+    with pytest.raises(Ham10000Error, match="image_statistics"):
+        Ham10000ImageProcessor(size=32, image_statistics={**fitted.image_statistics, **damage})
 
 
-def test_too_few_or_equal_pictures_are_refused() -> None:
-    with pytest.raises(Ham10000Error, match="too few"):
-        fit_distribution(np.zeros((20, 4)), 0.9, {})
-    with pytest.raises(Ham10000Error, match="too similar"):
-        fit_distribution(np.zeros((200, 4)), 0.9, {})
+def test_too_few_or_equal_images_give_none() -> None:
+    assert fit_image_statistics(np.random.default_rng(0).normal(size=(140, len(FEATURES)))) is None
+    assert fit_image_statistics(np.zeros((200, len(FEATURES)))) is None
 
 
-def test_report_without_constants_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--constants", str(tmp_path / "none.json")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
+    dataset, _ = load_data("synthetic:40")
+    expected = [image_features(dataset[row]["image"].convert("RGB")) for row in (0, 19, 39)]
+    np.testing.assert_array_equal(features_of_images(dataset, most=3), expected)
+
+
+def test_the_pipeline_logs_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    classify = pipeline("image-metadata-classification", model=str(SHIPPED))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    images = [
+        {"image": Image.fromarray(load_sample_image("flower.jpg"))},
+        {"image": Image.new("RGB", (60, 45), "red")},
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert len(classify(images)) == 2
+    said = [record.getMessage() for record in caplog.records if "unlike those" in record.getMessage()]
+    assert [text.partition(":")[0] for text in said] == ["Input 0", "Input 1"]
+
+
+def test_the_benchmark_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "synthetic:240", "--output", str(tmp_path / "found.json")]) == 0
+    assert "| plain white |" in capsys.readouterr().out
+    assert main(["--data", "synthetic:120"]) == 2
+    assert "too few" in capsys.readouterr().err

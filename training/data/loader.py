@@ -1,6 +1,7 @@
 """Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import datasets
 import numpy as np
 import torch
 
-from ham10000.modeling import Ham10000Error, Ham10000Processor
+from ham10000.modeling import Ham10000Error, Ham10000Processor, load_image
+from ham10000.modeling.image_statistics_ham10000 import image_features
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.cache import cached_images, frame_processor, read_rows
+from ham10000.training.data.cache import cached_images, encoded_images, frame_processor, read_rows
 from ham10000.training.data.sources import metadata_frame
 
 
@@ -157,6 +159,29 @@ def open_frames(
     frames = frame_processor(dataset, processor.image_processor, train_size, short_side)
     images = cached_images(dataset, frames, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
+
+
+def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
+    """The colours and textures of images, as they are stored.
+
+    Args:
+        dataset: With `image` and `image_id`.
+        most: Of more images, so many are read, evenly spaced.
+
+    Returns:
+        (images, features) float64, see `image_features`.
+
+    Raises:
+        Ham10000Error: For an image that cannot be read.
+    """
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
+    entries = encoded_images(dataset.select(rows))["image"]
+
+    def features(entry: dict[str, Any]) -> np.ndarray:
+        return image_features(load_image(entry["path"] if entry["bytes"] is None else entry["bytes"]))
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(features, entries)))
 
 
 def mix_seeds(*parts: int) -> int:

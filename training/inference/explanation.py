@@ -17,7 +17,6 @@ from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
 from ham10000.training.inference.metadata_effects import MetadataEffects, logits_from_embeddings, metadata_effects
-from ham10000.training.inference.out_of_distribution import picture_warning
 from ham10000.training.inference.prediction import Calibration, calibration_of
 
 
@@ -87,7 +86,7 @@ def explain(
             rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
         maps = grad_cam(model, pixel_values, [names.index(name) for name in chosen], rows)
         heatmaps = dict(zip(chosen, resize_heatmaps(maps, loaded.size), strict=True))
-    warning = None if loaded is None else picture_warning(loaded)
+    warning = None if loaded is None else processor.image_processor.unlike_training(loaded)
     return Explanation(effects, loaded, heatmaps, name, calibration_of(model), warning)
 
 

@@ -21,7 +21,7 @@ class Sample:
         image: The file; None for a metadata-only checkpoint.
         metadata: Raw values by field; None where nothing is known, or the checkpoint reads none.
         origin: Source of the metadata, for messages.
-        warning: Why its prediction is worth nothing, such as an image unlike those of HAM10000; None for no reason.
+        warning: Why its prediction is worth nothing, such as an image unlike the training data; None for no reason.
     """
 
     name: str | None
