@@ -131,6 +131,7 @@ def test_it_is_scored_with_one_command_and_submitted(tmp_path: Path, capsys: pyt
     submission = tmp_path / "submission.csv"
     options = ["--checkpoint", str(checkpoint), "--data", str(folder), "--split", "all", "--n_resamples", "50"]
     options += ["--cache_dir", str(tmp_path / "cache"), "--isic_submission", str(submission)]
+    options += ["--tables", str(tmp_path / "paper")]
     assert evaluate(options) == 0, capsys.readouterr().err
     table = pd.read_csv(submission)
     assert ",".join(table.columns) == HEADER
@@ -140,6 +141,8 @@ def test_it_is_scored_with_one_command_and_submitted(tmp_path: Path, capsys: pyt
     # The challenge's score is the mean recall over classes.
     expected = balanced_accuracy_score(labels, predicted)
     assert results["metrics"]["balanced_accuracy"] == pytest.approx(expected)
+    rows = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert rows.loc["balanced accuracy", "estimate"] == pytest.approx(expected)
     assert "was trained on" not in capsys.readouterr().out
 
 

@@ -94,9 +94,14 @@ def test_done_is_done(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_report_needs_only_the_predictions_and_the_metadata(root: Path, tmp_path: Path) -> None:
     table = root / "study" / "predictions.parquet"
     options = ["--config", str(root / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "again")]
-    assert main(["report", *options, "--predictions", str(table)]) == 0
+    assert main(["report", *options, "--predictions", str(table), "--tables", str(tmp_path / "paper")]) == 0
     found, expected = (json.loads((path / "study.json").read_text()) for path in (tmp_path / "again", root / "study"))
     assert found["protocols"] == expected["protocols"]
+    rows = pd.read_csv(tmp_path / "paper" / "comparisons.csv").set_index(["model", "other", "metric"])
+    primary = found["protocols"]["lesion-grouped"]["comparisons"][0]["metrics"]["macro_f1"]["estimate"]
+    assert rows.loc[("fusion", "control", "macro-F1"), "estimate"] == primary["estimate"]
+    names = ("results.tex", "subgroups.csv", "operating_points_fusion.csv", "curves_image.pdf", "comparisons.svg")
+    assert all((tmp_path / "paper" / name).is_file() for name in names)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "again" / "predictions.parquet"), pd.read_parquet(table))
 
 

@@ -34,6 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
     parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
     parser.add_argument(
+        "--tables", metavar="DIR", help="also tables as csv and LaTeX, figures as PDF and SVG, and a checklist"
+    )
+    parser.add_argument(
         "--data_fixes",
         nargs="*",
         choices=DATA_FIXES,
@@ -59,10 +62,11 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
     from ham10000.training.evaluation.metrics import choose_positive
+    from ham10000.training.evaluation.paper import write_paper
     from ham10000.training.evaluation.report import format_results, read_predictions
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
     from ham10000.training.run_folder import RunFile
-    from ham10000.training.utils.files import atomic_write_text
+    from ham10000.training.utils.files import atomic_write_text, read_json
     from ham10000.training.utils.isic_submission import (
         check_submission_ids,
         check_submission_labels,
@@ -110,6 +114,17 @@ def main(argv: Sequence[str]) -> None:
             probabilities = balanced_probabilities(probabilities, prior)
         text = format_submission(table["image_id"].tolist(), probabilities, labels)
         atomic_write_text(arguments.isic_submission, text)
+    if arguments.tables:
+        table, ids, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
+        write_paper(
+            arguments.tables,
+            results,
+            ids,
+            probabilities,
+            table["lesion_group"].tolist(),
+            malignant=model.config.malignant_labels,
+            training=read_json(checkpoint / RunFile.TRAINING, optional=True),
+        )
     split = results["split"]
     if arguments.split == "all":
         scored = dataset
@@ -128,6 +143,8 @@ def main(argv: Sequence[str]) -> None:
         f"peak resident memory {results['environment']['peak_rss_mib']:,.0f} MiB"
     )
     print(f"Saved     {output_dir / RunFile.EVALUATION}, {RunFile.PREDICTIONS} and figures/")
+    if arguments.tables:
+        print(f"Saved     tables, figures and checklist.md for a paper in {arguments.tables}")
 
 
 if __name__ == "__main__":

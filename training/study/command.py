@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="train these runs and no more, such as lesion-grouped/image-seed0-fold1: several machines or processes "
         "can share a study",
     )
+    parser.add_argument(
+        "--tables",
+        metavar="DIR",
+        help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper",
+    )
     parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
     return parser
 
@@ -96,6 +101,8 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, StudyConfig, T
             )
     if options.predictions and (options.step != "report" or options.runs):
         raise Ham10000Error("--predictions is for `ham10000-study report`, without --runs.")
+    if options.tables and (options.only or options.step not in (None, "report")):
+        raise Ham10000Error("--tables is for `ham10000-study report`; leave it out of the other steps.")
     if options.only and options.step not in (None, "train"):
         raise Ham10000Error("--only names runs to train; leave it out of `report` and `release`.")
     study = read_study_config(options.config)
@@ -135,10 +142,12 @@ def main(argv: Sequence[str]) -> None:
                 print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:
-            found = report(predictions, frame, study, recipe, directory)
+            found = report(predictions, frame, study, recipe, directory, options.tables)
             for comparison in lead(found)["comparisons"]:
                 print(comparison_sentence(comparison, found))
             print(f"Saved     {directory / 'study.md'}, study.json, predictions.parquet and figures/")
+            if options.tables:
+                print(f"Saved     tables and figures for a paper in {options.tables}")
 
 
 def _chosen(places: Mapping[ImageRun, Path], only: Sequence[str]) -> dict[ImageRun, Path]:

@@ -26,6 +26,7 @@ from ham10000.training.study.predictions import Predictions, read_predictions, w
 from ham10000.training.study.release import train_on_all, write_release
 from ham10000.training.study.report import STUDY_FORMAT, Study, short_answer, study_markdown
 from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, out_of_fold
+from ham10000.training.study.tables import write_study_tables
 from ham10000.training.train import load_configured, train
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
@@ -153,6 +154,7 @@ def report(
     study: StudyConfig,
     recipe: Mapping[str, Any] | None,
     directory: Path,
+    tables: str | None = None,
 ) -> Study:
     """Fits, calibrates and analyses, and writes predictions.parquet, study.json, study.md and figures/.
 
@@ -162,6 +164,7 @@ def report(
         study: The study.
         recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
         directory: Receives the files.
+        tables: Folder for csv, LaTeX, PDF and SVG files of the same, for a paper.
 
     Returns:
         The content of study.json.
@@ -178,6 +181,7 @@ def report(
         "protocols": {},
     }
     table: dict[tuple[str, str], Predictions] = {}
+    fitted_lead: dict[str, CrossFitted] = {}
     for name in study.protocols:
         if (name, "image") not in predictions:
             print(f"note: no predictions of {name}; it is left out")
@@ -187,12 +191,15 @@ def report(
         variants, inputs = fit_protocol(image, frame, study, with_heads=image is lead)
         table |= {(name, variant): fitted.predictions for variant, fitted in variants.items()}
         found["protocols"][name] = analyse_protocol(variants, inputs)
+        fitted_lead = fitted_lead or variants
     # First what took minutes; the rest is rendered from it.
     directory.mkdir(parents=True, exist_ok=True)
     write_predictions(directory / "predictions.parquet", table)
     atomic_write_json(directory / "study.json", found)
     plot_study(found, directory / "figures")
     atomic_write_text(directory / "study.md", study_markdown(found))
+    if tables is not None:
+        write_study_tables(found, fitted_lead, tables)
     return found
 
 
