@@ -71,7 +71,7 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     labels, probabilities, groups = predicted
     table = operating_points(targets(labels, probabilities, LABELS, MALIGNANT), cluster_weights(groups, 100))
     assert table["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
-    row = table[(table["target"] == "mel") & (table["specificity"] == 0.95)].iloc[0]
+    row = table[(table["target"] == "mel") & (table["least specificity"] == 0.95)].iloc[0]
     results = evaluate_predictions(
         image_ids=[str(k) for k in range(N)], lesion_groups=groups, labels=labels, probabilities=probabilities,
         n_resamples=50,
@@ -137,3 +137,5 @@ def test_the_checklist_of_a_trained_model_answers_from_its_files() -> None:
     assert f"{training['config']['epochs']} epochs, batch {training['config']['batch_size']}" in text
     assert results["split"]["sha256"][:16] in text
     assert "undefined" not in text
+    private = {**training, "config": {**training["config"], "pretrained": "/home/me/weights.safetensors"}}
+    assert "/home/me" not in checklist(results, private)

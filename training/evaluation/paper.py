@@ -25,6 +25,7 @@ from ham10000.training.evaluation.plots import (
     set_title,
 )
 from ham10000.training.evaluation.report import interval_metrics, metric_title
+from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 from ham10000.training.utils.files import atomic_write_text
@@ -131,7 +132,7 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
             rows.append(
                 {
                     "target": target.name,
-                    "specificity": specificity,
+                    "least specificity": specificity,
                     "threshold": float(thresholds[place]),
                     "sensitivity": sensitivity.estimate,
                     "low": sensitivity.low,
@@ -295,7 +296,8 @@ def checklist(results: Mapping[str, Any], training: Mapping[str, Any] | None) ->
     )
     environment.filters |= {"e": md.escape, "interval": md.interval, "percent": md.percent, "words": md.words}
     template = environment.get_template("checklist.md.jinja")
-    return template.render(results=results, training=training, metric_title=metric_title).strip() + "\n"
+    portable = None if training is None else portable_training(dict(training))
+    return template.render(results=results, training=portable, metric_title=metric_title).strip() + "\n"
 
 
 __all__ = [
