@@ -377,6 +377,8 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         super().init_weights()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, every_n_layers: int = 1, **__: Any) -> None:
+        # As in timm, batch norm's running statistics are updated twice per step: a block that is recomputed runs twice
+        # in training mode.
         if every_n_layers != 1:
             raise Ham10000Error(
                 f"timm recomputes every block or none; `every_n_layers` must be 1, got {every_n_layers}."
