@@ -204,8 +204,9 @@ def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
     assert calls[0] is True
     with pytest.raises(ValueError, match=r"does not support \w+ checkpointing"):
         make_model("metadata").gradient_checkpointing_enable()
-    with pytest.raises(Ham10000Error, match="every_n_layers"):
-        model._set_gradient_checkpointing(every_n_layers=2)
+    for option in ({"every_n_layers": 2}, {"offload": True}):
+        with pytest.raises(Ham10000Error, match="`every_n_layers` must be 1 and `offload` False"):
+            model.activation_checkpointing_enable(**option)
 
 
 # --- dtypes
