@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "flash_attn_test",
         "flash_attn_3_test",
         "flash_attn_4_test",
+        "is_pipeline_test",
     ):
         config.addinivalue_line("markers", f"{name}: used by transformers' tests")
 
