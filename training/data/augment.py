@@ -272,6 +272,3 @@ def _span(length: int, share: float, generator: np.random.Generator) -> tuple[in
     """A stretch of the given share about a random centre, cut off at the borders."""
     center, half = int(generator.integers(length)), int(length * share) // 2
     return max(0, center - half), min(length, center + half)
-
-
-__all__ = ["OVERSAMPLING", "Augment", "AugmentParameters", "Targets", "interpolation", "mix_batch", "working_size"]

@@ -296,6 +296,3 @@ def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
             name = os.path.basename(entry["path"])  # noqa: PTH119
             digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
     return digest.hexdigest()[:32]
-
-
-__all__ = ["cached_images", "decode", "default_cache_dir", "encoded_images", "frame_processor", "read_rows"]

@@ -300,6 +300,3 @@ def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
 
 def _value_counts(values: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-__all__ = ["DataReport", "check_rows", "lesions_known"]

@@ -90,6 +90,3 @@ def _is_file(path: str) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):  # such as a name that is too long, or with a null byte
         return False
-
-
-__all__ = ["IMAGE_FEATURES", "downloads", "image_dataset", "stored_images"]

@@ -129,12 +129,3 @@ def read_labels(
         notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
     dx = words.map(read)
     return LabelSet(labels, dx.where(dx.notna(), values), notes)
-
-
-__all__ = [
-    "LABEL_SPELLINGS",
-    "LabelSet",
-    "labels_from_one_hot",
-    "one_hot_columns",
-    "read_labels",
-]

@@ -378,17 +378,3 @@ class EvalLoader(_Loader):
         plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
         for index, pixels in zip(plan, self._pictures(plan), strict=True):
             yield self._batch(index, pixels)
-
-
-__all__ = [
-    "Batch",
-    "CachedImages",
-    "EvalLoader",
-    "Samples",
-    "TrainLoader",
-    "class_shares",
-    "epoch_order",
-    "mix_seeds",
-    "open_frames",
-    "open_images",
-]

@@ -424,6 +424,3 @@ def _from_dataset(
 
 def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-__all__ = ["DEFAULT_SYNTHETIC_SIZE", "RawSource", "from_splits", "read_source"]

@@ -184,6 +184,3 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         results = pool.map(fails, range(len(stored)))
         bar = progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")
         return np.array(list(bar), dtype=bool)
-
-
-__all__ = ["FEATURES", "align_labels", "features_of", "label_names", "load_data", "metadata_frame"]

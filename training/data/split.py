@@ -447,20 +447,3 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
     index = rows["index"].to_numpy()
     sides = split.table["split"].to_numpy()
     return datasets.DatasetDict({part: dataset.select(index[sides == part]) for part in SPLITS})
-
-
-__all__ = [
-    "DEFAULT_FOLDS",
-    "KNOWN_DUPLICATE_PAIRS",
-    "PROTOCOLS",
-    "SPLITS",
-    "WEIGHT_KINDS",
-    "Split",
-    "apply_split",
-    "class_weights",
-    "leakage_text",
-    "lesion_groups",
-    "load_split",
-    "make_split",
-    "photographs_per_lesion",
-]

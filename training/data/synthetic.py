@@ -349,6 +349,3 @@ def _spots(
         distance = np.hypot(u[window] - u[row, column], v[window] - v[row, column])
         cover[window] = np.maximum(cover[window], _sigmoid((size - distance) / (0.15 * size)))
     return cover
-
-
-__all__ = ["MIN_LESIONS_PER_CLASS", "Lesion", "encode_jpeg", "make_synthetic", "render"]

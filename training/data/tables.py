@@ -169,6 +169,3 @@ def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
         return "" if value is None or value != value else str(value).strip()
 
     return pd.DataFrame({str(name): [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
-
-
-__all__ = ["COLUMNS", "TABLE_SUFFIXES", "FieldTable", "read_table", "select_fields", "string_frame"]

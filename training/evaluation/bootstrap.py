@@ -202,13 +202,3 @@ def cluster_bootstrap(
     weights = cluster_weights(clusters, n_resamples, seed)
     estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
     return {name: percentile_interval(estimates[name], values[name], confidence) for name in estimates}
-
-
-__all__ = [
-    "ClusterWeights",
-    "Interval",
-    "bootstrap_distribution",
-    "cluster_bootstrap",
-    "cluster_weights",
-    "percentile_interval",
-]

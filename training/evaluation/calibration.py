@@ -206,14 +206,3 @@ def _check_temperature(temperature: Any) -> None:
     number = isinstance(temperature, (int, float, np.floating)) and not isinstance(temperature, bool)
     if not (number and math.isfinite(temperature) and temperature > 0):
         raise Ham10000Error(f"A temperature must be a positive number, got {temperature!r}.")
-
-
-__all__ = [
-    "TEMPERATURE_RANGE",
-    "apply_temperature",
-    "bias_corrected_interval",
-    "ece_floor",
-    "fit_temperature",
-    "fit_vector_scaling",
-    "save_temperature",
-]

@@ -207,13 +207,3 @@ def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE
         The difference, in the units of the standard error.
     """
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error
-
-
-__all__ = [
-    "bootstrap_p_value",
-    "compare_predictions",
-    "holm",
-    "mcnemar_mid_p",
-    "paired_differences",
-    "smallest_detectable",
-]

@@ -74,6 +74,3 @@ def saved_thresholds(saved: Mapping[str, Sequence[float]] | None, coverage: floa
         has = f"it has {', '.join(f'{value:g}' for value in sorted(known))}" if known else "it has none at all"
         raise Ham10000Error(f"The checkpoint has no prediction sets for coverage {coverage:g}; {has}.")
     return known[coverage]
-
-
-__all__ = ["COVERAGES", "fit_thresholds", "prediction_sets", "saved_thresholds"]

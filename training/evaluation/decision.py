@@ -64,6 +64,3 @@ def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule
         raise Ham10000Error(f"Unknown decision rule {rule!r}; expected one of {list(RULES)}.")
     scores = probabilities if rule == "probable" else balanced_probabilities(probabilities, prior)
     return np.asarray(scores).argmax(axis=-1)
-
-
-__all__ = ["RULES", "balanced_probabilities", "decide"]

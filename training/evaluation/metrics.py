@@ -11,7 +11,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, r
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 
 N_CLASSES = len(LABELS)
-MELANOMA = LABELS.index("mel")
 # The class whose sensitivity has a row of its own, where a label set has it.
 DEFAULT_POSITIVE = "mel"
 SENSITIVITY = "sensitivity_at_95_specificity"
@@ -360,30 +359,3 @@ class Ham10000Metrics(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         return compute_metrics(np.asarray(references), predictions)
-
-
-__all__ = [
-    "DEFAULT_POSITIVE",
-    "ECE_BINS",
-    "HEADLINE_METRICS",
-    "MELANOMA",
-    "METRIC_TITLES",
-    "NEGATIVES_PER_FALSE_POSITIVE",
-    "N_CLASSES",
-    "SENSITIVITY",
-    "Ham10000Metrics",
-    "brier_scores",
-    "calibration_gaps",
-    "choose_positive",
-    "compute_metrics",
-    "confidence_bins",
-    "expected_calibration_error",
-    "headline_metrics",
-    "negative_log_likelihoods",
-    "sensitivity_at_95_specificity",
-    "sensitivity_metric",
-    "softmax",
-    "trainer_compute_metrics",
-    "validate_labels",
-    "validate_probabilities",
-]

@@ -401,21 +401,3 @@ def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> P
     ]
     legend_below(figure, handles)
     return save_figure(figure, path)
-
-
-__all__ = [
-    "draw_interval",
-    "legend_below",
-    "legend_point",
-    "name_rows",
-    "panels",
-    "plot_confusion_matrix",
-    "plot_per_class",
-    "plot_reliability",
-    "plot_subgroups",
-    "plot_training_curves",
-    "say_too_few",
-    "set_title",
-    "spaced_rows",
-    "subgroup_name",
-]

@@ -340,20 +340,3 @@ def format_results(results: dict[str, Any]) -> str:
                 f"{_cell(gap['difference'])}"
             )
     return "\n".join(lines)
-
-
-__all__ = [
-    "CONFIDENCE",
-    "DECISION_METRICS",
-    "METRIC_TITLES",
-    "SUMMARY_METRICS",
-    "at_chance",
-    "evaluate_predictions",
-    "format_results",
-    "interval_metrics",
-    "metric_title",
-    "predicted_labels",
-    "predictions_table",
-    "read_predictions",
-    "write_evaluation",
-]

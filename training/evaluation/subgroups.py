@@ -173,6 +173,3 @@ def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]], confidence:
     (low, low_values), (high, high_values) = sensitivities[ordered[0]], sensitivities[ordered[-1]]
     difference = percentile_interval(high - low, high_values - low_values, confidence)
     return {"lowest": ordered[0], "highest": ordered[-1], "difference": difference.as_dict()}
-
-
-__all__ = ["FIELDS", "MIN_MALIGNANT_LESIONS", "STATISTICS", "assign_groups", "subgroup_results"]

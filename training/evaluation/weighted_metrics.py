@@ -219,6 +219,3 @@ class WeightedMetrics:
             macro = _nan_mean(np.stack([aurocs[k] for k in range(len(self.label_names))], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
         return values
-
-
-__all__ = ["AVERAGE_PRECISION", "PER_CLASS_STATISTICS", "STATISTICS", "WeightedMetrics", "statistics_of"]

@@ -213,11 +213,3 @@ def resize_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> np.ndarray
     """
     resized = nn.functional.interpolate(heatmaps[:, None], size[::-1], mode="bilinear", antialias=True)
     return resized[:, 0].clamp(0, 1).numpy()
-
-
-__all__ = [
-    "Explanation",
-    "explain",
-    "grad_cam",
-    "resize_heatmaps",
-]

@@ -293,6 +293,3 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
         if figure.resolve() in images:
             raise Ham10000Error(f"--explain would overwrite the image {str(figure)!r}; give another folder.")
     return paths
-
-
-__all__ = ["FIGURE_SUFFIXES", "explanation_paths", "overlay_heatmap", "plot_explanation"]

@@ -162,6 +162,3 @@ class OpenVinoBackbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, 3, height, width) float32 to (batch, features) float32."""
         return torch.from_numpy(self.compiled(pixel_values.contiguous().numpy())[0].copy())
-
-
-__all__ = ["BACKENDS", "PRECISIONS", "optimize_for_inference"]

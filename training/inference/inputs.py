@@ -245,13 +245,3 @@ def _check_metadata(sample: Sample, processor: Ham10000Processor, unknown_values
 def _text(path: Path) -> str:
     """A path as text that can be written: file names are bytes, and some are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MetadataTable",
-    "Sample",
-    "collect_samples",
-    "find_images",
-    "read_metadata",
-]

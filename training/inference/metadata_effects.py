@@ -206,15 +206,3 @@ def _changed_rows(
     for row, (_, columns, value) in zip(table[1:], changes, strict=True):
         row[columns] = value
     return [(field, _shown(processor, field, value)) for field, _, value in changes], table
-
-
-__all__ = [
-    "ALL_FIELDS",
-    "SWEEP_AGES",
-    "UNKNOWN",
-    "MetadataEffect",
-    "MetadataEffects",
-    "describe_metadata",
-    "logits_from_embeddings",
-    "metadata_effects",
-]

@@ -191,17 +191,3 @@ def picture_warning(image: object) -> str | None:
         f"{distribution.threshold:.1f}). The models know seven kinds of lesion and nothing else, so what they say "
         "about this image means nothing."
     )
-
-
-__all__ = [
-    "CONSTANTS",
-    "FEATURES",
-    "PICTURE_SIZE",
-    "Distribution",
-    "from_json",
-    "ham10000_distribution",
-    "mahalanobis",
-    "picture_features",
-    "picture_warning",
-    "rgb_to_lab",
-]

@@ -343,18 +343,3 @@ def write_output(text: str, path: str | None = None) -> None:
     except UnicodeEncodeError:
         text = text.translate(_ASCII_BLOCKS).encode(encoding, "backslashreplace").decode(encoding)
     print(text, end="")
-
-
-__all__ = [
-    "DEFAULT_WIDTH",
-    "DISCLAIMER",
-    "Answer",
-    "format_csv",
-    "format_isic",
-    "format_json",
-    "format_table",
-    "malignant_total",
-    "points",
-    "shown_name",
-    "write_output",
-]

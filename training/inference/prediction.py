@@ -364,16 +364,3 @@ def predict_logits(
     padded[: len(logits)] = logits
     gathered = accelerator.gather(padded).view(world_size, *padded.shape)
     return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
-
-
-__all__ = [
-    "Calibration",
-    "SHIPPED_CHECKPOINTS",
-    "VIEWS",
-    "calibration_of",
-    "choose_device",
-    "load_checkpoint",
-    "predict",
-    "predict_logits",
-    "shipped_checkpoint",
-]

@@ -184,14 +184,3 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
             f"state is untouched; continue with --resume --output_dir {output_dir}, with the same number of processes "
             "or another one."
         ) from error
-
-
-__all__ = [
-    "DISCLAIMER",
-    "Interrupted",
-    "add_debug_argument",
-    "lost_processes_explained",
-    "noted_signals",
-    "progress_bar",
-    "run_cli",
-]

@@ -269,22 +269,3 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def data_options(arguments: argparse.Namespace) -> DataOptions:
     """The options of a parser with `add_data_arguments`."""
     return DataOptions.from_texts(arguments.columns, arguments.labels, arguments.label_map, arguments.group_by)
-
-
-__all__ = [
-    "COLUMNS_HELP",
-    "GROUP_BY_HELP",
-    "LABELS_HELP",
-    "LABEL_MAP_HELP",
-    "SITES",
-    "SYNONYMS",
-    "DataOptions",
-    "add_data_arguments",
-    "candidates",
-    "data_options",
-    "match_columns",
-    "read_rows",
-    "read_value",
-    "spelled",
-    "spelling_notes",
-]

@@ -84,6 +84,3 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         metadata = {"Software": None} if temporary.suffix == ".png" else None
         figure.savefig(temporary, dpi=_DPI, metadata=metadata)
     return Path(path)
-
-
-__all__ = ["GREY", "OKABE_ITO", "new_figure", "plain", "save_figure", "style_axes"]

@@ -197,19 +197,3 @@ def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
     with atomic_path(path) as temporary:
         frame.assign(**texts).to_csv(temporary, index=False, lineterminator="\n")
     return Path(path)
-
-
-__all__ = [
-    "atomic_path",
-    "atomic_write_json",
-    "atomic_write_text",
-    "escape_cell",
-    "read_json",
-    "remove_leftovers",
-    "restore_cell",
-    "restore_mode",
-    "scratch_folder",
-    "to_json",
-    "write_table",
-    "writing",
-]

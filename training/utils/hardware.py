@@ -195,17 +195,3 @@ def release_freed_memory() -> None:
     """Gives what was kept back to the system, between two runs of one process; does nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-__all__ = [
-    "cpu_model",
-    "environment",
-    "git_state",
-    "keep_freed_memory",
-    "keep_strided_depthwise_fp32",
-    "peak_cuda_mib",
-    "peak_rss_mib",
-    "release_freed_memory",
-    "reset_peak_memory",
-    "resolve_precision",
-]

@@ -110,6 +110,3 @@ class ImageFiles:
     def unused(self) -> list[str]:
         """Names without suffix of the files that nobody has asked for."""
         return sorted(stem for stem, paths in self._by_stem.items() if self._used.isdisjoint(paths))
-
-
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "comparable", "files_below", "visible", "without_suffix"]

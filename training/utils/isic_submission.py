@@ -83,6 +83,3 @@ def check_submission_ids(image_ids: Sequence[str]) -> None:
                 f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
                 "ids have the form ISIC_0024306; give the picture another name."
             )
-
-
-__all__ = ["ISIC_COLUMNS", "check_submission_ids", "check_submission_labels", "format_submission"]

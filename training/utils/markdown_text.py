@@ -137,14 +137,6 @@ def interval(value: Mapping[str, float | None] | None, *, signed: bool = False, 
     return text + bounds(value, signed=signed, shares=shares)
 
 
-def over_seeds(value: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
-    """`mean ± SD [low, high]`, without what is undefined (the SD of one seed, for one)."""
-    if value is None or not defined(value.get("mean")):
-        return ABSENT
-    spread = f"{NO_BREAK}±{NO_BREAK}{value['sd']:.3f}" if defined(value.get("sd")) else ""
-    return decimal(value["mean"], signed=signed) + spread + bounds(value, signed=signed)
-
-
 def leaves_out_zero(value: Mapping[str, float | None] | None) -> bool | None:
     """Whether an interval lies on one side of 0; None where it has no bounds."""
     low, high = (None, None) if value is None else (value.get("low"), value.get("high"))
@@ -165,7 +157,6 @@ __all__ = [
     "interval",
     "join",
     "leaves_out_zero",
-    "over_seeds",
     "p_phrase",
     "p_text",
     "percent",

@@ -14,6 +14,3 @@ def published_baseline() -> dict[str, Any]:
         train) and `intervals` (metric to estimate, low, high: 95 %, images resampled).
     """
     return read_json(Path(__file__).with_name("published_baseline.json"))
-
-
-__all__ = ["published_baseline"]
