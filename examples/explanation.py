@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from PIL import Image
 
-from ham10000.training.data.report import main as data_main
+from ham10000.training.data.__main__ import main as data_main
 from ham10000.training.evaluation.__main__ import main as evaluate_main
 from ham10000.training.evaluation.calibration import fit_temperature, save_temperature
 from ham10000.training.evaluation.report import read_predictions

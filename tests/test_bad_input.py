@@ -14,7 +14,7 @@ from bad_input import Case, judge, listing
 from transformers.utils import logging as transformers_logging
 
 from ham10000.training import predict, train
-from ham10000.training.data import report as data_report
+from ham10000.training.data import __main__ as data_report
 from ham10000.training.data.tables import read_table
 from ham10000.training.evaluation import __main__ as evaluation
 

@@ -28,13 +28,12 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_s
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
 from ham10000.training.data.checks import check_rows
-from ham10000.training.data.images import image_dataset
 from ham10000.training.data.readers import RawSource
 from ham10000.training.data.sources import FEATURES
 from ham10000.training.data.split import Split, load_split, make_split
-from ham10000.training.data.tables import COLUMNS, read_table, string_frame
+from ham10000.training.data.tables import COLUMNS, image_dataset, read_table, string_frame
+from ham10000.training.evaluation.bootstrap import WeightedMetrics
 from ham10000.training.evaluation.metrics import compute_metrics
-from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
 from ham10000.training.inference.inputs import read_metadata
 from ham10000.training.utils.columns import DataOptions
 from ham10000.training.utils.files import escape_cell, restore_cell

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data.__main__ import main
 from ham10000.training.data.readers import from_splits
-from ham10000.training.data.report import main
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
 from ham10000.training.utils.columns import DataOptions
 

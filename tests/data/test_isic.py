@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.evaluation.__main__ import main as evaluate
+from ham10000.training.inference.output import ISIC_COLUMNS
 from ham10000.training.utils.columns import SITES, DataOptions
-from ham10000.training.utils.isic_submission import ISIC_COLUMNS
 
 # As the official file of the ISIC 2018 test set begins.
 HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"

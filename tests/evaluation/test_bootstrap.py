@@ -9,13 +9,15 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
+    AVERAGE_PRECISION,
+    PER_CLASS_STATISTICS,
+    STATISTICS,
     bootstrap_distribution,
     cluster_bootstrap,
     cluster_weights,
     percentile_interval,
 )
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS, compute_metrics, sensitivity_metric, softmax
-from ham10000.training.evaluation.weighted_metrics import AVERAGE_PRECISION, PER_CLASS_STATISTICS, STATISTICS
 
 
 def make_data(n: int, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,15 +11,17 @@ import pyarrow.parquet as pq
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.data.images import downloads, image_dataset, stored_images
 from ham10000.training.data.labels import one_hot_columns
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
     COLUMNS,
     TABLE_SUFFIXES,
     FieldTable,
+    downloads,
+    image_dataset,
     read_table,
     select_fields,
+    stored_images,
     string_frame,
 )
 from ham10000.training.utils.columns import DataOptions, candidates, match_columns, read_rows, spelled

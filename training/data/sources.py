@@ -14,9 +14,8 @@ from PIL import Image
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
-from ham10000.training.data.images import IMAGE_FEATURES
 from ham10000.training.data.readers import read_source
-from ham10000.training.data.tables import COLUMNS
+from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.columns import DataOptions
 

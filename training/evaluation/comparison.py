@@ -9,9 +9,13 @@ from numpy.typing import ArrayLike
 from scipy.stats import binom, norm
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.evaluation.bootstrap import (
+    bootstrap_distribution,
+    cluster_weights,
+    percentile_interval,
+    statistics_of,
+)
 from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, predicted_labels, read_predictions
-from ham10000.training.evaluation.weighted_metrics import statistics_of
 
 
 def paired_differences(

@@ -29,6 +29,7 @@ from ham10000.training.evaluation.plots import (
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import (
     atomic_write_text,
+    read_json,
     remove_leftovers,
     restore_cell,
     restore_mode,
@@ -340,3 +341,13 @@ def format_results(results: dict[str, Any]) -> str:
                 f"{_cell(gap['difference'])}"
             )
     return "\n".join(lines)
+
+
+def published_baseline() -> dict[str, Any]:
+    """The published image-only baseline this package grew out of.
+
+    Returns:
+        `name`, `source` (where the numbers come from), `protocol`, `leak` (share of its test images whose lesion is in
+        train) and `intervals` (metric to estimate, low, high: 95 %, images resampled).
+    """
+    return read_json(Path(__file__).with_name("published_baseline.json"))

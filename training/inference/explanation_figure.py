@@ -17,9 +17,8 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.inference.explanation import Explanation
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, Explanation, MetadataEffect, MetadataEffects
 from ham10000.training.inference.inputs import Sample
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
 from ham10000.training.inference.output import DISCLAIMER, points, shown_name
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 
