@@ -9,10 +9,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
 from ham10000.training.data.augment import working_size
+from ham10000.training.data.tables import StoredImage
 from ham10000.training.utils.cli import progress_bar
 
 # Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
@@ -55,7 +55,7 @@ def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
 
 
-def decode(entry: dict[str, Any], image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
+def decode(entry: StoredImage, image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
     """Decodes and resizes one entry of `encoded_images` to (3, height, width) uint8.
 
     Raises:
@@ -286,7 +286,7 @@ def _decoded(
     torch.set_num_threads(threads)
 
 
-def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
+def _key(images: datasets.Dataset, settings: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
         if entry["bytes"] is not None:

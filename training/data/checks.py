@@ -1,7 +1,6 @@
 """What is checked of every row, and the report that says what was found."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
 from ham10000.training.data.labels import read_labels
 from ham10000.training.data.readers import RawSource
 from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import plain
 
 
@@ -58,7 +58,7 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Returns the report as plain values that `json` can write."""
         return asdict(self)
 
@@ -187,11 +187,7 @@ def check_rows(
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
     labels = read_labels(
-        frame["dx"],
-        options,
-        raw.declared,
-        name=checks.name("dx"),
-        ours=raw.ours or drop_unknown_labels,
+        frame["dx"], options, raw.declared, name=checks.name("dx"), ours=raw.ours or drop_unknown_labels
     )
     frame["dx"], report.labels = labels.dx, labels.labels
     checks.notes += labels.notes

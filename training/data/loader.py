@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -56,8 +55,8 @@ class Samples:
         frame = metadata_frame(dataset)
         metadata = None
         if "metadata" in processor.model_input_names:
-            rows: Any = frame[processor.metadata_fields].to_dict("records")
-            metadata = processor.encode_metadata(rows)
+            rows = frame[processor.metadata_fields].to_dict("records")
+            metadata = processor.encode_metadata(rows)  # type: ignore[arg-type]  # names of columns are strings
         # Whole columns at once: row by row, 10,000 rows take seconds.
         return cls(frame["image_id"].tolist(), torch.tensor(dataset["dx"][:], dtype=torch.int64), metadata)
 
@@ -123,8 +122,7 @@ def open_images(
     """
     if "pixel_values" not in processor.model_input_names:
         return None
-    image_processor: Any = processor.image_processor
-    images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
+    images = cached_images(dataset, processor.image_processor, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
 
 

@@ -296,11 +296,7 @@ def _check_path(name: str, table: Path, row: int, root: Path, fields: FieldTable
 
 
 def _find_images(
-    fields: FieldTable,
-    table: Path,
-    root: Path,
-    folders: tuple[Path, ...],
-    indexes: dict[tuple[Path, ...], ImageFiles],
+    fields: FieldTable, table: Path, root: Path, folders: tuple[Path, ...], indexes: dict[tuple[Path, ...], ImageFiles]
 ) -> list[str | None]:
     """The file of each row, from the folders first and then from anywhere below the root."""
     paths: list[str | None] = [None] * len(fields.frame)
@@ -388,11 +384,7 @@ def from_splits(
 
 
 def _from_dataset(
-    source: str,
-    table: datasets.Dataset,
-    sizes: dict[str, int],
-    roots: tuple[Path, ...] | None,
-    options: DataOptions,
+    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...] | None, options: DataOptions
 ) -> RawSource:
     kinds = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     images_column = next((name for name in ("image", *kinds) if name in table.column_names), None)

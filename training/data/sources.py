@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import datasets
 import numpy as np
@@ -97,7 +96,7 @@ def load_data(
         invalid_to_missing=invalid_to_missing,
     )
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
-    columns: dict[str, list[Any]] = {name: rows[name].tolist() for name in COLUMNS}
+    columns = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
     features = datasets.Features({name: kind for name, kind in features_of(report.labels).items() if name in COLUMNS})
     table = datasets.Dataset.from_dict(columns, features=features)

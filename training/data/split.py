@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -18,7 +17,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.config import PROTOCOLS
 from ham10000.training.data.checks import lesions_known
 from ham10000.training.data.sources import label_names, metadata_frame
-from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
+from ham10000.training.utils.files import JsonObject, atomic_write_json, restore_cell, write_table
 
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
@@ -132,7 +131,7 @@ class Split:
             raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
         return class_weights(counts, kind)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """What `split.json` says beside the table, as plain values."""
         return {
             "protocol": self.protocol,

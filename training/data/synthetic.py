@@ -6,6 +6,7 @@ and not trivial; a result on them says that the code works and nothing about ski
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +162,7 @@ def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _choose(weights: dict[Any, Any], rng: np.random.Generator, size: int | None = None) -> Any:
+def _choose(weights: Mapping[Any, float], rng: np.random.Generator, size: int | None = None) -> Any:
     values = np.array(list(weights.values()), dtype=np.float64)
     return rng.choice(np.array(list(weights)), size=size, p=values / values.sum())
 

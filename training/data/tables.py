@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import datasets
 import numpy as np
@@ -23,6 +23,13 @@ COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization
 _FIELD_NAMES = frozenset(name for names in SYNONYMS.values() for name in names)
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
+
+
+class StoredImage(TypedDict):
+    """An image as `datasets` stores it: the bytes of its file, or where that lies; both None where there is none."""
+
+    bytes: bytes | None
+    path: str | None
 
 
 @dataclass
@@ -171,13 +178,13 @@ def _ids_of_files(names: pd.Series) -> pd.Series:
 def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Every value as stripped text, "" where it is missing."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         return "" if value is None or value != value else str(value).strip()
 
     return pd.DataFrame({str(name): [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
 
 
-def image_dataset(images: list[dict[str, Any]]) -> datasets.Dataset:
+def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
     """Images as one column.
 
     Args:
@@ -188,7 +195,7 @@ def image_dataset(images: list[dict[str, Any]]) -> datasets.Dataset:
     """
     # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
     # the path over the bytes given with it.
-    stored = pa.table({"image": pa.array(images, type=IMAGE_FEATURES["image"].pa_type)})
+    stored = pa.table({"image": pa.array(list(images), type=IMAGE_FEATURES["image"].pa_type)})
     return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
 
 

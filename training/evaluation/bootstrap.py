@@ -228,6 +228,9 @@ class WeightedMetrics:
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
 _BLOCK_ELEMENTS = 2_000_000
 
+# An `Interval` as a JSON file has it.
+IntervalDict = dict[str, float | int | None]
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -245,7 +248,7 @@ class Interval:
     high: float | None
     n_defined: int
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> IntervalDict:
         """The fields, for a JSON file."""
         return asdict(self)
 

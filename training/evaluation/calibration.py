@@ -3,7 +3,6 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
@@ -11,18 +10,14 @@ from scipy.special import logsumexp, softmax
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Config, Ham10000Error
 from ham10000.training.evaluation.bootstrap import Interval
-from ham10000.training.evaluation.metrics import (
-    expected_calibration_error,
-    validate_labels,
-    validate_probabilities,
-)
+from ham10000.training.evaluation.metrics import expected_calibration_error, validate_labels, validate_probabilities
 from ham10000.training.utils.files import atomic_write_json, read_json
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
-def fit_temperature(labels: Any, probabilities: Any) -> float:
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of validation predictions.
 
     Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 2017, arXiv:1706.04599, section
@@ -156,7 +151,7 @@ def bias_corrected_interval(
     return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
 
 
-def apply_temperature(probabilities: Any, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """What the probabilities are with the logits divided by a temperature: `softmax(log(p) / T)`.
 
     Args:
@@ -196,13 +191,13 @@ def save_temperature(checkpoint: str | os.PathLike[str], temperature: float) -> 
     atomic_write_json(path, {**config, "temperature": float(temperature)})
 
 
-def _log_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
+def _log_probabilities(probabilities: np.ndarray, n_rows: int) -> np.ndarray:
     given = np.asarray(probabilities)
     smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
     return np.log(np.maximum(validate_probabilities(given, n_rows), float(smallest)))
 
 
-def _check_temperature(temperature: Any) -> None:
+def _check_temperature(temperature: object) -> None:
     number = isinstance(temperature, (int, float, np.floating)) and not isinstance(temperature, bool)
-    if not (number and math.isfinite(temperature) and temperature > 0):
+    if not (number and math.isfinite(temperature) and temperature > 0):  # type: ignore[arg-type,operator]
         raise Ham10000Error(f"A temperature must be a positive number, got {temperature!r}.")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,12 +9,14 @@ from scipy.stats import binom, norm
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
+    IntervalDict,
     bootstrap_distribution,
     cluster_weights,
     percentile_interval,
     statistics_of,
 )
 from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, predicted_labels, read_predictions
+from ham10000.training.utils.files import JsonObject
 
 
 def paired_differences(
@@ -29,7 +30,7 @@ def paired_differences(
     confidence: float = CONFIDENCE,
     seed: int = 0,
     label_names: Sequence[str] = LABELS,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, IntervalDict]:
     """Differences of metrics, model minus other, with intervals from a paired lesion-clustered bootstrap.
 
     Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out; the
@@ -67,7 +68,7 @@ def paired_differences(
 
 def compare_predictions(
     path: str | os.PathLike[str], other_path: str | os.PathLike[str], *, n_resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compares two `predictions.csv` of the same images.
 
     Args:

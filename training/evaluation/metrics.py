@@ -1,14 +1,23 @@
 """What a set of predictions is worth: the metrics of every results file, over scikit-learn."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.utils.files import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 N_CLASSES = len(LABELS)
 # The class whose sensitivity has a row of its own, where a label set has it.
@@ -66,7 +75,7 @@ def headline_metrics(positive: str | None = DEFAULT_POSITIVE) -> tuple[str, ...]
 HEADLINE_METRICS = headline_metrics()
 
 
-def validate_labels(labels: Any, n_classes: int = N_CLASSES) -> np.ndarray:
+def validate_labels(labels: ArrayLike, n_classes: int = N_CLASSES) -> np.ndarray:
     """Checks class ids.
 
     Args:
@@ -90,7 +99,7 @@ def validate_labels(labels: Any, n_classes: int = N_CLASSES) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def validate_probabilities(probabilities: Any, n_rows: int, n_classes: int | None = None) -> np.ndarray:
+def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
     """Checks predicted probabilities.
 
     Args:
@@ -125,7 +134,7 @@ def validate_probabilities(probabilities: Any, n_rows: int, n_classes: int | Non
     return array
 
 
-def softmax(logits: Any) -> np.ndarray:
+def softmax(logits: ArrayLike) -> np.ndarray:
     """Softmax over the last axis in float64, whatever precision the logits came in.
 
     Args:
@@ -138,11 +147,9 @@ def softmax(logits: Any) -> np.ndarray:
         Ham10000Error: For logits that are not finite.
     """
     array = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(array).all():
-        rows = np.flatnonzero(~np.isfinite(array).all(axis=-1))
+    if len(rows := np.flatnonzero(~np.isfinite(array).all(axis=-1))):
         raise Ham10000Error(f"{len(rows)} row(s) of the logits are not finite, the first is row {rows[0]}.")
-    exponentials = np.exp(array - array.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return special.softmax(array, axis=-1)
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
@@ -237,8 +244,8 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
 
 
 def compute_metrics(
-    labels: Any, probabilities: Any, label_names: Sequence[str] = LABELS, positive: str | None = None
-) -> dict[str, Any]:
+    labels: ArrayLike, probabilities: ArrayLike, label_names: Sequence[str] = LABELS, positive: str | None = None
+) -> JsonObject:
     """All metrics of one set of predictions.
 
     Macro-F1 and balanced accuracy average the classes that have images, as scikit-learn's `f1_score(labels=present)`;
@@ -313,7 +320,7 @@ def compute_metrics(
     }
 
 
-def trainer_compute_metrics(eval_pred: Any) -> dict[str, float]:
+def trainer_compute_metrics(eval_pred: "EvalPrediction") -> dict[str, float]:
     """The headline metrics, as the `compute_metrics` argument of `transformers.Trainer`.
 
     Args:
@@ -357,5 +364,5 @@ class Ham10000Metrics(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> JsonObject:
         return compute_metrics(np.asarray(references), predictions)

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import IntervalDict, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
     DEFAULT_POSITIVE,
     METRIC_TITLES,
@@ -20,14 +19,10 @@ from ham10000.training.evaluation.metrics import (
     validate_labels,
     validate_probabilities,
 )
-from ham10000.training.evaluation.plots import (
-    plot_confusion_matrix,
-    plot_per_class,
-    plot_reliability,
-    plot_subgroups,
-)
+from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_per_class, plot_reliability, plot_subgroups
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import (
+    JsonObject,
     atomic_write_text,
     read_json,
     remove_leftovers,
@@ -63,7 +58,7 @@ def metric_title(name: str) -> str:
     return METRIC_TITLES.get(name, name if positive == name else f"{positive} sensitivity at 95 % specificity")
 
 
-def at_chance(results: dict[str, Any]) -> bool:
+def at_chance(results: JsonObject) -> bool:
     """Whether an evaluation does not tell a model from guessing, so that no gain over it means anything.
 
     The balanced accuracy of any guess that does not look at the image is, on average, 1 / classes with images.
@@ -73,7 +68,7 @@ def at_chance(results: dict[str, Any]) -> bool:
     return low is not None and low <= 1 / present
 
 
-def interval_metrics(results: dict[str, Any]) -> list[str]:
+def interval_metrics(results: JsonObject) -> list[str]:
     """The metrics of an evaluation that have an interval, in order."""
     return [name for name in results["intervals"] if name != "per_class"]
 
@@ -81,14 +76,14 @@ def interval_metrics(results: dict[str, Any]) -> list[str]:
 def evaluate_predictions(
     *,
     image_ids: Sequence[str],
-    lesion_groups: Sequence[Any],
+    lesion_groups: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
     positive: str | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
 
     Args:
@@ -156,7 +151,7 @@ def predictions_table(
     *,
     image_ids: Sequence[str],
     lesion_ids: Sequence[str],
-    lesion_groups: Sequence[Any],
+    lesion_groups: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
@@ -234,9 +229,9 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
 
 def write_evaluation(
     output_dir: str | os.PathLike[str],
-    results: dict[str, Any],
+    results: JsonObject,
     predictions: pd.DataFrame,
-    context: dict[str, Any] | None = None,
+    context: JsonObject | None = None,
 ) -> Path:
     """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
 
@@ -292,7 +287,7 @@ def write_evaluation(
     return output_dir / last.name
 
 
-def _cell(interval: dict[str, Any]) -> str:
+def _cell(interval: IntervalDict) -> str:
     if interval["estimate"] is None:
         return "undefined"
     if interval["low"] is None:
@@ -300,7 +295,7 @@ def _cell(interval: dict[str, Any]) -> str:
     return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def format_results(results: dict[str, Any]) -> str:
+def format_results(results: JsonObject) -> str:
     """The results as a table for the terminal.
 
     Args:
@@ -343,7 +338,7 @@ def format_results(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def published_baseline() -> dict[str, Any]:
+def published_baseline() -> JsonObject:
     """The published image-only baseline this package grew out of.
 
     Returns:

@@ -1,7 +1,6 @@
 """Results by age band, sex, site and photographs: a mean can hide a group in which malignancies are missed."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
 from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
+from ham10000.training.utils.files import JsonObject
 
 # With fewer malignant lesions a sensitivity is an anecdote: at ten its 95 % interval is still 0.4 to 0.6 wide.
 MIN_MALIGNANT_LESIONS = 10
@@ -85,7 +85,7 @@ def subgroup_results(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Accuracy, and sensitivity and specificity to malignancy, in every subgroup, with lesion-clustered intervals.
 
     An image counts as called malignant when its most probable class is malignant, whichever of them. Without malignant
@@ -126,8 +126,8 @@ def subgroup_results(
         "malignant_sensitivity": (called & malignant, malignant),
         "malignant_specificity": (~called & ~malignant, ~malignant),
     }
-    fields: dict[str, list[dict[str, Any]]] = {}
-    gaps: dict[str, dict[str, Any] | None] = {}
+    fields: dict[str, list[JsonObject]] = {}
+    gaps: dict[str, JsonObject | None] = {}
     for field in groups.columns:
         rows, sensitivities = [], {}
         for name in FIELDS[field]:
@@ -137,7 +137,7 @@ def subgroup_results(
             values = {
                 statistic: _ratio(weights, *(part & members for part in ratios[statistic])) for statistic in statistics
             }
-            row: dict[str, Any] = {
+            row: JsonObject = {
                 "group": name,
                 "n_images": int(members.sum()),
                 "n_lesions": len(np.unique(weights.index[members])),
@@ -166,7 +166,7 @@ def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarr
     return (float(numerator.sum() / denominator.sum()) if denominator.any() else float("nan")), values
 
 
-def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]], confidence: float) -> dict[str, Any] | None:
+def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]], confidence: float) -> JsonObject | None:
     if len(sensitivities) < 2:
         return None
     ordered = sorted(sensitivities, key=lambda name: sensitivities[name][0])

@@ -9,7 +9,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -100,11 +99,10 @@ def logits_from_embeddings(
     Returns:
         (batch, classes) logits, divided by the temperature.
     """
-    features: Any = image
+    features = image
     if metadata is not None:
-        features = model.encode_metadata(metadata)
-        if image is not None:
-            features = model.fuse(image, features)
+        encoded = model.encode_metadata(metadata)
+        features = encoded if image is None else model.fuse(image, encoded)
     return model.classifier(model.dropout(features)) / model.config.temperature
 
 
@@ -164,7 +162,7 @@ def metadata_effects(
     Raises:
         Ham10000Error: For an input the variant does not read or lacks, an unreadable image, or an unknown value.
     """
-    config: Any = model.config
+    config = model.config
     if config.uses_image and image is None:
         raise Ham10000Error(f"modality={config.modality!r} needs an image, got None.")
     if not config.uses_image and image is not None:
@@ -196,8 +194,8 @@ def metadata_effects(
         given,
         probabilities[0],
         tuple(rows),
-        tuple(config.malignant_labels),
-        config.label_descriptions,
+        tuple(config.malignant_labels or ()),
+        config.label_descriptions or {},
     )
 
 
@@ -356,8 +354,7 @@ def grad_cam(
     finally:
         model.train(was_training)
     size = tuple(pixel_values.shape[-2:])
-    enlarged: Any = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")
-    enlarged = enlarged[:, 0].float().cpu()
+    enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
     strongest = enlarged.abs().amax(dim=(1, 2), keepdim=True)
     return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged))
 

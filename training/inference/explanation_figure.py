@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -198,8 +197,8 @@ def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
     for index, label in enumerate(effects.labels):
         colour, marker = _STYLES.get(label) or next(spare)[::-1]
-        options: dict[str, Any] = {"marker": marker, "color": OKABE_ITO[colour], "markersize": 4, "linewidth": 1.6}
-        axes.plot(ages, table[:, index], label=plain(label), **options)
+        values, name = table[:, index], plain(label)
+        axes.plot(ages, values, label=name, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)

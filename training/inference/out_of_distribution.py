@@ -15,14 +15,13 @@ warning is not an approval.
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import load_image
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
 
 # Width and height in pixels at which the statistics are taken: small enough that an image's own resolution and its
 # JPEG artefacts hardly count.
@@ -72,7 +71,7 @@ class Distribution:
     precision: np.ndarray
     threshold: float
     quantile: float
-    provenance: dict[str, Any]
+    provenance: JsonObject
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -123,7 +122,7 @@ def _gradient(channel: np.ndarray) -> np.ndarray:
     return np.hypot(*np.gradient(channel))
 
 
-def _log(value: Any, floor: float = 0.1) -> Any:
+def _log(value: np.ndarray, floor: float = 0.1) -> np.ndarray:
     # An image of one colour has no spread at all, so there is always a floor.
     return np.log(np.maximum(value, floor))
 
@@ -134,7 +133,7 @@ def mahalanobis(features: np.ndarray, distribution: Distribution) -> np.ndarray:
     return np.sqrt(np.einsum("...i,ij,...j->...", offset, distribution.precision, offset))
 
 
-def from_json(values: dict[str, Any], name: str = CONSTANTS.name) -> Distribution:
+def from_json(values: JsonObject, name: str = CONSTANTS.name) -> Distribution:
     """Reads the content of `out_of_distribution.json`.
 
     Args:

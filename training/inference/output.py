@@ -13,13 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ham10000.modeling import (
-    LABELS,
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    Ham10000Processor,
-)
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.explanation import describe_metadata
 from ham10000.training.inference.inputs import Sample
 from ham10000.training.inference.prediction import calibration_of

@@ -7,9 +7,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from safetensors import SafetensorError
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -60,7 +64,7 @@ def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
 
 def _read_calibration(checkpoint: str, revision: str | None, temperature: float) -> Calibration:
     """From `eval_results.json` and `train_config.json`, which a checkpoint need not have."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for name in (RunFile.EVALUATION, RunFile.TRAINING):
         # A missing or damaged record is no reason not to predict: the claim is left out.
         with contextlib.suppress(Ham10000Error, HfHubHTTPError, OSError):
@@ -220,8 +224,8 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
 def predict(
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    images: Sequence[Any] | None = None,
-    metadata: Sequence[Mapping[str, Any]] | None = None,
+    images: Sequence[object] | None = None,
+    metadata: Sequence[Mapping[str, object]] | None = None,
     batch_size: int = 32,
     *,
     unknown_values: str = "error",
@@ -276,14 +280,17 @@ def predict(
 
 
 def _batches(
-    images: Sequence[Any], parts: Sequence[slice], model: Ham10000ForImageClassification, processor: Ham10000Processor
+    images: Sequence[object],
+    parts: Sequence[slice],
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
     A GPU computes while the next part is decoded. A CPU does not: the threads of a convolution wait for the slowest,
     so one that shares its core with a decoder delays them all.
     """
-    image_processor: Any = processor.image_processor
+    image_processor = processor.image_processor
 
     def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
         stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
@@ -318,8 +325,8 @@ def predict_logits(
     model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
-    accelerator: Any = None,
-    autocast: Callable[[], Any] = contextlib.nullcontext,
+    accelerator: "Accelerator | None" = None,
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
 ) -> np.ndarray:

@@ -141,7 +141,7 @@ def noted_signals() -> Iterator[Callable[[], int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(signum: int, _: Any) -> None:
+    def note(signum: int, _: object) -> None:
         nonlocal first
         if not received:
             first = time.monotonic()

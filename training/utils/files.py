@@ -27,6 +27,9 @@ from typing import Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
+# An object of a JSON file, whose keys its file's writer documents.
+JsonObject = dict[str, Any]
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
 _LEFTOVERS = (".*.tmp*", ".tmp*")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.utils.files import JsonObject
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
 # From malloc.h.
@@ -70,7 +71,7 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> JsonObject | None:
     """Commit of the checkout this package runs from.
 
     Returns:
@@ -91,7 +92,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Describes the software and the machine of this process at the time of the call.
 
     Returns:
