@@ -1,17 +1,14 @@
 """Calibration: a temperature, or a temperature and class biases, and how far from calibrated a model is."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Config, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.bootstrap import Interval
 from ham10000.training.evaluation.metrics import expected_calibration_error, validate_labels, validate_probabilities
-from ham10000.training.utils.files import atomic_write_json, read_json
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -151,53 +148,7 @@ def bias_corrected_interval(
     return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """What the probabilities are with the logits divided by a temperature: `softmax(log(p) / T)`.
-
-    Args:
-        probabilities: Probabilities (N, K), of the model at temperature 1. A 0 is an underflow and is read as the
-            smallest normal number of the array's type.
-        temperature: T, positive.
-
-    Returns:
-        Probabilities (N, K), float64. The order within each row stays, so every decision does; with more than two
-        classes the order of one class's probability over the rows, and with it the AUROC, may move a little.
-
-    Raises:
-        Ham10000Error: For bad probabilities, or a temperature that is not a positive number.
-    """
-    _check_temperature(temperature)
-    return softmax(_log_probabilities(probabilities, len(probabilities)) / temperature, axis=1)
-
-
-def save_temperature(checkpoint: str | os.PathLike[str], temperature: float) -> None:
-    """Writes a temperature into a checkpoint's `config.json`, atomically; every other key stays as and where it is.
-
-    Args:
-        checkpoint: Folder of the checkpoint.
-        temperature: The new `temperature`; it replaces the old one, it does not multiply it.
-
-    Raises:
-        Ham10000Error: For a folder without a readable `config.json` of this package, or a temperature that is not a
-            positive number.
-    """
-    _check_temperature(temperature)
-    path = Path(checkpoint) / "config.json"
-    if not path.is_file():
-        raise Ham10000Error(f"The folder {str(checkpoint)!r} holds no config.json; expected a checkpoint.")
-    config = read_json(path)
-    if config.get("model_type") != Ham10000Config.model_type:
-        raise Ham10000Error(f"{str(path)!r} is not the configuration of a {Ham10000Config.model_type!r} model.")
-    atomic_write_json(path, {**config, "temperature": float(temperature)})
-
-
 def _log_probabilities(probabilities: np.ndarray, n_rows: int) -> np.ndarray:
     given = np.asarray(probabilities)
     smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
     return np.log(np.maximum(validate_probabilities(given, n_rows), float(smallest)))
-
-
-def _check_temperature(temperature: object) -> None:
-    number = isinstance(temperature, (int, float, np.floating)) and not isinstance(temperature, bool)
-    if not (number and math.isfinite(temperature) and temperature > 0):  # type: ignore[arg-type,operator]
-        raise Ham10000Error(f"A temperature must be a positive number, got {temperature!r}.")

@@ -2,13 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
@@ -128,22 +128,8 @@ def evaluate_checkpoint(  # each is an option of the command line
 
     frame = metadata_frame(rows)
     frame["photographs"] = photographs_per_lesion(dataset, frame)
-    lesion_ids = frame["lesion_id"].tolist()
-    predicted: dict[str, Any] = {
-        "image_ids": samples.image_ids,
-        "lesion_groups": lesion_groups(lesion_ids, samples.image_ids),
-        "labels": np.asarray(samples.labels),
-        "probabilities": probabilities,
-        "label_names": config.label_names,
-    }
-    resampling: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    results = evaluate_predictions(**predicted, positive=positive, **resampling)
-    scored = (predicted["labels"], probabilities, predicted["lesion_groups"])
-    malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
-    results["subgroups"] = subgroup_results(frame, *scored, malignant_ids=malignant_ids, **resampling)
-    if config.class_prior is not None:
-        results["decisions"] = _decisions(config, *scored, **resampling)
-    table = predictions_table(**predicted, lesion_ids=lesion_ids, metadata=frame)
+    resampling = {"n_resamples": n_resamples, "seed": seed}
+    results, table = _score(frame, samples, probabilities, config, positive, resampling)
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
@@ -170,15 +156,35 @@ def _predict(model: Ham10000ForImageClassification, loader: EvalLoader, views: i
     return softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
 
 
-def _decisions(
-    config: Ham10000Config, labels: np.ndarray, probabilities: np.ndarray, groups: Sequence[str], **resampling: int
-) -> JsonObject:
-    """Rule to metric to interval: what each rule of decision is worth."""
-    decisions = {}
-    for rule in RULES:
-        predicted = decide(probabilities, config.class_prior, rule)
-        intervals = cluster_bootstrap(
-            labels, predicted, groups, DECISION_METRICS, label_names=config.label_names, **resampling
-        )
-        decisions[rule] = {name: interval.as_dict() for name, interval in intervals.items()}
-    return decisions
+def _score(
+    frame: pd.DataFrame,
+    samples: Samples,
+    probabilities: np.ndarray,
+    config: Ham10000Config,
+    positive: str | None,
+    resampling: dict[str, Any],
+) -> tuple[JsonObject, pd.DataFrame]:
+    """The results of an evaluation and the table of its predictions."""
+    labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
+    groups = lesion_groups(lesion_ids, samples.image_ids)
+    columns: dict[str, Any] = {
+        "image_ids": samples.image_ids,
+        "lesion_groups": groups,
+        "labels": labels,
+        "probabilities": probabilities,
+        "label_names": config.label_names,
+    }
+    results = evaluate_predictions(**columns, positive=positive, **resampling)
+    malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
+    results["subgroups"] = subgroup_results(
+        frame, labels, probabilities, groups, malignant_ids=malignant_ids, **resampling
+    )
+    if config.class_prior is not None:
+        results["decisions"] = {}
+        for rule in RULES:
+            decided = decide(probabilities, config.class_prior, rule)
+            intervals = cluster_bootstrap(
+                labels, decided, groups, DECISION_METRICS, **resampling, label_names=config.label_names
+            )
+            results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
+    return results, predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)

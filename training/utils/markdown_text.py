@@ -55,11 +55,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str | 
     return "\n".join(lines) if rows else ""
 
 
-def details(summary: str, body: str) -> str:
-    """A part that is shown on a click, or nothing."""
-    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>" if body else ""
-
-
 def bullets(items: Iterable[str]) -> str:
     """A list of the items that are not empty."""
     return "\n".join(f"- {item}" for item in items if item)
@@ -151,7 +146,6 @@ __all__ = [
     "code",
     "decimal",
     "defined",
-    "details",
     "escape",
     "fence",
     "interval",
