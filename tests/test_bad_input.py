@@ -167,7 +167,7 @@ COMMANDS: list[Command] = [
     ("train", _train_config("learning_rate: fast\n"), ("c.yaml", "learning_rate", "'fast'")),
     ("evaluate", _evaluate(bad_splits.put("split", "test", 3)), ("split.csv", "edited", "sha256")),
     ("evaluate", _evaluate(lambda folder: (folder / "split.json").unlink()), ("split.json", "does not exist")),
-    ("evaluate", lambda folder: ["--checkpoint", str(folder), "--data", "synthetic:220"], ("holds no config.json",)),
+    ("evaluate", lambda folder: ["--checkpoint", str(folder), "--data", "synthetic:220"], ("has no config.json",)),
     ("evaluate", _evaluate(), ("split.csv", "--split all")),
 ]
 

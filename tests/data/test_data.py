@@ -130,7 +130,7 @@ def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
 
 
 def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(Ham10000Error, match=r"holds nothing, but no table .*synthetic"):
+    with pytest.raises(Ham10000Error, match=r"contains nothing, but no table .*synthetic"):
         load_data(str(tmp_path))
 
 

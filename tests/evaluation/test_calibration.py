@@ -79,7 +79,7 @@ def test_bad_inputs_are_errors() -> None:
     labels, logits = simulate(n=20)
     with pytest.raises(Ham10000Error, match="does not sum to 1"):
         fit_temperature(labels, softmax(logits) * 0.5)
-    with pytest.raises(Ham10000Error, match="row 3 holds 7"):
+    with pytest.raises(Ham10000Error, match="row 3 is 7"):
         fit_temperature(np.where(np.arange(20) == 3, 7, labels), softmax(logits))
     with pytest.raises(Ham10000Error, match=r"\(19, 7\)"):
         fit_temperature(labels[1:], softmax(logits))

@@ -332,7 +332,7 @@ def test_json_and_csv_files(
     np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
     (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
     twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
-    assert "the id 'b' (row 2) is there twice" in fails(capsys, *twice, "--format", "isic")
+    assert "the id 'b' (row 2) is duplicated" in fails(capsys, *twice, "--format", "isic")
 
     records = run_json(capsys, *argv, "--top_k", "3")
     assert all(len(record["probabilities"]) == 3 for record in records)

@@ -252,7 +252,7 @@ FOLDERS = [
     case("index names an absent file", shards(lambda folder: "no.safetensors"), "no.safetensors"),
     *[case(f"index {name}", index(text), "checkpoint") for name, text in BAD_INDEX.items()],
     Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
-    Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("holds no config.json",)),
+    Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("has no config.json",)),
     case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
     case("code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads),
 ]

@@ -110,7 +110,7 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
         part.mkdir(parents=True)
     for index, row in enumerate(dataset.cast_column("image", datasets.Image(decode=False))):
         image = row["image"]
-        # The name stored beside bytes is anybody's; the folder's reader finds pictures by these suffixes only.
+        # The name stored next to bytes is anybody's; the folder's reader finds images by these suffixes only.
         suffix = Path(image["path"] or "").suffix
         suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         target = parts[2 * index >= len(dataset)] / f"{row['image_id']}{suffix}"

@@ -16,7 +16,7 @@ from ham10000.training.utils.markdown_text import plain
 
 @dataclass
 class DataReport:
-    """What a source holds, and what was found wrong with it.
+    """What a source contains, and what was found wrong with it.
 
     The counts are of the rows that were kept; the lists name what was found, kept or not.
 

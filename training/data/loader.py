@@ -51,7 +51,7 @@ class Samples:
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset, processor: Ham10000Processor) -> "Samples":
-        """Reads labels and metadata; pictures are left to an image source."""
+        """Reads labels and metadata; images are left to an image source."""
         frame = metadata_frame(dataset)
         metadata = None
         if "metadata" in processor.model_input_names:
@@ -249,13 +249,13 @@ class TrainLoader(_Loader):
     """Shuffled, augmented batches.
 
     Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
-    share: the same run on one or on several processes sees the same pictures, and a resumed one needs no saved state.
+    share: the same run on one or on several processes sees the same images, and a resumed one needs no saved state.
     The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
 
     Args:
         samples: The training rows.
         images: From `open_frames`, or None.
-        processor: Normalises the pictures.
+        processor: Normalises the images.
         device: Where batches are wanted.
         augment: The augmentation.
         batch_size: Samples per optimiser step, over all processes.
@@ -264,7 +264,7 @@ class TrainLoader(_Loader):
         rank: Number of this process.
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
-        size: (height, width) of an epoch's pictures, by its number from 0; by default the processor's.
+        size: (height, width) of an epoch's images, by its number from 0; by default the processor's.
         sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
 
     Raises:
@@ -337,30 +337,23 @@ class TrainLoader(_Loader):
         Yields:
             The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
         """
-        order = self.order(epoch)
-        parts = self.world_size * self.micro_batches
-        plan, positions = [], []
-        for step in range(start_step, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            for micro_batch in range(self.micro_batches):
-                position = np.arange(len(index))[self.rank * self.micro_batches + micro_batch :: parts]
-                positions.append(position)
-                plan.append(index[position])
-        pictures = self._pictures(plan)
-        size = self.size(epoch)
+        order, size = self.order(epoch), self.size(epoch)
+        numbers = range(start_step, self.steps_per_epoch)
+        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in numbers]
+        first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
+        shares = [np.arange(self.batch_size)[first + part :: parts] for part in range(self.micro_batches)]
+        pictures = self._pictures([index[share] for index in steps for share in shares])
         aspect = 1.0 if self.images is None else self.images.aspect
-        for step in range(start_step, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+        for step, index in zip(numbers, steps, strict=True):
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
-            for micro_batch in range(self.micro_batches):
-                number = (step - start_step) * self.micro_batches + micro_batch
+            for share in shares:
                 pixels = next(pictures)
                 if pixels is not None:
-                    own = parameters.select(torch.from_numpy(positions[number])).to(self.device)
+                    own = parameters.select(torch.from_numpy(share)).to(self.device)
                     pixels = self.augment.apply(pixels, own, size)
-                batches.append(self._batch(plan[number], pixels))
+                batches.append(self._batch(index[share], pixels))
             yield self.samples.labels[index].to(self.device), batches
 
 

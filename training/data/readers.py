@@ -1,4 +1,4 @@
-"""Where rows come from: every kind of `--data` is read into one raw table of strings beside its images."""
+"""Where rows come from: every kind of `--data` is read into one raw table of strings next to its images."""
 
 import re
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class RawSource:
         name: The source as the user wrote it.
         frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
             the row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
-        images: One column `image` (`datasets.Image()`), row by row beside `frame`; never decoded here.
+        images: One column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
         missing: Per row, whether the source has no image for it.
         notes: Decisions taken while reading, one sentence each.
         columns: Our field to the source's column, for messages.
@@ -124,7 +124,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     official = [folder / name for name in _OFFICIAL_METADATA if (folder / name).is_file()]
     if len({table.read_bytes() for table in official}) > 1:
         names = [table.name for table in official]
-        raise Ham10000Error(f"{source} holds {names} with different contents; keep the one that is right.")
+        raise Ham10000Error(f"{source} has {names} with different contents; keep the one that is right.")
     if official:
         return _read_tables(source, official[:1], folder, options)
     tables = [Path(path) for path in files_below(folder, TABLE_SUFFIXES)]
@@ -145,9 +145,9 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         return _read_tables(source, tables, folder, options)  # which says what it lacks
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
     raise Ham10000Error(
-        f"{source} holds {present or 'nothing'}, but no table with a column for the image and one for the label, and "
-        f"no folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; save a "
-        f"spreadsheet as csv (UTF-8). A source is {_KINDS_OF_SOURCE}."
+        f"{source} contains {present or 'nothing'}, but no table with a column for the image and one for the label, "
+        f"and no folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; "
+        f"save a spreadsheet as csv (UTF-8). A source is {_KINDS_OF_SOURCE}."
     )
 
 
@@ -171,9 +171,7 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
     training = [table for table in tables if "train" in table.name.lower()] if len(tables) > 1 else tables
     names = [str(table.relative_to(folder)) for table in tables]
     if len(training) != 1:
-        raise Ham10000Error(
-            f"{source} holds several tables of labels, {names}; give one of these files as the source."
-        )
+        raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of these files as the source.")
     raw = _read_tables(source, training, _root(training[0], folder), options)
     if others := [name for table, name in zip(tables, names, strict=True) if table != training[0]]:
         raw.notes.append(
@@ -183,7 +181,7 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
 
 
 def _root(table: Path, folder: Path | None = None) -> Path:
-    """The folder below which a table's images lie: ISIC puts each ground truth into a folder beside its images."""
+    """The folder below which a table's images lie: ISIC puts each ground truth into a folder next to its images."""
     return folder or (table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent)
 
 
@@ -364,7 +362,7 @@ def from_splits(
         source: Name for messages.
         splits: The dataset with its splits.
         options: Names of columns and what to group by.
-        roots: Folders below which an image that is stored as a path must lie; None for a dataset of one's own, whose
+        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
             paths are taken as they are.
 
     Returns:

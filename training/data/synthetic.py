@@ -1,6 +1,6 @@
 """A deterministic stand-in for HAM10000: metadata by its published marginals, and images drawn for it.
 
-It exists so that everything can be tried and tested without the data and without a network. Its pictures are learnable
+It exists so that everything can be tried and tested without the data and without a network. Its images are learnable
 and not trivial; a result on them says that the code works and nothing about skin.
 """
 
@@ -20,7 +20,7 @@ _LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 54
 _IMAGES_PER_LESION = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
 _MEAN_IMAGES = sum(k * n for k, n in _IMAGES_PER_LESION.items()) / sum(_IMAGES_PER_LESION.values())
 
-# With the true shares, 800 images would hold 6 dermatofibromas: too few for a train, validation and test side.
+# With the true shares, 800 images would contain 6 dermatofibromas: too few for a train, validation and test side.
 MIN_LESIONS_PER_CLASS = 15
 
 _AGES = dict(
@@ -104,7 +104,7 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
         Ham10000Error: For fewer than 7 photographs.
     """
     if n_images < len(LABELS):
-        raise Ham10000Error(f"{n_images} synthetic images cannot hold {len(LABELS)} classes; ask for 7 or more.")
+        raise Ham10000Error(f"{n_images} synthetic images cannot contain {len(LABELS)} classes; ask for 7 or more.")
     rng = np.random.default_rng([seed, n_images])
     classes = _draw_classes(n_images, rng)
     repeats = _draw_repeats(len(classes), n_images, rng)
@@ -169,7 +169,7 @@ def _choose(weights: Mapping[Any, float], rng: np.random.Generator, size: int | 
 
 # Resolution of a lesion's own texture; a photograph samples it at its own angle and zoom.
 _TEXTURE = 128
-# Half the width of the texture in units of half the picture's height.
+# Half the width of the texture in units of half the image's height.
 _REACH = 1.7
 
 # Mean RGB of the body of the lesion, of its second colour, and of its spots.
@@ -257,7 +257,7 @@ def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int]
         image_size: Width and height in pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     width, height = image_size
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
@@ -296,7 +296,7 @@ def _view(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[float,
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """Encodes a picture as JPEG of quality 85."""
+    """Encodes an image as JPEG of quality 85."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=85)
     return stream.getvalue()

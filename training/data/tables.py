@@ -200,7 +200,7 @@ def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
 
 
 def downloads() -> tuple[Path, ...]:
-    """The folders that hold what was fetched from the Hub."""
+    """The folders that contain what was fetched from the Hub."""
     return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
 
 
@@ -224,7 +224,7 @@ def stored_images(
     Raises:
         Ham10000Error: For the first image outside of `roots`.
     """
-    if images._indices is not None:  # a selection, whose table still holds all rows
+    if images._indices is not None:  # a selection, whose table still has all rows
         images = images.flatten_indices()
     chunks: list[pa.StructArray] = []
     missing: list[bool] = []
@@ -250,7 +250,7 @@ def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
         f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
         "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
         "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
-        "or put the pictures into the folder and name them by relative paths."
+        "or put the images into the folder and name them by relative paths."
     )
 
 

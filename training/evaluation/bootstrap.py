@@ -98,7 +98,7 @@ class WeightedMetrics:
 
     Everything that is a function of sums over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per
     cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
-    the weights. A weight of 2 means that the cluster is there twice.
+    the weights. A weight of 2 means that the cluster counts twice.
 
     Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and macro-F1, balanced accuracy and macro
     AUROC average the classes that are there: the 0 of `zero_division=0` would say that the model missed images which
@@ -239,7 +239,7 @@ class Interval:
     Attributes:
         estimate: The figure on the full sample, None where it is undefined.
         low: Lower bound, None where it is undefined.
-        high: Upper bound, likewise.
+        high: Upper bound, None where it is undefined.
         n_defined: Number of resamples in which the figure was defined; the bounds rest on these only.
     """
 

@@ -93,8 +93,8 @@ def compare_predictions(
     if len(ids) != len(other_ids) or (ids != other_ids).any():
         only = sorted(set(ids) ^ set(other_ids))[:3]
         raise Ham10000Error(
-            f"{path} and {other_path} hold different images ({len(ids)} and {len(other_ids)}, such as {only} in one "
-            "of them only); compare evaluations of the same split."
+            f"{path} and {other_path} contain different images ({len(ids)} and {len(other_ids)}, such as {only} in "
+            "one of them only); compare evaluations of the same split."
         )
     if (labels[order] != other_labels[other_order]).any():
         row = int(np.flatnonzero(labels[order] != other_labels[other_order])[0])

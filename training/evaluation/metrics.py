@@ -95,7 +95,7 @@ def validate_labels(labels: ArrayLike, n_classes: int = N_CLASSES) -> np.ndarray
         raise Ham10000Error(f"Expected whole numbers as class ids, got {array.dtype}.")
     wrong = np.flatnonzero((array < 0) | (array >= n_classes))
     if len(wrong):
-        raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} holds {array[wrong[0]]}.")
+        raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} is {array[wrong[0]]}.")
     return array.astype(np.int64)
 
 

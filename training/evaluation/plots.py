@@ -123,7 +123,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) ->
 
 
 def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """The confusion with the most images, in words."""
+    """The confusion with the most images, as text."""
     errors = confusion - np.diag(np.diag(confusion))
     if not errors.any():
         return "no image is misread"

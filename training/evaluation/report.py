@@ -98,10 +98,10 @@ def evaluate_predictions(
 
     Returns:
         `metrics` (see `compute_metrics`), `intervals` (headline name to estimate, low, high, n_defined; `per_class` to
-        label to recall and f1, likewise) and `bootstrap` (how they were made). Strict JSON as it stands.
+        label to recall and f1, in the same form) and `bootstrap` (how they were made). Strict JSON as it stands.
 
     Raises:
-        Ham10000Error: For lengths that differ, an image that is there twice, or fewer than two lesions.
+        Ham10000Error: For lengths that differ, a duplicated image, or fewer than two lesions.
     """
     if not len(image_ids) == len(lesion_groups) == len(labels):
         raise Ham10000Error(
@@ -111,7 +111,7 @@ def evaluate_predictions(
     ids = pd.Series(list(image_ids))
     if ids.duplicated().any():
         raise Ham10000Error(
-            f"Image {ids[ids.duplicated()].iloc[0]!r} is there twice ({int(ids.duplicated().sum())} repeated rows): "
+            f"Image {ids[ids.duplicated()].iloc[0]!r} is duplicated ({int(ids.duplicated().sum())} repeated rows): "
             "padded batches must be trimmed before the evaluation."
         )
     metrics = compute_metrics(labels, probabilities, label_names, positive)
@@ -157,7 +157,7 @@ def predictions_table(
     label_names: Sequence[str] = LABELS,
     metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The predictions as the table that `predictions.csv` holds.
+    """The predictions as the table of `predictions.csv`.
 
     Args:
         image_ids: Image ids (N,).
@@ -198,7 +198,7 @@ def predicted_labels(table: pd.DataFrame) -> list[str]:
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Reads a `predictions.csv` to the last bit, and the ids as they were before `files.escape_cell`.
+    """Reads a `predictions.csv` with every digit, and the ids as they were before `files.escape_cell`.
 
     Args:
         path: The file.
@@ -237,7 +237,7 @@ def write_evaluation(
 
         output_dir/
         ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
-        ├── predictions.csv             one row per image, probabilities to the last bit
+        ├── predictions.csv             one row per image, probabilities with every digit
         └── figures/
             ├── confusion_matrix.png
             ├── reliability.png

@@ -41,7 +41,7 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         metadata: Columns age (years, NaN where missing), sex and localization (`"unknown"` where missing); optionally
-            photographs, how many of the row's lesion the whole dataset holds.
+            photographs, how many of the row's lesion the whole dataset contains.
 
     Returns:
         Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
@@ -69,7 +69,7 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
             raise Ham10000Error(f"photographs must be whole numbers (int), got {photographs.dtype}.")
         if (photographs < 1).any():
             row = int(np.flatnonzero(photographs < 1)[0])
-            raise Ham10000Error(f"photographs must be at least 1; row {row} holds {photographs[row]}.")
+            raise Ham10000Error(f"photographs must be at least 1; row {row} is {photographs[row]}.")
         names = np.array(FIELDS["photographs"], dtype=object)
         groups["photographs"] = names[np.minimum(photographs, len(names)) - 1]
     return groups

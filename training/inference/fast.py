@@ -34,7 +34,7 @@ def optimize_for_inference(
         model: The model, in evaluation mode, on any device.
         precision: `fp32`; `bf16`; or `auto`, which is bf16 where the hardware computes it natively, else fp32.
         backend: `torch`, or `openvino`, which computes the backbone faster on a CPU once it is converted; that takes
-            seconds, so it is for thousands of pictures.
+            seconds, so it is for thousands of images.
         example: (batch, 3, height, width) pixel values on the model's device, on which the folded backbone is compared
             with the original; where they differ nothing is folded. By default noise of the pretraining's size.
 
@@ -130,7 +130,7 @@ def _identity_class(norm: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 class OpenVinoBackbone(nn.Module):
     """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO.
 
-    The network is traced once, for any batch size and for pictures of any size it takes. It cannot be trained or moved
+    The network is traced once, for any batch size and for images of any size it takes. It cannot be trained or moved
     to another device.
 
     Args:

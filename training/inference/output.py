@@ -34,7 +34,7 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered for each sample, beside its probabilities.
+    """What is answered for each sample, next to its probabilities.
 
     Attributes:
         labels: (samples,) class ids by the decision rule.
@@ -361,7 +361,7 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 
 
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
-    """Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, probabilities to the last bit.
+    """Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, probabilities with every digit.
 
     Args:
         image_ids: Image ids (N,), such as ISIC_0034524: no folder, no suffix.
@@ -380,10 +380,10 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label
     seen: set[str] = set()
     for number, image_id in enumerate(image_ids):
         if not image_id or image_id in seen:
-            problem = "is there twice" if image_id else "is empty"
+            problem = "is duplicated" if image_id else "is empty"
             raise Ham10000Error(
                 f"An ISIC submission has one row an image, but the id {image_id!r} (row {number + 1}) {problem}; "
-                "give each picture a name of its own."
+                "give each image its own name."
             )
         seen.add(image_id)
     text = io.StringIO()
@@ -405,5 +405,5 @@ def check_submission_ids(image_ids: Sequence[str]) -> None:
         if escape_cell(image_id) != image_id:
             raise Ham10000Error(
                 f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
-                "ids have the form ISIC_0024306; give the picture another name."
+                "ids have the form ISIC_0024306; give the image another name."
             )

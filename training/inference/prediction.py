@@ -140,7 +140,7 @@ def load_checkpoint(
     if is_folder and revision is not None:
         raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
     if is_folder and not (folder / "config.json").is_file():
-        raise Ham10000Error(f"The folder {name!r} holds no config.json; expected the output_dir of a training run.")
+        raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
     if folder.is_file():
         raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
@@ -365,7 +365,7 @@ def predict_logits(
     logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
-    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
+    # Ranks have rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
     rows, world_size = len(loader.samples), accelerator.num_processes
     padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
     padded[: len(logits)] = logits

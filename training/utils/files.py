@@ -173,7 +173,7 @@ def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool
     except (OSError, RecursionError, ValueError) as error:
         raise Ham10000Error(f"{str(path)!r} cannot be read as JSON: {error}. Write it again.") from error
     if not isinstance(value, kind):
-        raise Ham10000Error(f"{str(path)!r} must hold a JSON {kind.__name__}, got {type(value).__name__}.")
+        raise Ham10000Error(f"{str(path)!r} must contain a JSON {kind.__name__}, got {type(value).__name__}.")
     return value
 
 

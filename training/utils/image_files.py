@@ -1,4 +1,4 @@
-"""Image files below folders: found by id, file name or the end of their path, without what lies hidden beside them."""
+"""Image files below folders: found by id, file name or the end of their path, without hidden files."""
 
 import os
 import unicodedata
