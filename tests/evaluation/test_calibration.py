@@ -7,15 +7,18 @@ from scipy.stats import bootstrap
 from sklearn.metrics import log_loss
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.evaluation.bootstrap import (
+    bias_corrected_interval,
+    bootstrap_distribution,
+    cluster_weights,
+    percentile_interval,
+)
 from ham10000.training.evaluation.calibration import (
     TEMPERATURE_RANGE,
-    bias_corrected_interval,
-    ece_floor,
     fit_temperature,
     fit_vector_scaling,
 )
-from ham10000.training.evaluation.metrics import compute_metrics, softmax
+from ham10000.training.evaluation.metrics import compute_metrics, ece_floor, softmax
 
 
 def simulate(n: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

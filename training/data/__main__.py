@@ -99,8 +99,7 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
 
     from ham10000.modeling import Ham10000Error
     from ham10000.training.data.sources import metadata_frame
-    from ham10000.training.utils.files import write_table
-    from ham10000.training.utils.image_files import IMAGE_SUFFIXES
+    from ham10000.training.utils.files import IMAGE_SUFFIXES, write_table
 
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.labels import read_labels
 from ham10000.training.data.readers import RawSource
+from ham10000.training.data.tables import read_labels
 from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import plain

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.data.labels import one_hot_columns
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
     COLUMNS,
@@ -19,13 +18,14 @@ from ham10000.training.data.tables import (
     FieldTable,
     downloads,
     image_dataset,
+    one_hot_columns,
     read_table,
     select_fields,
     stored_images,
     string_frame,
 )
 from ham10000.training.utils.columns import DataOptions, candidates, match_columns, read_rows, spelled
-from ham10000.training.utils.image_files import ImageFiles, comparable, files_below, visible
+from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible
 
 DEFAULT_SYNTHETIC_SIZE = 800
 

@@ -342,6 +342,32 @@ def percentile_interval(estimate: float, values: np.ndarray, confidence: float =
     return Interval(float(estimate), float(low), float(high), len(defined))
 
 
+def bias_corrected_interval(
+    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
+) -> Interval:
+    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
+
+    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
+    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
+    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
+    sample's size, so it is read next to `ece_floor`.
+
+    Args:
+        estimate: The figure on the full sample; NaN where undefined.
+        values: The figure in each resample (R,); NaN entries are left out.
+        confidence: Coverage in (0, 1).
+        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
+
+    Returns:
+        The interval, not below `lowest`; without bounds where something is undefined.
+    """
+    defined = values[~np.isnan(values)]
+    if math.isnan(estimate) or len(defined) == 0:
+        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
+    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
+
+
 def bootstrap_distribution(
     labels: np.ndarray,
     predictions: np.ndarray,

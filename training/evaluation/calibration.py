@@ -1,4 +1,4 @@
-"""Calibration: a temperature, or a temperature and class biases, and how far from calibrated a model is."""
+"""Calibration: a temperature, or a temperature and class biases."""
 
 import math
 
@@ -7,8 +7,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.evaluation.bootstrap import Interval
-from ham10000.training.evaluation.metrics import expected_calibration_error, validate_labels, validate_probabilities
+from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -98,54 +97,6 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
             "either every one is right, or the logits say nothing about the labels."
         )
     return 1 / scale, biases - biases.mean()
-
-
-def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
-    """The ECE that a perfectly calibrated model with these probabilities would show on average.
-
-    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
-    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
-
-    Args:
-        probabilities: Probabilities (N, 7).
-        n_draws: Simulated sets of labels.
-        seed: Seed of the simulation.
-
-    Returns:
-        The mean ECE over the draws.
-    """
-    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
-    last = probabilities.shape[1] - 1
-    draws = (
-        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
-    )
-    return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
-
-
-def bias_corrected_interval(
-    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
-) -> Interval:
-    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
-
-    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
-    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
-    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
-    sample's size, so it is read next to `ece_floor`.
-
-    Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out.
-        confidence: Coverage in (0, 1).
-        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
-
-    Returns:
-        The interval, not below `lowest`; without bounds where something is undefined.
-    """
-    defined = values[~np.isnan(values)]
-    if math.isnan(estimate) or len(defined) == 0:
-        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
-    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
 
 
 def _log_probabilities(probabilities: np.ndarray, n_rows: int) -> np.ndarray:

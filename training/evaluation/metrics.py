@@ -197,6 +197,28 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
+    """The ECE that a perfectly calibrated model with these probabilities would show on average.
+
+    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
+    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
+
+    Args:
+        probabilities: Probabilities (N, 7).
+        n_draws: Simulated sets of labels.
+        seed: Seed of the simulation.
+
+    Returns:
+        The mean ECE over the draws.
+    """
+    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
+    last = probabilities.shape[1] - 1
+    draws = (
+        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
+    )
+    return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
+
+
 def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """-log of the probability of the true class, in nats; 0 is read as the float64 epsilon, as scikit-learn does.
 
