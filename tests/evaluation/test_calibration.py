@@ -18,7 +18,7 @@ from ham10000.training.evaluation.calibration import (
     fit_temperature,
     fit_vector_scaling,
 )
-from ham10000.training.evaluation.metrics import compute_metrics, ece_floor, softmax
+from ham10000.training.evaluation.metrics import compute_metrics, ece_floor, expected_calibration_error, softmax
 
 
 def simulate(n: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def test_vector_scaling_is_a_logistic_regression_with_one_slope() -> None:
 def test_the_floor_of_the_ece_is_what_calibrated_samples_show() -> None:
     probabilities = softmax(np.random.default_rng(0).normal(size=(500, 7)) * 2)
     found = [
-        compute_metrics(np.array([draws.choice(7, p=row) for row in probabilities]), probabilities)["ece"]
+        expected_calibration_error(np.array([draws.choice(7, p=row) for row in probabilities]), probabilities)
         for draws in map(np.random.default_rng, range(40))
     ]
     error = np.std(found) / np.sqrt(len(found))
@@ -135,7 +135,7 @@ def test_the_interval_of_the_ece_is_moved_by_its_bias() -> None:
     bias = (
         bootstrap(
             (np.arange(300),),
-            lambda i: compute_metrics(labels[i], probabilities[i])["ece"],
+            lambda i: expected_calibration_error(labels[i], probabilities[i]),
             n_resamples=200,
             vectorized=False,
             method="percentile",
