@@ -45,7 +45,7 @@ def interpolation(processor: Any) -> str:
 
 @dataclass(frozen=True)
 class AugmentParameters:
-    """What happens to each image of a batch.
+    """The changes of each image of a batch.
 
     Attributes:
         affine: (batch, 2, 3) float32, maps output to input coordinates in [-1, 1] as `affine_grid` reads it.

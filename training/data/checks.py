@@ -1,4 +1,4 @@
-"""What is checked of every row, and the report that says what was found."""
+"""Checks of every row, and the report of what was found."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -16,7 +16,7 @@ from ham10000.training.utils.markdown_text import plain
 
 @dataclass
 class DataReport:
-    """What a source contains, and what was found wrong with it.
+    """The content of a source, and what was found wrong with it.
 
     The counts are of the rows that were kept; the lists name what was found, kept or not.
 

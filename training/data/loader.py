@@ -163,7 +163,7 @@ def mix_seeds(*parts: int) -> int:
 
 
 class _Loader:
-    """What training and evaluation share: rows to batches on the device."""
+    """Shared by training and evaluation: rows to batches on the device."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Where rows come from: every kind of `--data` is read into one raw table of strings next to its images."""
+"""Readers of sources: every kind of `--data` is read into one raw table of strings next to its images."""
 
 import re
 from collections.abc import Sequence
@@ -272,7 +272,7 @@ def _dermoscopic_only(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, lis
 
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
-    """Where a table's images are looked for first: other folders may have files of the same names, such as masks."""
+    """Folders to look for a table's images first: others may have files of the same names, such as masks."""
     if table.stem.endswith("GroundTruth"):
         name = table.stem.removesuffix("GroundTruth") + "Input"
         folders = [place / name for place in dict.fromkeys((table.parent, _root(table)))]

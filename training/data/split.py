@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested on: the two protocols, their hash, and how much they leak."""
+"""Splits into train, validation and test: two protocols, their hash, and how much they leak."""
 
 import hashlib
 import json
@@ -120,7 +120,7 @@ class Split:
         return class_weights(counts, kind)
 
     def summary(self) -> JsonObject:
-        """What `split.json` says next to the table, as plain values."""
+        """The content of `split.json`, as plain values."""
         return {
             "protocol": self.protocol,
             "seed": self.seed,
@@ -173,7 +173,7 @@ class Split:
                 )
 
     def _advice(self) -> str:
-        """What helps where a class is not in every split."""
+        """Advice for a class that is not in every split."""
         counts = self.table["dx"].value_counts()
         present = [label for label in self.labels if label in counts.index]
         if len(present) < len(self.labels):
@@ -237,7 +237,7 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
 
 
 def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
-    """How many photographs of each row's lesion the whole dataset contains.
+    """Counts the photographs of each row's lesion in the whole dataset.
 
     Args:
         dataset: The whole source, with `lesion_id` and `image_id`.

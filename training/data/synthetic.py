@@ -30,23 +30,9 @@ _AGES = dict(
         strict=True,
     )
 )
-_SITES = {
-    "back": 2192,
-    "lower extremity": 2077,
-    "trunk": 1404,
-    "upper extremity": 1118,
-    "abdomen": 1022,
-    "face": 745,
-    "chest": 407,
-    "foot": 319,
-    "unknown": 234,
-    "neck": 168,
-    "scalp": 128,
-    "hand": 90,
-    "ear": 56,
-    "genital": 48,
-    "acral": 7,
-}
+_SITES = {"back": 2192, "lower extremity": 2077, "trunk": 1404, "upper extremity": 1118, "abdomen": 1022}
+_SITES |= {"face": 745, "chest": 407, "foot": 319, "unknown": 234, "neck": 168, "scalp": 128}
+_SITES |= {"hand": 90, "ear": 56, "genital": 48, "acral": 7}
 # The mild class signal: log-odds of the age per 20 years, share of men, and factors on the shares of sites.
 _AGE_TILT = {"akiec": 1.0, "bcc": 1.0, "bkl": 0.8, "df": 0.1, "mel": 0.6, "nv": -0.3, "vasc": 0.0}
 _MALE_SHARE = {"akiec": 0.65, "bcc": 0.62, "bkl": 0.57, "df": 0.48, "mel": 0.60, "nv": 0.52, "vasc": 0.50}

@@ -1,4 +1,4 @@
-"""What a source stores: tables as text, every row with its line; labels; images as bytes or a path."""
+"""The content of a source: tables as text, every row with its line; labels; images as bytes or a path."""
 
 import json
 import os
@@ -42,7 +42,7 @@ LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word i
 
 @dataclass
 class LabelSet:
-    """What the labels of a source are read as.
+    """The labels of a source, as they are read.
 
     Attributes:
         labels: The set, in the order of the class ids.
@@ -223,7 +223,7 @@ def select_fields(
         options: Names of columns, and the column to group by.
 
     Returns:
-        The fields. Without a lesion id an image counts as a lesion of its own, with a note.
+        The fields. Without a lesion id an image counts as its own lesion, with a note.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, or a column that was named does not exist.
@@ -256,9 +256,9 @@ def select_fields(
     alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
     frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
     if "lesion_id" not in columns:
-        notes.append(f"{origin}: no column for lesion_id; every image counts as a lesion of its own")
+        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
     elif alone.any():
-        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as lesions of their own")
+        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
     frame["file"], frame["row"] = str(origin), lines
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:

@@ -255,7 +255,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class ClusterWeights:
-    """How often each cluster is drawn in each resample; used twice, it makes two bootstraps a paired one.
+    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one.
 
     Attributes:
         counts: Draws (n_resamples, n_clusters), uint16; every row sums to n_clusters.

@@ -61,7 +61,7 @@ def rows_to_score(
 
 
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
-    """How many images of a dataset a checkpoint was trained on, as its split and its settings say; 0 without them."""
+    """Counts the images of a dataset that a checkpoint was trained on, by its split and settings; 0 without them."""
     if not (checkpoint / RunFile.SPLIT).is_file():
         return 0
     table = load_split(checkpoint).table

@@ -1,4 +1,4 @@
-"""What a set of predictions is worth: the metrics of every results file, over scikit-learn."""
+"""The metrics of every results file, over scikit-learn."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 N_CLASSES = len(LABELS)
-# The class whose sensitivity has a row of its own, where a label set has it.
+# The class whose sensitivity has its own row, where a label set has it.
 DEFAULT_POSITIVE = "mel"
 SENSITIVITY = "sensitivity_at_95_specificity"
 ECE_BINS = 15

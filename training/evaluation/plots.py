@@ -1,13 +1,13 @@
 """Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -235,20 +235,11 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     return save_figure(figure, path)
 
 
-def _column(history: Sequence[JsonObject], name: str) -> np.ndarray:
-    """One quantity over the epochs, NaN where a row lacks it."""
-    return np.array([math.nan if row.get(name) is None else float(row[name]) for row in history])
-
-
-def _lines(
-    axes: Axes, epochs: np.ndarray, history: Sequence[JsonObject], series: Iterable[tuple[str, str, str, str]]
-) -> None:
+def _lines(axes: Axes, history: pd.DataFrame, series: Iterable[tuple[str, str, str, str]]) -> None:
     for name, label, colour, marker in series:
-        values = _column(history, name)
-        if not np.isnan(values).all():
-            axes.plot(
-                epochs, values, label=label, color=OKABE_ITO[colour], marker=marker, markersize=4.5, linewidth=1.8
-            )
+        if history[name].notna().any():
+            (line,) = axes.plot(history["epoch"], history[name], f"{marker}-", label=label, markersize=4.5)
+            line.set(color=OKABE_ITO[colour], linewidth=1.8)
 
 
 def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[str], kept: int | None = None) -> Path:
@@ -268,22 +259,25 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
     """
     if not history:
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
-    epochs, macro_f1 = _column(history, "epoch"), _column(history, "validation_macro_f1")
-    figure = new_figure(8, 6)
-    has_scores = not np.isnan(macro_f1).all()
-    # A run that trained on validation has no scores: no empty panel for them.
-    top = ("loss", "score" if has_scores else "loss")
-    panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
     losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
-    _lines(panels["loss"], epochs, history, losses)
     scores = (
         ("validation_macro_f1", "macro-F1", "blue", "o"),
         ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
     )
+    rates = (("learning_rate", "learning rate", "purple", "D"),)
+    columns = ["epoch", *(name for name, *_ in (*losses, *scores, *rates))]
+    table = pd.DataFrame(history, columns=columns).astype(float)
+    epochs, macro_f1 = table["epoch"], table["validation_macro_f1"]
+    figure = new_figure(8, 6)
+    has_scores = bool(macro_f1.notna().any())
+    # A run that trained on validation has no scores: no empty panel for them.
+    top = ("loss", "score" if has_scores else "loss")
+    panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
+    _lines(panels["loss"], table, losses)
     if has_scores:
-        _lines(panels["score"], epochs, history, scores)
+        _lines(panels["score"], table, scores)
         style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
-    _lines(panels["rate"], epochs, history, [("learning_rate", "learning rate", "purple", "D")])
+    _lines(panels["rate"], table, rates)
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)

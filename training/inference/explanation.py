@@ -385,7 +385,7 @@ def _check_explainable(
 
 
 def _channel_dimension(model: Ham10000ForImageClassification, features: object) -> int:
-    """Where a feature map has its channels: 1, or 3 for Swin and its like."""
+    """The dimension of a feature map's channels: 1, or 3 for Swin and its like."""
     shape = tuple(getattr(features, "shape", ()))
     for dimension in (1, 3):
         if len(shape) == 4 and shape[dimension] == model.backbone.num_features:

@@ -34,7 +34,7 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered for each sample, next to its probabilities.
+    """The answer for each sample, next to its probabilities.
 
     Attributes:
         labels: (samples,) class ids by the decision rule.

@@ -35,7 +35,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known about a checkpoint's probabilities.
+    """The calibration of a checkpoint's probabilities, as far as it was measured.
 
     Attributes:
         temperature: The logits are divided by it; 1 where none was fitted.
@@ -58,7 +58,7 @@ class Calibration:
 
 
 def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
-    """What `load_checkpoint` found about a model's probabilities; of a model made otherwise its temperature alone."""
+    """The calibration that `load_checkpoint` found; for any other model its temperature alone."""
     return getattr(model, "calibration", None) or Calibration(float(model.config.temperature))
 
 

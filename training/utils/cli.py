@@ -1,4 +1,4 @@
-"""What command lines share: errors as one message, signals between two steps, and a lost process of a run."""
+"""Shared by command lines: errors as one message, signals between two steps, and a lost process of a run."""
 
 import argparse
 import errno

@@ -204,7 +204,7 @@ def match_columns(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a user says about a source whose columns and labels are not HAM10000's.
+    """Options for a source whose columns and labels are not HAM10000's.
 
     Attributes:
         columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.

@@ -30,7 +30,7 @@ def plain(text: object) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with a canvas of its own, so that no global pyplot state is touched.
+    """An empty figure with its own canvas, so that no global pyplot state is touched.
 
     Args:
         width: Width in inches; 8 stays readable when shown 800 pixels wide.
