@@ -9,11 +9,13 @@ processor's.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from ham10000.modeling import Ham10000Processor
+from ham10000.training.config import TrainConfig
 
 # A mixed batch's targets: (labels, share of the loss), the shares summing to 1.
 Targets = list[tuple[torch.Tensor, float]]
@@ -38,7 +40,7 @@ def working_size(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
     return (round(frame[0] * scale), round(frame[1] * scale))
 
 
-def interpolation(processor: Any) -> str:
+def interpolation(processor: Ham10000Processor) -> str:
     """The name of the antialiased filter that a processor resizes with, or its nearest of torch's two."""
     return "bilinear" if processor.image_processor.resample == 2 else "bicubic"
 
@@ -99,7 +101,7 @@ class Augment:
     interpolation: str = "bicubic"
 
     @classmethod
-    def from_config(cls, config: Any, processor: Any, *, color: bool = True) -> "Augment":
+    def from_config(cls, config: TrainConfig, processor: Ham10000Processor, *, color: bool = True) -> "Augment":
         """The augmentation that a `TrainConfig` asks for, with the filter of a checkpoint's processor.
 
         Args:

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -165,7 +164,7 @@ def keep_strided_depthwise_fp32(model: nn.Module) -> int:
 
 
 def _fp32_class(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return convolution.forward(self, x.float())
 
