@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ham10000.hub_upload.app_models import Answer, DemoModel
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffects
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, MetadataEffects
 from ham10000.training.inference.output import DISCLAIMER
 
 FIELD_TITLES = {"age": "age", "sex": "sex", "localization": "site", ALL_FIELDS: "all of them"}

@@ -21,9 +21,14 @@ from ham10000.modeling import (
     Ham10000ForImageClassification,
     Ham10000Processor,
 )
-from ham10000.training.inference.explanation import grad_cam, resize_heatmaps
+from ham10000.training.inference.explanation import (
+    MetadataEffect,
+    MetadataEffects,
+    grad_cam,
+    metadata_effects,
+    resize_heatmaps,
+)
 from ham10000.training.inference.explanation_figure import overlay_heatmap
-from ham10000.training.inference.metadata_effects import MetadataEffect, MetadataEffects, metadata_effects
 from ham10000.training.inference.prediction import calibration_of, load_checkpoint
 
 _REFERENCE = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")

@@ -22,7 +22,7 @@ from ham10000.hub_upload import app_html
 from ham10000.hub_upload.app_models import DemoModel, answer, load_models, vocabularies
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, load_image
 from ham10000.training.data.synthetic import Lesion, render
-from ham10000.training.inference.metadata_effects import SWEEP_AGES, UNKNOWN
+from ham10000.training.inference.explanation import SWEEP_AGES, UNKNOWN
 from ham10000.training.inference.output import DISCLAIMER
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS
 from ham10000.training.utils.cli import add_debug_argument, run_cli

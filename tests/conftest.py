@@ -10,7 +10,7 @@ from fork_server import ForkServer
 from transformers.utils import logging as transformers_logging
 
 from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
-from ham10000.training.data.report import write_official_layout
+from ham10000.training.data.__main__ import write_official_layout
 from ham10000.training.data.sources import load_data
 
 

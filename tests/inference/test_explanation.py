@@ -21,9 +21,8 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
-from ham10000.training.inference.explanation import explain, grad_cam
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, metadata_effects
 from ham10000.training.inference.output import DISCLAIMER
 
 BACK = {"age": 60, "sex": "male", "localization": "back"}

@@ -1,7 +1,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -214,13 +213,13 @@ def test_table_fits_the_terminal(
         assert max(len(line) for line in numbers) < columns
 
 
-def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path) -> None:
+def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars without block characters keep the columns behind them in place."""
-    command = [sys.executable, "-m", "ham10000.training.predict", str(pictures / "b.jpg"), *FLAGS]
-    command += ["--checkpoint", checkpoints["fusion"]]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
-    result = subprocess.run(command, capture_output=True, env=environment)
-    text = result.stdout.decode("ascii")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([str(pictures / "b.jpg"), *FLAGS, "--checkpoint", checkpoints["fusion"]]) == 0
+    text = written.getvalue().decode("ascii")
     assert "#" in text
     assert "\\u" not in text
     ends = {len(line) for line in text.splitlines() if line.split()[:1] and line.split()[0] in LABELS}
@@ -333,7 +332,7 @@ def test_json_and_csv_files(
     np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
     (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
     twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
-    assert "the id 'b' (row 2) is there twice" in fails(capsys, *twice, "--format", "isic")
+    assert "the id 'b' (row 2) is duplicated" in fails(capsys, *twice, "--format", "isic")
 
     records = run_json(capsys, *argv, "--top_k", "3")
     assert all(len(record["probabilities"]) == 3 for record in records)

@@ -64,14 +64,10 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.evaluation.metrics import choose_positive
     from ham10000.training.evaluation.paper import write_paper
     from ham10000.training.evaluation.report import format_results, read_predictions
+    from ham10000.training.inference.output import check_submission_ids, check_submission_labels, format_submission
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
     from ham10000.training.run_folder import RunFile
     from ham10000.training.utils.files import atomic_write_text, read_json
-    from ham10000.training.utils.isic_submission import (
-        check_submission_ids,
-        check_submission_labels,
-        format_submission,
-    )
 
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)

@@ -21,7 +21,7 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.run_folder import only_writer
 from ham10000.training.study.config import StudyConfig, read_study_config
-from ham10000.training.study.predictions import read_predictions
+from ham10000.training.study.predictions import read_logits
 from ham10000.training.study.report import comparison_sentence, lead
 from ham10000.training.study.runs import ImageRun, locate_runs
 from ham10000.training.study.steps import (
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
             return
         if options.predictions:
             recipe: dict[str, Any] | None = None
-            predictions = read_predictions([options.predictions])
+            predictions = read_logits([options.predictions])
         else:
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)

@@ -22,7 +22,7 @@ from ham10000.training.study.config import StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
 from ham10000.training.study.figures import plot_study
 from ham10000.training.study.heads import HEAD_VARIANTS
-from ham10000.training.study.predictions import Predictions, read_predictions, write_predictions
+from ham10000.training.study.predictions import Predictions, read_logits, write_predictions
 from ham10000.training.study.release import train_on_all, write_release
 from ham10000.training.study.report import STUDY_FORMAT, Study, short_answer, study_markdown
 from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, out_of_fold
@@ -327,7 +327,7 @@ def complete_predictions(
             data = data or load_configured(base)[0]
             path = out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
         files.append(path)
-    return read_predictions(files), recipe
+    return read_logits(files), recipe
 
 
 __all__ = ["complete_predictions", "fit_protocol", "lead_image", "read_metadata", "release", "report", "train_runs"]
