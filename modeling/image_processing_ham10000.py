@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .configuration_ham10000 import Ham10000Error, find_misspelt
-from .image_statistics_ham10000 import check_image_statistics, unlike_warning
+from .image_statistics_ham10000 import ImageStatistics, check_image_statistics, unlike_warning
 
 # What torch resizes as Pillow does, by the number of Pillow's filter.
 _TORCH_MODES = {2: "bilinear", 3: "bicubic"}
@@ -159,7 +159,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         resizer: str = "pillow",
-        image_statistics: dict[str, Any] | None = None,
+        image_statistics: ImageStatistics | None = None,
         **kwargs: Any,
     ):
         unknown = sorted(kwargs)

@@ -7,8 +7,7 @@ statistics of the image in place of a network's features, so that one image cost
 No warning is not an approval: an image of something else may have the same colours and textures.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -45,6 +44,20 @@ _XYZ = np.array(
     ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 )
 _WHITE = _XYZ.sum(axis=1)
+
+
+class ImageStatistics(TypedDict):
+    """The colours and textures of training images, as JSON.
+
+    Attributes:
+        mean: (14,) in the order of `FEATURES`.
+        precision: (14, 14), the inverse of the covariance.
+        threshold: Distance below which 99 % of the images are.
+    """
+
+    mean: list[float]
+    precision: list[list[float]]
+    threshold: float
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -87,34 +100,39 @@ def _gradient(channel: np.ndarray) -> np.ndarray:
     return np.hypot(*np.gradient(channel))
 
 
-def _log(value: Any, floor: float = 0.1) -> Any:
+def _log(value: np.ndarray, floor: float = 0.1) -> np.ndarray:
     # An image of one colour has no spread at all, so there is always a floor.
     return np.log(np.maximum(value, floor))
 
 
-def mahalanobis(features: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarray:
-    """The distances (...) of features (..., 14) from those that `fit_image_statistics` has seen."""
-    offset = features - np.array(statistics["mean"])
-    return np.sqrt(np.einsum("...i,ij,...j->...", offset, np.array(statistics["precision"]), offset))
+def mahalanobis(features: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """The distances (...) of features (..., F) from a mean (F,), by the inverse (F, F) of a covariance."""
+    offset = features - mean
+    return np.sqrt(np.einsum("...i,ij,...j->...", offset, precision, offset))
 
 
-def fit_image_statistics(features: np.ndarray) -> dict[str, Any] | None:
+def fit_image_statistics(features: np.ndarray) -> ImageStatistics | None:
     """Fits the distance to the features (N, 14) of training images.
 
     Returns:
-        `mean` (14,), `precision` (14, 14), the inverse of the covariance, and `threshold`, the distance below which
-        99 % of these images are, all as JSON; None where they are too few or too similar to tell others from them.
+        The statistics; None where the images are too few or too similar to tell others from them.
     """
     if len(features) <= _LEAST_IMAGES:
         return None
     covariance = np.cov(features, rowvar=False)
     if np.linalg.cond(covariance) > 1e12:
         return None
-    fitted = {"mean": features.mean(axis=0).tolist(), "precision": np.linalg.inv(covariance).tolist()}
-    return {**fitted, "threshold": float(np.quantile(mahalanobis(features, fitted), QUANTILE))}
+    mean, precision = features.mean(axis=0), np.linalg.inv(covariance)
+    threshold = float(np.quantile(mahalanobis(features, mean, precision), QUANTILE))
+    return {"mean": mean.tolist(), "precision": precision.tolist(), "threshold": threshold}
 
 
-def check_image_statistics(statistics: Any) -> None:
+def distances(features: np.ndarray, statistics: ImageStatistics) -> np.ndarray:
+    """The distances (...) of features (..., 14) from the training images."""
+    return mahalanobis(features, np.array(statistics["mean"]), np.array(statistics["precision"]))
+
+
+def check_image_statistics(statistics: ImageStatistics) -> None:
     """Refuses what `fit_image_statistics` has not made.
 
     Raises:
@@ -123,7 +141,7 @@ def check_image_statistics(statistics: Any) -> None:
     width = len(FEATURES)
     shapes = {"mean": (width,), "precision": (width, width), "threshold": ()}
     try:
-        arrays = {name: np.array(statistics[name], dtype=np.float64) for name in shapes}
+        arrays = {name: np.array(dict(statistics)[name], dtype=np.float64) for name in shapes}
         right = set(statistics) == set(shapes) and all(
             arrays[name].shape == shape and np.isfinite(arrays[name]).all() for name, shape in shapes.items()
         )
@@ -136,12 +154,12 @@ def check_image_statistics(statistics: Any) -> None:
         )
 
 
-def unlike_warning(image: Image.Image, statistics: Mapping[str, Any]) -> str | None:
+def unlike_warning(image: Image.Image, statistics: ImageStatistics) -> str | None:
     """A warning with distance and threshold for an RGB image unlike the training images, else None.
 
     One in a hundred of the training images gets it too.
     """
-    distance, threshold = float(mahalanobis(image_features(image), statistics)), statistics["threshold"]
+    distance, threshold = float(distances(image_features(image), statistics)), statistics["threshold"]
     if distance <= threshold:
         return None
     return (
@@ -155,7 +173,9 @@ __all__ = [
     "FEATURES",
     "QUANTILE",
     "STATISTICS_SIZE",
+    "ImageStatistics",
     "check_image_statistics",
+    "distances",
     "fit_image_statistics",
     "image_features",
     "mahalanobis",

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
 from ham10000.modeling import Ham10000Error, load_image
-from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics, image_features, mahalanobis
+from ham10000.modeling.image_statistics_ham10000 import distances, fit_image_statistics, image_features
 from ham10000.training.data.loader import features_of_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import apply_split, make_split
@@ -74,7 +74,7 @@ def measure(data: str, others: Mapping[str, Path]) -> dict[str, Any]:
         raise Ham10000Error(f"The {len(parts['train'])} training images of {data} are too few, or too similar.")
     found: dict[str, Any] = {}
     for name in ("validation", "test"):
-        inside = mahalanobis(features_of_images(parts[name]), statistics) <= statistics["threshold"]
+        inside = distances(features_of_images(parts[name]), statistics) <= statistics["threshold"]
         found[name] = {"images": len(inside), "share": float(inside.mean())}
     images = other_images() | {name: load_image(path) for name, path in others.items()}
     return {
@@ -82,7 +82,7 @@ def measure(data: str, others: Mapping[str, Path]) -> dict[str, Any]:
         "split": {"protocol": split.protocol, "seed": split.seed, "sha256": split.sha256},
         "threshold": statistics["threshold"],
         "accepted": found,
-        "distances": {name: float(mahalanobis(image_features(image), statistics)) for name, image in images.items()},
+        "distances": {name: float(distances(image_features(image), statistics)) for name, image in images.items()},
         "environment": environment(),
     }
 

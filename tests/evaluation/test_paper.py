@@ -22,7 +22,7 @@ from ham10000.training.evaluation.paper import (
     true_positive_rate,
     write_paper,
 )
-from ham10000.training.evaluation.report import evaluate_predictions
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
 
 N = 420
 COLUMNS = ("sensitivity", "low", "high")
@@ -107,9 +107,12 @@ def test_the_files_of_a_paper(
         n_resamples=50,
     )  # fmt: skip
     results |= {"data": "a|b.csv", "split": {"name": "all"}}
-    written = write_paper(
-        tmp_path / "paper", results, labels, probabilities, groups, malignant=malignant, n_resamples=20
+    ids = [str(k) for k in range(N)]
+    table = predictions_table(
+        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
     )
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    written = write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
     names = {path.name for path in written}
     tables = {
         f"{name}{suffix}" for name in ("results", "per_class", "operating_points") for suffix in (".csv", ".tex")

@@ -14,9 +14,9 @@ from unlike_images import main, other_images
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor
 from ham10000.modeling.image_statistics_ham10000 import (
     FEATURES,
+    distances,
     fit_image_statistics,
     image_features,
-    mahalanobis,
     rgb_to_lab,
 )
 from ham10000.training.data.loader import features_of_images
@@ -50,8 +50,8 @@ def test_distance_is_scikit_learns() -> None:
     found = fit_image_statistics(rows)
     assert found is not None
     reference = EmpiricalCovariance().fit(rows)  # divides by n where np.cov divides by n - 1
-    np.testing.assert_allclose(mahalanobis(rows, found) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
-    assert (mahalanobis(rows, found) <= found["threshold"]).mean() == 0.99
+    np.testing.assert_allclose(distances(rows, found) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
+    assert (distances(rows, found) <= found["threshold"]).mean() == 0.99
 
 
 def test_other_images_get_the_warning_and_new_ones_of_the_kind_do_not(fitted: Ham10000ImageProcessor) -> None:

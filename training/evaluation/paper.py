@@ -24,7 +24,12 @@ from ham10000.training.evaluation.plots import (
     plot_subgroups,
     set_title,
 )
-from ham10000.training.evaluation.report import interval_metrics, metric_title
+from ham10000.training.evaluation.report import (
+    interval_metrics,
+    metric_title,
+    predicted_labels,
+    read_predictions,
+)
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
@@ -174,7 +179,9 @@ def plot_curves(all_targets: Sequence[Target], weights: ClusterWeights, path: Pa
     style_axes(right, xlabel="recall", ylabel="precision")
     for axes in (left, right):
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    handles = [line for axes in (left, right) for line in axes.get_lines() if not line.get_label().startswith("_")]
+    handles = [
+        line for axes in (left, right) for line in axes.get_lines() if not str(line.get_label()).startswith("_")
+    ]
     legend_below(figure, handles)
     set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
     return save_figure(figure, path)
@@ -230,12 +237,10 @@ def result_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def write_paper(
     directory: str | Path,
     results: dict[str, Any],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    groups: Sequence[Any],
-    *,
+    predictions: Path,
     malignant: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
+    *,
     n_resamples: int = 200,
 ) -> list[Path]:
     """Writes what a paper needs of one model's evaluation.
@@ -243,9 +248,7 @@ def write_paper(
     Args:
         directory: Receives `*.csv`, `*.tex`, `*.pdf`, `*.svg` and `checklist.md`; made where it does not exist.
         results: Content of `eval_results.json`.
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K), in the order of the classes of `results`.
-        groups: Lesion of each image (N,).
+        predictions: The `predictions.csv` next to it.
         malignant: Labels that count as malignant.
         training: Content of `train_config.json`, for the checklist.
         n_resamples: Resamples of lesions for bands and operating points.
@@ -257,8 +260,9 @@ def write_paper(
         Ham10000Error: If the folder cannot be written.
     """
     directory = Path(directory)
-    names = list(results["metrics"]["per_class"])
-    weights = cluster_weights(groups, n_resamples)
+    scored_images, labels, probabilities = read_predictions(predictions)
+    names = predicted_labels(scored_images)
+    weights = cluster_weights(scored_images["lesion_group"], n_resamples)
     found = targets(labels, probabilities, names, malignant)
     scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions"
     for name, table in result_tables(results).items():

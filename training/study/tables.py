@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -56,12 +55,13 @@ def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
             {**pair, "metric": TITLES[name], **_interval(found["estimate"]), "p": found["p"]}
             for name, found in row["metrics"].items()
         ]
-    rows = {"results": results, "per_class": classes, "comparisons": comparisons, "subgroups": subgroups}
-    return {name: pd.DataFrame(found) for name, found in rows.items() if found}
+    names = ("results", "per_class", "comparisons", "subgroups")
+    tables = [pd.DataFrame(rows) for rows in (results, classes, comparisons, subgroups)]
+    return {name: table for name, table in zip(names, tables, strict=True) if len(table)}
 
 
-def _interval(value: Any) -> dict[str, float | None]:
-    return dict.fromkeys(_ENDS) if value is None else {end: value.get(end) for end in _ENDS}
+def _interval(value: Mapping[str, object] | None) -> dict[str, object]:
+    return {end: None if value is None else value.get(end) for end in _ENDS}
 
 
 def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> Path:
