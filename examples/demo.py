@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from ham10000.hub_upload.commands import push as push_main
 from ham10000.modeling import MODALITIES
-from ham10000.training.data.report import main as data_main
+from ham10000.training.data.__main__ import main as data_main
 from ham10000.training.evaluation.__main__ import main as evaluate_main
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile

@@ -19,14 +19,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from PIL import Image
 
-from ham10000.training.data.report import main as data_main
+from ham10000.training.data.__main__ import main as data_main
 from ham10000.training.evaluation.__main__ import main as evaluate_main
-from ham10000.training.evaluation.calibration import fit_temperature, save_temperature
+from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile
 from ham10000.training.train import main as train_main
-from ham10000.training.utils.files import atomic_path, read_json
+from ham10000.training.utils.files import atomic_path, atomic_write_json, read_json
 
 ROOT = Path("runs/explanation")
 DATA, CHECKPOINT = ROOT / "data", ROOT / "fusion"
@@ -57,7 +57,8 @@ def calibrate() -> None:
         f"--output_dir {output} --n_resamples 100",
     )
     _, labels, probabilities = read_predictions(output / "predictions.csv")
-    save_temperature(CHECKPOINT, fit_temperature(labels, probabilities))
+    temperature = fit_temperature(labels, probabilities)
+    atomic_write_json(CHECKPOINT / RunFile.CONFIG, {**config, "temperature": temperature})
 
 
 def choose_row() -> dict[str, str]:

@@ -36,18 +36,16 @@ from ham10000.modeling import (
     load_image,
 )
 from ham10000.training.data.synthetic import Lesion, render
-from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
-from ham10000.training.evaluation.decision import decide
-from ham10000.training.inference.explanation import explain
-from ham10000.training.inference.explanation_figure import overlay_heatmap
-from ham10000.training.inference.metadata_effects import (
+from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
+from ham10000.training.inference.explanation import (
     ALL_FIELDS,
     SWEEP_AGES,
     UNKNOWN,
     MetadataEffects,
+    explain,
     metadata_effects,
 )
-from ham10000.training.inference.out_of_distribution import picture_warning
+from ham10000.training.inference.explanation_figure import overlay_heatmap
 from ham10000.training.inference.output import DISCLAIMER, points
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, calibration_of, load_checkpoint
 from ham10000.training.utils.cli import add_debug_argument, run_cli
@@ -330,6 +328,12 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
     return join("**What the metadata changed**", table(head, rows))
 
 
+def _unlike_training(models: Sequence[DemoModel], image: Image.Image | None) -> str | None:
+    """The first warning of a model whose training images the image is unlike."""
+    readers = (shown.processor.image_processor for shown in models if shown.model.config.uses_image)
+    return None if image is None else next(filter(None, (reader.unlike_training(image) for reader in readers)), None)
+
+
 def results(
     models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
 ) -> list[Any]:
@@ -353,7 +357,7 @@ def results(
     updates: list[Any] = []
     unlike, error = None, chosen.error
     try:
-        unlike = None if chosen.image is None else picture_warning(chosen.image)
+        unlike = _unlike_training(models, chosen.image)
         for shown in models:
             answered = answer(shown, chosen.image, metadata, names.get(label))
             effects, explained = answered.effects, answered.label and shown.shown(answered.label)

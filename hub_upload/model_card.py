@@ -17,10 +17,15 @@ from PIL import Image
 from ham10000.hub_upload.run_files import RunFiles, Sibling
 from ham10000.training.config import TrainConfig
 from ham10000.training.evaluation.metrics import SENSITIVITY
-from ham10000.training.evaluation.report import SUMMARY_METRICS, at_chance, interval_metrics, metric_title
+from ham10000.training.evaluation.report import (
+    SUMMARY_METRICS,
+    at_chance,
+    interval_metrics,
+    metric_title,
+    published_baseline,
+)
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.markdown_text import code, decimal, escape, fence, interval, percent, plain, words
-from ham10000.training.utils.published import published_baseline
 
 RESEARCH_BANNER = (
     "> **For research only. Not a medical device.** Never use it for diagnosis, triage or any decision about a "
@@ -303,7 +308,10 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
             (sibling.run.modality, sibling.comparison, at_chance(sibling.run.evaluation))
             for sibling in evaluated
             if sibling.comparison is not None and sibling.run.evaluation is not None
-        ],
+        ]
+        # The study's own verdict, over its seeds and corrected for its family, is in the card.
+        if "study" not in run.evaluation
+        else [],
     )
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from fork_server import ForkServer
+from skin import knows_skin
 from transformers.utils import logging as transformers_logging
 
 from ham10000.modeling import MODALITIES, Ham10000Config, create_model, create_processor
-from ham10000.training.data.report import write_official_layout
+from ham10000.training.data.__main__ import write_official_layout
 from ham10000.training.data.sources import load_data
 
 
@@ -50,7 +51,7 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         with torch.no_grad():
             model.classifier.weight.mul_(8)
         model.save_pretrained(parent / modality)
-        create_processor(config, image_size=64).save_pretrained(parent / modality)
+        knows_skin(create_processor(config, image_size=64)).save_pretrained(parent / modality)
     return {modality: parent / modality for modality in MODALITIES}
 
 
@@ -62,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "flash_attn_test",
         "flash_attn_3_test",
         "flash_attn_4_test",
+        "is_pipeline_test",
     ):
         config.addinivalue_line("markers", f"{name}: used by transformers' tests")
 

@@ -14,17 +14,16 @@ import pytest
 from card_runs import PARSER
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.report import write_official_layout
+from ham10000.training.data.__main__ import write_official_layout
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import Split, load_split
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.plots import _subgroup_finding
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, read_predictions
 from ham10000.training.inference.inputs import Sample, read_metadata
-from ham10000.training.inference.output import format_csv
+from ham10000.training.inference.output import format_csv, format_submission
 from ham10000.training.utils.figures import new_figure, plain
 from ham10000.training.utils.files import write_table
-from ham10000.training.utils.isic_submission import format_submission
 from ham10000.training.utils.markdown_text import code, escape, table
 
 # What OWASP lists for csv, markup of Markdown and HTML, and what pandas reads as missing.

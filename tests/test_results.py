@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from results import END, NO_STUDY, SPEED_END, SPEED_START, START, main, render_results, render_speed
+from results import BLOCKS, NO_STUDY, block, main, markers, render_results
 from study_tables import small_report
 
-from ham10000.training.study.report import study_markdown
+from ham10000.training.study.report import short_answer, study_markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,12 +23,14 @@ def test_a_study_is_collected_and_its_table_put_into_the_readme(tmp_path: Path) 
     table = "predictions.parquet"
     assert (results / table).read_bytes() == (tmp_path / "study" / table).read_bytes()
 
-    readme.write_text(f"before\n{START}\nstale table\n{END}\nafter\n")
+    blocks = ["\nstale table\n".join(markers(name)) for name in BLOCKS]
+    readme.write_text("\n".join(["before", *blocks, "after\n"]))
     assert main(["render", "--results", str(results), "--readme", str(readme)]) == 0
     text = readme.read_text()
     mean = study["protocols"]["lesion-grouped"]["variants"]["image"]["metrics"]["macro_f1"]["estimate"]
     assert f"{mean:.3f}" in text
     assert "0.804 [0.753, 0.847]" in text  # the published baseline
+    assert block(text, "answer")[1] == "\n\n".join(short_answer(study))
     assert "stale table" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -40,14 +42,14 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert render_results(tmp_path) == NO_STUDY
     (tmp_path / "README.md").write_text("no markers\n")
     assert main(["render", "--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]) == 2
-    assert START in capsys.readouterr().err
+    assert markers("answer")[0] in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "no markers\n"
 
 
 def test_the_tables_in_the_readme_are_the_rendered_ones() -> None:
     text, results = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "examples" / "results"
-    assert text.partition(START)[2].partition(END)[0].strip() == render_results(results).strip()
-    assert text.partition(SPEED_START)[2].partition(SPEED_END)[0].strip() == render_speed(results)
+    for name, render in BLOCKS.items():
+        assert block(text, name)[1] == render(results).strip()
 
 
 def test_the_committed_report_is_that_of_the_committed_study() -> None:

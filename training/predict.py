@@ -116,12 +116,10 @@ def main(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
-    from ham10000.training.evaluation.conformal import prediction_sets, saved_thresholds
-    from ham10000.training.evaluation.decision import decide
+    from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
     from ham10000.training.inference import output
+    from ham10000.training.inference.explanation import UNKNOWN, describe_metadata
     from ham10000.training.inference.inputs import collect_samples
-    from ham10000.training.inference.metadata_effects import UNKNOWN, describe_metadata
-    from ham10000.training.inference.out_of_distribution import picture_warning
     from ham10000.training.inference.prediction import predict
     from ham10000.training.utils.columns import DataOptions
 
@@ -153,7 +151,9 @@ def main(argv: Sequence[str]) -> None:
 
         paths = explanation_paths(samples, options.explain)
     samples = [
-        sample if sample.image is None else dataclasses.replace(sample, warning=picture_warning(sample.image))
+        sample
+        if sample.image is None
+        else dataclasses.replace(sample, warning=processor.image_processor.unlike_training(sample.image))
         for sample in samples
     ]
     fast = model
@@ -242,7 +242,7 @@ def _format(
 def _check_options(options: argparse.Namespace, config: "Ham10000Config", output_format: str) -> None:
     """Refuses options that do not fit the model, before anything is read, and fills in the rule of decision."""
     from ham10000.modeling import Ham10000Error
-    from ham10000.training.utils.isic_submission import check_submission_labels
+    from ham10000.training.inference.output import check_submission_labels
 
     labels, prior = config.label_names, config.class_prior
     if options.top_k is not None and not 1 <= options.top_k <= len(labels):

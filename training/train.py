@@ -21,10 +21,19 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
+from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
 from ham10000.training.data.checks import DataReport
-from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, class_shares, open_frames, open_images
+from ham10000.training.data.loader import (
+    EvalLoader,
+    Samples,
+    TrainLoader,
+    class_shares,
+    features_of_images,
+    open_frames,
+    open_images,
+)
 from ham10000.training.data.sources import label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
@@ -221,6 +230,7 @@ def build_engine(
         model.backbone.requires_grad_(False)
     processor = create_processor(model.config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
+    trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
     caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():
         frames = open_frames(
@@ -234,13 +244,15 @@ def build_engine(
         images = None
         if not config.train_on_validation:
             images = open_images(parts["validation"], processor, accelerator.device, **caching)
+    if model.config.uses_image and accelerator.is_main_process:  # which saves it
+        processor.image_processor.image_statistics = fit_image_statistics(features_of_images(trained_on))
     common: dict[str, Any] = {
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
         "channels_last": config.channels_last,
     }
     train_loader = TrainLoader(
-        Samples.from_dataset(datasets.concatenate_datasets([parts[part] for part in config.train_parts]), processor),
+        Samples.from_dataset(trained_on, processor),
         frames,
         processor,
         accelerator.device,

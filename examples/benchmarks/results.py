@@ -14,18 +14,17 @@ from benchmark_report import render_benchmark
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.study.figures import plot_study
-from ham10000.training.study.report import check_study, results_table, study_markdown
+from ham10000.training.study.report import check_study, results_table, short_answer, study_markdown
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
 
-START, END = "<!-- results: start, rendered by `make results` -->", "<!-- results: end -->"
 # In place of the tables while there is no study of this version.
 NO_STUDY = (
     "**The results are being replaced.** Those of earlier versions came from training images that were resampled "
     "twice and from one test fold; they are gone from here, and the cross-validated study on all 10,015 images "
     "follows."
 )
-SPEED_START, SPEED_END = "<!-- speed: start, rendered by `make results` -->", "<!-- speed: end -->"
+NO_ANSWER = "The study that answers it has not run yet; see [Results](#results)."
 
 
 def collect(study_dir: Path, to: Path) -> Path:
@@ -52,47 +51,58 @@ def collect(study_dir: Path, to: Path) -> Path:
     return atomic_write_json(to / "study.json", study)
 
 
+def render_answer(results: Path) -> str:
+    """The collected study's answer with its numbers, as Markdown, or that there is none."""
+    path = results / "study.json"
+    return "\n\n".join(short_answer(read_json(path))) if path.is_file() else NO_ANSWER
+
+
 def render_results(results: Path) -> str:
-    """The tables of the collected study, or that there is none.
-
-    Args:
-        results: Folder of the results.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        Ham10000Error: If the study is of another format.
-    """
+    """The tables of the collected study, as Markdown, or that there is none."""
     path = results / "study.json"
     return results_table(read_json(path)) if path.is_file() else NO_STUDY
 
 
 def render_speed(results: Path) -> str:
-    """Renders the tables of all benchmarks.
-
-    Args:
-        results: Folder with `benchmark*.json`, as `examples/benchmarks/benchmark.py --output` writes them.
-
-    Returns:
-        Markdown.
-    """
+    """The tables of all `benchmark*.json`, as `examples/benchmarks/benchmark.py --output` writes them."""
     paths = sorted(results.glob("benchmark*.json"))
     return "\n\n".join(render_benchmark(read_json(path)) for path in paths)
 
 
-def update_readme(readme: Path, markdown: str, start: str = START, end: str = END) -> None:
-    """Replaces what stands between two markers.
+# What a README has between two markers of these names.
+BLOCKS = {"answer": render_answer, "results": render_results, "speed": render_speed}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines before and after a block."""
+    return f"<!-- {name}: start, rendered by `make results` -->", f"<!-- {name}: end -->"
+
+
+def block(text: str, name: str) -> tuple[str, str, str]:
+    """A README's text before a block, the block, and the text after it; the markers belong to the block's sides.
 
     Raises:
-        Ham10000Error: If the markers are not there.
+        Ham10000Error: If the markers are not there, once each.
+    """
+    start, end = markers(name)
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise Ham10000Error(f"The README needs the line {start!r} and, below it, {end!r}, once each.")
+    before, _, rest = text.partition(start)
+    inside, _, after = rest.partition(end)
+    return before + start, inside.strip(), end + after
+
+
+def update_readme(readme: Path, results: Path) -> None:
+    """Renders every block of a README anew.
+
+    Raises:
+        Ham10000Error: If a marker is not there; the file stays as it was.
     """
     text = readme.read_text(encoding="utf-8")
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise Ham10000Error(f"{str(readme)!r} needs the line {start!r} and, below it, {end!r}, once each.")
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    atomic_write_text(readme, f"{before}{start}\n\n{markdown}\n\n{end}{after}")
+    for name, render in BLOCKS.items():
+        before, _, after = block(text, name)
+        text = f"{before}\n\n{render(results)}\n\n{after}"
+    atomic_write_text(readme, text)
 
 
 @run_cli
@@ -103,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     collecting = commands.add_parser("collect", help="copy what a finished study found")
     collecting.add_argument("study", type=Path)
     collecting.add_argument("--to", default=Path("examples/results"), type=Path)
-    rendering = commands.add_parser("render", help="print the table, or write it into a README")
+    rendering = commands.add_parser("render", help="print the answer and the tables, or write them into a README")
     rendering.add_argument("--results", default=Path("examples/results"), type=Path)
     rendering.add_argument("--readme", type=Path)
     for command in (collecting, rendering):
@@ -112,13 +122,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.command == "collect":
         print(f"Saved     {collect(arguments.study, arguments.to)}, study.md and figures/")
         return
-    table, speed = render_results(arguments.results), render_speed(arguments.results)
     if arguments.readme:
-        update_readme(arguments.readme, table)
-        if speed:
-            update_readme(arguments.readme, speed, SPEED_START, SPEED_END)
+        update_readme(arguments.readme, arguments.results)
     else:
-        print(f"{table}\n\n{speed}")
+        print("\n\n".join(render(arguments.results) for render in BLOCKS.values()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.data import images as data_images
+from ham10000.training.data import tables as data_images
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.sources import load_data
 

@@ -1,4 +1,4 @@
-"""Pictures with labels in ISIC's formats, or in any csv, become rows; predictions become a submission."""
+"""Images with labels in ISIC's formats become rows (see also `test_layouts.py`), predictions a submission."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from sklearn.metrics import balanced_accuracy_score
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.evaluation.__main__ import main as evaluate
+from ham10000.training.inference.output import ISIC_COLUMNS
 from ham10000.training.utils.columns import SITES, DataOptions
-from ham10000.training.utils.isic_submission import ISIC_COLUMNS
 
 # As the official file of the ISIC 2018 test set begins.
 HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
 
 
-def write_isic(folder: Path, labels: list[str], metadata: str | None = None) -> Path:
+def write_isic(folder: Path, labels: list[str]) -> Path:
     """The layout of the ISIC 2018 archives: a folder of pictures beside one with the ground truth."""
     pictures, truth = folder / "ISIC2018_Task3_Test_Input", folder / "ISIC2018_Task3_Test_GroundTruth"
     pictures.mkdir(parents=True)
@@ -32,51 +32,11 @@ def write_isic(folder: Path, labels: list[str], metadata: str | None = None) -> 
         Image.fromarray(values).save(pictures / f"{image_id}.jpg")
         lines.append(",".join([image_id, *(f"{float(ISIC_COLUMNS[name] == label)}" for name in names)]))
     (truth / "ISIC2018_Task3_Test_GroundTruth.csv").write_text("\n".join(lines) + "\n")
-    if metadata:
-        (truth / "ISIC_Metadata.csv").write_text(metadata)
     return folder
-
-
-def test_official_ground_truth(tmp_path: Path) -> None:
-    labels = [*LABELS, "nv", "mel"]
-    dataset, report = load_data(str(write_isic(tmp_path, labels)))
-    frame = metadata_frame(dataset)
-    assert frame["dx"].tolist() == labels
-    assert frame["image_id"].tolist()[0] == "ISIC_0034524"
-    assert frame["age"].isna().all()
-    assert (frame["sex"] == "unknown").all()
-    assert "no row has a value for age, sex, localization; the columns are ['image', 'MEL'" in report.warnings[0]
-    assert dataset[0]["image"].size == (40, 30)
-
-
-def test_metadata_beside_it_is_read_with_coarse_sites(tmp_path: Path) -> None:
-    metadata = "image,age_approx,anatom_site_general,lesion_id,sex\n"
-    metadata += "ISIC_0034525,45,head/neck,IL_2,female\nISIC_0034524,80.0,posterior torso,IL_1,male\n"
-    dataset, report = load_data(str(write_isic(tmp_path, ["mel", "nv", "bkl"], metadata)))
-    frame = metadata_frame(dataset)
-    assert frame["age"].tolist()[:2] == [80.0, 45.0]
-    assert np.isnan(frame["age"][2])
-    assert frame["localization"].tolist() == ["back", "face", "unknown"]
-    assert frame["sex"].tolist() == ["male", "female", "unknown"]
-    assert frame["lesion_id"].tolist()[:2] == ["IL_1", "IL_2"]
-    assert "anatom_site_general 'head/neck' is read as 'face' in 1 rows" in report.notes
 
 
 def test_sites_are_in_our_vocabulary() -> None:
     assert set(SITES.values()) <= set(Ham10000Config().localization_vocabulary)
-
-
-def test_any_csv_of_pictures_below_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "some" / "pictures").mkdir(parents=True)
-    for name in ("a", "b"):
-        Image.new("RGB", (20, 20), "red").save(tmp_path / "some" / "pictures" / f"{name}.png")
-    table = tmp_path / "labels.csv"
-    table.write_text("file_name;dx;age;sex;more\na.png;nv;30;female;x\nb.png;Melanoma;;male;y\n")
-    dataset, _ = load_data(str(table))
-    frame = metadata_frame(dataset)
-    assert frame["image_id"].tolist() == ["a", "b"]
-    assert frame["dx"].tolist() == ["nv", "mel"]
-    assert frame["age"][0] == 30
 
 
 @pytest.mark.parametrize(
@@ -131,6 +91,7 @@ def test_it_is_scored_with_one_command_and_submitted(tmp_path: Path, capsys: pyt
     submission = tmp_path / "submission.csv"
     options = ["--checkpoint", str(checkpoint), "--data", str(folder), "--split", "all", "--n_resamples", "50"]
     options += ["--cache_dir", str(tmp_path / "cache"), "--isic_submission", str(submission)]
+    options += ["--tables", str(tmp_path / "paper")]
     assert evaluate(options) == 0, capsys.readouterr().err
     table = pd.read_csv(submission)
     assert ",".join(table.columns) == HEADER
@@ -140,6 +101,8 @@ def test_it_is_scored_with_one_command_and_submitted(tmp_path: Path, capsys: pyt
     # The challenge's score is the mean recall over classes.
     expected = balanced_accuracy_score(labels, predicted)
     assert results["metrics"]["balanced_accuracy"] == pytest.approx(expected)
+    rows = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert rows.loc["balanced accuracy", "estimate"] == pytest.approx(expected)
     assert "was trained on" not in capsys.readouterr().out
 
 

@@ -255,7 +255,13 @@ LAYOUTS = [
             "Test_GroundTruth",
         ],
     ),
-    Layout(isic2018_test_file, ["mel"], ids=["T1"]),
+    Layout(
+        isic2018_test_file,
+        ["mel"],
+        ids=["T1"],
+        age=[None],
+        says=["no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'"],
+    ),
     Layout(
         isic2019,
         ["nv", "scc", "ak"],
@@ -265,7 +271,11 @@ LAYOUTS = [
         sex=["female", "unknown", "male"],
         site=["trunk", "unknown", "face"],
         lesions=3,
-        says=["2 rows without lesion_id", "--label_map 'ak=akiec'"],
+        says=[
+            "2 rows without lesion_id",
+            "--label_map 'ak=akiec'",
+            "anatom_site_general 'head/neck' is read as 'face' in 1 rows",
+        ],
     ),
     Layout(
         isic2019,
@@ -417,6 +427,13 @@ def test_junk_changes_nothing(write: Callable[[Path], Path], tmp_path: Path) -> 
     assert find_images([source]) == found
 
 
+def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
+    copy = kaggle(tmp_path) / "ham10000_images_part_1" / "I1.jpg"
+    copy.write_bytes(copy.read_bytes() + b"x")
+    with pytest.raises(Ham10000Error, match="differ; keep the one"):
+        load_data(str(tmp_path))
+
+
 def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = class_folders(tmp_path / "data")
     theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
@@ -507,6 +524,8 @@ def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: 
     path = text(tmp_path / "t.csv", "image,dx,Alter,sex", "a,nv,61,M")
     report: DataReport = load_data(str(path))[1]
     assert report.warnings[0].startswith("no row has a value for age, localization; the columns are ['image', 'dx',")
+    with pytest.raises(Ham10000Error, match="there is no column 'Befund'"):
+        load_data(str(path), DataOptions(columns={"dx": "Befund"}))
     notes = read_metadata(path, ("age", "sex")).notes
     assert any("warning" in note and "no column for age" in note and "'Alter'" in note for note in notes)
     assert read_metadata(path, ("age", "sex"), {"age": "Alter"}).rows[0].metadata == {"age": "61", "sex": "male"}

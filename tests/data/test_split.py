@@ -8,7 +8,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.utils.class_weight import compute_class_weight
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.data.report import main
+from ham10000.training.data.__main__ import main
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import (
     KNOWN_DUPLICATE_PAIRS,

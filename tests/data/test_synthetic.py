@@ -55,7 +55,7 @@ def test_exact_size_and_every_class(size: int) -> None:
 
 
 def test_too_few_images() -> None:
-    with pytest.raises(Ham10000Error, match="6 synthetic images cannot hold 7 classes"):
+    with pytest.raises(Ham10000Error, match="6 synthetic images cannot contain 7 classes"):
         synthetic.make_synthetic(6)
 
 

@@ -8,8 +8,15 @@ from crepes import ConformalClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.conformal import COVERAGES, fit_thresholds, prediction_sets, saved_thresholds
-from ham10000.training.evaluation.decision import RULES, balanced_probabilities, decide
+from ham10000.training.evaluation.decision import (
+    COVERAGES,
+    RULES,
+    balanced_probabilities,
+    decide,
+    fit_thresholds,
+    prediction_sets,
+    saved_thresholds,
+)
 from ham10000.training.evaluation.metrics import softmax
 
 

@@ -111,7 +111,7 @@ def test_a_class_without_images(tmp_path: Path) -> None:
 def test_bad_input_is_named(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
     inputs, results = make_inputs(), written[2]
     table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
-    with pytest.raises(Ham10000Error, match="'ISIC_0000000' is there twice"):
+    with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
         evaluate_predictions(**(inputs | {"image_ids": ["ISIC_0000000"] * 120}), n_resamples=5)
     with pytest.raises(Ham10000Error, match="119 image ids"):
         evaluate_predictions(**(inputs | {"image_ids": inputs["image_ids"][1:]}), n_resamples=5)
@@ -146,7 +146,7 @@ def test_json_is_read_or_refused_with_its_name(tmp_path: Path) -> None:
         (b"{", "cannot be read as JSON: Expecting"),
         (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
         (b"[" * 100_000, "cannot be read as JSON: maximum recursion"),
-        (b"[]", "must hold a JSON dict, got list"),
+        (b"[]", "must contain a JSON dict, got list"),
     ):
         path.write_bytes(content)
         with pytest.raises(Ham10000Error, match=rf"file\.json' {message}"):

@@ -118,8 +118,8 @@ def test_absent_classes_are_reported_not_guessed() -> None:
 @pytest.mark.parametrize(
     ("labels", "probabilities", "message"),
     [
-        ([0, 7], np.full((2, 7), 1 / 7), "row 1 holds 7"),
-        ([0, -1], np.full((2, 7), 1 / 7), "row 1 holds -1"),
+        ([0, 7], np.full((2, 7), 1 / 7), "row 1 is 7"),
+        ([0, -1], np.full((2, 7), 1 / 7), "row 1 is -1"),
         ([0.0, 1.0], np.full((2, 7), 1 / 7), "whole numbers"),
         ([], np.zeros((0, 7)), "N > 0"),
         ([0, 1], np.full((3, 7), 1 / 7), r"shape \(2, 7\), got \(3, 7\)"),

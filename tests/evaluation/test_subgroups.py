@@ -75,7 +75,7 @@ def test_the_number_of_photographs_is_a_field_where_it_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"), [([1, 0], "row 1 holds 0"), ([1.0, 2.0], "float64"), ([1, None], "float64")]
+    ("numbers", "message"), [([1, 0], "row 1 is 0"), ([1.0, 2.0], "float64"), ([1, None], "float64")]
 )
 def test_a_wrong_number_of_photographs_is_an_error(numbers: list, message: str) -> None:
     frame = pd.DataFrame({"age": 50.0, "sex": "male", "localization": "back", "photographs": numbers})

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from ham10000.modeling import LABELS, MALIGNANT, Ham10000Error, load_image
-from ham10000.training.inference.metadata_effects import UNKNOWN
+from ham10000.training.inference.explanation import UNKNOWN
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, load_checkpoint, predict
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
@@ -64,7 +64,7 @@ def test_missing_is_legal_and_the_explained_class_can_be_chosen(models: list[app
 
 def test_no_class_is_the_answer_on_an_image_unlike_the_training_data(models: list[app.DemoModel]) -> None:
     page = ask(models, Image.fromarray(load_sample_image("china.jpg")), "60", "male", "back")
-    assert page["warning"].startswith('<p role="status">This is probably not a dermatoscopic image')
+    assert page["warning"].startswith('<p role="status">This image is unlike those the model was trained on')
     assert not any(label.constructor_args["show_heading"] for label in page["shares"])
 
 

@@ -143,7 +143,7 @@ def test_wrong_files_get_clear_words_and_leave_the_page_usable(
     for file, words, kind in (
         (cut, "“cut.png” cannot be shown: it is damaged or cut off", "alert"),
         (notes, "“notes.txt” cannot be shown: it is not an image", "alert"),
-        (temple, "probably not a dermatoscopic image", "status"),
+        (temple, "unlike those the model was trained on", "status"),
     ):
         page.set_input_files("#ham-file input[type=file]", file)
         sync_api.expect(warning).to_contain_text(words, timeout=20_000)

@@ -84,7 +84,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         with pytest.raises(Ham10000Error, match=rf"{name}' cannot be read as JSON"):
             read_run(run)
         (run / name).write_text("3")
-        with pytest.raises(Ham10000Error, match=rf"{name}' must hold a JSON"):
+        with pytest.raises(Ham10000Error, match=rf"{name}' must contain a JSON"):
             read_run(run)
         (run / name).unlink()
         if before is not None:

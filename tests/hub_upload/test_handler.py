@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_lines import ROOT, code_blocks
 from PIL import Image
 from transformers import pipeline
 
@@ -173,6 +174,29 @@ def post(url: str, body: Any, content_type: str = "application/json") -> tuple[i
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+def test_the_container_of_the_guide(
+    repositories: dict[str, Path], handlers: dict[str, Any], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve.py` word for word, except for the folder."""
+    testclient = pytest.importorskip("starlette.testclient", reason="starlette comes with ham10000[app]")
+    guide = (ROOT / "examples" / "guides" / "publishing.md").read_text(encoding="utf-8")
+    (serve_py,) = (block for block in code_blocks(guide, "python") if "Starlette(" in block)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "handler", raising=False)
+    names: dict[str, Any] = {}
+    exec(compile(serve_py.replace("/repository", str(repositories["fusion"])), "serve.py", "exec"), names)
+    monkeypatch.delitem(sys.modules, "handler")
+    client = testclient.TestClient(names["app"])
+    request = {"inputs": {"image": encoded(pictures[0]), **ROW}}
+    answer = client.post("/", json=request)
+    assert (answer.status_code, answer.json()) == (200, handlers["fusion"](request))
+    answer = client.post("/", json={"inputs": {"image": "§"}})
+    assert answer.status_code == 400
+    assert "not valid base64" in answer.json()["error"]
+    assert client.post("/", content=b"{").status_code == 400
+    assert client.get("/health").text == "Ok"
 
 
 def test_requests_to_a_process_without_this_package(

@@ -31,8 +31,7 @@ from ham10000.hub_upload.run_files import Sibling, read_run
 from ham10000.modeling import LABELS, Ham10000Config, create_model, create_processor
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS
-from ham10000.training.evaluation.report import METRIC_TITLES
-from ham10000.training.utils.published import published_baseline
+from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
 
 CONVERSION = {
     "source_file": "efficientnetv2s_state_dict.pt",

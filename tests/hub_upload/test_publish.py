@@ -232,6 +232,22 @@ def test_a_pull_request_whose_answer_was_lost_is_found_and_not_opened_twice(
     assert sorted(name for name in refs(hub) if name.startswith("refs/pr/")) == ["refs/pr/1", "refs/pr/2", "refs/pr/3"]
 
 
+def test_a_hub_without_pull_requests_says_so(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    """501 is permanent: no advice to try again, and nothing is left behind."""
+    publish(hub, folder)
+    before = hub.state.snapshot()
+    hub.fail("POST .*/commit/", status=501)
+    other = write_release(tmp_path / "second", seed=1, shards=1)
+    message = refusal(lambda: publish(hub, other, create_pr=True))
+    assert "the Hub answered 501" in message
+    assert "trying again will not help" in message
+    assert "publish without --create_pr, to a branch of your own" in message
+    assert AGAIN not in message
+    assert "rerun" not in message
+    assert hub.state.snapshot() == before
+    assert publish(hub, other, revision="next", tag=None).uploaded  # as it advises
+
+
 def card_on_the_hub(hub: HubServer) -> str:
     repo = hub.state.repo(REPO, "user")
     return repo.content(repo.files(repo.refs["refs/heads/main"])["README.md"]).decode()

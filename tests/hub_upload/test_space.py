@@ -18,7 +18,6 @@ from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import publish_folder
 from ham10000.hub_upload.space import assemble_space, needed_modules, space_requirements
 from ham10000.modeling import MODALITIES, Ham10000Error
-from ham10000.training.inference.out_of_distribution import CONSTANTS
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
 
@@ -82,7 +81,6 @@ def test_every_import_of_the_folder_is_in_it_or_required(space: Path) -> None:
                     assert parts.with_suffix(".py").is_file() or parts.is_dir(), (path, module)
                 elif top not in sys.stdlib_module_names:
                     assert names.get(top, top) in required, (path, module)
-    assert (space / "ham10000" / "training" / "inference" / CONSTANTS.name).read_bytes() == CONSTANTS.read_bytes()
 
 
 def test_no_tool_of_development_is_taken_along() -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import spearmanr
+from skin import knows_skin
 from torch import nn
 
 from ham10000.modeling import (
@@ -20,9 +21,8 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
-from ham10000.training.inference.explanation import explain, grad_cam
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, metadata_effects
 from ham10000.training.inference.output import DISCLAIMER
 
 BACK = {"age": 60, "sex": "male", "localization": "back"}
@@ -33,7 +33,7 @@ def build(modality: str = "fusion", backbone: str = "test_efficientnet", **setti
     config = Ham10000Config(modality=modality, backbone=backbone, **settings)
     model: Any = create_model(config)
     nn.init.normal_(model.classifier.weight)  # freshly drawn it is so small that nothing matters
-    return model.eval(), create_processor(config, image_size=96)
+    return model.eval(), knows_skin(create_processor(config, image_size=96))
 
 
 def noise(count: int = 3, size: int = 96) -> torch.Tensor:
@@ -262,7 +262,7 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     assert bool(explanation.warning) == (modality != "metadata")  # of noise, which is no skin
     if explanation.warning:
         warned = plot_explanation(explanation).get_suptitle()
-        assert warned.startswith("This is probably not a dermatoscopic image")
+        assert warned.startswith("This image is unlike those the model was trained on")
         assert "Predicted" not in warned
     figure = plot_explanation(dataclasses.replace(explanation, warning=None), tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]

@@ -61,7 +61,7 @@ def test_openvino_in_a_process_of_its_own() -> None:
     command.append(str(Path(__file__).with_name("openvino_checks.py")))
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "5 passed" in result.stdout
+    assert "3 passed" in result.stdout
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion", "metadata"])

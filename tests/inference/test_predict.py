@@ -1,7 +1,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skin import knows_skin
 
 from ham10000.modeling import (
     LABELS,
@@ -44,7 +44,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         # The freshly drawn classifier is so small that every prediction would be one seventh.
         torch.nn.init.normal_(model.classifier.weight)
         model.save_pretrained(folder / modality)
-        create_processor(config, image_size=32).save_pretrained(folder / modality)
+        knows_skin(create_processor(config, image_size=32)).save_pretrained(folder / modality)
         paths[modality] = str(folder / modality)
     return paths
 
@@ -213,13 +213,13 @@ def test_table_fits_the_terminal(
         assert max(len(line) for line in numbers) < columns
 
 
-def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path) -> None:
+def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars without block characters keep the columns behind them in place."""
-    command = [sys.executable, "-m", "ham10000.training.predict", str(pictures / "b.jpg"), *FLAGS]
-    command += ["--checkpoint", checkpoints["fusion"]]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
-    result = subprocess.run(command, capture_output=True, env=environment)
-    text = result.stdout.decode("ascii")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([str(pictures / "b.jpg"), *FLAGS, "--checkpoint", checkpoints["fusion"]]) == 0
+    text = written.getvalue().decode("ascii")
     assert "#" in text
     assert "\\u" not in text
     ends = {len(line) for line in text.splitlines() if line.split()[:1] and line.split()[0] in LABELS}
@@ -332,7 +332,7 @@ def test_json_and_csv_files(
     np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
     (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
     twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
-    assert "the id 'b' (row 2) is there twice" in fails(capsys, *twice, "--format", "isic")
+    assert "the id 'b' (row 2) is duplicated" in fails(capsys, *twice, "--format", "isic")
 
     records = run_json(capsys, *argv, "--top_k", "3")
     assert all(len(record["probabilities"]) == 3 for record in records)
@@ -468,7 +468,7 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     fusion = ["--checkpoint", checkpoints["fusion"]]
     assert main([str(white), *fusion, *FLAGS]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "WARNING: This is probably not a dermatoscopic image" in out
+    assert "WARNING: This image is unlike those the model was trained on" in out
     assert "Predicted:" not in out
     assert "the prediction would" not in out
     assert main([str(white), str(pictures / "b.jpg"), *fusion]) == 0
@@ -477,7 +477,7 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     assert not set(rows[0].split()) & set(LABELS)
     assert "WARNING" not in rows[1]
     first, second = run_json(capsys, str(white), str(pictures / "b.jpg"), *fusion)
-    assert first["warning"].startswith("This is probably not a dermatoscopic image")
+    assert first["warning"].startswith("This image is unlike those the model was trained on")
     assert second["warning"] is None
 
 

@@ -2,12 +2,17 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from command_lines import ROOT, code_blocks
 from datasets import load_dataset
 from PIL import Image
 from torch import nn
@@ -168,6 +173,27 @@ def test_gradient_checkpointing_gives_the_same_gradients(backbone: str) -> None:
     assert not model.is_gradient_checkpointing
 
 
+def test_gradient_checkpointing_updates_running_statistics_as_in_timm() -> None:
+    """Twice a step, as the second forward pass of a block is a training pass too."""
+    statistics = []
+    for enabled in (False, True):
+        ours = make_model("image").train()
+        bare = timm.create_model("test_efficientnet", num_classes=0).train()
+        bare.load_state_dict(ours.backbone.state_dict())
+        if enabled:
+            ours.gradient_checkpointing_enable()
+            bare.set_grad_checkpointing()
+        pixels = make_inputs("image")["pixel_values"]
+        ours(pixels).logits.sum().backward()
+        bare(pixels).sum().backward()
+        own = dict(ours.backbone.named_buffers())
+        for name, value in bare.named_buffers():
+            assert torch.equal(own[name], value), name
+        statistics.append(own)
+    steps = [{int(v) for name, v in own.items() if name.endswith("num_batches_tracked")} for own in statistics]
+    assert steps == [{1}, {1, 2}]  # the stem is not recomputed
+
+
 def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
     calls = []
     model = make_model("fusion")
@@ -178,8 +204,9 @@ def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
     assert calls[0] is True
     with pytest.raises(ValueError, match=r"does not support \w+ checkpointing"):
         make_model("metadata").gradient_checkpointing_enable()
-    with pytest.raises(Ham10000Error, match="every_n_layers"):
-        model._set_gradient_checkpointing(every_n_layers=2)
+    for option in ({"every_n_layers": 2}, {"offload": True}):
+        with pytest.raises(Ham10000Error, match="`every_n_layers` must be 1 and `offload` False"):
+            model.activation_checkpointing_enable(**option)
 
 
 # --- dtypes
@@ -298,13 +325,22 @@ def test_either_class_saves_what_both_load(tmp_path: Path) -> None:
         model = loaded
 
 
-@torch.no_grad()
-def test_the_bare_backbone_for_timm_is_one_line(tiny_checkpoints: dict[str, Path]) -> None:
-    backbone = AutoModel.from_pretrained(tiny_checkpoints["image"]).backbone
-    bare = timm.create_model("test_efficientnet", num_classes=0).eval()
-    bare.load_state_dict(backbone.state_dict())
+@pytest.mark.parametrize("modality", ["image", "fusion"])
+def test_the_bare_backbone_for_timm(
+    modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide's lines, word for word; the checkpoint's name is a link to a random one."""
+    guide = (ROOT / "examples" / "guides" / "publishing.md").read_text(encoding="utf-8")
+    (lines,) = (block for block in code_blocks(guide, "python") if "timm" in block)
+    monkeypatch.chdir(tmp_path)
+    Path("examples/checkpoints").mkdir(parents=True)
+    Path("examples/checkpoints/ham10000-image").symlink_to(tiny_checkpoints[modality])
+    names: dict[str, Any] = {}
+    exec(compile(lines, "publishing.md", "exec"), names)
     pixels = make_inputs("image")["pixel_values"]
-    assert torch.equal(backbone(pixels), bare(pixels))
+    with torch.no_grad():
+        assert torch.equal(names["backbone"].eval()(pixels), names["model"].backbone(pixels))
+    assert type(names["backbone"]) is type(timm.create_model("test_efficientnet"))
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"])
@@ -395,15 +431,69 @@ def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
     assert not torch.equal(loaded.classifier.weight, original["classifier.weight"])
 
 
+def write_imagefolder(folder: Path, classes: list[str]) -> None:
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = generator.integers(0, 256, (48, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+# `evaluate.load("accuracy")` downloads this, unless a folder of that name is at hand.
+ACCURACY = """
+import datasets
+import evaluate
+from sklearn.metrics import accuracy_score
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({name: datasets.Value("int32") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": accuracy_score(references, predictions)}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["run_image_classification.py", "run_image_classification_no_trainer.py"])
+def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoints: dict, tmp_path: Path) -> None:
+    """With three classes, in processes that do not import this package."""
+    if not (folder := os.environ.get("TRANSFORMERS_EXAMPLES")):
+        pytest.skip("set TRANSFORMERS_EXAMPLES to examples/pytorch/image-classification of transformers' repository")
+    for split in ("train", "validation"):
+        write_imagefolder(tmp_path / "data" / split, THREE)
+    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
+    options = ["--trust_remote_code", "--ignore_mismatched_sizes", "--num_train_epochs", "1", "--output_dir", "out"]
+    if "no_trainer" in script:
+        options += ["--dataset_name", str(tmp_path / "data")]  # with its default, cifar10, it reads no folder
+    else:
+        options += ["--train_dir", "data/train", "--validation_dir", "data/validation", "--do_train", "--do_eval"]
+        options += ["--remove_unused_columns", "False", "--use_cpu", "--report_to", "none"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, Path(folder, script), "--model_name_or_path", tiny_checkpoints["image"], *options],
+        cwd=tmp_path,
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 <= json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_accuracy"] <= 1
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.label_names == THREE
+    before = AutoModel.from_pretrained(tiny_checkpoints["image"]).backbone.conv_stem.weight
+    assert 0 < (model.backbone.conv_stem.weight - before).abs().max() < 0.01  # trained, from those weights
+    answer = pipeline("image-classification", model=str(tmp_path / "out"))
+    assert {row["label"] for row in answer(str(tmp_path / "data" / "train" / "mel" / "0.png"))} == set(THREE)
+
+
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
 def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints: dict, tmp_path: Path) -> None:
     """The calls of transformers' example script, argument by argument, on an imagefolder."""
-    generator = np.random.default_rng(0)
-    for name in classes:
-        (tmp_path / "train" / name).mkdir(parents=True)
-        for index in range(2):
-            pixels = generator.integers(0, 256, (48, 60, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "train" / name / f"{index}.png")
+    write_imagefolder(tmp_path / "train", classes)
     dataset = load_dataset("imagefolder", data_files={"train": str(tmp_path / "train" / "**")}, cache_dir=tmp_path)
     labels = dataset["train"].features["label"].names
     assert labels == classes  # both are alphabetical

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from safetensors.torch import load_file, save_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
@@ -180,7 +181,9 @@ def torchvision_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-TORCHVISIONS = {"modality": "image", "backbone": "efficientnetv2_s", "backbone_kwargs": {"bn_eps": 1e-3}}
+BASELINE = yaml.safe_load((Path(__file__).parents[2] / "examples" / "configs" / "baseline.yaml").read_text())
+assert BASELINE["pretrained"] == "torchvision"
+TORCHVISIONS = {name: BASELINE[name] for name in ("modality", "backbone", "backbone_kwargs")}
 
 
 @torch.no_grad()

@@ -416,3 +416,22 @@ def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path: Path) -> None:
     path.write_text(json.dumps(saved))
     with pytest.raises(Ham10000Error, match="imagemean"):
         Ham10000Processor.from_pretrained(tmp_path)
+
+
+def test_keys_that_a_library_has_saved_do_not_break_loading(picture: Image.Image, tmp_path: Path) -> None:
+    """The next release of transformers may write others than this one; settings of other processors are refused."""
+    processor = Ham10000Processor(Ham10000ImageProcessor(size=20))
+    processor.image_processor._of_a_later_release = {"a": 1}
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    saved["image_processor"] |= {"do_pad": None, "feature_extractor_type": "Old"}
+    saved["_of_a_later_release"] = "x"
+    path.write_text(json.dumps(saved))
+    loaded = Ham10000Processor.from_pretrained(tmp_path)
+    assert loaded.image_processor._of_a_later_release == {"a": 1}
+    assert torch.equal(loaded(images=picture)["pixel_values"], processor(images=picture)["pixel_values"])
+    saved["image_processor"]["do_normalize"] = False
+    path.write_text(json.dumps(saved))
+    with pytest.raises(Ham10000Error, match="do_normalize"):
+        Ham10000Processor.from_pretrained(tmp_path)

@@ -7,25 +7,43 @@ They are not in the wheel. Unpack transformers' source distribution and name its
     TRANSFORMERS_SOURCE=$PWD/transformers-VERSION python -m pytest tests/modeling/test_transformers_mixins.py
 """
 
+import atexit
+import copy
 import importlib
 import inspect
+import json
 import os
+import shutil
 import sys
+import tempfile
 import types
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import transformers.utils
+from PIL import Image
 from transformers import (
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
     TimmWrapperModel,
+    ViTImageProcessor,
+    ViTImageProcessorPil,
+    pipeline,
 )
 
-from ham10000.modeling import Ham10000Config, Ham10000ForImageClassification, Ham10000Model
+from ham10000.modeling import (
+    Ham10000Config,
+    Ham10000ForImageClassification,
+    Ham10000ImageProcessor,
+    Ham10000Model,
+    Ham10000Processor,
+)
 
 SOURCE = os.environ.get("TRANSFORMERS_SOURCE")
 if not SOURCE:
@@ -33,32 +51,71 @@ if not SOURCE:
 pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
 
 
-def load_mixins(folder: Path) -> tuple[Any, Any]:
-    """`ModelTesterMixin` and `ConfigTester`; modules that the source distribution leaves out stand empty."""
+def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]:
+    """transformers' modules of common tests; what the source distribution leaves out stands empty."""
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(folder)]
     sys.modules["transformers_tests"] = package
     stubs: dict[str, dict[str, Any]] = {
-        "exporters": {},
-        "exporters.test_export": {"ExportTesterMixin": object},
-        "generation": {},
-        "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
-        "utils": {},
-        "utils.test_configuration_utils": {"config_common_kwargs": COMMON_KWARGS},
+        "transformers_tests.exporters": {},
+        "transformers_tests.exporters.test_export": {"ExportTesterMixin": object},
+        "transformers_tests.generation": {},
+        "transformers_tests.generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
+        "transformers_tests.utils": {},
+        "transformers_tests.utils.test_configuration_utils": {"config_common_kwargs": COMMON_KWARGS},
+        "fetch_hub_objects_for_ci": {"url_to_local_path": lambda _: str(checkpoints / "image.png")},
+        "pipeline_tasks": {"ImageClassification": ImageClassification, "ImageFeatures": ImageFeatures},
     }
     for name, values in stubs.items():
-        module = types.ModuleType(f"transformers_tests.{name}")
+        module = types.ModuleType(name)
         module.__path__ = []
         vars(module).update(values)
         sys.modules[module.__name__] = module
-    original = transformers.utils.direct_transformers_import
-    transformers.utils.direct_transformers_import = lambda *_: transformers
-    try:
-        models = importlib.import_module("transformers_tests.test_modeling_common")
-        configs = importlib.import_module("transformers_tests.test_configuration_common")
-    finally:
-        transformers.utils.direct_transformers_import = original
-    return models.ModelTesterMixin, configs.ConfigTester
+    Image.radial_gradient("L").convert("RGB").save(checkpoints / "image.png")
+    # The pipelines' mixin loads tiny models by their names in a list.
+    (checkpoints / "reports").mkdir()
+    (checkpoints / "reports" / "tiny_model_summary.json").write_text(json.dumps(TINY_MODELS))
+    ours = types.SimpleNamespace(
+        Ham10000ImageProcessor=Ham10000ImageProcessor, TimmWrapperImageProcessor=TimmWrapperImageProcessor
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMERS_TINY_MODEL_PATH", str(checkpoints))
+        patch.setattr(transformers.utils, "direct_transformers_import", lambda *_: ours)
+        names = ("modeling_common", "configuration_common", "image_processing_common", "processing_common")
+        modules = [importlib.import_module(f"transformers_tests.test_{name}") for name in (*names, "pipeline_mixin")]
+    modules[-1].pipeline_test_mapping = {  # type: ignore[attr-defined]
+        "image-classification": {"test": "pipeline_tasks.ImageClassification"},
+        "image-feature-extraction": {"test": "pipeline_tasks.ImageFeatures"},
+    }
+    return tuple(modules)
+
+
+def some_images() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
+
+
+class ImageClassification:
+    """Gives the pipelines' mixin a pipeline, inputs, and what to expect; transformers' own is not distributed."""
+
+    task = "image-classification"
+
+    def get_test_pipeline(self, model: Any, tokenizer: None, dtype: str, **processors: Any) -> tuple[Any, list]:
+        return pipeline(self.task, model=model, dtype=dtype, **processors), some_images()
+
+    def run_pipeline_test(self, classify: Any, images: list[Image.Image]) -> None:
+        for row in (*classify(images[0], top_k=2), *classify(images, top_k=2)[1]):
+            assert row["label"] in classify.model.config.label2id
+            assert 0 <= row["score"] <= 1
+
+
+class ImageFeatures(ImageClassification):
+    task = "image-feature-extraction"
+
+    def run_pipeline_test(self, extract: Any, images: list[Image.Image]) -> None:
+        features = extract(images)
+        assert np.shape(features[0]) == np.shape(features[1])
+        assert np.isfinite(features[0]).all()
 
 
 # Every field of PreTrainedConfig at a value that is not its default, where our config takes another at all.
@@ -72,7 +129,19 @@ COMMON_KWARGS = {
     "label2id": {"label": 0, "other": 1},
     "problem_type": "single_label_classification",
 }
-ModelTesterMixin, ConfigTester = load_mixins(Path(SOURCE) / "tests")
+TINY_MODELS = {
+    name: {"tokenizer_classes": [], "processor_classes": [processor]}
+    for name, processor in {
+        "Ham10000Model": "Ham10000ImageProcessor",
+        "Ham10000ForImageClassification": "Ham10000ImageProcessor",
+        "TimmWrapperModel": "TimmWrapperImageProcessor",
+        "TimmWrapperForImageClassification": "TimmWrapperImageProcessor",
+    }.items()
+}
+CHECKPOINTS = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
+MODELS, CONFIGS, IMAGE_PROCESSING, PROCESSING, PIPELINES = load_mixins(Path(SOURCE) / "tests", CHECKPOINTS)
+ModelTesterMixin, ConfigTester = MODELS.ModelTesterMixin, CONFIGS.ConfigTester
 
 
 class Tester:
@@ -160,3 +229,101 @@ class TestFusion(Ours, ModelTesterMixin, unittest.TestCase):
 class TestTimmWrapper(Common, ModelTesterMixin, unittest.TestCase):
     config_class, kwargs = TimmWrapperConfig, {"architecture": "test_efficientnet"}
     all_model_classes = (TimmWrapperModel, TimmWrapperForImageClassification)
+
+
+class TestImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.TestCase):  # type: ignore[name-defined]
+    class image_processor_tester_class(IMAGE_PROCESSING.ImageProcessingTester):  # type: ignore[name-defined]
+        size, image_mean, image_std = {"height": 18, "width": 20}, [0.5, 0.4, 0.3], [0.3, 0.4, 0.5]
+        resample = 2
+
+        def _get_image_processing_classes(self) -> dict[str, type]:
+            return {"pil": Ham10000ImageProcessor}
+
+        def prepare_image_processor_dict(self) -> dict[str, Any]:
+            names = ("size", "image_mean", "image_std", "resample")
+            return {name: copy.deepcopy(getattr(self, name)) for name in names}
+
+    @unittest.skip("a setting of other processors is refused: pixels are what the model was trained on")
+    def test_image_processor_from_dict_with_kwargs_has_attributes(self) -> None: ...
+
+    @unittest.skip("pictures are always made RGB, and a setting at a call is refused")
+    def test_call_numpy_4_channels(self) -> None: ...
+
+    @unittest.skip("one class has both backends, by its setting `resizer`")
+    def test_new_models_require_torchvision_backend(self) -> None: ...
+
+
+class TestViTImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.TestCase):  # type: ignore[name-defined]
+    """The peer with the same steps: resize to a fixed size, normalise."""
+
+    class image_processor_tester_class(IMAGE_PROCESSING.ImageProcessingTester):  # type: ignore[name-defined]
+        size, image_mean, image_std = {"height": 18, "width": 18}, [0.5] * 3, [0.5] * 3
+        do_resize = do_normalize = True
+
+        def _get_image_processing_classes(self) -> dict[str, type]:
+            return {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+
+        def prepare_image_processor_dict(self) -> dict[str, Any]:
+            names = ("size", "image_mean", "image_std", "do_resize", "do_normalize")
+            return {name: copy.deepcopy(getattr(self, name)) for name in names}
+
+
+class TestProcessor(PROCESSING.ProcessorTesterMixin, unittest.TestCase):  # type: ignore[name-defined]
+    processor_class = Ham10000Processor
+
+    @classmethod
+    def _setup_image_processor(cls) -> Ham10000ImageProcessor:
+        return Ham10000ImageProcessor(size=20)
+
+    @staticmethod
+    def prepare_processor_dict() -> dict[str, Any]:
+        return {"modality": "image", "sex_vocabulary": ["male", "female"]}
+
+    def setUp(self) -> None:
+        # transformers drops `auto_map` when it loads a processor, so what was saved would not equal what is loaded.
+        patch = mock.patch.object(Ham10000Processor, "_auto_class", None)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    @unittest.skip("`return_tensors` and `unknown_values` stand in the signature: a misspelled argument is an error")
+    def test_call_arguments_default_none(self) -> None: ...
+
+    @unittest.skip("likewise")
+    def test_call_arguments_not_in_processor_kwargs(self) -> None: ...
+
+    @unittest.skip("passes do_normalize=False, which is refused: pixels are what the model was trained on")
+    def test_save_load_pretrained_additional_features(self) -> None: ...
+
+    @unittest.skip("passes settings for text, which are refused: there is none")
+    def test_flat_kwarg_applied_when_modality_dict_lacks_it(self) -> None: ...
+
+
+class PipelineTests(PIPELINES.PipelineTesterMixin):  # type: ignore[name-defined]
+    config: Any
+    image_processor: Any
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Saves what the mixin would download from the Hub."""
+        for model_class in cls.pipeline_model_mapping.values():
+            folder = CHECKPOINTS / cls.config.model_type / model_class.__name__
+            model_class(cls.config).save_pretrained(folder)
+            cls.image_processor.save_pretrained(folder)
+
+
+class TestPipeline(PipelineTests, unittest.TestCase):
+    config = Ham10000Config(modality="image", backbone="test_efficientnet")
+    image_processor = Ham10000ImageProcessor(size=64)
+    pipeline_model_mapping = {
+        "image-classification": Ham10000ForImageClassification,
+        "image-feature-extraction": Ham10000Model,
+    }
+
+
+class TestTimmWrapperPipeline(PipelineTests, unittest.TestCase):
+    config = TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg={"input_size": [3, 64, 64]})
+    image_processor = TimmWrapperImageProcessor({"input_size": [3, 64, 64]})
+    pipeline_model_mapping = {
+        "image-classification": TimmWrapperForImageClassification,
+        "image-feature-extraction": TimmWrapperModel,
+    }

@@ -9,7 +9,7 @@ import pytest
 from study_tables import example_frame, example_image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.study.predictions import read_predictions, write_predictions
+from ham10000.training.study.predictions import read_logits, write_predictions
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.parquet", {("lesion-grouped", "image"): image})
     stored = pd.read_parquet(tmp_path / "p.parquet")
     assert stored.dtypes["logit_mel"] == np.float32
-    found = read_predictions([tmp_path / "p.parquet"])["lesion-grouped", "image"]
+    found = read_logits([tmp_path / "p.parquet"])["lesion-grouped", "image"]
     for name, value in vars(image).items():
         np.testing.assert_array_equal(getattr(found, name), value)
 
@@ -33,7 +33,7 @@ def test_the_classes_are_those_of_the_columns(tmp_path: Path, table: pd.DataFram
     two = table[table["label"].isin(["mel", "nv"])]
     two = two[[name for name in two.columns if not name.startswith("logit_") or name in ("logit_mel", "logit_nv")]]
     write_predictions(tmp_path / "p.parquet", two)
-    found = read_predictions([tmp_path / "p.parquet"])["lesion-grouped", "image"]
+    found = read_logits([tmp_path / "p.parquet"])["lesion-grouped", "image"]
     assert found.classes == ("mel", "nv")
     assert found.logits.shape[2] == 2
 
@@ -44,7 +44,7 @@ def test_the_tables_of_several_runs_are_one(tmp_path: Path, table: pd.DataFrame)
         paths.append(tmp_path / f"{fold}.parquet")
         write_predictions(paths[-1], rows)
     write_predictions(tmp_path / "all.parquet", table)
-    whole, parts = read_predictions([tmp_path / "all.parquet"]), read_predictions(paths)
+    whole, parts = read_logits([tmp_path / "all.parquet"]), read_logits(paths)
     for key in whole:
         np.testing.assert_array_equal(whole[key].logits, parts[key].logits)
 
@@ -78,10 +78,10 @@ def changed(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame
 def test_what_does_not_fit_is_said(tmp_path: Path, table: pd.DataFrame, change: Callable, message: str) -> None:
     write_predictions(tmp_path / "p.parquet", change(table))
     with pytest.raises(Ham10000Error, match=message):
-        read_predictions([tmp_path / "p.parquet"])
+        read_logits([tmp_path / "p.parquet"])
 
 
 def test_a_file_that_is_no_table_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("nothing")
     with pytest.raises(Ham10000Error, match="parquet table of predictions"):
-        read_predictions([tmp_path / "p.parquet"])
+        read_logits([tmp_path / "p.parquet"])

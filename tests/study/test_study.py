@@ -21,7 +21,7 @@ from ham10000.training.study.baselines import baseline_rows
 from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study_config
 from ham10000.training.study.figures import DRAW
 from ham10000.training.study.heads import HeadSettings
-from ham10000.training.study.predictions import Predictions, read_predictions
+from ham10000.training.study.predictions import Predictions, read_logits
 from ham10000.training.study.report import (
     TARGETS,
     check_study,
@@ -335,7 +335,7 @@ def test_data_that_are_not_those_of_the_predictions_are_refused(frame: pd.DataFr
 
 
 def test_the_written_table_reads_back(folder: Path) -> None:
-    found = read_predictions([folder / "predictions.parquet"])
+    found = read_logits([folder / "predictions.parquet"])
     assert [variant for protocol, variant in found if protocol == "lesion-grouped"] == list(VARIANTS)
 
 

@@ -19,7 +19,9 @@ from ham10000.training.inference.prediction import load_checkpoint, predict
 from ham10000.training.predict import main as predict_main
 from ham10000.training.study.command import main, parse_study
 from ham10000.training.study.runs import locate_runs, plan_runs
+from ham10000.training.study.steps import read_answer
 from ham10000.training.train import main as train_main
+from ham10000.training.utils.markdown_text import escape, plain
 
 STUDY = """
 recipe: recipe.yaml
@@ -92,14 +94,22 @@ def test_done_is_done(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_report_needs_only_the_predictions_and_the_metadata(root: Path, tmp_path: Path) -> None:
     table = root / "study" / "predictions.parquet"
     options = ["--config", str(root / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "again")]
-    assert main(["report", *options, "--predictions", str(table)]) == 0
+    assert main(["report", *options, "--predictions", str(table), "--tables", str(tmp_path / "paper")]) == 0
     found, expected = (json.loads((path / "study.json").read_text()) for path in (tmp_path / "again", root / "study"))
     assert found["protocols"] == expected["protocols"]
+    rows = pd.read_csv(tmp_path / "paper" / "comparisons.csv").set_index(["model", "other", "metric"])
+    primary = found["protocols"]["lesion-grouped"]["comparisons"][0]["metrics"]["macro_f1"]["estimate"]
+    assert rows.loc[("fusion", "control", "macro-F1"), "estimate"] == primary["estimate"]
+    names = ("results.tex", "subgroups.csv", "operating_points_fusion.csv", "curves_image.pdf", "comparisons.svg")
+    assert all((tmp_path / "paper" / name).is_file() for name in names)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "again" / "predictions.parquet"), pd.read_parquet(table))
 
 
 def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, capsys, tmp_path: Path) -> None:
     assert main(["release", *command(root)]) == 0
+    # The report's own words.
+    answer = read_answer(root / "study")
+    assert plain(answer[0]) in plain((root / "study" / "study.md").read_text().replace("**", ""))
     release = root / "study" / "release"
     run = json.loads((release / "image-run" / "train_config.json").read_text())
     assert run["config"]["train_on_all"]
@@ -120,6 +130,7 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
         card = render_model_card(files, repo_id="user/model", revision="v1")
         assert "Estimated by cross-validation; this model was trained on all images" in card
         assert "ham10000-study release" in card
+        assert all(escape(paragraph) in card for paragraph in answer)
         rows = table[table["variant"] == modality]
         labels = rows["label"].map(LABELS.index).to_numpy()
         np.testing.assert_allclose(model.config.class_prior, np.bincount(labels, minlength=7) / 240)

@@ -17,12 +17,8 @@ from ham10000.modeling import Ham10000Config, create_model, create_processor
 from ham10000.training.inference.prediction import load_checkpoint
 
 Edit = Callable[[Path], Any]
-CONFIG, PROCESSOR, WEIGHTS, INDEX = (
-    "config.json",
-    "processor_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
+CONFIG, PROCESSOR = "config.json", "processor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Payload:
@@ -53,7 +49,7 @@ def write_checkpoint(folder: Path) -> Path:
     return checkpoint
 
 
-def checkpoint_case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
+def case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
     def build(folder: Path) -> Path:
         checkpoint = write_checkpoint(folder)
         edit(checkpoint)
@@ -164,134 +160,101 @@ IN_CONFIG: dict[str, tuple[Any, str]] = {
     "num_labels": (3, "`num_labels` is 3"),
 }
 # What our own classes do not see, because the library reads it first.
-LIBRARY_CONFIG: dict[str, tuple[Any, str]] = {
-    "id2label ": (["akiec"], "id2label"),
-    "id2label": ({"first": "akiec"}, "id2label"),
-    "dtype": ("float3", "config.json"),
-    "attn_implementation": ("someone/kernel", "config.json"),
-    "experts_implementation": ("someone/kernel", "config.json"),
-}
-IN_PROCESSOR: dict[str, tuple[Any, str]] = {
-    "modality": ("both", "modality"),
-    "metadata_fields": (["dx"], "it is the label itself"),
-    "metadata_fields ": ("age", "metadata_fields"),
-    "metadata_fields  ": (5, "metadata_fields"),
-    "metadata_fields   ": (["age", "age"], "twice"),
-    "metadata_fields    ": (["skin"], "'skin'"),
-    "sex_vocabulary": (5, "sex_vocabulary"),
-    "sex_vocabulary ": (["male", "male"], "twice"),
-    "localization_vocabulary": (["Back"], "lower-case"),
-}
-IN_PICTURES: dict[str, Any] = {
-    "size": "224",
-    "image_mean": ["a", 1, 1],
-    "image_std": [0, 1, 1],
-    "resample": "bicubic",
-    "resizer": "magic",
-    "colour": "red",
-}
+LIBRARY_CONFIG: list[tuple[str, Any, str]] = [
+    ("id2label", ["akiec"], "id2label"),
+    ("id2label", {"first": "akiec"}, "id2label"),
+    ("dtype", "float3", "config.json"),
+    ("attn_implementation", "someone/kernel", "config.json"),
+    ("experts_implementation", "someone/kernel", "config.json"),
+]
+IN_PROCESSOR: list[tuple[str, Any, str]] = [
+    ("modality", "both", "modality"),
+    ("metadata_fields", ["dx"], "it is the label itself"),
+    ("metadata_fields", "age", "metadata_fields"),
+    ("metadata_fields", 5, "metadata_fields"),
+    ("metadata_fields", ["age", "age"], "twice"),
+    ("metadata_fields", ["skin"], "'skin'"),
+    ("sex_vocabulary", 5, "sex_vocabulary"),
+    ("sex_vocabulary", ["male", "male"], "twice"),
+    ("localization_vocabulary", ["Back"], "lower-case"),
+]
+IN_PICTURES = {"size": "224", "image_mean": ["a", 1, 1], "image_std": [0, 1, 1], "resample": "bicubic"}
+IN_PICTURES |= {"resizer": "magic", "colour": "red"}
+NO_JSON = {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]", "100,000 deep": "[" * 100_000}
+BAD_INDEX = {"cut": "{", "of nothing": "{}", "a list": "[]"}
 
 FOLDERS = [
-    checkpoint_case("untouched", lambda checkpoint: None, check=_loads),
-    *[checkpoint_case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, (v, text) in IN_CONFIG.items()],
-    *[
-        checkpoint_case(f"config {k} {v!r}", setting(CONFIG, **{k.strip(): v}), text)
-        for k, (v, text) in LIBRARY_CONFIG.items()
-    ],
-    checkpoint_case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
-    checkpoint_case("config absent", absent(CONFIG), "config.json"),
-    checkpoint_case("config a folder", folder_named(CONFIG), "config.json"),
-    *[
-        checkpoint_case(f"config {name}", content(CONFIG, text), "config.json")
-        for name, text in {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]"}.items()
-    ],
-    checkpoint_case("config 100,000 deep", content(CONFIG, "[" * 100_000), "checkpoint"),
-    checkpoint_case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
-    checkpoint_case(
+    case("untouched", lambda checkpoint: None, check=_loads),
+    *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, (v, text) in IN_CONFIG.items()],
+    *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, v, text in LIBRARY_CONFIG],
+    case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
+    case("config absent", absent(CONFIG), "config.json"),
+    case("config a folder", folder_named(CONFIG), "config.json"),
+    *[case(f"config {name}", content(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
+    case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
+    case(
         "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
     ),
-    checkpoint_case(
+    case(
         "config names weights outside",
         outside("backbone_kwargs", '{"pretrained_cfg": {"file": "HERE/evil.pth"}}'),
         "pretrained_cfg",
     ),
-    checkpoint_case("config names a folder outside", outside("backbone", '"local-dir:HERE"'), "backbone"),
-    checkpoint_case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
-    checkpoint_case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
-    checkpoint_case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
+    case("config names a folder outside", outside("backbone", '"local-dir:HERE"'), "backbone"),
+    case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
+    case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
+    case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
+    *[case(f"processor {name}", content(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
+    *[case(f"processor {k} {v!r}", setting(PROCESSOR, **{k: v}), text) for k, v, text in IN_PROCESSOR],
     *[
-        checkpoint_case(f"processor {name}", content(PROCESSOR, text), "checkpoint")
-        for name, text in {
-            "empty": "",
-            "cut": "{",
-            "not UTF-8": b'{"a": "\xff"}',
-            "a list": "[]",
-            "100,000 deep": "[" * 10**5,
-        }.items()
-    ],
-    *[
-        checkpoint_case(f"processor {k} {v!r}", setting(PROCESSOR, **{k.strip(): v}), text)
-        for k, (v, text) in IN_PROCESSOR.items()
-    ],
-    *[
-        checkpoint_case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
+        case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
         for k, v in IN_PICTURES.items()
     ],
-    checkpoint_case("processor's pictures are text", setting(PROCESSOR, image_processor="x"), "checkpoint"),
-    checkpoint_case(
+    case("processor's pictures are text", setting(PROCESSOR, image_processor="x"), "checkpoint"),
+    case(
         "processor of another class",
         setting(PROCESSOR, of_pictures=True, image_processor_type="ViTImageProcessor"),
         "Ham10000ImageProcessor",
     ),
-    checkpoint_case(
+    case(
         "processor with the sexes exchanged", setting(PROCESSOR, sex_vocabulary=["male", "female"]), "sex_vocabulary"
     ),
-    checkpoint_case(
+    case(
         "processor with the fields exchanged",
         setting(PROCESSOR, metadata_fields=["sex", "age", "localization"]),
         "metadata_fields",
     ),
-    checkpoint_case("processor of another variant", setting(PROCESSOR, modality="image"), "modality"),
-    checkpoint_case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
-    checkpoint_case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
-    checkpoint_case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
-    checkpoint_case("weights a pickle by another name", content(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
-    checkpoint_case("weights of zero bytes", content(WEIGHTS, b""), *DAMAGED),
-    checkpoint_case("weights are text", content(WEIGHTS, b"not weights" * 9), *DAMAGED),
-    checkpoint_case("weights are a pointer of Git LFS", content(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
-    checkpoint_case("weights with an endless header", content(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
-    *[checkpoint_case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
-    checkpoint_case(
+    case("processor of another variant", setting(PROCESSOR, modality="image"), "modality"),
+    case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
+    case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
+    case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
+    case("weights a pickle by another name", content(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
+    case("weights of zero bytes", content(WEIGHTS, b""), *DAMAGED),
+    case("weights are text", content(WEIGHTS, b"not weights" * 9), *DAMAGED),
+    case("weights are a pointer of Git LFS", content(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
+    case("weights with an endless header", content(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
+    *[case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
+    case(
         "weights of six classes",
         weights(lambda t: t.update({"classifier.weight": t["classifier.weight"][:6].clone()})),
         *UNFIT,
     ),
-    checkpoint_case("a weight too few", weights(lambda t: t.pop("classifier.bias")), "lacks 1", "classifier.bias"),
-    checkpoint_case("a weight too many", weights(lambda t: t.update(evil=torch.zeros(3))), "unexpected 1", "evil"),
-    checkpoint_case(
-        "weights of NaN", weights(lambda t: t["classifier.bias"].fill_(torch.nan)), "classifier.bias", "NaN"
+    case("a weight too few", weights(lambda t: t.pop("classifier.bias")), "lacks 1", "classifier.bias"),
+    case("a weight too many", weights(lambda t: t.update(evil=torch.zeros(3))), "unexpected 1", "evil"),
+    case("weights of NaN", weights(lambda t: t["classifier.bias"].fill_(torch.nan)), "classifier.bias", "NaN"),
+    case("weights of infinity", weights(lambda t: t["classifier.weight"].fill_(torch.inf)), "classifier.weight"),
+    case("index names a file outside, relative", shards(lambda folder: "../outside.safetensors"), "outside"),
+    case(
+        "index names a file outside, absolute",
+        shards(lambda folder: f"{folder.parent}/outside.safetensors"),
+        "outside",
     ),
-    checkpoint_case(
-        "weights of infinity", weights(lambda t: t["classifier.weight"].fill_(torch.inf)), "classifier.weight"
-    ),
-    *[
-        checkpoint_case(f"index names a file outside, {name}", shards(target), "outside")
-        for name, target in {
-            "relative": lambda folder: "../outside.safetensors",
-            "absolute": lambda folder: str(folder.parent / "outside.safetensors"),
-        }.items()
-    ],
-    checkpoint_case("index names an absent file", shards(lambda folder: "no.safetensors"), "no.safetensors"),
-    *[
-        checkpoint_case(f"index {name}", index(text), "checkpoint")
-        for name, text in {"cut": "{", "of nothing": "{}", "a list": "[]"}.items()
-    ],
+    case("index names an absent file", shards(lambda folder: "no.safetensors"), "no.safetensors"),
+    *[case(f"index {name}", index(text), "checkpoint") for name, text in BAD_INDEX.items()],
     Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
-    Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("holds no config.json",)),
-    checkpoint_case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
-    checkpoint_case(
-        "code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads
-    ),
+    Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("has no config.json",)),
+    case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
+    case("code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads),
 ]
 
 
@@ -301,7 +264,7 @@ def _torch_bytes(value: Any, new: bool = True) -> bytes:
         return Path(stream.name).read_bytes()
 
 
-def weights_case(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:
+def to_convert(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:
     def build(folder: Path) -> Path:
         (folder / file).write_bytes(make())
         return folder / file
@@ -311,24 +274,24 @@ def weights_case(name: str, make: Callable[[], bytes], *fragments: str, file: st
 
 _SMALL = {"a.weight": torch.arange(600.0)}
 TO_CONVERT = [
-    weights_case("zero bytes", lambda: b""),
-    weights_case("text", lambda: b"not weights"),
-    weights_case("zip of nothing", lambda: b"PK\x05\x06" + b"\0" * 18),
-    weights_case("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-    weights_case("cut", lambda: _torch_bytes(_SMALL)[:-300], "cut short"),
-    weights_case("cut, old format", lambda: _torch_bytes(_SMALL, new=False)[:-300], "cut short"),
-    weights_case("one byte changed", lambda: _flipped(_torch_bytes(_SMALL)), "damaged"),
-    weights_case("code", lambda: _torch_bytes(Payload()), "more than weights", "nothing in it was run"),
-    weights_case("code, old format", lambda: _torch_bytes(Payload(), new=False), "more than weights"),
-    weights_case("code, plain pickle", lambda: pickle.dumps(Payload(), protocol=2), "more than weights"),
-    weights_case("code beside weights", lambda: _torch_bytes({**_SMALL, "note": Payload()}), "more than weights"),
-    weights_case("a tensor", lambda: _torch_bytes(torch.zeros(3)), "Tensor", "state dict"),
-    weights_case("a list", lambda: _torch_bytes([torch.zeros(3)]), "list"),
-    weights_case("nothing", lambda: _torch_bytes({}), "a dict"),
-    weights_case("no tensor", lambda: _torch_bytes({"epoch": 3}), "'epoch'"),
-    weights_case("numbers as names", lambda: _torch_bytes({1: torch.zeros(3)}), "names to tensors"),
-    weights_case("weights that are text", lambda: _torch_bytes({"model_state_dict": "x"}), "model_state_dict"),
-    weights_case(
+    to_convert("zero bytes", lambda: b""),
+    to_convert("text", lambda: b"not weights"),
+    to_convert("zip of nothing", lambda: b"PK\x05\x06" + b"\0" * 18),
+    to_convert("a pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    to_convert("cut", lambda: _torch_bytes(_SMALL)[:-300], "cut short"),
+    to_convert("cut, old format", lambda: _torch_bytes(_SMALL, new=False)[:-300], "cut short"),
+    to_convert("one byte changed", lambda: _flipped(_torch_bytes(_SMALL)), "damaged"),
+    to_convert("code", lambda: _torch_bytes(Payload()), "more than weights", "nothing in it was run"),
+    to_convert("code, old format", lambda: _torch_bytes(Payload(), new=False), "more than weights"),
+    to_convert("code, plain pickle", lambda: pickle.dumps(Payload(), protocol=2), "more than weights"),
+    to_convert("code beside weights", lambda: _torch_bytes({**_SMALL, "note": Payload()}), "more than weights"),
+    to_convert("a tensor", lambda: _torch_bytes(torch.zeros(3)), "Tensor", "state dict"),
+    to_convert("a list", lambda: _torch_bytes([torch.zeros(3)]), "list"),
+    to_convert("nothing", lambda: _torch_bytes({}), "a dict"),
+    to_convert("no tensor", lambda: _torch_bytes({"epoch": 3}), "'epoch'"),
+    to_convert("numbers as names", lambda: _torch_bytes({1: torch.zeros(3)}), "names to tensors"),
+    to_convert("weights that are text", lambda: _torch_bytes({"model_state_dict": "x"}), "model_state_dict"),
+    to_convert(
         "another order of the classes",
         lambda: _torch_bytes(
             {"model_state_dict": _SMALL, "classes": ["nv", "mel", "akiec", "bcc", "bkl", "df", "vasc"]}
@@ -336,9 +299,9 @@ TO_CONVERT = [
         "classes",
         "'nv', 'mel'",
     ),
-    weights_case("safetensors cut", lambda: save(_SMALL)[:-9], "cut short", file="w.safetensors"),
-    weights_case("safetensors of zero bytes", lambda: b"", file="w.safetensors"),
-    weights_case("a pickle named safetensors", lambda: pickle.dumps(Payload()), file="w.safetensors"),
+    to_convert("safetensors cut", lambda: save(_SMALL)[:-9], "cut short", file="w.safetensors"),
+    to_convert("safetensors of zero bytes", lambda: b"", file="w.safetensors"),
+    to_convert("a pickle named safetensors", lambda: pickle.dumps(Payload()), file="w.safetensors"),
     Case("weights to convert", "absent", lambda folder: folder / "no.pt", read_weights, ("no.pt",)),
     Case("weights to convert", "a folder", lambda folder: folder, read_weights, ("give the .pt",)),
 ]

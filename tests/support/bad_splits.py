@@ -28,7 +28,7 @@ def files() -> dict[str, str]:
         return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
 
 
-def split_case(
+def case(
     name: str,
     edit: Callable[[Path], Any],
     *fragments: str,
@@ -113,43 +113,37 @@ def _same(result: Split) -> None:
 
 
 SPLITS = [
-    split_case("untouched", _nothing, check=_same),
-    split_case("rows in another order", table(lambda frame: frame.iloc[::-1]), check=_same),
-    split_case("one image moved to test", put("split", "test", 3), "edited", "sha256"),
-    split_case("two images exchanged", table(_exchange), "edited", "sha256"),
-    split_case("a row deleted", table(lambda frame: frame.iloc[1:]), "edited", "sha256"),
-    split_case(
-        "a row added", table(lambda frame: pd.concat([frame, frame.iloc[:1].assign(image_id="new")])), "edited"
-    ),
-    split_case("all labels nv", table(lambda frame: frame.assign(dx="nv")), "edited", "class_counts"),
-    split_case("a group changed", put("group", "HAM_x"), "edited", "group"),
-    split_case("an id changed", put("image_id", "other"), "edited", "sha256"),
-    split_case("an unknown side", put("split", "holdout"), "edited"),
-    split_case("a fold of text", put("fold", "first"), "no saved split"),
-    split_case("a fold beyond any", put("fold", "9" * 30), "no saved split"),
-    split_case("wrong hash", record(sha256="0" * 64), "edited", "sha256", "0" * 64),
-    split_case("wrong sizes", record(sizes={"train": 1}), "edited", "sizes"),
-    split_case("wrong leakage", record(leakage={}), "edited", "leakage"),
-    split_case("unknown protocol", record(protocol="random"), "protocol", "'random'"),
-    split_case("a protocol that is a list", record(protocol=["lesion-grouped"]), "protocol"),
-    split_case(
-        "no column image_id", table(lambda frame: frame.drop(columns="image_id")), "no saved split", "image_id"
-    ),
-    split_case("no column split", table(lambda frame: frame.drop(columns="split")), "no saved split", "split"),
-    split_case("no column dx", table(lambda frame: frame.drop(columns="dx")), "no saved split", "dx"),
-    split_case("table absent", lambda folder: (folder / "split.csv").unlink(), "split.csv", "does not exist"),
-    split_case("record absent", lambda folder: (folder / "split.json").unlink(), "split.json", "does not exist"),
+    case("untouched", _nothing, check=_same),
+    case("rows in another order", table(lambda frame: frame.iloc[::-1]), check=_same),
+    case("one image moved to test", put("split", "test", 3), "edited", "sha256"),
+    case("two images exchanged", table(_exchange), "edited", "sha256"),
+    case("a row deleted", table(lambda frame: frame.iloc[1:]), "edited", "sha256"),
+    case("a row added", table(lambda frame: pd.concat([frame, frame.iloc[:1].assign(image_id="new")])), "edited"),
+    case("all labels nv", table(lambda frame: frame.assign(dx="nv")), "edited", "class_counts"),
+    case("a group changed", put("group", "HAM_x"), "edited", "group"),
+    case("an id changed", put("image_id", "other"), "edited", "sha256"),
+    case("an unknown side", put("split", "holdout"), "edited"),
+    case("a fold of text", put("fold", "first"), "no saved split"),
+    case("a fold beyond any", put("fold", "9" * 30), "no saved split"),
+    case("wrong hash", record(sha256="0" * 64), "edited", "sha256", "0" * 64),
+    case("wrong sizes", record(sizes={"train": 1}), "edited", "sizes"),
+    case("wrong leakage", record(leakage={}), "edited", "leakage"),
+    case("unknown protocol", record(protocol="random"), "protocol", "'random'"),
+    case("a protocol that is a list", record(protocol=["lesion-grouped"]), "protocol"),
+    case("no column image_id", table(lambda frame: frame.drop(columns="image_id")), "no saved split", "image_id"),
+    case("no column split", table(lambda frame: frame.drop(columns="split")), "no saved split", "split"),
+    case("no column dx", table(lambda frame: frame.drop(columns="dx")), "no saved split", "dx"),
+    case("table absent", lambda folder: (folder / "split.csv").unlink(), "split.csv", "does not exist"),
+    case("record absent", lambda folder: (folder / "split.json").unlink(), "split.json", "does not exist"),
     *[
-        split_case(f"{file} {name}", content(file, value), "no saved split")
+        case(f"{file} {name}", content(file, value), "no saved split")
         for file in ("split.csv", "split.json")
         for name, value in {"empty": "", "binary": b"\xff\xfe\x00", "of another kind": "[1, 2]"}.items()
     ],
-    split_case("record 100,000 deep", content("split.json", "[" * 100_000), "no saved split"),
-    split_case(
-        "record without a seed", content("split.json", '{"protocol": "lesion-grouped"}'), "no saved split", "seed"
-    ),
-    split_case("an image in train and test", _twice, "twice"),
-    split_case("a lesion on two sides", _overlap, "two sides"),
+    case("record 100,000 deep", content("split.json", "[" * 100_000), "no saved split"),
+    case("record without a seed", content("split.json", '{"protocol": "lesion-grouped"}'), "no saved split", "seed"),
+    case("an image in train and test", _twice, "twice"),
+    case("a lesion on two sides", _overlap, "two sides"),
 ]
 # These messages name the images, not the file.
 _OTHER = [
@@ -158,61 +152,57 @@ _OTHER = [
     ("of data relabelled", 220, 5, "is another in the split"),
 ]
 OTHER_DATA = [
-    Case("split", name, split_case(name, _nothing).build, _other(size, seed), (message,))
+    Case("split", name, case(name, _nothing).build, _other(size, seed), (message,))
     for name, size, seed, message in _OTHER
 ]
 
 
-def training_case(name: str, argv: list[str], *fragments: str) -> Case:
-    return Case("training config", name, lambda folder: argv, lambda argv: parse_arguments(argv), fragments)
+def options(name: str, argv: list[str], *fragments: str) -> Case:
+    return Case("training config", name, lambda folder: argv, parse_arguments, fragments)
 
 
-def file_case(name: str, text: str | bytes, *fragments: str, file: str = "c.yaml") -> Case:
+def parse_file(path: Path) -> Any:
+    return parse_arguments(["--config", str(path)])
+
+
+def config(name: str, text: str | bytes, *fragments: str, file: str = "c.yaml") -> Case:
     def build(folder: Path) -> Path:
         (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
         return folder / file
 
-    return Case("config file", name, build, lambda path: parse_arguments(["--config", str(path)]), fragments)
+    return Case("config file", name, build, parse_file, fragments)
 
 
 CONFIGS = [
-    training_case("epochs zero", ["--epochs", "0"], "epochs", "0"),
-    training_case("negative rate", ["--learning_rate", "-1"], "learning_rate", "-1"),
-    training_case("rate NaN", ["--learning_rate", "nan"], "learning_rate", "nan"),
-    training_case(
-        "uneven batches", ["--batch_size", "10", "--gradient_accumulation_steps", "3"], "batch_size", "10", "3"
-    ),
-    training_case("unknown fix", ["--data_fixes", "drop_everything"], "data_fixes", "drop_everything"),
-    training_case("three sides", ["--image_size", "1", "2", "3"], "image_size"),
-    training_case("side zero", ["--image_size", "0"], "image_size"),
-    training_case("arguments no JSON", ["--backbone_kwargs", "{"], "backbone_kwargs", "'{'"),
-    training_case("arguments a list", ["--backbone_kwargs", "[1]"], "backbone_kwargs"),
-    training_case("leaking field", ["--metadata_fields", "dx_type"], "dx_type"),
-    training_case("smoothing all", ["--label_smoothing", "1"], "label_smoothing"),
-    training_case("rotation beyond", ["--augment_rotation", "181"], "augment_rotation", "181"),
-    training_case("area zero", ["--augment_min_area", "0"], "augment_min_area"),
-    training_case("no states kept", ["--keep_checkpoints", "0"], "keep_checkpoints"),
-    file_case("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
-    file_case("a key of a number", "3: 3\n", "c.yaml", "3"),
-    file_case("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),
-    file_case("text for a whole number", "epochs: many\n", "epochs"),
-    file_case("a fraction for a whole number", "epochs: 1.5\n", "epochs"),
-    file_case("a list for text", "modality: [image]\n", "modality"),
-    file_case("a list", "- 1\n", "c.yaml", "list"),
-    file_case("text", "hello", "c.yaml", "str"),
-    file_case("broken yaml", "a: [1\n", "c.yaml"),
-    file_case("broken json", '{"epochs": 3', "c.json", file="c.json"),
-    file_case("yaml that asks for code", "!!python/object/apply:os.getcwd []\n", "c.yaml", "python/object"),
-    file_case("Latin-1", "data: é\n".encode("latin-1"), "c.yaml", "Cannot read"),
-    file_case("NUL", "epochs: \0\n", "c.yaml", "Cannot read"),
-    file_case("brackets 5,000 deep", "[" * 5000, "c.yaml"),
-    Case(
-        "config file",
-        "absent",
-        lambda folder: folder / "no.yaml",
-        lambda path: parse_arguments(["--config", str(path)]),
-        ("no.yaml",),
-    ),
+    options("epochs zero", ["--epochs", "0"], "epochs", "0"),
+    options("negative rate", ["--learning_rate", "-1"], "learning_rate", "-1"),
+    options("rate NaN", ["--learning_rate", "nan"], "learning_rate", "nan"),
+    options("uneven batches", ["--batch_size", "10", "--gradient_accumulation_steps", "3"], "batch_size", "10", "3"),
+    options("unknown fix", ["--data_fixes", "drop_everything"], "data_fixes", "drop_everything"),
+    options("three sides", ["--image_size", "1", "2", "3"], "image_size"),
+    options("side zero", ["--image_size", "0"], "image_size"),
+    options("arguments no JSON", ["--backbone_kwargs", "{"], "backbone_kwargs", "'{'"),
+    options("arguments a list", ["--backbone_kwargs", "[1]"], "backbone_kwargs"),
+    options("leaking field", ["--metadata_fields", "dx_type"], "dx_type"),
+    options("smoothing all", ["--label_smoothing", "1"], "label_smoothing"),
+    options("rotation beyond", ["--augment_rotation", "181"], "augment_rotation", "181"),
+    options("area zero", ["--augment_min_area", "0"], "augment_min_area"),
+    options("no states kept", ["--keep_checkpoints", "0"], "keep_checkpoints"),
+    config("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
+    config("a key of a number", "3: 3\n", "c.yaml", "3"),
+    config("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),
+    config("text for a whole number", "epochs: many\n", "epochs"),
+    config("a fraction for a whole number", "epochs: 1.5\n", "epochs"),
+    config("a list for text", "modality: [image]\n", "modality"),
+    config("a list", "- 1\n", "c.yaml", "list"),
+    config("text", "hello", "c.yaml", "str"),
+    config("broken yaml", "a: [1\n", "c.yaml"),
+    config("broken json", '{"epochs": 3', "c.json", file="c.json"),
+    config("yaml that asks for code", "!!python/object/apply:os.getcwd []\n", "c.yaml", "python/object"),
+    config("Latin-1", "data: é\n".encode("latin-1"), "c.yaml", "Cannot read"),
+    config("NUL", "epochs: \0\n", "c.yaml", "Cannot read"),
+    config("brackets 5,000 deep", "[" * 5000, "c.yaml"),
+    Case("config file", "absent", lambda folder: folder / "no.yaml", parse_file, ("no.yaml",)),
 ]
 
 CASES = [*SPLITS, *OTHER_DATA, *CONFIGS]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,18 @@ def load(folder: Path, **options: bool) -> tuple[pd.DataFrame, Any]:
     return metadata_frame(dataset), report
 
 
-def table_case(
+def case(
     name: str,
-    table: str | bytes,
+    table: Rows | str | bytes,
     *,
     error: tuple[str, ...] | None = None,
     check: Check | None = None,
-    options: dict[str, bool] | None = None,
-    category: str = "table",
+    fix: str = "",
 ) -> Case:
-    return Case(
-        category,
-        name,
-        lambda folder: write_folder(folder, table),
-        lambda folder: load(folder, **(options or {})),
-        None if error is None else (NAME, *error),
-        check,
-    )
+    text = as_text(table) if isinstance(table, list) else table
+    fragments = None if error is None else (NAME, *error)
+    run = partial(load, **({fix: True} if fix else {}))
+    return Case("table", name, lambda folder: write_folder(folder, text), run, fragments, check)
 
 
 def all_rows(changed: dict[str, Any] | None = None, line: int = 4) -> Check:
@@ -86,18 +82,18 @@ def all_rows(changed: dict[str, Any] | None = None, line: int = 4) -> Check:
     return check
 
 
-def bad_value(column: str, value: str, *, shown: str | None = None) -> Case:
+def bad_value(column: str, value: str) -> Case:
     """A value that is refused with file, row, image id, field and value."""
-    where = ["row 4", f"{column} = {value.strip() if shown is None else shown!r}"]
+    where = ["row 4", f"{column} = {value.strip()!r}"]
     if column != "image_id":
         where.append("(ISIC_2)")
-    return table_case(f"{column} {value!r}", as_text(with_value(column, value)), error=tuple(where))
+    return case(f"{column} {value!r}", with_value(column, value), error=tuple(where))
 
 
 def read_value(column: str, value: str, meaning: Any) -> Case:
     """A value that is read as another spelling of `meaning`."""
     check = all_rows({column: meaning})
-    return table_case(f"{column} {value!r} is {meaning}", as_text(with_value(column, value)), check=check)
+    return case(f"{column} {value!r} is {meaning}", with_value(column, value), check=check)
 
 
 def without(column: str) -> str:
@@ -107,10 +103,7 @@ def without(column: str) -> str:
 
 NAN = float("nan")
 VALUES = [
-    *[
-        bad_value("age", value)
-        for value in ("-5", "400", "121", "sixty", "inf", "-inf", "1e9", "60 years", "6_0", "5;6")
-    ],
+    *[bad_value("age", v) for v in ("-5", "400", "121", "sixty", "inf", "-inf", "1e9", "60 years", "6_0", "5;6")],
     *[bad_value("sex", value) for value in ("mm", "diverse", "femalemale", "0", "mаle")],  # the last with a Cyrillic а
     *[bad_value("localization", value) for value in ("elbow", "back2", "../back", "=1+1")],
     *[bad_value("dx", value) for value in ("melanom", "7", "mel bcc", "nv\x00", "NaN", "")],
@@ -136,10 +129,10 @@ _COPY = [*good_rows(), good_rows()[2]]
 _RELABELLED = [*good_rows(), ["HAM_2", "ISIC_2", "nv", *good_rows()[2][3:]]]
 _BLANK = GOOD.replace("\nHAM_3", "\n\n,,,,,,,\nHAM_3")
 # The quote stands in the last column, where every row that it swallows would leave the count of fields right.
-_OPEN_QUOTE = as_text(with_value("dataset", '"vidir'))
-_TWO_QUOTES = as_text(
-    [row[:-1] + ['"vidir' if i == 2 else 'vidir"' if i == 4 else "vidir"] for i, row in enumerate(good_rows())]
-)
+_OPEN_QUOTE = with_value("dataset", '"vidir')
+_TWO_QUOTES = [
+    row[:-1] + ['"vidir' if i == 2 else 'vidir"' if i == 4 else "vidir"] for i, row in enumerate(good_rows())
+]
 
 
 def _counts(rows: int, note: str) -> Check:
@@ -153,98 +146,69 @@ def _counts(rows: int, note: str) -> Check:
 
 FORMS = [
     *[
-        table_case(f"no {column}", without(column), error=(f"no column for {column}", f"--columns {column}=COLUMN"))
+        case(f"no {column}", without(column), error=(f"no column for {column}", f"--columns {column}=COLUMN"))
         for column in ("image_id", "dx")
     ],
     *[
-        table_case(f"no {column}", without(column), check=_counts(7, f"no row has a value for {column}"))
+        case(f"no {column}", without(column), check=_counts(7, f"no row has a value for {column}"))
         for column in ("age", "sex", "localization")
     ],
-    table_case("no lesion_id", without("lesion_id"), check=_counts(7, "no column for lesion_id")),
-    table_case("no dataset", without("dataset"), check=all_rows()),
-    table_case(
+    case("no lesion_id", without("lesion_id"), check=_counts(7, "no column for lesion_id")),
+    case("no dataset", without("dataset"), check=all_rows()),
+    case(
         "extra columns",
         as_text([[*row, "x", "y"] for row in good_rows()], [*COLUMNS, "more", "Unnamed: 0"]),
         check=all_rows(),
     ),
-    table_case(
-        "columns in another order", as_text([row[::-1] for row in good_rows()], COLUMNS[::-1]), check=all_rows()
-    ),
-    table_case("spaces around columns", as_text(good_rows(), [f" {name} " for name in COLUMNS]), check=all_rows()),
-    table_case(
-        "column twice", as_text([[*row, row[4]] for row in good_rows()], [*COLUMNS, "age"]), error=("twice", "age")
-    ),
-    table_case("columns in capitals", as_text(good_rows(), [name.upper() for name in COLUMNS]), check=all_rows()),
-    table_case("byte order mark", b"\xef\xbb\xbf" + GOOD.encode(), check=all_rows()),
-    table_case("semicolons", as_text(good_rows(), delimiter=";"), check=all_rows()),
-    table_case("tabs", as_text(good_rows(), delimiter="\t"), check=all_rows()),
-    table_case("carriage returns and line feeds", as_text(good_rows(), end="\r\n"), check=all_rows()),
-    table_case("no newline at the end", GOOD.rstrip("\n"), check=all_rows()),
-    table_case(
+    case("columns in another order", as_text([row[::-1] for row in good_rows()], COLUMNS[::-1]), check=all_rows()),
+    case("spaces around columns", as_text(good_rows(), [f" {name} " for name in COLUMNS]), check=all_rows()),
+    case("column twice", as_text([[*row, row[4]] for row in good_rows()], [*COLUMNS, "age"]), error=("twice", "age")),
+    case("columns in capitals", as_text(good_rows(), [name.upper() for name in COLUMNS]), check=all_rows()),
+    case("byte order mark", b"\xef\xbb\xbf" + GOOD.encode(), check=all_rows()),
+    case("semicolons", as_text(good_rows(), delimiter=";"), check=all_rows()),
+    case("tabs", as_text(good_rows(), delimiter="\t"), check=all_rows()),
+    case("carriage returns and line feeds", as_text(good_rows(), end="\r\n"), check=all_rows()),
+    case("no newline at the end", GOOD.rstrip("\n"), check=all_rows()),
+    case(
         "everything quoted",
         as_text([[f'"{v}"' for v in row] for row in good_rows()], [f'"{v}"' for v in COLUMNS]),
         check=all_rows(),
     ),
-    table_case("blank lines", _BLANK, check=all_rows()),
-    table_case("Latin-1", GOOD.replace("vidir", "Zürich").encode("latin-1"), error=("UTF-8",)),
-    table_case("UTF-16", GOOD.encode("utf-16"), error=("UTF-8",)),
-    table_case("an empty file", "", error=("no column for image_id and dx",)),
+    case("blank lines", _BLANK, check=all_rows()),
+    case("Latin-1", GOOD.replace("vidir", "Zürich").encode("latin-1"), error=("UTF-8",)),
+    case("UTF-16", GOOD.encode("utf-16"), error=("UTF-8",)),
+    case("an empty file", "", error=("no column for image_id and dx",)),
     Case("table", "a header only", lambda folder: write_folder(folder, as_text([])), load, ("a header but no rows",)),
-    table_case("blanks only", "\n\n\n", error=("no column for",)),
-    table_case("no header", as_text(good_rows()[1:], good_rows()[0]), error=("no column for image_id",)),
-    table_case("a picture named csv", JPEG, error=("UTF-8",)),
-    table_case("NUL bytes between letters", b"\0".join(GOOD.encode()[i : i + 1] for i in range(len(GOOD))), error=()),
-    table_case("a row too short", GOOD.replace(",vidir\nHAM_3", "\nHAM_3"), error=("line 4", "7 fields", "8")),
-    table_case("a row too long", GOOD.replace(",vidir\nHAM_3", ",vidir,x\nHAM_3"), error=("line 4", "9 fields", "8")),
-    table_case("a quote never closed", _OPEN_QUOTE, error=("line 4", "quote")),
-    table_case("quotes over two rows", _TWO_QUOTES, error=("line 4", "line 6", "quote")),
-    table_case("a quote never closed in the header", '"' + GOOD, error=("line 1", "quote")),
-    table_case("text after a closing quote", as_text(with_value("dataset", '"vi"dir')), error=("line 4", "quote")),
-    table_case(
-        "a cell of 200,000 letters", as_text(with_value("dataset", "v" * 200_000)), error=("line 4", "field limit")
+    case("blanks only", "\n\n\n", error=("no column for",)),
+    case("no header", as_text(good_rows()[1:], good_rows()[0]), error=("no column for image_id",)),
+    case("a picture named csv", JPEG, error=("UTF-8",)),
+    case("NUL bytes between letters", b"\0".join(GOOD.encode()[i : i + 1] for i in range(len(GOOD))), error=()),
+    case("a row too short", GOOD.replace(",vidir\nHAM_3", "\nHAM_3"), error=("line 4", "7 fields", "8")),
+    case("a row too long", GOOD.replace(",vidir\nHAM_3", ",vidir,x\nHAM_3"), error=("line 4", "9 fields", "8")),
+    case("a quote never closed", _OPEN_QUOTE, error=("line 4", "quote")),
+    case("quotes over two rows", _TWO_QUOTES, error=("line 4", "line 6", "quote")),
+    case("a quote never closed in the header", '"' + GOOD, error=("line 1", "quote")),
+    case("text after a closing quote", with_value("dataset", '"vi"dir'), error=("line 4", "quote")),
+    case("a cell of 200,000 letters", with_value("dataset", "v" * 200_000), error=("line 4", "field limit")),
+    case("one id twice", _COPY, error=("duplicate image id", "row 9", "ISIC_2", "drop_duplicates")),
+    case("one id twice, dropped", _COPY, check=_counts(7, "drop_duplicates"), fix="drop_duplicates"),
+    case("one id of two classes", _RELABELLED, error=("different dx", "row 4", "row 9", "'nv'")),
+    case("one id of two classes, dropped", _RELABELLED, error=("different dx",), fix="drop_duplicates"),
+    case(
+        "a label dropped", with_value("dx", "scc"), check=_counts(6, "drop_unknown_labels"), fix="drop_unknown_labels"
     ),
-    table_case("one id twice", as_text(_COPY), error=("duplicate image id", "row 9", "ISIC_2", "drop_duplicates")),
-    table_case(
-        "one id twice, dropped", as_text(_COPY), check=_counts(7, "drop_duplicates"), options={"drop_duplicates": True}
-    ),
-    table_case("one id of two classes", as_text(_RELABELLED), error=("different dx", "row 4", "row 9", "'nv'")),
-    table_case(
-        "one id of two classes, dropped",
-        as_text(_RELABELLED),
-        error=("different dx",),
-        options={"drop_duplicates": True},
-    ),
-    table_case(
-        "a label dropped",
-        as_text(with_value("dx", "scc")),
-        check=_counts(6, "drop_unknown_labels"),
-        options={"drop_unknown_labels": True},
-    ),
-    table_case(
-        "an age read as missing",
-        as_text(with_value("age", "400")),
-        check=_counts(7, "'400'"),
-        options={"invalid_to_missing": True},
-    ),
-    table_case(
-        "a row without a picture",
-        as_text(with_value("image_id", "ISIC_9")),
-        error=("no image file", "row 4", "ISIC_9"),
-    ),
-    table_case(
+    case("an age read as missing", with_value("age", "400"), check=_counts(7, "'400'"), fix="invalid_to_missing"),
+    case("a row without a picture", with_value("image_id", "ISIC_9"), error=("no image file", "row 4", "ISIC_9")),
+    case(
         "a row without a picture, dropped",
-        as_text(with_value("image_id", "ISIC_9")),
+        with_value("image_id", "ISIC_9"),
         check=_counts(6, "drop_unreadable"),
-        options={"drop_unreadable": True},
+        fix="drop_unreadable",
     ),
-    table_case(
-        "every row wrong",
-        as_text([[*row[:5], "x", *row[6:]] for row in good_rows()]),
-        error=("7 row(s)", "row 2", "2 more"),
-    ),
-    table_case(
+    case("every row wrong", [[*row[:5], "x", *row[6:]] for row in good_rows()], error=("7 row(s)", "row 2", "2 more")),
+    case(
         "two things wrong",
-        as_text(with_value("age", "sixty")[:5] + with_value("sex", "x", 8)[5:]),
+        with_value("age", "sixty")[:5] + with_value("sex", "x", 8)[5:],
         error=("row 4", "'sixty'", "row 8", "'x'"),
     ),
 ]
@@ -282,7 +246,11 @@ JSON_LINES = [
 ]
 
 
-def _prediction_case(
+def _read_ages(path: Path) -> Any:
+    return read_metadata(path, ["age"])
+
+
+def _to_predict(
     name: str, text: str | bytes, *, error: tuple[str, ...] | None = None, rows: list[dict[str, str]] | None = None
 ) -> Case:
     def build(folder: Path) -> Path:
@@ -304,37 +272,25 @@ def _prediction_case(
 
 _ROW = {"age": "60", "sex": "male"}
 PREDICTION = [
-    _prediction_case("an empty file", "", error=("none of",)),
-    _prediction_case("a header only", "image_id,age\n", error=("no rows",)),
-    _prediction_case("none of the fields", "image_id,dx\na,nv\n", error=("'dx'", "none of")),
-    _prediction_case("column twice", "image_id,age,Age\na,1,2\n", error=("'age'", "twice")),
-    _prediction_case("id twice", "image_id,age\na,1\nb,2\na,3\n", error=("line 4", "'a'", "line 2")),
-    _prediction_case("row too long", "image_id,age\na,1\nb,2,3\n", error=("line 3", "3 fields")),
-    _prediction_case("row too short", "image_id,age\na\n", error=("line 2", "1 fields")),
-    _prediction_case("quote never closed", 'age,image_id\n1,a\n2,"b\n3,c\n', error=("line 3", "quote")),
-    _prediction_case("quotes over two rows", 'age,image_id\n1,a\n2,"b\n3,c"\n4,d\n', error=("line 3", "line 4")),
-    _prediction_case("a cell beyond the limit", "image_id,age\na," + "9" * 140_000 + "\n", error=("line 2", "limit")),
-    _prediction_case("a row without an id", "image_id,age\na,1\n,2\n", error=("line 3", "image_id")),
-    _prediction_case("a path with NUL", "path,age\na\0.jpg,1\n", error=("line 2", "path")),
-    _prediction_case("Latin-1", "image_id,age\né,1\n".encode("latin-1"), error=("UTF-8",)),
-    _prediction_case("UTF-16", "image_id,age\na,1\n".encode("utf-16"), error=("UTF-8",)),
-    _prediction_case("byte order mark", b"\xef\xbb\xbfage,sex\n60,male\n", rows=[_ROW]),
-    _prediction_case("semicolons and CRLF", "age;sex;dx\r\n60;male;nv\r\n", rows=[_ROW]),
-    _prediction_case("tabs, spaces and capitals", " AGE \tSex\n 60 \tmale\n\n", rows=[_ROW]),
-    Case(
-        "table to predict",
-        "absent",
-        lambda folder: folder / "m.csv",
-        lambda path: read_metadata(path, ["age"]),
-        ("m.csv", "No such file"),
-    ),
-    Case(
-        "table to predict",
-        "a folder",
-        lambda folder: folder,
-        lambda path: read_metadata(path, ["age"]),
-        ("directory",),
-    ),
+    _to_predict("an empty file", "", error=("none of",)),
+    _to_predict("a header only", "image_id,age\n", error=("no rows",)),
+    _to_predict("none of the fields", "image_id,dx\na,nv\n", error=("'dx'", "none of")),
+    _to_predict("column twice", "image_id,age,Age\na,1,2\n", error=("'age'", "twice")),
+    _to_predict("id twice", "image_id,age\na,1\nb,2\na,3\n", error=("line 4", "'a'", "line 2")),
+    _to_predict("row too long", "image_id,age\na,1\nb,2,3\n", error=("line 3", "3 fields")),
+    _to_predict("row too short", "image_id,age\na\n", error=("line 2", "1 fields")),
+    _to_predict("quote never closed", 'age,image_id\n1,a\n2,"b\n3,c\n', error=("line 3", "quote")),
+    _to_predict("quotes over two rows", 'age,image_id\n1,a\n2,"b\n3,c"\n4,d\n', error=("line 3", "line 4")),
+    _to_predict("a cell beyond the limit", "image_id,age\na," + "9" * 140_000 + "\n", error=("line 2", "limit")),
+    _to_predict("a row without an id", "image_id,age\na,1\n,2\n", error=("line 3", "image_id")),
+    _to_predict("a path with NUL", "path,age\na\0.jpg,1\n", error=("line 2", "path")),
+    _to_predict("Latin-1", "image_id,age\né,1\n".encode("latin-1"), error=("UTF-8",)),
+    _to_predict("UTF-16", "image_id,age\na,1\n".encode("utf-16"), error=("UTF-8",)),
+    _to_predict("byte order mark", b"\xef\xbb\xbfage,sex\n60,male\n", rows=[_ROW]),
+    _to_predict("semicolons and CRLF", "age;sex;dx\r\n60;male;nv\r\n", rows=[_ROW]),
+    _to_predict("tabs, spaces and capitals", " AGE \tSex\n 60 \tmale\n\n", rows=[_ROW]),
+    Case("table to predict", "absent", lambda folder: folder / "m.csv", _read_ages, ("m.csv", "No such file")),
+    Case("table to predict", "a folder", lambda folder: folder, _read_ages, ("directory",)),
 ]
 
 

@@ -1,8 +1,158 @@
-"""Checks a source: `python -m ham10000.training.data --data DIR`."""
+"""`ham10000-data`: checks a source without training and shows how it would be split."""
 
+import argparse
+import json
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ham10000.training.data.report import main
+from ham10000.training.config import PROTOCOLS
+from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.columns import add_data_arguments, data_options
+
+_CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+
+# Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
+if TYPE_CHECKING:
+    import datasets
+
+    from ham10000.training.data.split import Split
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `ham10000-data`."""
+    parser = argparse.ArgumentParser(prog="ham10000-data", description=__doc__)
+    parser.add_argument("--data", required=True, help="synthetic[:N], a table, a folder, or a Hub dataset id")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0])
+    parser.add_argument("--seed", type=int, default=42, help="seed of the split (default 42)")
+    parser.add_argument("--folds", type=int, help="default: 10 for lesion-grouped, none for image-stratified")
+    parser.add_argument("--fold", type=int, default=0, help="the test fold, from 0; the next one is for validation")
+    parser.add_argument("--check_images", action="store_true", help="decode every image once")
+    parser.add_argument("--drop_unreadable", action="store_true", help="drop rows without a readable image")
+    parser.add_argument("--drop_duplicates", action="store_true", help="keep the first row of every image id")
+    parser.add_argument("--drop_unknown_labels", action="store_true", help="drop rows of other labels")
+    parser.add_argument("--invalid_to_missing", action="store_true", help="read impossible values as missing")
+    parser.add_argument("--save_split", metavar="DIR", help="write split.csv and split.json, for --split_file")
+    parser.add_argument("--export", metavar="DIR", help="write the data as a folder in the official layout")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_data_arguments(parser)
+    add_debug_argument(parser)
+    return parser
+
+
+def split_text(split: "Split") -> str:
+    """Describes a split in plain text.
+
+    Args:
+        split: From `make_split` or `load_split`.
+
+    Returns:
+        Its sizes, class counts, class weights to four decimals, and its leak.
+    """
+    from ham10000.training.data.split import SPLITS, leakage_text
+
+    folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
+    counts, leakage = split.class_counts, split.leakage()
+    sizes = "/".join(f"{size:,}" for size in split.sizes.values())
+    lines = [
+        f"protocol             {split.protocol}, seed {split.seed}, {folds}",
+        f"sizes                {sizes}  ({'/'.join(SPLITS)})",
+        f"hash                 {split.sha256}",
+        "",
+        " " * 20 + "".join(f"{label:>9}" for label in split.labels),
+    ]
+    lines += [f"{part:<20}" + "".join(f"{count:>9}" for count in counts[part].values()) for part in SPLITS]
+    for kind in ("balanced", "sqrt"):
+        lines.append(f"{'weights, ' + kind:<20}" + "".join(f"{weight:>9.4f}" for weight in split.class_weights(kind)))
+    for part in SPLITS[1:]:
+        shares = "".join(f"{leakage[part].get(label) or 0:>8.1%} " for label in split.labels)
+        if leakage[part]["all"] is not None:
+            lines.append(f"{'leak, ' + part:<20}{shares}".rstrip())
+    lines.append("")
+    lines += [leakage_text(leakage[part]["all"], part) for part in SPLITS[1:]]
+    if split.dropped:
+        lines.append(f"note: {split.protocol} drops {len(split.dropped)} rows without an age")
+    return "\n".join(lines)
+
+
+def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") -> Path:
+    """Writes a dataset as HAM10000 is distributed; the images are copied as they are stored.
+
+        directory/
+            HAM10000_metadata.csv
+            HAM10000_images_part_1/<image_id>.jpg      the first half
+            HAM10000_images_part_2/<image_id>.jpg      the rest
+
+    Args:
+        directory: A new or empty folder.
+        dataset: From `load_data`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Ham10000Error: Where the folder is not empty.
+    """
+    import datasets
+
+    from ham10000.modeling import Ham10000Error
+    from ham10000.training.data.sources import metadata_frame
+    from ham10000.training.utils.files import IMAGE_SUFFIXES, write_table
+
+    folder = Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Ham10000Error(f"{folder} exists and is not an empty folder; export into a new one.")
+    parts = [folder / f"HAM10000_images_part_{number}" for number in (1, 2)]
+    for part in parts:
+        part.mkdir(parents=True)
+    for index, row in enumerate(dataset.cast_column("image", datasets.Image(decode=False))):
+        image = row["image"]
+        # The name stored next to bytes is anybody's; the folder's reader finds images by these suffixes only.
+        suffix = Path(image["path"] or "").suffix
+        suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"
+        target = parts[2 * index >= len(dataset)] / f"{row['image_id']}{suffix}"
+        if image["bytes"] is None:
+            shutil.copyfile(image["path"], target)
+        else:
+            target.write_bytes(image["bytes"])
+    # The table comes last: a folder with one is complete.
+    write_table(metadata_frame(dataset)[_CSV_COLUMNS], folder / "HAM10000_metadata.csv")
+    return folder
+
+
+@run_cli
+def main(argv: Sequence[str]) -> None:
+    """Checks a source, prints the report and the split, and writes what was asked for."""
+    options = build_parser().parse_args(argv)
+    from ham10000.training.data.sources import load_data
+    from ham10000.training.data.split import make_split
+
+    dataset, report = load_data(
+        options.data,
+        data_options(options),
+        check_images=options.check_images,
+        drop_unreadable=options.drop_unreadable,
+        drop_duplicates=options.drop_duplicates,
+        drop_unknown_labels=options.drop_unknown_labels,
+        invalid_to_missing=options.invalid_to_missing,
+    )
+    if not options.json:
+        print(f"{report}\n", flush=True)
+    if options.export:
+        print(f"wrote {write_official_layout(options.export, dataset)}", file=sys.stderr)
+    split = make_split(dataset, options.protocol, seed=options.seed, folds=options.folds, fold=options.fold)
+    if options.save_split:
+        print(f"wrote {split.save(options.save_split)}", file=sys.stderr)
+    if options.json:
+        weights = {kind: split.class_weights(kind).round(6).tolist() for kind in ("balanced", "sqrt")}
+        print(
+            json.dumps({"report": report.to_dict(), "split": {**split.summary(), "class_weights": weights}}, indent=2)
+        )
+    else:
+        print(split_text(split))
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,11 +9,13 @@ processor's.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from ham10000.modeling import Ham10000Processor
+from ham10000.training.config import TrainConfig
 
 # A mixed batch's targets: (labels, share of the loss), the shares summing to 1.
 Targets = list[tuple[torch.Tensor, float]]
@@ -38,19 +40,19 @@ def working_size(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
     return (round(frame[0] * scale), round(frame[1] * scale))
 
 
-def interpolation(processor: Any) -> str:
+def interpolation(processor: Ham10000Processor) -> str:
     """The name of the antialiased filter that a processor resizes with, or its nearest of torch's two."""
     return "bilinear" if processor.image_processor.resample == 2 else "bicubic"
 
 
 @dataclass(frozen=True)
 class AugmentParameters:
-    """What happens to each picture of a batch.
+    """The changes of each image of a batch.
 
     Attributes:
         affine: (batch, 2, 3) float32, maps output to input coordinates in [-1, 1] as `affine_grid` reads it.
         brightness: (batch,) factor.
-        contrast: (batch,) factor about the picture's mean grey.
+        contrast: (batch,) factor about the image's mean grey.
         color: (batch, 3, 3) float32, the saturation and hue matrix applied to RGB.
     """
 
@@ -60,7 +62,7 @@ class AugmentParameters:
     color: torch.Tensor
 
     def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
-        """The parameters of some of the pictures."""
+        """The parameters of some of the images."""
         return AugmentParameters(self.affine[index], self.brightness[index], self.contrast[index], self.color[index])
 
     def to(self, device: torch.device) -> "AugmentParameters":
@@ -99,7 +101,7 @@ class Augment:
     interpolation: str = "bicubic"
 
     @classmethod
-    def from_config(cls, config: Any, processor: Any, *, color: bool = True) -> "Augment":
+    def from_config(cls, config: TrainConfig, processor: Ham10000Processor, *, color: bool = True) -> "Augment":
         """The augmentation that a `TrainConfig` asks for, with the filter of a checkpoint's processor.
 
         Args:
@@ -120,7 +122,7 @@ class Augment:
         """Draws the parameters of a batch on the CPU.
 
         Args:
-            batch_size: Number of pictures.
+            batch_size: Number of images.
             generator: Source of randomness; the same state gives the same parameters on every machine.
             aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
                 squashed to the network's square: a round lesion stays as round as the network sees it in use.
@@ -229,12 +231,12 @@ def _saturation_hue(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tens
 def mix_batch(
     pixel_values: torch.Tensor, labels: torch.Tensor, *, mixup: float, cutmix: float, seed: int
 ) -> tuple[torch.Tensor, Targets]:
-    """Mixes each picture with the one opposite in the batch.
+    """Mixes each image with the one opposite in the batch.
 
-    mixup adds the two pictures (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one
+    mixup adds the two images (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one
     into the other (Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2). One share holds for the whole batch,
-    drawn from Beta(alpha, alpha) and at least one half, so that a picture keeps the larger part of itself: the
-    metadata beside it stay its own. With both kinds on, a fair coin chooses.
+    drawn from Beta(alpha, alpha) and at least one half, so that an image keeps the larger part of itself: the
+    metadata next to it stay its own. With both kinds on, a fair coin chooses.
 
     Args:
         pixel_values: (batch, 3, height, width) float, normalised.
@@ -244,7 +246,7 @@ def mix_batch(
         seed: Decides the kind, the share and the box; the same on every process of a step.
 
     Returns:
-        The mixed pictures, and the targets of the loss: the own labels and the partners', each with its share.
+        The mixed images, and the targets of the loss: the own labels and the partners', each with its share.
     """
     if not (mixup or cutmix) or len(labels) < 2:
         return pixel_values, [(labels, 1.0)]
@@ -272,6 +274,3 @@ def _span(length: int, share: float, generator: np.random.Generator) -> tuple[in
     """A stretch of the given share about a random centre, cut off at the borders."""
     center, half = int(generator.integers(length)), int(length * share) // 2
     return max(0, center - half), min(length, center + half)
-
-
-__all__ = ["OVERSAMPLING", "Augment", "AugmentParameters", "Targets", "interpolation", "mix_batch", "working_size"]

@@ -1,4 +1,4 @@
-"""The image cache: every picture decoded and resized once, as one uint8 array on disk."""
+"""The image cache: every image decoded and resized once, as one uint8 array on disk."""
 
 import contextlib
 import copy
@@ -9,10 +9,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -23,13 +22,14 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor
 from ham10000.training.data.augment import working_size
+from ham10000.training.data.tables import StoredImage
 from ham10000.training.utils.cli import progress_bar
 
 # Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
 # crops.
 CACHE_FACTOR = 2
 
-# Part of the key: raise it when the same pictures and settings would give other bytes.
+# Part of the key: raise it when the same images and settings would give other bytes.
 _FORMAT = 2
 
 
@@ -55,11 +55,11 @@ def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
 
 
-def decode(entry: dict[str, Any], image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
+def decode(entry: StoredImage, image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
     """Decodes and resizes one entry of `encoded_images` to (3, height, width) uint8.
 
     Raises:
-        Ham10000Error: If the picture cannot be read; the message names the image.
+        Ham10000Error: If the image cannot be read; the message names the image.
     """
     try:
         # Planes, which become floats twice as fast as pixels do.
@@ -121,10 +121,10 @@ def cached_images(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Opens the cache of a dataset's pictures, building it first where there is none.
+    """Opens the cache of a dataset's images, building it first where there is none.
 
-    The file's name is a hash of the pictures (size and time of a file, or the bytes themselves) and of the settings
-    they are resized with, so a changed picture or setting never meets an old cache. It appears only when it is
+    The file's name is a hash of the images (size and time of a file, or the bytes themselves) and of the settings
+    they are resized with, so a changed image or setting never meets an old cache. It appears only when it is
     complete, and one that is damaged all the same is built again, with a warning; a build that was killed goes on
     where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
     read-only, and may be deleted under a process that has opened it.
@@ -139,7 +139,7 @@ def cached_images(
         (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
 
     Raises:
-        Ham10000Error: If a picture cannot be read or the cache cannot be written; no file is left behind.
+        Ham10000Error: If an image cannot be read or the cache cannot be written; no file is left behind.
     """
     images, image_ids = encoded_images(dataset), dataset["image_id"][:]
     height, width = image_processor.size["height"], image_processor.size["width"]
@@ -179,7 +179,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _is_whole(path: Path, header: bytes, size: int) -> bool:
-    """Whether a cache is there, of the right length and shape: a copy may have been cut short, a disk have failed."""
+    """Whether a cache exists, of the right length and shape: a copy may have been cut short, a disk have failed."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size == size and file.read(len(header)) == header
@@ -210,7 +210,7 @@ def _build(
     image_processor: Ham10000ImageProcessor,
     progress: bool,
 ) -> None:
-    """Appends picture after picture to a partial file, whose length says how many are done."""
+    """Appends image after image to a partial file, whose length says how many are done."""
     partial = path.with_suffix(".partial")
     start, size = len(header), image_processor.size["height"] * image_processor.size["width"] * 3
     try:
@@ -220,8 +220,8 @@ def _build(
                 file.write(header)
             done = min((file.tell() - start) // size, len(images))
             file.truncate(start + done * size)
-            for picture in _decoded(images, image_ids, image_processor, done, progress):
-                file.write(picture.data)
+            for image in _decoded(images, image_ids, image_processor, done, progress):
+                file.write(image.data)
             file.flush()
             os.fsync(file.fileno())
             # Where the folder was deleted meanwhile, and the lock with it, another builder's half file has this name.
@@ -231,7 +231,7 @@ def _build(
     except FileNotFoundError:
         raise
     except Exception:
-        # What is there serves nobody: a picture that is repaired, or another folder, makes another cache.
+        # The rest serves nobody: an image that is repaired, or another folder, makes another cache.
         partial.unlink(missing_ok=True)
         raise
 
@@ -256,7 +256,7 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     try:
         descriptor = os.open(images.filename, os.O_RDONLY)
     except FileNotFoundError:
-        # Deleted under a running job: the mapping still holds the pictures.
+        # Deleted under a running job: the mapping still has the images.
         return images[rows]
     try:
         for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
@@ -270,7 +270,7 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _decoded(
     images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, first: int, progress: bool
 ) -> Iterator[np.ndarray]:
-    """Yields the resized pictures in order, from the given row on."""
+    """Yields the resized images in order, from the given row on."""
     # Threads, not processes: Pillow and torch release the interpreter lock while they decode and resize. One thread
     # of torch in each: with one for every core in each of as many threads, two cores cache a quarter fewer images.
     threads = torch.get_num_threads()
@@ -279,14 +279,14 @@ def _decoded(
         for start in range(first, len(images), 256):
             entries = images[start : start + 256]["image"]
             names = image_ids[start : start + 256]
-            for picture in pool.map(decode, entries, names, [image_processor] * len(entries)):
-                yield picture
+            for image in pool.map(decode, entries, names, [image_processor] * len(entries)):
+                yield image
                 bar.update()
         bar.close()
     torch.set_num_threads(threads)
 
 
-def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
+def _key(images: datasets.Dataset, settings: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
         if entry["bytes"] is not None:
@@ -296,6 +296,3 @@ def _key(images: datasets.Dataset, settings: dict[str, Any]) -> str:
             name = os.path.basename(entry["path"])  # noqa: PTH119
             digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
     return digest.hexdigest()[:32]
-
-
-__all__ = ["cached_images", "decode", "default_cache_dir", "encoded_images", "frame_processor", "read_rows"]

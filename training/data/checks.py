@@ -1,22 +1,22 @@
-"""What is checked of every row, and the report that says what was found."""
+"""Checks of every row, and the report of what was found."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.labels import read_labels
 from ham10000.training.data.readers import RawSource
+from ham10000.training.data.tables import read_labels
 from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import plain
 
 
 @dataclass
 class DataReport:
-    """What a source holds, and what was found wrong with it.
+    """The content of a source, and what was found wrong with it.
 
     The counts are of the rows that were kept; the lists name what was found, kept or not.
 
@@ -58,7 +58,7 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Returns the report as plain values that `json` can write."""
         return asdict(self)
 
@@ -187,11 +187,7 @@ def check_rows(
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
     labels = read_labels(
-        frame["dx"],
-        options,
-        raw.declared,
-        name=checks.name("dx"),
-        ours=raw.ours or drop_unknown_labels,
+        frame["dx"], options, raw.declared, name=checks.name("dx"), ours=raw.ours or drop_unknown_labels
     )
     frame["dx"], report.labels = labels.dx, labels.labels
     checks.notes += labels.notes
@@ -300,6 +296,3 @@ def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
 
 def _value_counts(values: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-__all__ = ["DataReport", "check_rows", "lesions_known"]

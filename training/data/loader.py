@@ -1,17 +1,18 @@
 """Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
-from ham10000.modeling import Ham10000Error, Ham10000Processor
+from ham10000.modeling import Ham10000Error, Ham10000Processor, load_image
+from ham10000.modeling.image_statistics_ham10000 import image_features
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.cache import cached_images, frame_processor, read_rows
+from ham10000.training.data.cache import cached_images, encoded_images, frame_processor, read_rows
 from ham10000.training.data.sources import metadata_frame
 
 
@@ -52,12 +53,12 @@ class Samples:
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset, processor: Ham10000Processor) -> "Samples":
-        """Reads labels and metadata; pictures are left to an image source."""
+        """Reads labels and metadata; images are left to an image source."""
         frame = metadata_frame(dataset)
         metadata = None
         if "metadata" in processor.model_input_names:
-            rows: Any = frame[processor.metadata_fields].to_dict("records")
-            metadata = processor.encode_metadata(rows)
+            rows = frame[processor.metadata_fields].to_dict("records")
+            metadata = processor.encode_metadata(rows)  # type: ignore[arg-type]  # names of columns are strings
         # Whole columns at once: row by row, 10,000 rows take seconds.
         return cls(frame["image_id"].tolist(), torch.tensor(dataset["dx"][:], dtype=torch.int64), metadata)
 
@@ -123,8 +124,7 @@ def open_images(
     """
     if "pixel_values" not in processor.model_input_names:
         return None
-    image_processor: Any = processor.image_processor
-    images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
+    images = cached_images(dataset, processor.image_processor, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
 
 
@@ -159,13 +159,36 @@ def open_frames(
     return CachedImages(images, dataset["image_id"][:], device)
 
 
+def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
+    """The colours and textures of images, as they are stored.
+
+    Args:
+        dataset: With `image` and `image_id`.
+        most: Of more images, so many are read, evenly spaced.
+
+    Returns:
+        (images, features) float64, see `image_features`.
+
+    Raises:
+        Ham10000Error: For an image that cannot be read.
+    """
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
+    entries = encoded_images(dataset.select(rows))["image"]
+
+    def features(entry: dict[str, bytes | str]) -> np.ndarray:
+        return image_features(load_image(entry["path"] if entry["bytes"] is None else entry["bytes"]))
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(features, entries)))
+
+
 def mix_seeds(*parts: int) -> int:
     """One 32-bit seed from several numbers, the same on every machine."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class _Loader:
-    """What training and evaluation share: rows to batches on the device."""
+    """Shared by training and evaluation: rows to batches on the device."""
 
     def __init__(
         self,
@@ -251,13 +274,13 @@ class TrainLoader(_Loader):
     """Shuffled, augmented batches.
 
     Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
-    share: the same run on one or on several processes sees the same pictures, and a resumed one needs no saved state.
+    share: the same run on one or on several processes sees the same images, and a resumed one needs no saved state.
     The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
 
     Args:
         samples: The training rows.
         images: From `open_frames`, or None.
-        processor: Normalises the pictures.
+        processor: Normalises the images.
         device: Where batches are wanted.
         augment: The augmentation.
         batch_size: Samples per optimiser step, over all processes.
@@ -266,7 +289,7 @@ class TrainLoader(_Loader):
         rank: Number of this process.
         world_size: Number of processes.
         channels_last: Memory layout of the pixel values.
-        size: (height, width) of an epoch's pictures, by its number from 0; by default the processor's.
+        size: (height, width) of an epoch's images, by its number from 0; by default the processor's.
         sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
 
     Raises:
@@ -339,30 +362,23 @@ class TrainLoader(_Loader):
         Yields:
             The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
         """
-        order = self.order(epoch)
-        parts = self.world_size * self.micro_batches
-        plan, positions = [], []
-        for step in range(start_step, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            for micro_batch in range(self.micro_batches):
-                position = np.arange(len(index))[self.rank * self.micro_batches + micro_batch :: parts]
-                positions.append(position)
-                plan.append(index[position])
-        pictures = self._pictures(plan)
-        size = self.size(epoch)
+        order, size = self.order(epoch), self.size(epoch)
+        numbers = range(start_step, self.steps_per_epoch)
+        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in numbers]
+        first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
+        shares = [np.arange(self.batch_size)[first + part :: parts] for part in range(self.micro_batches)]
+        pictures = self._pictures([index[share] for index in steps for share in shares])
         aspect = 1.0 if self.images is None else self.images.aspect
-        for step in range(start_step, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+        for step, index in zip(numbers, steps, strict=True):
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
-            for micro_batch in range(self.micro_batches):
-                number = (step - start_step) * self.micro_batches + micro_batch
+            for share in shares:
                 pixels = next(pictures)
                 if pixels is not None:
-                    own = parameters.select(torch.from_numpy(positions[number])).to(self.device)
+                    own = parameters.select(torch.from_numpy(share)).to(self.device)
                     pixels = self.augment.apply(pixels, own, size)
-                batches.append(self._batch(plan[number], pixels))
+                batches.append(self._batch(index[share], pixels))
             yield self.samples.labels[index].to(self.device), batches
 
 
@@ -378,17 +394,3 @@ class EvalLoader(_Loader):
         plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
         for index, pixels in zip(plan, self._pictures(plan), strict=True):
             yield self._batch(index, pixels)
-
-
-__all__ = [
-    "Batch",
-    "CachedImages",
-    "EvalLoader",
-    "Samples",
-    "TrainLoader",
-    "class_shares",
-    "epoch_order",
-    "mix_seeds",
-    "open_frames",
-    "open_images",
-]

@@ -1,4 +1,4 @@
-"""Where rows come from: every kind of `--data` is read into one raw table of strings beside its images."""
+"""Readers of sources: every kind of `--data` is read into one raw table of strings next to its images."""
 
 import re
 from collections.abc import Sequence
@@ -11,19 +11,21 @@ import pyarrow.parquet as pq
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-from ham10000.training.data.images import downloads, image_dataset, stored_images
-from ham10000.training.data.labels import one_hot_columns
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
     COLUMNS,
     TABLE_SUFFIXES,
     FieldTable,
+    downloads,
+    image_dataset,
+    one_hot_columns,
     read_table,
     select_fields,
+    stored_images,
     string_frame,
 )
 from ham10000.training.utils.columns import DataOptions, candidates, match_columns, read_rows, spelled
-from ham10000.training.utils.image_files import ImageFiles, comparable, files_below, visible
+from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible
 
 DEFAULT_SYNTHETIC_SIZE = 800
 
@@ -48,7 +50,7 @@ class RawSource:
         name: The source as the user wrote it.
         frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
             the row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
-        images: One column `image` (`datasets.Image()`), row by row beside `frame`; never decoded here.
+        images: One column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
         missing: Per row, whether the source has no image for it.
         notes: Decisions taken while reading, one sentence each.
         columns: Our field to the source's column, for messages.
@@ -122,7 +124,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     official = [folder / name for name in _OFFICIAL_METADATA if (folder / name).is_file()]
     if len({table.read_bytes() for table in official}) > 1:
         names = [table.name for table in official]
-        raise Ham10000Error(f"{source} holds {names} with different contents; keep the one that is right.")
+        raise Ham10000Error(f"{source} has {names} with different contents; keep the one that is right.")
     if official:
         return _read_tables(source, official[:1], folder, options)
     tables = [Path(path) for path in files_below(folder, TABLE_SUFFIXES)]
@@ -143,9 +145,9 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         return _read_tables(source, tables, folder, options)  # which says what it lacks
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
     raise Ham10000Error(
-        f"{source} holds {present or 'nothing'}, but no table with a column for the image and one for the label, and "
-        f"no folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; save a "
-        f"spreadsheet as csv (UTF-8). A source is {_KINDS_OF_SOURCE}."
+        f"{source} contains {present or 'nothing'}, but no table with a column for the image and one for the label, "
+        f"and no folder per label ({len(images):,} images). Name columns with --columns dx=COLUMN image_id=COLUMN; "
+        f"save a spreadsheet as csv (UTF-8). A source is {_KINDS_OF_SOURCE}."
     )
 
 
@@ -169,9 +171,7 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
     training = [table for table in tables if "train" in table.name.lower()] if len(tables) > 1 else tables
     names = [str(table.relative_to(folder)) for table in tables]
     if len(training) != 1:
-        raise Ham10000Error(
-            f"{source} holds several tables of labels, {names}; give one of these files as the source."
-        )
+        raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of these files as the source.")
     raw = _read_tables(source, training, _root(training[0], folder), options)
     if others := [name for table, name in zip(tables, names, strict=True) if table != training[0]]:
         raw.notes.append(
@@ -181,7 +181,7 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
 
 
 def _root(table: Path, folder: Path | None = None) -> Path:
-    """The folder below which a table's images lie: ISIC puts each ground truth into a folder beside its images."""
+    """The folder below which a table's images lie: ISIC puts each ground truth into a folder next to its images."""
     return folder or (table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent)
 
 
@@ -272,7 +272,7 @@ def _dermoscopic_only(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, lis
 
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
-    """Where a table's images are looked for first: other folders may have files of the same names, such as masks."""
+    """Folders to look for a table's images first: others may have files of the same names, such as masks."""
     if table.stem.endswith("GroundTruth"):
         name = table.stem.removesuffix("GroundTruth") + "Input"
         folders = [place / name for place in dict.fromkeys((table.parent, _root(table)))]
@@ -294,11 +294,7 @@ def _check_path(name: str, table: Path, row: int, root: Path, fields: FieldTable
 
 
 def _find_images(
-    fields: FieldTable,
-    table: Path,
-    root: Path,
-    folders: tuple[Path, ...],
-    indexes: dict[tuple[Path, ...], ImageFiles],
+    fields: FieldTable, table: Path, root: Path, folders: tuple[Path, ...], indexes: dict[tuple[Path, ...], ImageFiles]
 ) -> list[str | None]:
     """The file of each row, from the folders first and then from anywhere below the root."""
     paths: list[str | None] = [None] * len(fields.frame)
@@ -366,7 +362,7 @@ def from_splits(
         source: Name for messages.
         splits: The dataset with its splits.
         options: Names of columns and what to group by.
-        roots: Folders below which an image that is stored as a path must lie; None for a dataset of one's own, whose
+        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
             paths are taken as they are.
 
     Returns:
@@ -386,11 +382,7 @@ def from_splits(
 
 
 def _from_dataset(
-    source: str,
-    table: datasets.Dataset,
-    sizes: dict[str, int],
-    roots: tuple[Path, ...] | None,
-    options: DataOptions,
+    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...] | None, options: DataOptions
 ) -> RawSource:
     kinds = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     images_column = next((name for name in ("image", *kinds) if name in table.column_names), None)
@@ -424,6 +416,3 @@ def _from_dataset(
 
 def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-__all__ = ["DEFAULT_SYNTHETIC_SIZE", "RawSource", "from_splits", "read_source"]

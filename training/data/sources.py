@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import datasets
 import numpy as np
@@ -14,9 +13,8 @@ from PIL import Image
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
-from ham10000.training.data.images import IMAGE_FEATURES
 from ham10000.training.data.readers import read_source
-from ham10000.training.data.tables import COLUMNS
+from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.columns import DataOptions
 
@@ -98,7 +96,7 @@ def load_data(
         invalid_to_missing=invalid_to_missing,
     )
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
-    columns: dict[str, list[Any]] = {name: rows[name].tolist() for name in COLUMNS}
+    columns = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
     features = datasets.Features({name: kind for name, kind in features_of(report.labels).items() if name in COLUMNS})
     table = datasets.Dataset.from_dict(columns, features=features)
@@ -184,6 +182,3 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         results = pool.map(fails, range(len(stored)))
         bar = progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")
         return np.array(list(bar), dtype=bool)
-
-
-__all__ = ["FEATURES", "align_labels", "features_of", "label_names", "load_data", "metadata_frame"]

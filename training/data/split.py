@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested on: the two protocols, their hash, and how much they leak."""
+"""Splits into train, validation and test: two protocols, their hash, and how much they leak."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -18,7 +17,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.config import PROTOCOLS
 from ham10000.training.data.checks import lesions_known
 from ham10000.training.data.sources import label_names, metadata_frame
-from ham10000.training.utils.files import atomic_write_json, restore_cell, write_table
+from ham10000.training.utils.files import JsonObject, atomic_write_json, restore_cell, write_table
 
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
@@ -26,24 +25,12 @@ DEFAULT_FOLDS = 10
 # Photographs of one lesion that HAM10000 gives two lesion ids: Abhishek, Jain, Hamarneh, "Investigating the quality of
 # DermaMNIST and Fitzpatrick17k dermatological image datasets", Scientific Data 12:196 (2025).
 KNOWN_DUPLICATE_PAIRS = (
-    ("ISIC_0033481", "ISIC_0033421"),
-    ("ISIC_0033556", "ISIC_0032634"),
-    ("ISIC_0029152", "ISIC_0033173"),
-    ("ISIC_0029036", "ISIC_0027027"),
-    ("ISIC_0027820", "ISIC_0028209"),
-    ("ISIC_0027689", "ISIC_0032647"),
-    ("ISIC_0030906", "ISIC_0024879"),
-    ("ISIC_0033391", "ISIC_0034186"),
-    ("ISIC_0025226", "ISIC_0030074"),
-    ("ISIC_0026087", "ISIC_0025664"),
-    ("ISIC_0024736", "ISIC_0029748"),
-    ("ISIC_0024770", "ISIC_0027811"),
-    ("ISIC_0027162", "ISIC_0029061"),
-    ("ISIC_0024602", "ISIC_0032283"),
-    ("ISIC_0029625", "ISIC_0024629"),
-    ("ISIC_0030000", "ISIC_0031392"),
-    ("ISIC_0024437", "ISIC_0031299"),
-    ("ISIC_0033374", "ISIC_0033417"),
+    *(("ISIC_0033481", "ISIC_0033421"), ("ISIC_0033556", "ISIC_0032634"), ("ISIC_0029152", "ISIC_0033173")),
+    *(("ISIC_0029036", "ISIC_0027027"), ("ISIC_0027820", "ISIC_0028209"), ("ISIC_0027689", "ISIC_0032647")),
+    *(("ISIC_0030906", "ISIC_0024879"), ("ISIC_0033391", "ISIC_0034186"), ("ISIC_0025226", "ISIC_0030074")),
+    *(("ISIC_0026087", "ISIC_0025664"), ("ISIC_0024736", "ISIC_0029748"), ("ISIC_0024770", "ISIC_0027811")),
+    *(("ISIC_0027162", "ISIC_0029061"), ("ISIC_0024602", "ISIC_0032283"), ("ISIC_0029625", "ISIC_0024629")),
+    *(("ISIC_0030000", "ISIC_0031392"), ("ISIC_0024437", "ISIC_0031299"), ("ISIC_0033374", "ISIC_0033417")),
 )
 
 
@@ -132,8 +119,8 @@ class Split:
             raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
         return class_weights(counts, kind)
 
-    def summary(self) -> dict[str, Any]:
-        """What `split.json` says beside the table, as plain values."""
+    def summary(self) -> JsonObject:
+        """The content of `split.json`, as plain values."""
         return {
             "protocol": self.protocol,
             "seed": self.seed,
@@ -186,7 +173,7 @@ class Split:
                 )
 
     def _advice(self) -> str:
-        """What helps where a class is not in every split."""
+        """Advice for a class that is not in every split."""
         counts = self.table["dx"].value_counts()
         present = [label for label in self.labels if label in counts.index]
         if len(present) < len(self.labels):
@@ -250,7 +237,7 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
 
 
 def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
-    """How many photographs of each row's lesion the whole dataset holds.
+    """Counts the photographs of each row's lesion in the whole dataset.
 
     Args:
         dataset: The whole source, with `lesion_id` and `image_id`.
@@ -369,7 +356,7 @@ def load_split(path: str | Path) -> Split:
     """Reads a saved split and verifies that nobody edited it.
 
     Args:
-        path: The folder given to `Split.save`, or its `split.csv`; `split.json` must lie beside it.
+        path: The folder given to `Split.save`, or its `split.csv`; `split.json` must lie next to it.
 
     Returns:
         The checked split.
@@ -391,7 +378,7 @@ def load_split(path: str | Path) -> Split:
         found, groups = split.summary(), lesion_groups(table["lesion_id"].tolist(), table["image_id"].tolist())
     except FileNotFoundError as error:
         raise Ham10000Error(
-            f"A saved split is split.csv beside split.json; {error.filename} does not exist."
+            f"A saved split is split.csv next to split.json; {error.filename} does not exist."
         ) from error
     except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise Ham10000Error(f"{csv_path} with {json_path.name} is no saved split: {error!r}.") from error
@@ -403,7 +390,7 @@ def load_split(path: str | Path) -> Split:
         if found[name] != saved.get(name) and not unknown:
             raise Ham10000Error(
                 f"{csv_path} was edited: its {name} is {found[name]}, but {json_path.name} records "
-                f"{saved.get(name)}. Restore the file, or make the split anew."
+                f"{saved.get(name)}. Restore the file, or make the split again."
             )
     try:
         split.check()
@@ -434,7 +421,7 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
         if names:
             raise Ham10000Error(
                 f"{len(names)} {what}, such as {sorted(names)[:3]}. "
-                "Use the data the split was made from, or make the split anew."
+                "Use the data the split was made from, or make the split again."
             )
     rows = frame.loc[split.table["image_id"]]
     for name in ("lesion_id", "dx"):
@@ -447,20 +434,3 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
     index = rows["index"].to_numpy()
     sides = split.table["split"].to_numpy()
     return datasets.DatasetDict({part: dataset.select(index[sides == part]) for part in SPLITS})
-
-
-__all__ = [
-    "DEFAULT_FOLDS",
-    "KNOWN_DUPLICATE_PAIRS",
-    "PROTOCOLS",
-    "SPLITS",
-    "WEIGHT_KINDS",
-    "Split",
-    "apply_split",
-    "class_weights",
-    "leakage_text",
-    "lesion_groups",
-    "load_split",
-    "make_split",
-    "photographs_per_lesion",
-]

@@ -1,11 +1,12 @@
 """A deterministic stand-in for HAM10000: metadata by its published marginals, and images drawn for it.
 
-It exists so that everything can be tried and tested without the data and without a network. Its pictures are learnable
+It exists so that everything can be tried and tested without the data and without a network. Its images are learnable
 and not trivial; a result on them says that the code works and nothing about skin.
 """
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ _LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 54
 _IMAGES_PER_LESION = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
 _MEAN_IMAGES = sum(k * n for k, n in _IMAGES_PER_LESION.items()) / sum(_IMAGES_PER_LESION.values())
 
-# With the true shares, 800 images would hold 6 dermatofibromas: too few for a train, validation and test side.
+# With the true shares, 800 images would contain 6 dermatofibromas: too few for a train, validation and test side.
 MIN_LESIONS_PER_CLASS = 15
 
 _AGES = dict(
@@ -29,23 +30,9 @@ _AGES = dict(
         strict=True,
     )
 )
-_SITES = {
-    "back": 2192,
-    "lower extremity": 2077,
-    "trunk": 1404,
-    "upper extremity": 1118,
-    "abdomen": 1022,
-    "face": 745,
-    "chest": 407,
-    "foot": 319,
-    "unknown": 234,
-    "neck": 168,
-    "scalp": 128,
-    "hand": 90,
-    "ear": 56,
-    "genital": 48,
-    "acral": 7,
-}
+_SITES = {"back": 2192, "lower extremity": 2077, "trunk": 1404, "upper extremity": 1118, "abdomen": 1022}
+_SITES |= {"face": 745, "chest": 407, "foot": 319, "unknown": 234, "neck": 168, "scalp": 128}
+_SITES |= {"hand": 90, "ear": 56, "genital": 48, "acral": 7}
 # The mild class signal: log-odds of the age per 20 years, share of men, and factors on the shares of sites.
 _AGE_TILT = {"akiec": 1.0, "bcc": 1.0, "bkl": 0.8, "df": 0.1, "mel": 0.6, "nv": -0.3, "vasc": 0.0}
 _MALE_SHARE = {"akiec": 0.65, "bcc": 0.62, "bkl": 0.57, "df": 0.48, "mel": 0.60, "nv": 0.52, "vasc": 0.50}
@@ -103,7 +90,7 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
         Ham10000Error: For fewer than 7 photographs.
     """
     if n_images < len(LABELS):
-        raise Ham10000Error(f"{n_images} synthetic images cannot hold {len(LABELS)} classes; ask for 7 or more.")
+        raise Ham10000Error(f"{n_images} synthetic images cannot contain {len(LABELS)} classes; ask for 7 or more.")
     rng = np.random.default_rng([seed, n_images])
     classes = _draw_classes(n_images, rng)
     repeats = _draw_repeats(len(classes), n_images, rng)
@@ -161,14 +148,14 @@ def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _choose(weights: dict[Any, Any], rng: np.random.Generator, size: int | None = None) -> Any:
+def _choose(weights: Mapping[Any, float], rng: np.random.Generator, size: int | None = None) -> Any:
     values = np.array(list(weights.values()), dtype=np.float64)
     return rng.choice(np.array(list(weights)), size=size, p=values / values.sum())
 
 
 # Resolution of a lesion's own texture; a photograph samples it at its own angle and zoom.
 _TEXTURE = 128
-# Half the width of the texture in units of half the picture's height.
+# Half the width of the texture in units of half the image's height.
 _REACH = 1.7
 
 # Mean RGB of the body of the lesion, of its second colour, and of its spots.
@@ -256,7 +243,7 @@ def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int]
         image_size: Width and height in pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     width, height = image_size
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
@@ -295,7 +282,7 @@ def _view(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[float,
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """Encodes a picture as JPEG of quality 85."""
+    """Encodes an image as JPEG of quality 85."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=85)
     return stream.getvalue()
@@ -349,6 +336,3 @@ def _spots(
         distance = np.hypot(u[window] - u[row, column], v[window] - v[row, column])
         cover[window] = np.maximum(cover[window], _sigmoid((size - distance) / (0.15 * size)))
     return cover
-
-
-__all__ = ["MIN_LESIONS_PER_CLASS", "Lesion", "encode_jpeg", "make_synthetic", "render"]

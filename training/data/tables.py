@@ -1,22 +1,154 @@
-"""Tables of metadata as text: every value a string, every row with its line, every field from its column."""
+"""The content of a source: tables as text, every row with its line; labels; images as bytes or a path."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+import datasets
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from huggingface_hub import constants
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.modeling.processing_ham10000 import MISSING_VALUES
-from ham10000.training.data.labels import labels_from_one_hot, one_hot_columns
-from ham10000.training.utils.columns import SYNONYMS, DataOptions, candidates, match_columns, read_rows
-from ham10000.training.utils.image_files import comparable, without_suffix
+from ham10000.training.utils.columns import SYNONYMS, DataOptions, candidates, match_columns, read_rows, spelled
+from ham10000.training.utils.files import comparable, without_suffix
+
+# The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
+_ONE_HOT = frozenset(
+    ["MEL", "NV", "BCC", "AKIEC", "AK", "BKL", "DF", "VASC", "SCC", "SCCKA", "UNK", "BEN_OTH", "MAL_OTH", "INF"]
+)
+# Of ISIC, PAD-UFES-20 and `marmal88/skin_cancer`, in the form of `spelled`. HAM10000's classes are groups: Tschandl et
+# al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl,
+# actinic keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
+_SPELLINGS = {
+    "akiec": "ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; bowens disease; "
+    "squamous cell carcinoma in situ; intraepithelial carcinoma",
+    "bcc": "basal cell carcinoma",
+    "bkl": "sek; benign keratosis; benign keratosis like lesion; benign keratosis like lesions; solar lentigo; "
+    "pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma; melanoma nos; melanoma in situ; melanoma invasive",
+    "nv": "nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
+    "melanocytic naevi",
+    "vasc": "vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma",
+}
+LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
+
+
+@dataclass
+class LabelSet:
+    """The labels of a source, as they are read.
+
+    Attributes:
+        labels: The set, in the order of the class ids.
+        dx: The label of each row; one that is not in the set stays as it was written.
+        notes: A sentence for each decision.
+    """
+
+    labels: list[str]
+    dx: pd.Series
+    notes: list[str]
+
+
+def one_hot_columns(header: Sequence[str]) -> list[str]:
+    """The columns of ISIC's classes, or none."""
+    found = [name for name in header if name in _ONE_HOT]
+    return found if len(found) > 1 else []
+
+
+def labels_from_one_hot(frame: pd.DataFrame, names: Sequence[str], origin: str | Path, lines: list[int]) -> list[str]:
+    """Reads the label of each row from ISIC's one-hot columns.
+
+    Args:
+        frame: String columns.
+        names: The one-hot columns.
+        origin: The file, for messages.
+        lines: Line of each row in it.
+
+    Returns:
+        The name of each row's column in lower case.
+
+    Raises:
+        Ham10000Error: For a row that names no class, or several, or a value that is neither 0 nor 1.
+    """
+    numbers = frame[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise Ham10000Error(
+            f"{origin}, line {lines[row]}: expected a 1 in one of {list(names)} and 0 in the others, got "
+            f"{frame[list(names)].iloc[row].tolist()}."
+        )
+    return [names[index].lower() for index in numbers.argmax(axis=1)]
+
+
+def read_labels(
+    values: pd.Series, options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
+) -> LabelSet:
+    """Reads the labels of a source and finds the set they form.
+
+    Args:
+        values: The label of each row as it is written.
+        options: Its `labels` are the set, its `label_map` is applied first.
+        declared: Further labels that the source has a column for, whether or not a row has it.
+        name: The column, for messages.
+        ours: The set is HAM10000's, whatever the rows say.
+
+    Returns:
+        HAM10000's seven where every label can be read as one; otherwise the source's own in lower case, sorted.
+
+    Raises:
+        Ham10000Error: Where `label_map` names a label that does not occur.
+    """
+    words = values.map(spelled)
+    present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
+    mapped = {spelled(old): new for old, new in options.label_map.items()}
+    if absent := sorted(set(mapped) - set(present)):
+        raise Ham10000Error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
+    after = {word: mapped.get(word, word) for word in present}  # still the users' words
+    known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
+    notes: list[str] = []
+    if options.labels:
+        labels = list(options.labels)
+        by_word = {spelled(label): label for label in labels}
+        read = {word: by_word.get(spelled(new), by_word.get(known[word] or "")) for word, new in after.items()}
+    # ISIC 2019 declares UNK, which no training row has.
+    elif ours or all(known[word] for word in present if word != "unk" or word in set(words)):
+        labels, read = list(LABELS), known
+    else:
+        written = {spelled(text): text.strip().lower() for text in sorted([*values, *declared], reverse=True)}
+        read = {word: new if word in mapped else written[word] for word, new in after.items()}
+        labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
+        notes.append(f"the labels are the data's own: {', '.join(labels)}")
+        if offered := [
+            f"'{label}={LABEL_SPELLINGS[label]}'"
+            for label in labels
+            if label not in LABELS and label in LABEL_SPELLINGS
+        ]:
+            notes.append(f"to read labels as HAM10000's: --label_map {' '.join(offered)}")
+    counts = words.value_counts()
+    for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
+        notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
+    dx = words.map(read)
+    return LabelSet(labels, dx.where(dx.notna(), values), notes)
+
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 _FIELD_NAMES = frozenset(name for names in SYNONYMS.values() for name in names)
+IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
+
+
+class StoredImage(TypedDict):
+    """An image as `datasets` stores it: the bytes of its file, or where that lies; both None where there is none."""
+
+    bytes: bytes | None
+    path: str | None
 
 
 @dataclass
@@ -91,7 +223,7 @@ def select_fields(
         options: Names of columns, and the column to group by.
 
     Returns:
-        The fields. Without a lesion id an image counts as a lesion of its own, with a note.
+        The fields. Without a lesion id an image counts as its own lesion, with a note.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, or a column that was named does not exist.
@@ -124,9 +256,9 @@ def select_fields(
     alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
     frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
     if "lesion_id" not in columns:
-        notes.append(f"{origin}: no column for lesion_id; every image counts as a lesion of its own")
+        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
     elif alone.any():
-        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as lesions of their own")
+        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
     frame["file"], frame["row"] = str(origin), lines
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
@@ -165,10 +297,84 @@ def _ids_of_files(names: pd.Series) -> pd.Series:
 def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Every value as stripped text, "" where it is missing."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         return "" if value is None or value != value else str(value).strip()
 
     return pd.DataFrame({str(name): [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
 
 
-__all__ = ["COLUMNS", "TABLE_SUFFIXES", "FieldTable", "read_table", "select_fields", "string_frame"]
+def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
+    """Images as one column.
+
+    Args:
+        images: `bytes` and `path` of each, either or both None.
+
+    Returns:
+        Column `image`.
+    """
+    # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
+    # the path over the bytes given with it.
+    stored = pa.table({"image": pa.array(list(images), type=IMAGE_FEATURES["image"].pa_type)})
+    return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
+
+
+def downloads() -> tuple[Path, ...]:
+    """The folders that contain what was fetched from the Hub."""
+    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
+
+
+def stored_images(
+    images: datasets.Dataset, places: Sequence[str], roots: tuple[Path, ...] | None
+) -> tuple[datasets.Dataset, list[bool]]:
+    """Finds the images without bytes, and refuses a path that leaves the folders it may name.
+
+    A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
+    images. Where the bytes are stored the path is a name only, and may be anything.
+
+    Args:
+        images: Column `image`, of type `datasets.Image()`.
+        places: File and row of each image, for messages.
+        roots: Folders below which paths must lie, a relative one below the first; symbolic links in them are followed.
+            None takes every path as it is.
+
+    Returns:
+        The images, with full paths, and whether each is missing.
+
+    Raises:
+        Ham10000Error: For the first image outside of `roots`.
+    """
+    if images._indices is not None:  # a selection, whose table still has all rows
+        images = images.flatten_indices()
+    chunks: list[pa.StructArray] = []
+    missing: list[bool] = []
+    for chunk in images.data.column("image").chunks:
+        stored, paths = chunk.flatten()
+        names = paths.to_pylist()
+        for index in np.flatnonzero(stored.is_null().to_numpy(zero_copy_only=False)).tolist():
+            if names[index] and roots is not None:
+                names[index] = _below(names[index], places[len(missing) + index], roots)
+        no_bytes = stored.is_null().to_pylist()
+        missing += [empty and not (name and _is_file(name)) for empty, name in zip(no_bytes, names, strict=True)]
+        chunks.append(pa.StructArray.from_arrays([stored, pa.array(names, paths.type)], ["bytes", "path"]))
+    table = pa.table({"image": pa.chunked_array(chunks, IMAGE_FEATURES["image"].pa_type)})
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=IMAGE_FEATURES)), missing
+
+
+def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
+    """The path in full, or an error where it leads out of every folder."""
+    full = os.path.normpath(roots[0].absolute() / path)
+    if any(Path(full).is_relative_to(os.path.normpath(root.absolute())) for root in roots):
+        return full
+    raise Ham10000Error(
+        f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
+        "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
+        "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
+        "or put the images into the folder and name them by relative paths."
+    )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # such as a name that is too long, or with a null byte
+        return False

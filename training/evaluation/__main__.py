@@ -5,10 +5,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.columns import add_data_arguments, data_options
+
+if TYPE_CHECKING:
+    from ham10000.modeling import Ham10000Config
 
 # Written out: importing them would import torch, and --help would take seconds. A test compares them.
 _SPLITS = ("train", "validation", "test", "all")
@@ -34,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
     parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
     parser.add_argument(
+        "--tables", metavar="DIR", help="also tables as csv and LaTeX, figures as PDF and SVG, and a checklist"
+    )
+    parser.add_argument(
         "--data_fixes",
         nargs="*",
         choices=DATA_FIXES,
@@ -56,18 +63,14 @@ def main(argv: Sequence[str]) -> None:
 
     from ham10000.training.data.sources import align_labels, load_data
     from ham10000.training.data.split import leakage_text
-    from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
     from ham10000.training.evaluation.metrics import choose_positive
-    from ham10000.training.evaluation.report import format_results, read_predictions
+    from ham10000.training.evaluation.paper import write_paper
+    from ham10000.training.evaluation.report import format_results
+    from ham10000.training.inference.output import check_submission_ids, check_submission_labels
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
     from ham10000.training.run_folder import RunFile
-    from ham10000.training.utils.files import atomic_write_text
-    from ham10000.training.utils.isic_submission import (
-        check_submission_ids,
-        check_submission_labels,
-        format_submission,
-    )
+    from ham10000.training.utils.files import read_json
 
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
@@ -102,14 +105,11 @@ def main(argv: Sequence[str]) -> None:
         positive=arguments.positive,
     )
     if arguments.isic_submission:
-        table, _, probabilities = read_predictions(output_dir / RunFile.PREDICTIONS)
-        prior = model.config.class_prior
-        if prior is None:
-            print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
-        else:
-            probabilities = balanced_probabilities(probabilities, prior)
-        text = format_submission(table["image_id"].tolist(), probabilities, labels)
-        atomic_write_text(arguments.isic_submission, text)
+        _write_submission(arguments.isic_submission, output_dir / RunFile.PREDICTIONS, model.config)
+    if arguments.tables:
+        training = read_json(checkpoint / RunFile.TRAINING, optional=True)
+        malignant = model.config.malignant_labels or []
+        write_paper(arguments.tables, results, output_dir / RunFile.PREDICTIONS, malignant, training)
     split = results["split"]
     if arguments.split == "all":
         scored = dataset
@@ -128,6 +128,23 @@ def main(argv: Sequence[str]) -> None:
         f"peak resident memory {results['environment']['peak_rss_mib']:,.0f} MiB"
     )
     print(f"Saved     {output_dir / RunFile.EVALUATION}, {RunFile.PREDICTIONS} and figures/")
+    if arguments.tables:
+        print(f"Saved     tables, figures and checklist.md for a paper in {arguments.tables}")
+
+
+def _write_submission(path: str, predictions: Path, config: "Ham10000Config") -> None:
+    """Writes a `predictions.csv` as ISIC's table, adjusted to balanced accuracy, its metric, given the prior."""
+    from ham10000.training.evaluation.decision import balanced_probabilities
+    from ham10000.training.evaluation.report import read_predictions
+    from ham10000.training.inference.output import format_submission
+    from ham10000.training.utils.files import atomic_write_text
+
+    table, _, probabilities = read_predictions(predictions)
+    if config.class_prior is None:
+        print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
+    else:
+        probabilities = balanced_probabilities(probabilities, config.class_prior)
+    atomic_write_text(path, format_submission(table["image_id"].tolist(), probabilities, config.label_names))
 
 
 if __name__ == "__main__":

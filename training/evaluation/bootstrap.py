@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample whole lesions, since photographs of one lesion are not independent."""
+"""Bootstrap intervals that resample whole lesions, and the metrics under many sets of weights that they need."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +9,227 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.evaluation.weighted_metrics import WeightedMetrics
+from ham10000.training.evaluation.metrics import (
+    ECE_BINS,
+    NEGATIVES_PER_FALSE_POSITIVE,
+    brier_scores,
+    calibration_gaps,
+    confidence_bins,
+    headline_metrics,
+    negative_log_likelihoods,
+    sensitivity_metric,
+    validate_labels,
+    validate_probabilities,
+)
+
+PER_CLASS_STATISTICS = ("precision", "recall", "f1", "auroc")
+# Beside the headline metrics; the search for a recipe ranks by it.
+AVERAGE_PRECISION = "average_precision_macro"
+
+
+def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
+    """The names of all statistics of a label set; a sensitivity at 95 % specificity for each label."""
+    sensitivities = [sensitivity_metric(label) for label in label_names]
+    per_class = [f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in label_names]
+    return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
+
+
+STATISTICS = statistics_of(LABELS)
+_FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Division that gives NaN, silently, where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    defined = ~np.isnan(values)
+    return _divide(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+
+class _Ranking:
+    """One class's images sorted by score, with ties, ready for weighted ROC statistics."""
+
+    def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
+        self.order = np.argsort(scores, kind="stable")  # (N,), ascending
+        ranked = scores[self.order]
+        self.positive = positive[self.order]
+        self.starts = np.searchsorted(ranked, ranked[self.positive], side="left")  # of each positive's tied run
+        self.ends = np.searchsorted(ranked, ranked[self.positive], side="right")
+        self.thresholds = np.append(np.unique(ranked, return_index=True)[1], len(ranked))  # positions, ascending
+
+    def _cumulated(self, weights: np.ndarray) -> np.ndarray:
+        """(B, N) to (B, N + 1): the weight below each position."""
+        return np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights, axis=1)], axis=1)
+
+    def auroc(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted share of (positive, negative) pairs in the right order, ties counting half; weights (B, N)."""
+        weights = weights[:, self.order]
+        below = self._cumulated(np.where(self.positive, 0.0, weights))
+        positives = weights[:, self.positive]
+        pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
+        return _divide(pairs, positives.sum(axis=1) * below[:, -1])
+
+    def average_precision(self, weights: np.ndarray) -> np.ndarray:
+        """Area under the precision-recall steps, as scikit-learn's `average_precision_score`; weights (B, N)."""
+        weights = weights[:, self.order]
+        found = self._cumulated(np.where(self.positive, weights, 0.0))
+        flagged = self._cumulated(weights)
+        found = found[:, -1:] - found[:, self.thresholds]  # (B, T), falling to 0 at the last threshold
+        precision = np.nan_to_num(_divide(found, flagged[:, -1:] - flagged[:, self.thresholds]), nan=0.0)
+        return _divide((-np.diff(found, axis=1) * precision[:, :-1]).sum(axis=1), found[:, 0])
+
+    def sensitivity_at_95_specificity(self, weights: np.ndarray) -> np.ndarray:
+        """Largest sensitivity among the thresholds that flag at most 1 in 20 of the negatives; weights (B, N)."""
+        weights = weights[:, self.order]
+        negatives = self._cumulated(np.where(self.positive, 0.0, weights))
+        positives = self._cumulated(np.where(self.positive, weights, 0.0))
+        false_positives = negatives[:, -1:] - negatives[:, self.thresholds]
+        allowed = NEGATIVES_PER_FALSE_POSITIVE * false_positives <= negatives[:, -1:]
+        lowest = self.thresholds[allowed.argmax(axis=1)]
+        found = positives[:, -1] - positives[np.arange(len(weights)), lowest]
+        return np.where(negatives[:, -1] > 0, _divide(found, positives[:, -1]), np.nan)
+
+
+class WeightedMetrics:
+    """Evaluates metrics under weights on clusters of images, a block of weight vectors at a time.
+
+    Everything that is a function of sums over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per
+    cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
+    the weights. A weight of 2 means that the cluster counts twice.
+
+    Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and macro-F1, balanced accuracy and macro
+    AUROC average the classes that are there: the 0 of `zero_division=0` would say that the model missed images which
+    were never shown to it. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`,
+    so that weights of 1 reproduce it.
+
+    Args:
+        labels: Class ids (N,).
+        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
+        index: Cluster of each image (N,), in 0…n_clusters - 1.
+        n_clusters: Number of clusters C.
+        names: Some of `statistics_of(label_names)`; per-class ones are written `"recall:mel"`.
+        label_names: The K labels in the order of their ids.
+
+    Raises:
+        Ham10000Error: For unknown names, bad labels or probabilities, or probabilities that are missing.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        index: np.ndarray,
+        n_clusters: int,
+        names: Iterable[str],
+        label_names: Sequence[str] = LABELS,
+    ) -> None:
+        self.names, self.label_names = tuple(names), list(label_names)
+        n_classes, known = len(self.label_names), statistics_of(label_names)
+        if unknown := sorted(set(self.names) - set(known)):
+            raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
+        labels = validate_labels(labels, n_classes)
+        probabilities = None
+        if np.ndim(predictions) == 1:
+            predicted = validate_labels(predictions, n_classes)
+            needy = [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]
+            if needy:
+                raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {n_classes}), got class ids (N,).")
+        else:
+            probabilities = validate_probabilities(predictions, len(labels), n_classes)
+            predicted = probabilities.argmax(axis=1)
+        if not len(labels) == len(predicted) == len(index):
+            raise Ham10000Error(
+                f"Got {len(labels)} labels, {len(predicted)} predictions and {len(index)} clusters; expected one each."
+            )
+        self._index = index
+        self._full_support = np.bincount(labels, minlength=n_classes)
+        self._confusion = np.bincount(
+            index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
+        ).reshape(n_clusters, n_classes**2)  # (C, K * K)
+        self._sums: dict[str, np.ndarray] = {}
+        self._rankings: dict[int, _Ranking] = {}
+        if probabilities is not None:
+            self._prepare_probabilities(labels, probabilities, n_clusters)
+
+    def _prepare_probabilities(self, labels: np.ndarray, probabilities: np.ndarray, n_clusters: int) -> None:
+        for name, values in (
+            ("nll", negative_log_likelihoods(labels, probabilities)),
+            ("brier", brier_scores(labels, probabilities)),
+        ):
+            self._sums[name] = np.bincount(self._index, weights=values, minlength=n_clusters)  # (C,)
+        bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
+        gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
+        self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
+        ranked = set()
+        for k, label in enumerate(self.label_names):
+            wanted = {"auroc_macro", AVERAGE_PRECISION, f"auroc:{label}", sensitivity_metric(label)}
+            ranked |= {k} if wanted & set(self.names) else set()
+        self._rankings = {k: _Ranking(labels == k, probabilities[:, k]) for k in sorted(ranked)}
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Evaluates all the statistics under B weight vectors.
+
+        Args:
+            weights: Weights of the clusters (B, C), not negative, each row with a positive sum.
+
+        Returns:
+            Statistic to values (B,), NaN where undefined.
+        """
+        weights = np.asarray(weights, dtype=np.float64)
+        n_classes = len(self.label_names)
+        values = self._from_confusion((weights @ self._confusion).reshape(-1, n_classes, n_classes))
+        if self._sums:
+            totals = weights @ self._confusion.sum(axis=1)  # (B,): weighted number of images
+            values["nll"] = weights @ self._sums["nll"] / totals
+            values["brier"] = weights @ self._sums["brier"] / totals
+            values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
+        if self._rankings:
+            values |= self._from_ranking(weights[:, self._index])
+        return {name: values[name] for name in self.names}
+
+    def _from_confusion(self, confusion: np.ndarray) -> dict[str, np.ndarray]:
+        support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)  # (B, K)
+        hits = np.diagonal(confusion, axis1=1, axis2=2)
+        recall, precision = _divide(hits, support), _divide(hits, predicted)
+        f1 = np.nan_to_num(_divide(2 * hits, support + predicted), nan=0.0)
+        present_f1 = np.where(support == 0, np.nan, f1)
+        values = {
+            "accuracy": hits.sum(axis=1) / support.sum(axis=1),
+            "macro_f1": _nan_mean(present_f1),
+            "weighted_f1": (f1 * support).sum(axis=1) / support.sum(axis=1),
+            "balanced_accuracy": _nan_mean(recall),
+        }
+        per_class = {"precision": precision, "recall": recall, "f1": present_f1}
+        for name, table in per_class.items():
+            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
+        return values
+
+    def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        values, aurocs = {}, {}
+        for k, ranking in self._rankings.items():
+            label = self.label_names[k]
+            if (name := sensitivity_metric(label)) in self.names:
+                values[name] = ranking.sensitivity_at_95_specificity(weights)
+            if {"auroc_macro", f"auroc:{label}"} & set(self.names):
+                values[f"auroc:{label}"] = aurocs[k] = ranking.auroc(weights)
+        if AVERAGE_PRECISION in self.names:
+            values[AVERAGE_PRECISION] = _nan_mean(
+                np.stack([self._rankings[k].average_precision(weights) for k in range(len(self.label_names))], axis=1)
+            )
+        if "auroc_macro" in self.names:
+            macro = _nan_mean(np.stack([aurocs[k] for k in range(len(self.label_names))], axis=1))
+            values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
+        return values
+
 
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
 _BLOCK_ELEMENTS = 2_000_000
+
+# An `Interval` as a JSON file has it.
+IntervalDict = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +239,7 @@ class Interval:
     Attributes:
         estimate: The figure on the full sample, None where it is undefined.
         low: Lower bound, None where it is undefined.
-        high: Upper bound, likewise.
+        high: Upper bound, None where it is undefined.
         n_defined: Number of resamples in which the figure was defined; the bounds rest on these only.
     """
 
@@ -31,14 +248,14 @@ class Interval:
     high: float | None
     n_defined: int
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> IntervalDict:
         """The fields, for a JSON file."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class ClusterWeights:
-    """How often each cluster is drawn in each resample; used twice, it makes two bootstraps a paired one.
+    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one.
 
     Attributes:
         counts: Draws (n_resamples, n_clusters), uint16; every row sums to n_clusters.
@@ -125,6 +342,32 @@ def percentile_interval(estimate: float, values: np.ndarray, confidence: float =
     return Interval(float(estimate), float(low), float(high), len(defined))
 
 
+def bias_corrected_interval(
+    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
+) -> Interval:
+    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
+
+    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
+    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
+    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
+    sample's size, so it is read next to `ece_floor`.
+
+    Args:
+        estimate: The figure on the full sample; NaN where undefined.
+        values: The figure in each resample (R,); NaN entries are left out.
+        confidence: Coverage in (0, 1).
+        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
+
+    Returns:
+        The interval, not below `lowest`; without bounds where something is undefined.
+    """
+    defined = values[~np.isnan(values)]
+    if math.isnan(estimate) or len(defined) == 0:
+        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
+    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
+
+
 def bootstrap_distribution(
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -202,13 +445,3 @@ def cluster_bootstrap(
     weights = cluster_weights(clusters, n_resamples, seed)
     estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
     return {name: percentile_interval(estimates[name], values[name], confidence) for name in estimates}
-
-
-__all__ = [
-    "ClusterWeights",
-    "Interval",
-    "bootstrap_distribution",
-    "cluster_bootstrap",
-    "cluster_weights",
-    "percentile_interval",
-]

@@ -1,28 +1,19 @@
-"""Calibration: a temperature, or a temperature and class biases, and how far from calibrated a model is."""
+"""Calibration: a temperature, or a temperature and class biases."""
 
 import math
-import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.bootstrap import Interval
-from ham10000.training.evaluation.metrics import (
-    expected_calibration_error,
-    validate_labels,
-    validate_probabilities,
-)
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
 
 # Trained networks need about 0.5 to 5; a minimum outside this range says that the validation set cannot decide.
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
-def fit_temperature(labels: Any, probabilities: Any) -> float:
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of validation predictions.
 
     Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 2017, arXiv:1706.04599, section
@@ -108,112 +99,7 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
     return 1 / scale, biases - biases.mean()
 
 
-def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
-    """The ECE that a perfectly calibrated model with these probabilities would show on average.
-
-    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
-    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
-
-    Args:
-        probabilities: Probabilities (N, 7).
-        n_draws: Simulated sets of labels.
-        seed: Seed of the simulation.
-
-    Returns:
-        The mean ECE over the draws.
-    """
-    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
-    last = probabilities.shape[1] - 1
-    draws = (
-        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
-    )
-    return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
-
-
-def bias_corrected_interval(
-    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
-) -> Interval:
-    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
-
-    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
-    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
-    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
-    sample's size, so it is read next to `ece_floor`.
-
-    Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out.
-        confidence: Coverage in (0, 1).
-        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
-
-    Returns:
-        The interval, not below `lowest`; without bounds where something is undefined.
-    """
-    defined = values[~np.isnan(values)]
-    if math.isnan(estimate) or len(defined) == 0:
-        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
-    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
-
-
-def apply_temperature(probabilities: Any, temperature: float) -> np.ndarray:
-    """What the probabilities are with the logits divided by a temperature: `softmax(log(p) / T)`.
-
-    Args:
-        probabilities: Probabilities (N, K), of the model at temperature 1. A 0 is an underflow and is read as the
-            smallest normal number of the array's type.
-        temperature: T, positive.
-
-    Returns:
-        Probabilities (N, K), float64. The order within each row stays, so every decision does; with more than two
-        classes the order of one class's probability over the rows, and with it the AUROC, may move a little.
-
-    Raises:
-        Ham10000Error: For bad probabilities, or a temperature that is not a positive number.
-    """
-    _check_temperature(temperature)
-    return softmax(_log_probabilities(probabilities, len(probabilities)) / temperature, axis=1)
-
-
-def save_temperature(checkpoint: str | os.PathLike[str], temperature: float) -> None:
-    """Writes a temperature into a checkpoint's `config.json`, atomically; every other key stays as and where it is.
-
-    Args:
-        checkpoint: Folder of the checkpoint.
-        temperature: The new `temperature`; it replaces the old one, it does not multiply it.
-
-    Raises:
-        Ham10000Error: For a folder without a readable `config.json` of this package, or a temperature that is not a
-            positive number.
-    """
-    _check_temperature(temperature)
-    path = Path(checkpoint) / "config.json"
-    if not path.is_file():
-        raise Ham10000Error(f"The folder {str(checkpoint)!r} holds no config.json; expected a checkpoint.")
-    config = read_json(path)
-    if config.get("model_type") != Ham10000Config.model_type:
-        raise Ham10000Error(f"{str(path)!r} is not the configuration of a {Ham10000Config.model_type!r} model.")
-    atomic_write_json(path, {**config, "temperature": float(temperature)})
-
-
-def _log_probabilities(probabilities: Any, n_rows: int) -> np.ndarray:
+def _log_probabilities(probabilities: np.ndarray, n_rows: int) -> np.ndarray:
     given = np.asarray(probabilities)
     smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
     return np.log(np.maximum(validate_probabilities(given, n_rows), float(smallest)))
-
-
-def _check_temperature(temperature: Any) -> None:
-    number = isinstance(temperature, (int, float, np.floating)) and not isinstance(temperature, bool)
-    if not (number and math.isfinite(temperature) and temperature > 0):
-        raise Ham10000Error(f"A temperature must be a positive number, got {temperature!r}.")
-
-
-__all__ = [
-    "TEMPERATURE_RANGE",
-    "apply_temperature",
-    "bias_corrected_interval",
-    "ece_floor",
-    "fit_temperature",
-    "fit_vector_scaling",
-    "save_temperature",
-]

@@ -2,16 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binom, norm
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.evaluation.bootstrap import (
+    IntervalDict,
+    bootstrap_distribution,
+    cluster_weights,
+    percentile_interval,
+    statistics_of,
+)
 from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, predicted_labels, read_predictions
-from ham10000.training.evaluation.weighted_metrics import statistics_of
+from ham10000.training.utils.files import JsonObject
 
 
 def paired_differences(
@@ -25,7 +30,7 @@ def paired_differences(
     confidence: float = CONFIDENCE,
     seed: int = 0,
     label_names: Sequence[str] = LABELS,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, IntervalDict]:
     """Differences of metrics, model minus other, with intervals from a paired lesion-clustered bootstrap.
 
     Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out; the
@@ -63,7 +68,7 @@ def paired_differences(
 
 def compare_predictions(
     path: str | os.PathLike[str], other_path: str | os.PathLike[str], *, n_resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compares two `predictions.csv` of the same images.
 
     Args:
@@ -88,8 +93,8 @@ def compare_predictions(
     if len(ids) != len(other_ids) or (ids != other_ids).any():
         only = sorted(set(ids) ^ set(other_ids))[:3]
         raise Ham10000Error(
-            f"{path} and {other_path} hold different images ({len(ids)} and {len(other_ids)}, such as {only} in one "
-            "of them only); compare evaluations of the same split."
+            f"{path} and {other_path} contain different images ({len(ids)} and {len(other_ids)}, such as {only} in "
+            "one of them only); compare evaluations of the same split."
         )
     if (labels[order] != other_labels[other_order]).any():
         row = int(np.flatnonzero(labels[order] != other_labels[other_order])[0])
@@ -207,13 +212,3 @@ def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE
         The difference, in the units of the standard error.
     """
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error
-
-
-__all__ = [
-    "bootstrap_p_value",
-    "compare_predictions",
-    "holm",
-    "mcnemar_mid_p",
-    "paired_differences",
-    "smallest_detectable",
-]

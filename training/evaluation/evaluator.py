@@ -8,9 +8,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 
-from ham10000.modeling import Ham10000Error
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
@@ -26,7 +27,7 @@ from ham10000.training.evaluation.report import (
 from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
 from ham10000.training.utils.hardware import environment
 
 
@@ -60,7 +61,7 @@ def rows_to_score(
 
 
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
-    """How many images of a dataset a checkpoint was trained on, as its split and its settings say; 0 without them."""
+    """Counts the images of a dataset that a checkpoint was trained on, by its split and settings; 0 without them."""
     if not (checkpoint / RunFile.SPLIT).is_file():
         return 0
     table = load_split(checkpoint).table
@@ -88,7 +89,7 @@ def evaluate_checkpoint(  # each is an option of the command line
     seed: int = 0,
     cache_dir: str | None = None,
     positive: str | None = None,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, JsonObject]:
     """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
 
     Args:
@@ -114,72 +115,76 @@ def evaluate_checkpoint(  # each is an option of the command line
         Ham10000Error: For a damaged checkpoint, or data that are not those of the split.
     """
     device = torch.device(device)
-    model: Any
     model, processor = load_checkpoint(checkpoint, device=device)
-    dataset = align_labels(dataset, model.config.label_names)
+    config = model.config
+    dataset = align_labels(dataset, config.label_names)
     rows, split = rows_to_score(dataset, part, checkpoint, split_file)
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
     loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
-    model = model.to(memory_format=torch.channels_last)
-
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
     start = time.perf_counter()
-    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
+    probabilities = _predict(model, loader, views, precision)
     seconds = time.perf_counter() - start
 
     frame = metadata_frame(rows)
     frame["photographs"] = photographs_per_lesion(dataset, frame)
-    lesion_ids = frame["lesion_id"].tolist()
-    columns: dict[str, Any] = {
-        "image_ids": samples.image_ids,
-        "lesion_groups": lesion_groups(lesion_ids, samples.image_ids),
-        "labels": np.asarray(samples.labels),
-        "probabilities": probabilities,
-        "label_names": model.config.label_names,
-    }
-    bootstrap: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    results = evaluate_predictions(**columns, positive=positive, **bootstrap)
-    malignant_ids = [model.config.label2id[label] for label in model.config.malignant_labels]
-    results["subgroups"] = subgroup_results(
-        frame,
-        columns["labels"],
-        probabilities,
-        columns["lesion_groups"],
-        malignant_ids=malignant_ids,
-        **bootstrap,
-    )
-    prior = model.config.class_prior
-    if prior is not None:
-        results["decisions"] = {
-            rule: {
-                name: interval.as_dict()
-                for name, interval in cluster_bootstrap(
-                    columns["labels"],
-                    decide(probabilities, prior, rule),
-                    columns["lesion_groups"],
-                    DECISION_METRICS,
-                    **bootstrap,
-                    label_names=model.config.label_names,
-                ).items()
-            }
-            for rule in RULES
-        }
-    table = predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
-    output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
+    resampling = {"n_resamples": n_resamples, "seed": seed}
+    results, table = _score(frame, samples, probabilities, config, positive, resampling)
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
-        "split": {"name": part, "n_images": len(samples), "n_lesions": len(set(columns["lesion_groups"]))}
+        "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
         | ({} if split is None else {key: value for key, value in split.summary().items() if key != "dropped"}),
         "views": views,
         "precision": precision,
-        "temperature": float(model.config.temperature),
+        "temperature": float(config.temperature),
         "device": str(device),
         "prediction_seconds": round(seconds, 2),
         "images_per_second": round(len(samples) / seconds, 1),
         "environment": environment(),
     }
+    output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
     write_evaluation(output_dir, results, table, context)
     return output_dir, {**results, **context}
+
+
+def _predict(model: Ham10000ForImageClassification, loader: EvalLoader, views: int, precision: str) -> np.ndarray:
+    """Probabilities (N, K) of the rows of a loader."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, loader.device.type, dtype)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    return softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
+
+
+def _score(
+    frame: pd.DataFrame,
+    samples: Samples,
+    probabilities: np.ndarray,
+    config: Ham10000Config,
+    positive: str | None,
+    resampling: dict[str, Any],
+) -> tuple[JsonObject, pd.DataFrame]:
+    """The results of an evaluation and the table of its predictions."""
+    labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
+    groups = lesion_groups(lesion_ids, samples.image_ids)
+    columns: dict[str, Any] = {
+        "image_ids": samples.image_ids,
+        "lesion_groups": groups,
+        "labels": labels,
+        "probabilities": probabilities,
+        "label_names": config.label_names,
+    }
+    results = evaluate_predictions(**columns, positive=positive, **resampling)
+    malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
+    results["subgroups"] = subgroup_results(
+        frame, labels, probabilities, groups, malignant_ids=malignant_ids, **resampling
+    )
+    if config.class_prior is not None:
+        results["decisions"] = {}
+        for rule in RULES:
+            decided = decide(probabilities, config.class_prior, rule)
+            intervals = cluster_bootstrap(
+                labels, decided, groups, DECISION_METRICS, **resampling, label_names=config.label_names
+            )
+            results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
+    return results, predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)

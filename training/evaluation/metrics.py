@@ -1,18 +1,26 @@
-"""What a set of predictions is worth: the metrics of every results file, over scikit-learn."""
+"""The metrics of every results file, over scikit-learn."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.utils.files import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 N_CLASSES = len(LABELS)
-MELANOMA = LABELS.index("mel")
-# The class whose sensitivity has a row of its own, where a label set has it.
+# The class whose sensitivity has its own row, where a label set has it.
 DEFAULT_POSITIVE = "mel"
 SENSITIVITY = "sensitivity_at_95_specificity"
 ECE_BINS = 15
@@ -67,7 +75,7 @@ def headline_metrics(positive: str | None = DEFAULT_POSITIVE) -> tuple[str, ...]
 HEADLINE_METRICS = headline_metrics()
 
 
-def validate_labels(labels: Any, n_classes: int = N_CLASSES) -> np.ndarray:
+def validate_labels(labels: ArrayLike, n_classes: int = N_CLASSES) -> np.ndarray:
     """Checks class ids.
 
     Args:
@@ -87,11 +95,11 @@ def validate_labels(labels: Any, n_classes: int = N_CLASSES) -> np.ndarray:
         raise Ham10000Error(f"Expected whole numbers as class ids, got {array.dtype}.")
     wrong = np.flatnonzero((array < 0) | (array >= n_classes))
     if len(wrong):
-        raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} holds {array[wrong[0]]}.")
+        raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} is {array[wrong[0]]}.")
     return array.astype(np.int64)
 
 
-def validate_probabilities(probabilities: Any, n_rows: int, n_classes: int | None = None) -> np.ndarray:
+def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
     """Checks predicted probabilities.
 
     Args:
@@ -126,7 +134,7 @@ def validate_probabilities(probabilities: Any, n_rows: int, n_classes: int | Non
     return array
 
 
-def softmax(logits: Any) -> np.ndarray:
+def softmax(logits: ArrayLike) -> np.ndarray:
     """Softmax over the last axis in float64, whatever precision the logits came in.
 
     Args:
@@ -139,11 +147,9 @@ def softmax(logits: Any) -> np.ndarray:
         Ham10000Error: For logits that are not finite.
     """
     array = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(array).all():
-        rows = np.flatnonzero(~np.isfinite(array).all(axis=-1))
+    if len(rows := np.flatnonzero(~np.isfinite(array).all(axis=-1))):
         raise Ham10000Error(f"{len(rows)} row(s) of the logits are not finite, the first is row {rows[0]}.")
-    exponentials = np.exp(array - array.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return special.softmax(array, axis=-1)
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
@@ -189,6 +195,28 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_
     bins = confidence_bins(probabilities.max(axis=1), n_bins)
     gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
+    """The ECE that a perfectly calibrated model with these probabilities would show on average.
+
+    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
+    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
+
+    Args:
+        probabilities: Probabilities (N, 7).
+        n_draws: Simulated sets of labels.
+        seed: Seed of the simulation.
+
+    Returns:
+        The mean ECE over the draws.
+    """
+    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
+    last = probabilities.shape[1] - 1
+    draws = (
+        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
+    )
+    return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
 
 
 def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -238,8 +266,8 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
 
 
 def compute_metrics(
-    labels: Any, probabilities: Any, label_names: Sequence[str] = LABELS, positive: str | None = None
-) -> dict[str, Any]:
+    labels: ArrayLike, probabilities: ArrayLike, label_names: Sequence[str] = LABELS, positive: str | None = None
+) -> JsonObject:
     """All metrics of one set of predictions.
 
     Macro-F1 and balanced accuracy average the classes that have images, as scikit-learn's `f1_score(labels=present)`;
@@ -314,7 +342,7 @@ def compute_metrics(
     }
 
 
-def trainer_compute_metrics(eval_pred: Any) -> dict[str, float]:
+def trainer_compute_metrics(eval_pred: "EvalPrediction") -> dict[str, float]:
     """The headline metrics, as the `compute_metrics` argument of `transformers.Trainer`.
 
     Args:
@@ -358,32 +386,5 @@ class Ham10000Metrics(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> JsonObject:
         return compute_metrics(np.asarray(references), predictions)
-
-
-__all__ = [
-    "DEFAULT_POSITIVE",
-    "ECE_BINS",
-    "HEADLINE_METRICS",
-    "MELANOMA",
-    "METRIC_TITLES",
-    "NEGATIVES_PER_FALSE_POSITIVE",
-    "N_CLASSES",
-    "SENSITIVITY",
-    "Ham10000Metrics",
-    "brier_scores",
-    "calibration_gaps",
-    "choose_positive",
-    "compute_metrics",
-    "confidence_bins",
-    "expected_calibration_error",
-    "headline_metrics",
-    "negative_log_likelihoods",
-    "sensitivity_at_95_specificity",
-    "sensitivity_metric",
-    "softmax",
-    "trainer_compute_metrics",
-    "validate_labels",
-    "validate_probabilities",
-]

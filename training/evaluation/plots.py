@@ -1,13 +1,13 @@
 """Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -18,11 +18,13 @@ from matplotlib.ticker import MaxNLocator
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.metrics import ECE_BINS, confidence_bins, expected_calibration_error
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import defined
 
 # Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
 _BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
 _LARGEST_TITLE, _SMALLEST_TITLE = 12.0, 8.5
+_MARK: dict[str, Any] = {"linestyle": "none", "markersize": 7}
 # Opaque, because lines may pass behind it.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
 
@@ -82,7 +84,7 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
     axes.set_ylim(max(positions) + 0.6, min(positions) - 0.6)
 
 
-def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: str, shape: str, **options: Any) -> bool:
+def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, shape: str, **options: Any) -> bool:
     """Draws a point with its horizontal interval, as far as they are defined.
 
     Args:
@@ -112,8 +114,7 @@ def draw_interval(axes: Axes, value: dict[str, Any] | None, y: float, colour: st
 
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
     """A marker with a label, for a legend."""
-    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 7}
-    return Line2D([], [], color=colour, marker=shape, label=label, **(defaults | options))
+    return Line2D([], [], color=colour, marker=shape, label=label, **(_MARK | options))
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:
@@ -122,7 +123,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) ->
 
 
 def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """The confusion with the most images, in words."""
+    """The confusion with the most images, as text."""
     errors = confusion - np.diag(np.diag(confusion))
     if not errors.any():
         return "no image is misread"
@@ -131,7 +132,7 @@ def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
     return f"commonest error: {names[true]} read as {names[predicted]} ({count:,} of {support:,})"
 
 
-def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str], title: str | None = None) -> Path:
+def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], title: str | None = None) -> Path:
     """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
 
     Args:
@@ -162,8 +163,8 @@ def plot_confusion_matrix(metrics: dict[str, Any], path: str | os.PathLike[str],
     finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion, names)}"
     style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
     # Long names would run into each other side by side.
-    slanted: dict[str, Any] = {"rotation": 40, "ha": "right"} if max(map(len, names)) * len(names) > 60 else {}
-    axes.set_xticks(range(len(names)), names, **slanted)
+    slanted = max(map(len, names)) * len(names) > 60
+    axes.set_xticks(range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(names)), [f"{k} ({n[0]:,})" for k, n in zip(names, support, strict=True)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -192,17 +193,16 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     Returns:
         The destination.
     """
+    from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
+
     confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = confidence_bins(confidence)
     counts = np.bincount(bins, minlength=ECE_BINS)
     filled = counts > 0
     n = counts[filled]
     mean_confidence = np.bincount(bins, weights=confidence, minlength=ECE_BINS)[filled] / n
-    accuracy = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled] / n
-    z = 1.96
-    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-
+    right = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled]
+    accuracy, (low, high) = right / n, proportion_confint(right, n, method="wilson")
     gap = float(confidence.mean() - hits.mean())
     if abs(gap) < 0.01:
         finding = "Confidence matches accuracy on average"
@@ -215,7 +215,7 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     upper.errorbar(
         mean_confidence,
         accuracy,
-        yerr=[np.maximum(accuracy - (centre - half), 0), np.maximum(centre + half - accuracy, 0)],
+        yerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)],
         color=OKABE_ITO["blue"],
         marker="o",
         markersize=6,
@@ -235,25 +235,14 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     return save_figure(figure, path)
 
 
-def _column(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """One quantity over the epochs, NaN where a row lacks it."""
-    return np.array([math.nan if row.get(name) is None else float(row[name]) for row in history])
-
-
-def _lines(
-    axes: Axes, epochs: np.ndarray, history: Sequence[dict[str, Any]], series: Iterable[tuple[str, str, str, str]]
-) -> None:
+def _lines(axes: Axes, history: pd.DataFrame, series: Iterable[tuple[str, str, str, str]]) -> None:
     for name, label, colour, marker in series:
-        values = _column(history, name)
-        if not np.isnan(values).all():
-            axes.plot(
-                epochs, values, label=label, color=OKABE_ITO[colour], marker=marker, markersize=4.5, linewidth=1.8
-            )
+        if history[name].notna().any():
+            (line,) = axes.plot(history["epoch"], history[name], f"{marker}-", label=label, markersize=4.5)
+            line.set(color=OKABE_ITO[colour], linewidth=1.8)
 
 
-def plot_training_curves(
-    history: Sequence[dict[str, Any]], path: str | os.PathLike[str], kept: int | None = None
-) -> Path:
+def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[str], kept: int | None = None) -> Path:
     """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
 
     Args:
@@ -270,22 +259,25 @@ def plot_training_curves(
     """
     if not history:
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
-    epochs, macro_f1 = _column(history, "epoch"), _column(history, "validation_macro_f1")
-    figure = new_figure(8, 6)
-    has_scores = not np.isnan(macro_f1).all()
-    # A run that trained on validation has no scores: no empty panel for them.
-    top: list[Any] = ["loss", "score"] if has_scores else ["loss", "loss"]
-    panels = figure.subplot_mosaic([top, ["rate", "rate"]], height_ratios=[3, 1])
     losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
-    _lines(panels["loss"], epochs, history, losses)
     scores = (
         ("validation_macro_f1", "macro-F1", "blue", "o"),
         ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
     )
+    rates = (("learning_rate", "learning rate", "purple", "D"),)
+    columns = ["epoch", *(name for name, *_ in (*losses, *scores, *rates))]
+    table = pd.DataFrame(history, columns=columns).astype(float)
+    epochs, macro_f1 = table["epoch"], table["validation_macro_f1"]
+    figure = new_figure(8, 6)
+    has_scores = bool(macro_f1.notna().any())
+    # A run that trained on validation has no scores: no empty panel for them.
+    top = ("loss", "score" if has_scores else "loss")
+    panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
+    _lines(panels["loss"], table, losses)
     if has_scores:
-        _lines(panels["score"], epochs, history, scores)
+        _lines(panels["score"], table, scores)
         style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
-    _lines(panels["rate"], epochs, history, [("learning_rate", "learning rate", "purple", "D")])
+    _lines(panels["rate"], table, rates)
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)
@@ -309,7 +301,7 @@ def plot_training_curves(
     return save_figure(figure, path)
 
 
-def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
     """Draws recall and F1 of each class with their intervals.
 
     Args:
@@ -340,7 +332,7 @@ def plot_per_class(results: dict[str, Any], path: str | os.PathLike[str]) -> Pat
     return save_figure(figure, path)
 
 
-def _subgroup_finding(subgroups: dict[str, Any]) -> str:
+def _subgroup_finding(subgroups: JsonObject) -> str:
     """The largest difference between two groups, as text."""
     gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
     if not gaps:
@@ -353,7 +345,7 @@ def _subgroup_finding(subgroups: dict[str, Any]) -> str:
     return f"Malignant found: {rows[lowest]:.0%} {low}, {rows[highest]:.0%} {high}"
 
 
-def subgroup_name(field: str, row: dict[str, Any]) -> str:
+def subgroup_name(field: str, row: JsonObject) -> str:
     """A group of a field, with its counts, as the name of a row."""
     title = "age (years)" if field == "age" else plain(field)
     return f"{title}: {plain(row['group'])} ({row['n_malignant']:,} / {row['n_images']:,})"
@@ -365,13 +357,13 @@ def spaced_rows(fields: Sequence[str], gap: float) -> list[float]:
     return [row + gap * total for row, total in enumerate(itertools.accumulate(breaks))]
 
 
-def say_too_few(axes: Axes, y: float, row: dict[str, Any]) -> None:
+def say_too_few(axes: Axes, y: float, row: JsonObject) -> None:
     """Says why a group has no point."""
     reason = "too few malignant lesions" if row["n_malignant"] else "no malignant lesion"
     axes.text(0.01, y, reason, color=GREY, fontsize=9, va="center")
 
 
-def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
     """Draws sensitivity and specificity to malignancy of each group with their intervals.
 
     Args:
@@ -401,21 +393,3 @@ def plot_subgroups(subgroups: dict[str, Any], path: str | os.PathLike[str]) -> P
     ]
     legend_below(figure, handles)
     return save_figure(figure, path)
-
-
-__all__ = [
-    "draw_interval",
-    "legend_below",
-    "legend_point",
-    "name_rows",
-    "panels",
-    "plot_confusion_matrix",
-    "plot_per_class",
-    "plot_reliability",
-    "plot_subgroups",
-    "plot_training_curves",
-    "say_too_few",
-    "set_title",
-    "spaced_rows",
-    "subgroup_name",
-]

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import IntervalDict, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
     DEFAULT_POSITIVE,
     METRIC_TITLES,
@@ -20,15 +19,12 @@ from ham10000.training.evaluation.metrics import (
     validate_labels,
     validate_probabilities,
 )
-from ham10000.training.evaluation.plots import (
-    plot_confusion_matrix,
-    plot_per_class,
-    plot_reliability,
-    plot_subgroups,
-)
+from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_per_class, plot_reliability, plot_subgroups
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import (
+    JsonObject,
     atomic_write_text,
+    read_json,
     remove_leftovers,
     restore_cell,
     restore_mode,
@@ -62,7 +58,7 @@ def metric_title(name: str) -> str:
     return METRIC_TITLES.get(name, name if positive == name else f"{positive} sensitivity at 95 % specificity")
 
 
-def at_chance(results: dict[str, Any]) -> bool:
+def at_chance(results: JsonObject) -> bool:
     """Whether an evaluation does not tell a model from guessing, so that no gain over it means anything.
 
     The balanced accuracy of any guess that does not look at the image is, on average, 1 / classes with images.
@@ -72,7 +68,7 @@ def at_chance(results: dict[str, Any]) -> bool:
     return low is not None and low <= 1 / present
 
 
-def interval_metrics(results: dict[str, Any]) -> list[str]:
+def interval_metrics(results: JsonObject) -> list[str]:
     """The metrics of an evaluation that have an interval, in order."""
     return [name for name in results["intervals"] if name != "per_class"]
 
@@ -80,14 +76,14 @@ def interval_metrics(results: dict[str, Any]) -> list[str]:
 def evaluate_predictions(
     *,
     image_ids: Sequence[str],
-    lesion_groups: Sequence[Any],
+    lesion_groups: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
     positive: str | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
 
     Args:
@@ -102,10 +98,10 @@ def evaluate_predictions(
 
     Returns:
         `metrics` (see `compute_metrics`), `intervals` (headline name to estimate, low, high, n_defined; `per_class` to
-        label to recall and f1, likewise) and `bootstrap` (how they were made). Strict JSON as it stands.
+        label to recall and f1, in the same form) and `bootstrap` (how they were made). Strict JSON as it stands.
 
     Raises:
-        Ham10000Error: For lengths that differ, an image that is there twice, or fewer than two lesions.
+        Ham10000Error: For lengths that differ, a duplicated image, or fewer than two lesions.
     """
     if not len(image_ids) == len(lesion_groups) == len(labels):
         raise Ham10000Error(
@@ -115,7 +111,7 @@ def evaluate_predictions(
     ids = pd.Series(list(image_ids))
     if ids.duplicated().any():
         raise Ham10000Error(
-            f"Image {ids[ids.duplicated()].iloc[0]!r} is there twice ({int(ids.duplicated().sum())} repeated rows): "
+            f"Image {ids[ids.duplicated()].iloc[0]!r} is duplicated ({int(ids.duplicated().sum())} repeated rows): "
             "padded batches must be trimmed before the evaluation."
         )
     metrics = compute_metrics(labels, probabilities, label_names, positive)
@@ -155,13 +151,13 @@ def predictions_table(
     *,
     image_ids: Sequence[str],
     lesion_ids: Sequence[str],
-    lesion_groups: Sequence[Any],
+    lesion_groups: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
     metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The predictions as the table that `predictions.csv` holds.
+    """The predictions as the table of `predictions.csv`.
 
     Args:
         image_ids: Image ids (N,).
@@ -202,7 +198,7 @@ def predicted_labels(table: pd.DataFrame) -> list[str]:
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Reads a `predictions.csv` to the last bit, and the ids as they were before `files.escape_cell`.
+    """Reads a `predictions.csv` with every digit, and the ids as they were before `files.escape_cell`.
 
     Args:
         path: The file.
@@ -233,15 +229,15 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
 
 def write_evaluation(
     output_dir: str | os.PathLike[str],
-    results: dict[str, Any],
+    results: JsonObject,
     predictions: pd.DataFrame,
-    context: dict[str, Any] | None = None,
+    context: JsonObject | None = None,
 ) -> Path:
     """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
 
         output_dir/
         ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
-        ├── predictions.csv             one row per image, probabilities to the last bit
+        ├── predictions.csv             one row per image, probabilities with every digit
         └── figures/
             ├── confusion_matrix.png
             ├── reliability.png
@@ -291,7 +287,7 @@ def write_evaluation(
     return output_dir / last.name
 
 
-def _cell(interval: dict[str, Any]) -> str:
+def _cell(interval: IntervalDict) -> str:
     if interval["estimate"] is None:
         return "undefined"
     if interval["low"] is None:
@@ -299,7 +295,7 @@ def _cell(interval: dict[str, Any]) -> str:
     return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def format_results(results: dict[str, Any]) -> str:
+def format_results(results: JsonObject) -> str:
     """The results as a table for the terminal.
 
     Args:
@@ -342,18 +338,11 @@ def format_results(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-__all__ = [
-    "CONFIDENCE",
-    "DECISION_METRICS",
-    "METRIC_TITLES",
-    "SUMMARY_METRICS",
-    "at_chance",
-    "evaluate_predictions",
-    "format_results",
-    "interval_metrics",
-    "metric_title",
-    "predicted_labels",
-    "predictions_table",
-    "read_predictions",
-    "write_evaluation",
-]
+def published_baseline() -> JsonObject:
+    """The published image-only baseline this package grew out of.
+
+    Returns:
+        `name`, `source` (where the numbers come from), `protocol`, `leak` (share of its test images whose lesion is in
+        train) and `intervals` (metric to estimate, low, high: 95 %, images resampled).
+    """
+    return read_json(Path(__file__).with_name("published_baseline.json"))

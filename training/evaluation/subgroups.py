@@ -1,7 +1,6 @@
 """Results by age band, sex, site and photographs: a mean can hide a group in which malignancies are missed."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
 from ham10000.training.evaluation.metrics import validate_labels, validate_probabilities
+from ham10000.training.utils.files import JsonObject
 
 # With fewer malignant lesions a sensitivity is an anecdote: at ten its 95 % interval is still 0.4 to 0.6 wide.
 MIN_MALIGNANT_LESIONS = 10
@@ -41,7 +41,7 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         metadata: Columns age (years, NaN where missing), sex and localization (`"unknown"` where missing); optionally
-            photographs, how many of the row's lesion the whole dataset holds.
+            photographs, how many of the row's lesion the whole dataset contains.
 
     Returns:
         Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
@@ -69,7 +69,7 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
             raise Ham10000Error(f"photographs must be whole numbers (int), got {photographs.dtype}.")
         if (photographs < 1).any():
             row = int(np.flatnonzero(photographs < 1)[0])
-            raise Ham10000Error(f"photographs must be at least 1; row {row} holds {photographs[row]}.")
+            raise Ham10000Error(f"photographs must be at least 1; row {row} is {photographs[row]}.")
         names = np.array(FIELDS["photographs"], dtype=object)
         groups["photographs"] = names[np.minimum(photographs, len(names)) - 1]
     return groups
@@ -85,7 +85,7 @@ def subgroup_results(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Accuracy, and sensitivity and specificity to malignancy, in every subgroup, with lesion-clustered intervals.
 
     An image counts as called malignant when its most probable class is malignant, whichever of them. Without malignant
@@ -126,8 +126,8 @@ def subgroup_results(
         "malignant_sensitivity": (called & malignant, malignant),
         "malignant_specificity": (~called & ~malignant, ~malignant),
     }
-    fields: dict[str, list[dict[str, Any]]] = {}
-    gaps: dict[str, dict[str, Any] | None] = {}
+    fields: dict[str, list[JsonObject]] = {}
+    gaps: dict[str, JsonObject | None] = {}
     for field in groups.columns:
         rows, sensitivities = [], {}
         for name in FIELDS[field]:
@@ -137,7 +137,7 @@ def subgroup_results(
             values = {
                 statistic: _ratio(weights, *(part & members for part in ratios[statistic])) for statistic in statistics
             }
-            row: dict[str, Any] = {
+            row: JsonObject = {
                 "group": name,
                 "n_images": int(members.sum()),
                 "n_lesions": len(np.unique(weights.index[members])),
@@ -166,13 +166,10 @@ def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarr
     return (float(numerator.sum() / denominator.sum()) if denominator.any() else float("nan")), values
 
 
-def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]], confidence: float) -> dict[str, Any] | None:
+def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]], confidence: float) -> JsonObject | None:
     if len(sensitivities) < 2:
         return None
     ordered = sorted(sensitivities, key=lambda name: sensitivities[name][0])
     (low, low_values), (high, high_values) = sensitivities[ordered[0]], sensitivities[ordered[-1]]
     difference = percentile_interval(high - low, high_values - low_values, confidence)
     return {"lowest": ordered[0], "highest": ordered[-1], "difference": difference.as_dict()}
-
-
-__all__ = ["FIELDS", "MIN_MALIGNANT_LESIONS", "STATISTICS", "assign_groups", "subgroup_results"]

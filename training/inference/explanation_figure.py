@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,9 +16,8 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.inference.explanation import Explanation
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, Explanation, MetadataEffect, MetadataEffects
 from ham10000.training.inference.inputs import Sample
-from ham10000.training.inference.metadata_effects import ALL_FIELDS, UNKNOWN, MetadataEffect, MetadataEffects
 from ham10000.training.inference.output import DISCLAIMER, points, shown_name
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
 
@@ -199,8 +197,8 @@ def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
     for index, label in enumerate(effects.labels):
         colour, marker = _STYLES.get(label) or next(spare)[::-1]
-        options: dict[str, Any] = {"marker": marker, "color": OKABE_ITO[colour], "markersize": 4, "linewidth": 1.6}
-        axes.plot(ages, table[:, index], label=plain(label), **options)
+        values, name = table[:, index], plain(label)
+        axes.plot(ages, values, label=name, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
@@ -293,6 +291,3 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
         if figure.resolve() in images:
             raise Ham10000Error(f"--explain would overwrite the image {str(figure)!r}; give another folder.")
     return paths
-
-
-__all__ = ["FIGURE_SUFFIXES", "explanation_paths", "overlay_heatmap", "plot_explanation"]

@@ -34,7 +34,7 @@ def optimize_for_inference(
         model: The model, in evaluation mode, on any device.
         precision: `fp32`; `bf16`; or `auto`, which is bf16 where the hardware computes it natively, else fp32.
         backend: `torch`, or `openvino`, which computes the backbone faster on a CPU once it is converted; that takes
-            seconds, so it is for thousands of pictures.
+            seconds, so it is for thousands of images.
         example: (batch, 3, height, width) pixel values on the model's device, on which the folded backbone is compared
             with the original; where they differ nothing is folded. By default noise of the pretraining's size.
 
@@ -77,17 +77,17 @@ def optimize_for_inference(
     return fast
 
 
-def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.Module]]:
     """The pairs in which a batch norm reads what a convolution wrote, and nobody else does; found by running it."""
-    written: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    written: dict[int, tuple[nn.Module, torch.Tensor]] = {}
+    pairs: list[tuple[nn.Module, nn.Module]] = []
     uses: dict[nn.Module, int] = {}
 
-    def after_convolution(module: Any, _: Any, output: torch.Tensor) -> None:
+    def after_convolution(module: nn.Module, _: object, output: torch.Tensor) -> None:
         written[id(output)] = (module, output)  # holding the output keeps its id its own
         uses[module] = uses.get(module, 0) + 1
 
-    def before_norm(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    def before_norm(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         uses[module] = uses.get(module, 0) + 1
         if id(inputs[0]) in written:
             pairs.append((written[id(inputs[0])][0], module))
@@ -106,8 +106,10 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
     return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(convolution: nn.Module, norm: nn.Module) -> None:
     """Moves a norm into the convolution before it; what else the norm does (timm's act after norm) stays."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     fused = fuse_conv_bn_eval(convolution, norm)
     convolution.weight, convolution.bias = fused.weight, fused.bias
     norm.__class__ = _identity_class(type(norm))
@@ -116,7 +118,7 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def _identity_class(norm: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
     """The same module without the normalisation: timm's variants drop out and activate after it."""
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
         for name in ("drop", "act"):
             if (module := getattr(self, name, None)) is not None:
                 x = module(x)
@@ -128,7 +130,7 @@ def _identity_class(norm: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 class OpenVinoBackbone(nn.Module):
     """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO.
 
-    The network is traced once, for any batch size and for pictures of any size it takes. It cannot be trained or moved
+    The network is traced once, for any batch size and for images of any size it takes. It cannot be trained or moved
     to another device.
 
     Args:
@@ -140,7 +142,7 @@ class OpenVinoBackbone(nn.Module):
         Ham10000Error: If OpenVINO is not installed, the backbone is not on the CPU, or it cannot be converted.
     """
 
-    def __init__(self, backbone: Any, precision: str, example: torch.Tensor):
+    def __init__(self, backbone: nn.Module, precision: str, example: torch.Tensor):
         super().__init__()
         try:
             import openvino
@@ -162,6 +164,3 @@ class OpenVinoBackbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, 3, height, width) float32 to (batch, features) float32."""
         return torch.from_numpy(self.compiled(pixel_values.contiguous().numpy())[0].copy())
-
-
-__all__ = ["BACKENDS", "PRECISIONS", "optimize_for_inference"]

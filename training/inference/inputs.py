@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
 from ham10000.training.utils.columns import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
-from ham10000.training.utils.image_files import IMAGE_SUFFIXES, comparable, files_below
+from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_below
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Sample:
         image: The file; None for a metadata-only checkpoint.
         metadata: Raw values by field; None where nothing is known, or the checkpoint reads none.
         origin: Source of the metadata, for messages.
-        warning: Why its prediction is worth nothing, such as an image unlike those of HAM10000; None for no reason.
+        warning: Why its prediction is worth nothing, such as an image unlike the training data; None for no reason.
     """
 
     name: str | None
@@ -245,13 +245,3 @@ def _check_metadata(sample: Sample, processor: Ham10000Processor, unknown_values
 def _text(path: Path) -> str:
     """A path as text that can be written: file names are bytes, and some are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MetadataTable",
-    "Sample",
-    "collect_samples",
-    "find_images",
-    "read_metadata",
-]

@@ -7,9 +7,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from safetensors import SafetensorError
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -31,7 +35,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known about a checkpoint's probabilities.
+    """The calibration of a checkpoint's probabilities, as far as it was measured.
 
     Attributes:
         temperature: The logits are divided by it; 1 where none was fitted.
@@ -54,13 +58,13 @@ class Calibration:
 
 
 def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
-    """What `load_checkpoint` found about a model's probabilities; of a model made otherwise its temperature alone."""
+    """The calibration that `load_checkpoint` found; for any other model its temperature alone."""
     return getattr(model, "calibration", None) or Calibration(float(model.config.temperature))
 
 
 def _read_calibration(checkpoint: str, revision: str | None, temperature: float) -> Calibration:
     """From `eval_results.json` and `train_config.json`, which a checkpoint need not have."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for name in (RunFile.EVALUATION, RunFile.TRAINING):
         # A missing or damaged record is no reason not to predict: the claim is left out.
         with contextlib.suppress(Ham10000Error, HfHubHTTPError, OSError):
@@ -136,7 +140,7 @@ def load_checkpoint(
     if is_folder and revision is not None:
         raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
     if is_folder and not (folder / "config.json").is_file():
-        raise Ham10000Error(f"The folder {name!r} holds no config.json; expected the output_dir of a training run.")
+        raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
     if folder.is_file():
         raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
@@ -220,8 +224,8 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
 def predict(
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    images: Sequence[Any] | None = None,
-    metadata: Sequence[Mapping[str, Any]] | None = None,
+    images: Sequence[object] | None = None,
+    metadata: Sequence[Mapping[str, object]] | None = None,
     batch_size: int = 32,
     *,
     unknown_values: str = "error",
@@ -276,14 +280,17 @@ def predict(
 
 
 def _batches(
-    images: Sequence[Any], parts: Sequence[slice], model: Ham10000ForImageClassification, processor: Ham10000Processor
+    images: Sequence[object],
+    parts: Sequence[slice],
+    model: Ham10000ForImageClassification,
+    processor: Ham10000Processor,
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
     A GPU computes while the next part is decoded. A CPU does not: the threads of a convolution wait for the slowest,
     so one that shares its core with a decoder delays them all.
     """
-    image_processor: Any = processor.image_processor
+    image_processor = processor.image_processor
 
     def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
         stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
@@ -318,8 +325,8 @@ def predict_logits(
     model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
-    accelerator: Any = None,
-    autocast: Callable[[], Any] = contextlib.nullcontext,
+    accelerator: "Accelerator | None" = None,
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
@@ -358,22 +365,9 @@ def predict_logits(
     logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
-    # Ranks hold rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
+    # Ranks have rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
     rows, world_size = len(loader.samples), accelerator.num_processes
     padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
     padded[: len(logits)] = logits
     gathered = accelerator.gather(padded).view(world_size, *padded.shape)
     return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
-
-
-__all__ = [
-    "Calibration",
-    "SHIPPED_CHECKPOINTS",
-    "VIEWS",
-    "calibration_of",
-    "choose_device",
-    "load_checkpoint",
-    "predict",
-    "predict_logits",
-    "shipped_checkpoint",
-]

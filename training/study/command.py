@@ -21,10 +21,17 @@ from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.run_folder import only_writer
 from ham10000.training.study.config import StudyConfig, read_study_config
-from ham10000.training.study.predictions import read_predictions
+from ham10000.training.study.predictions import read_logits
 from ham10000.training.study.report import comparison_sentence, lead
 from ham10000.training.study.runs import ImageRun, locate_runs
-from ham10000.training.study.steps import complete_predictions, read_metadata, release, report, train_runs
+from ham10000.training.study.steps import (
+    complete_predictions,
+    read_answer,
+    read_metadata,
+    release,
+    report,
+    train_runs,
+)
 from ham10000.training.train import build_accelerator, load_configured, quiet_libraries
 from ham10000.training.utils.cli import run_cli
 
@@ -64,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="train these runs and no more, such as lesion-grouped/image-seed0-fold1: several machines or processes "
         "can share a study",
     )
+    parser.add_argument(
+        "--tables",
+        metavar="DIR",
+        help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper",
+    )
     parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
     return parser
 
@@ -89,6 +101,8 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, StudyConfig, T
             )
     if options.predictions and (options.step != "report" or options.runs):
         raise Ham10000Error("--predictions is for `ham10000-study report`, without --runs.")
+    if options.tables and (options.only or options.step not in (None, "report")):
+        raise Ham10000Error("--tables is for `ham10000-study report`; leave it out of the other steps.")
     if options.only and options.step not in (None, "train"):
         raise Ham10000Error("--only names runs to train; leave it out of `report` and `release`.")
     study = read_study_config(options.config)
@@ -114,21 +128,26 @@ def main(argv: Sequence[str]) -> None:
             return
         if options.predictions:
             recipe: dict[str, Any] | None = None
-            predictions = read_predictions([options.predictions])
+            predictions = read_logits([options.predictions])
         else:
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
             names = [Path(options.config).name, "--data", Path(base.data).name]
             made_by = shlex.join(["ham10000-study", "release", "--config", *names])
-            for folder in release(predictions, frame, study, base, directory / "release", accelerator, made_by):
+            to = directory / "release"
+            for folder in release(
+                predictions, frame, study, base, to, accelerator, made_by=made_by, answer=read_answer(directory)
+            ):
                 print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:
-            found = report(predictions, frame, study, recipe, directory)
+            found = report(predictions, frame, study, recipe, directory, options.tables)
             for comparison in lead(found)["comparisons"]:
                 print(comparison_sentence(comparison, found))
             print(f"Saved     {directory / 'study.md'}, study.json, predictions.parquet and figures/")
+            if options.tables:
+                print(f"Saved     tables and figures for a paper in {options.tables}")
 
 
 def _chosen(places: Mapping[ImageRun, Path], only: Sequence[str]) -> dict[ImageRun, Path]:

@@ -10,8 +10,7 @@ import yaml
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.data.split import PROTOCOLS
-from ham10000.training.evaluation.conformal import COVERAGES
-from ham10000.training.evaluation.decision import RULES
+from ham10000.training.evaluation.decision import COVERAGES, RULES
 from ham10000.training.study.heads import HEAD_VARIANTS, HeadSettings
 
 VARIANTS = ("image", *HEAD_VARIANTS)

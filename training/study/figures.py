@@ -313,12 +313,13 @@ DRAW: dict[str, Callable[[Study], Figure]] = {
 }
 
 
-def plot_study(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
+def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png") -> list[Path]:
     """Draws every figure of the report.
 
     Args:
         study: Content of study.json.
         folder: Receives `results.png` and the like; made where it does not exist.
+        suffix: Names the format, such as `.pdf`.
 
     Returns:
         The files written, in the order of the report.
@@ -327,7 +328,7 @@ def plot_study(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         Ham10000Error: For a study of another format, or without a protocol.
     """
     report.check_study(study)
-    return [save_figure(draw(study), Path(folder, f"{name}.png")) for name, draw in DRAW.items()]
+    return [save_figure(draw(study), Path(folder, f"{name}{suffix}")) for name, draw in DRAW.items()]
 
 
 __all__ = ["DRAW", "plot_study"]

@@ -77,7 +77,7 @@ def write_predictions(
         predictions.to_parquet(temporary, index=False, compression="zstd")
 
 
-def read_predictions(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str], Predictions]:
+def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str], Predictions]:
     """Reads and checks one table, or the tables of several runs.
 
     Args:
@@ -189,4 +189,4 @@ def _check_same(where: str, first: str, expected: Predictions, variant: str, val
         )
 
 
-__all__ = ["LOGIT", "Predictions", "read_predictions", "write_predictions"]
+__all__ = ["LOGIT", "Predictions", "read_logits", "write_predictions"]

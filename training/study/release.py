@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000ForImageClassification, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.evaluation.conformal import fit_thresholds
+from ham10000.training.evaluation.decision import fit_thresholds
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
 from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint
@@ -56,7 +56,14 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
 
 
 def write_release(
-    variants: Mapping[str, CrossFitted], inputs: Inputs, run: Path, folder: Path, data: str, made_by: str
+    variants: Mapping[str, CrossFitted],
+    inputs: Inputs,
+    run: Path,
+    folder: Path,
+    *,
+    data: str,
+    made_by: str,
+    answer: Sequence[str],
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
@@ -67,6 +74,7 @@ def write_release(
         folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
         data: Name of the data, for the record.
         made_by: The command, for the card.
+        answer: The study's answer, for the cards: each repeats it word for word.
 
     Returns:
         The folders.
@@ -96,7 +104,7 @@ def write_release(
         directory = folder / f"ham10000-{variant}"
         save_checkpoint(directory, model, processor, dtype="float16")
         _describe(directory, run, model, study, variant, made_by)
-        _write_results(directory, run, fitted, inputs, data)
+        _write_results(directory, run, fitted, inputs, {"data": Path(data).name, "study": {"answer": list(answer)}})
         folders.append(directory)
     return folders
 
@@ -121,7 +129,9 @@ def _describe(
     atomic_write_json(directory / RunFile.TRAINING, training)
 
 
-def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, data: str) -> None:
+def _write_results(
+    directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: Mapping[str, object]
+) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions, probabilities = fitted.predictions, fitted.probabilities[0]
     columns: dict[str, Any] = {
@@ -137,7 +147,7 @@ def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inpu
     split = read_json(run / RunFile.SPLIT_RECORD)
     context = {
         "checkpoint": directory.name,
-        "data": Path(data).name,
+        **told,
         "estimated_by": ESTIMATED_BY,
         "split": {
             "name": ESTIMATED_BY,

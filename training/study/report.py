@@ -10,10 +10,9 @@ from typing import Any, TypedDict
 import jinja2
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, Ham10000Error
-from ham10000.training.evaluation.report import METRIC_TITLES, SUMMARY_METRICS
+from ham10000.training.evaluation.report import METRIC_TITLES, SUMMARY_METRICS, published_baseline
 from ham10000.training.study.analysis import Comparison, ProtocolResult, malignant_classes
 from ham10000.training.utils import markdown_text as md
-from ham10000.training.utils.published import published_baseline
 
 STUDY_FORMAT = 2
 TITLES = METRIC_TITLES | {"auroc_macro": "AUROC", "ece": "ECE", "nll": "NLL (nats)"}

@@ -7,8 +7,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
-from ham10000.training.evaluation.calibration import bias_corrected_interval
+from ham10000.training.evaluation.bootstrap import (
+    bias_corrected_interval,
+    bootstrap_distribution,
+    cluster_weights,
+    percentile_interval,
+)
 
 CONFIDENCE = 0.95
 

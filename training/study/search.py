@@ -46,10 +46,14 @@ from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_frames, open_images
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import apply_split, class_weights, lesion_groups, load_split
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
+from ham10000.training.evaluation.bootstrap import (
+    AVERAGE_PRECISION,
+    bootstrap_distribution,
+    cluster_weights,
+    percentile_interval,
+)
 from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.metrics import softmax
-from ham10000.training.evaluation.weighted_metrics import AVERAGE_PRECISION
 from ham10000.training.inference.prediction import VIEWS, load_checkpoint, predict_logits
 from ham10000.training.losses import answered_prior
 from ham10000.training.run_folder import RunFile, training_states

@@ -9,7 +9,7 @@ import torch
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
-from ham10000.training.inference.metadata_effects import SWEEP_AGES
+from ham10000.training.inference.explanation import SWEEP_AGES
 from ham10000.training.study.crossfit import CrossFitted
 from ham10000.training.study.resampling import Bootstrap, Estimate, Sample
 

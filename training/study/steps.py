@@ -22,10 +22,11 @@ from ham10000.training.study.config import StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
 from ham10000.training.study.figures import plot_study
 from ham10000.training.study.heads import HEAD_VARIANTS
-from ham10000.training.study.predictions import Predictions, read_predictions, write_predictions
+from ham10000.training.study.predictions import Predictions, read_logits, write_predictions
 from ham10000.training.study.release import train_on_all, write_release
-from ham10000.training.study.report import STUDY_FORMAT, Study, study_markdown
+from ham10000.training.study.report import STUDY_FORMAT, Study, short_answer, study_markdown
 from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, out_of_fold
+from ham10000.training.study.tables import write_study_tables
 from ham10000.training.train import load_configured, train
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
@@ -153,6 +154,7 @@ def report(
     study: StudyConfig,
     recipe: Mapping[str, Any] | None,
     directory: Path,
+    tables: str | None = None,
 ) -> Study:
     """Fits, calibrates and analyses, and writes predictions.parquet, study.json, study.md and figures/.
 
@@ -162,6 +164,7 @@ def report(
         study: The study.
         recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
         directory: Receives the files.
+        tables: Folder for csv, LaTeX, PDF and SVG files of the same, for a paper.
 
     Returns:
         The content of study.json.
@@ -178,6 +181,7 @@ def report(
         "protocols": {},
     }
     table: dict[tuple[str, str], Predictions] = {}
+    fitted_lead: dict[str, CrossFitted] = {}
     for name in study.protocols:
         if (name, "image") not in predictions:
             print(f"note: no predictions of {name}; it is left out")
@@ -187,12 +191,15 @@ def report(
         variants, inputs = fit_protocol(image, frame, study, with_heads=image is lead)
         table |= {(name, variant): fitted.predictions for variant, fitted in variants.items()}
         found["protocols"][name] = analyse_protocol(variants, inputs)
+        fitted_lead = fitted_lead or variants
     # First what took minutes; the rest is rendered from it.
     directory.mkdir(parents=True, exist_ok=True)
     write_predictions(directory / "predictions.parquet", table)
     atomic_write_json(directory / "study.json", found)
     plot_study(found, directory / "figures")
     atomic_write_text(directory / "study.md", study_markdown(found))
+    if tables is not None:
+        write_study_tables(found, fitted_lead, tables)
     return found
 
 
@@ -203,7 +210,9 @@ def release(
     base: TrainConfig,
     folder: Path,
     accelerator: Accelerator,
+    *,
     made_by: str,
+    answer: Sequence[str],
 ) -> list[Path]:
     """Trains the image model on all images and writes the three checkpoints to publish.
 
@@ -215,6 +224,7 @@ def release(
         folder: Receives the checkpoints.
         accelerator: Serves the run.
         made_by: The command, for the cards.
+        answer: Result of `read_answer`, for the cards.
 
     Returns:
         The folders of the checkpoints.
@@ -227,7 +237,21 @@ def release(
     if not accelerator.is_main_process:
         return []
     variants, inputs = fit_protocol(image, frame, study, with_heads=True)
-    return write_release(variants, inputs, run, folder, base.data, made_by)
+    return write_release(variants, inputs, run, folder, data=base.data, made_by=made_by, answer=answer)
+
+
+def read_answer(directory: Path) -> list[str]:
+    """The statements at the top of a study's report, as plain text.
+
+    Raises:
+        Ham10000Error: If the study has not been reported, or by another version.
+    """
+    path = directory / "study.json"
+    if not path.is_file():
+        raise Ham10000Error(
+            f"{str(path)!r} does not exist, and the cards repeat its answer: run `ham10000-study report` first."
+        )
+    return [paragraph.replace("**", "") for paragraph in short_answer(read_json(path))]
 
 
 def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
@@ -303,7 +327,7 @@ def complete_predictions(
             data = data or load_configured(base)[0]
             path = out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
         files.append(path)
-    return read_predictions(files), recipe
+    return read_logits(files), recipe
 
 
 __all__ = ["complete_predictions", "fit_protocol", "lead_image", "read_metadata", "release", "report", "train_runs"]

@@ -1,4 +1,4 @@
-"""What command lines share: errors as one message, signals between two steps, and a lost process of a run."""
+"""Shared by command lines: errors as one message, signals between two steps, and a lost process of a run."""
 
 import argparse
 import errno
@@ -141,7 +141,7 @@ def noted_signals() -> Iterator[Callable[[], int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(signum: int, _: Any) -> None:
+    def note(signum: int, _: object) -> None:
         nonlocal first
         if not received:
             first = time.monotonic()
@@ -184,14 +184,3 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
             f"state is untouched; continue with --resume --output_dir {output_dir}, with the same number of processes "
             "or another one."
         ) from error
-
-
-__all__ = [
-    "DISCLAIMER",
-    "Interrupted",
-    "add_debug_argument",
-    "lost_processes_explained",
-    "noted_signals",
-    "progress_bar",
-    "run_cli",
-]

@@ -204,7 +204,7 @@ def match_columns(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a user says about a source whose columns and labels are not HAM10000's.
+    """Options for a source whose columns and labels are not HAM10000's.
 
     Attributes:
         columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.
@@ -269,22 +269,3 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def data_options(arguments: argparse.Namespace) -> DataOptions:
     """The options of a parser with `add_data_arguments`."""
     return DataOptions.from_texts(arguments.columns, arguments.labels, arguments.label_map, arguments.group_by)
-
-
-__all__ = [
-    "COLUMNS_HELP",
-    "GROUP_BY_HELP",
-    "LABELS_HELP",
-    "LABEL_MAP_HELP",
-    "SITES",
-    "SYNONYMS",
-    "DataOptions",
-    "add_data_arguments",
-    "candidates",
-    "data_options",
-    "match_columns",
-    "read_rows",
-    "read_value",
-    "spelled",
-    "spelling_notes",
-]

@@ -30,7 +30,7 @@ def plain(text: object) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with a canvas of its own, so that no global pyplot state is touched.
+    """An empty figure with its own canvas, so that no global pyplot state is touched.
 
     Args:
         width: Width in inches; 8 stays readable when shown 800 pixels wide.
@@ -84,6 +84,3 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         metadata = {"Software": None} if temporary.suffix == ".png" else None
         figure.savefig(temporary, dpi=_DPI, metadata=metadata)
     return Path(path)
-
-
-__all__ = ["GREY", "OKABE_ITO", "new_figure", "plain", "save_figure", "style_axes"]

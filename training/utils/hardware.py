@@ -8,13 +8,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.utils.files import JsonObject
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
 # From malloc.h.
@@ -70,7 +70,7 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> JsonObject | None:
     """Commit of the checkout this package runs from.
 
     Returns:
@@ -91,7 +91,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Describes the software and the machine of this process at the time of the call.
 
     Returns:
@@ -164,7 +164,7 @@ def keep_strided_depthwise_fp32(model: nn.Module) -> int:
 
 
 def _fp32_class(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return convolution.forward(self, x.float())
 
@@ -195,17 +195,3 @@ def release_freed_memory() -> None:
     """Gives what was kept back to the system, between two runs of one process; does nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-__all__ = [
-    "cpu_model",
-    "environment",
-    "git_state",
-    "keep_freed_memory",
-    "keep_strided_depthwise_fp32",
-    "peak_cuda_mib",
-    "peak_rss_mib",
-    "release_freed_memory",
-    "reset_peak_memory",
-    "resolve_precision",
-]

@@ -55,11 +55,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str | 
     return "\n".join(lines) if rows else ""
 
 
-def details(summary: str, body: str) -> str:
-    """A part that is shown on a click, or nothing."""
-    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>" if body else ""
-
-
 def bullets(items: Iterable[str]) -> str:
     """A list of the items that are not empty."""
     return "\n".join(f"- {item}" for item in items if item)
@@ -137,14 +132,6 @@ def interval(value: Mapping[str, float | None] | None, *, signed: bool = False, 
     return text + bounds(value, signed=signed, shares=shares)
 
 
-def over_seeds(value: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
-    """`mean ± SD [low, high]`, without what is undefined (the SD of one seed, for one)."""
-    if value is None or not defined(value.get("mean")):
-        return ABSENT
-    spread = f"{NO_BREAK}±{NO_BREAK}{value['sd']:.3f}" if defined(value.get("sd")) else ""
-    return decimal(value["mean"], signed=signed) + spread + bounds(value, signed=signed)
-
-
 def leaves_out_zero(value: Mapping[str, float | None] | None) -> bool | None:
     """Whether an interval lies on one side of 0; None where it has no bounds."""
     low, high = (None, None) if value is None else (value.get("low"), value.get("high"))
@@ -159,13 +146,11 @@ __all__ = [
     "code",
     "decimal",
     "defined",
-    "details",
     "escape",
     "fence",
     "interval",
     "join",
     "leaves_out_zero",
-    "over_seeds",
     "p_phrase",
     "p_text",
     "percent",

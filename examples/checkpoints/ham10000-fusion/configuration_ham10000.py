@@ -1,11 +1,17 @@
 """Configuration of the HAM10000 models: what the inputs and the outputs mean, saved with the weights."""
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, __version__
+from transformers.utils import logging
+
+# Below transformers' own logger, so that its verbosity holds here too.
+logger = logging.get_logger(f"transformers.{__name__}")
 
 # The default label set. Class ids are alphabetical; the order is part of every checkpoint and of every results file.
 LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -67,6 +73,20 @@ class Ham10000Error(ValueError):
     """
 
 
+def find_misspelt(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Names the unknown keys of a saved file that look like a known one, and that one; keys of libraries do not.
+
+    Args:
+        unknown: Keys that were read and mean nothing here.
+        known: Keys that have a meaning.
+
+    Returns:
+        Text such as `'temprature' (is 'temperature' meant?)`, empty where there are none.
+    """
+    pairs = ((key, difflib.get_close_matches(key, known, n=1, cutoff=0.8)) for key in unknown)
+    return ", ".join(f"{key!r} (is {close[0]!r} meant?)" for key, close in pairs if close)
+
+
 def _whole_numbers(name: str, ids: Any) -> list[int]:
     """Class ids as numbers; JSON's keys, and transformers' own example scripts, have strings of digits."""
     numbers = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in ids]
@@ -84,7 +104,8 @@ class Ham10000Config(PreTrainedConfig):
     """Configuration of `Ham10000ForImageClassification`, all three variants.
 
     Wrong values and misspelled arguments are errors. Label order, metadata schema and calibration travel with the
-    weights. Keys that a library has saved, such as `quantization_config`, are kept as they are.
+    weights. Keys that a library has saved, such as `quantization_config`, are kept as they are; one that looks like a
+    misspelled field gives a warning.
 
     Args:
         modality: `"image"`, `"metadata"` or `"fusion"`.
@@ -156,9 +177,11 @@ class Ham10000Config(PreTrainedConfig):
         # transformers writes its version into whatever it saves, and so does `from_dict` below. Saved keys are a
         # library's business, of this release or the next; what somebody types is checked.
         unknown = sorted(key for key in kwargs if not (hasattr(type(self), key) or hasattr(type(self), f"_{key}")))
+        known = sorted(Ham10000Config.__annotations__)
         if unknown and self.transformers_version is None:
-            known = ", ".join(sorted(Ham10000Config.__annotations__))
-            raise Ham10000Error(f"Unknown Ham10000Config key(s) {unknown}. Known keys: {known}.")
+            raise Ham10000Error(f"Unknown Ham10000Config key(s) {unknown}. Known keys: {', '.join(known)}.")
+        if misspelt := find_misspelt(unknown, known):
+            logger.warning_once(f"config.json has keys that change nothing: {misspelt}.")
         self._fill_label_maps(kwargs.pop("num_labels", None))
         super().__post_init__(**kwargs)
 

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 from transformers import Pipeline
+from transformers.utils import logging
 
 from .configuration_ham10000 import METADATA_FIELDS, Ham10000Error
 
 PIPELINE_TASK = "image-metadata-classification"
 _KEYS = ("image", *METADATA_FIELDS)
+logger = logging.get_logger(__name__)
 
 
 class _Numbered(NamedTuple):
@@ -51,7 +53,7 @@ class Ham10000Pipeline(Pipeline):
 
     A call returns, for one dict, a list of `{"label": str, "score": float}` with the highest score first; for a list,
     a list of those; for an iterator or a dataset, an iterator of those. Scores are calibrated by the checkpoint's
-    temperature and sum to one over the labels of the config.
+    temperature and sum to one over the labels of the config. An image unlike the training data is logged as a warning.
 
     Raises:
         Ham10000Error: For bad input, naming the input by its position, and for unknown or wrong parameters.
@@ -132,13 +134,13 @@ class Ham10000Pipeline(Pipeline):
         if isinstance(input_, _Numbered):
             name, row = f"Input {input_.number}", input_.row
         try:
-            return self._encode(row, unknown_values)
+            return self._encode(name, row, unknown_values)
         # Not Ham10000Error: loaded from a folder, the processor raises a class of that name from another module.
         except ValueError as error:
             # The processor only ever sees one row.
             raise Ham10000Error(f"{name}: {str(error).removeprefix('Metadata row 0: ')}") from error
 
-    def _encode(self, row: Any, unknown_values: str) -> dict[str, Any]:
+    def _encode(self, name: str, row: Any, unknown_values: str) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             raise Ham10000Error(
                 f'expected a dict such as {{"image": "lesion.jpg", "age": 60}}, got {type(row).__name__}. '
@@ -155,6 +157,8 @@ class Ham10000Pipeline(Pipeline):
         if modality == "image" and given:
             keys = ", ".join(map(repr, given))
             raise Ham10000Error(f"this checkpoint is image-only and reads nothing but 'image'; leave {keys} out.")
+        if image is not None and (warning := self.processor.image_processor.unlike_training(image)):
+            logger.warning(f"{name}: {warning}")
         # The picture in a list, as otherwise a list of pictures would pass for one.
         images = None if image is None else [image]
         metadata = None if modality == "image" else given

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .configuration_ham10000 import Ham10000Error
+from .configuration_ham10000 import Ham10000Error, find_misspelt
+from .image_statistics_ham10000 import ImageStatistics, check_image_statistics, unlike_warning
 
 # What torch resizes as Pillow does, by the number of Pillow's filter.
 _TORCH_MODES = {2: "bilinear", 3: "bicubic"}
-_LIBRARY_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+_SETTINGS = ("size", "resample", "image_mean", "image_std", "resizer", "image_statistics")
 _RESAMPLES = {int(method): method for method in Image.Resampling}
 # Raster formats only: Pillow hands EPS files, whatever their name, to Ghostscript, which runs the program in them.
 Image.init()  # loads the plugins, of which a build of Pillow may lack some
@@ -141,9 +142,12 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         image_std: Standard deviation of each RGB channel, likewise.
         resizer: `"pillow"`, or `"torch"`, which takes a sixth of the time and differs from it by at most two of 255
             levels; for the bilinear and bicubic filters only.
+        image_statistics: Colours and textures of the training images, from `fit_image_statistics`, which
+            `unlike_training` compares with; None for no such warning.
+        **kwargs: Keys that a library has saved, kept as they are; none where the processor is not read from a file.
 
     Raises:
-        Ham10000Error: For an unknown setting or a value out of range.
+        Ham10000Error: For an unknown setting, such as transformers' `do_normalize`, or a value out of range.
     """
 
     model_input_names = ["pixel_values"]
@@ -155,13 +159,17 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         resizer: str = "pillow",
+        image_statistics: ImageStatistics | None = None,
         **kwargs: Any,
     ):
-        if unknown := sorted(set(kwargs) - _LIBRARY_KEYS):
-            raise Ham10000Error(
-                f"Unknown image processor setting(s) {unknown}; expected size, resample, image_mean, image_std, "
-                "resizer."
-            )
+        unknown = sorted(kwargs)
+        if "image_processor_type" in kwargs:
+            # transformers writes it into whatever it saves. What else it saves, in this release or the next, is kept,
+            # unless it would have to change the pixels or looks like a misspelled setting.
+            others = [key for key in self.valid_kwargs.__annotations__ if kwargs.get(key) is not None]
+            unknown = [key for key in unknown if key in others or find_misspelt([key], _SETTINGS)]
+        if unknown:
+            raise Ham10000Error(f"Unknown image processor setting(s) {unknown}; expected {', '.join(_SETTINGS)}.")
         super().__init__(**kwargs)
         size = 224 if size is None else size
         self.size = _checked_size(size)
@@ -180,6 +188,20 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample}.")
         if min(self.image_std) <= 0:
             raise Ham10000Error(f"`image_std`: expected 3 positive standard deviations, got {image_std}.")
+        if image_statistics is not None:
+            check_image_statistics(image_statistics)
+        self.image_statistics = image_statistics
+
+    def unlike_training(self, image: Any) -> str | None:
+        """A warning for an image that is unlike the training images, else None; None too without `image_statistics`.
+
+        Args:
+            image: One image in a form `load_image` reads.
+
+        Raises:
+            Ham10000Error: If the image cannot be read.
+        """
+        return None if self.image_statistics is None else unlike_warning(load_image(image), self.image_statistics)
 
     def resize(self, image: Any) -> np.ndarray:
         """Any picture `load_image` reads to (height, width, 3) uint8."""

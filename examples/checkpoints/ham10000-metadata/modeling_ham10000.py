@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -376,11 +377,18 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
                     own[name].copy_(value)
         super().init_weights()
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, every_n_layers: int = 1, **__: Any) -> None:
-        if every_n_layers != 1:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1, **_: Any
+    ) -> None:
+        # transformers passes torch's function with its arguments bound, or its own that offloads.
+        offload = getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint
+        if every_n_layers != 1 or offload:
             raise Ham10000Error(
-                f"timm recomputes every block or none; `every_n_layers` must be 1, got {every_n_layers}."
+                "timm recomputes every block or none, and offloads nothing: `every_n_layers` must be 1 and `offload` "
+                f"False, got {every_n_layers} and {offload}."
             )
+        # As in timm, batch norm's running statistics are updated twice per step: a block that is recomputed runs twice
+        # in training mode.
         self.backbone.set_grad_checkpointing(enable)
         self.gradient_checkpointing = enable
 

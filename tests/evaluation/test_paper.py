@@ -1,0 +1,144 @@
+"""Tables, curves and the checklist for a paper, against scikit-learn and published formulas."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from ham10000.modeling import LABELS, MALIGNANT
+from ham10000.training.evaluation.bootstrap import cluster_weights
+from ham10000.training.evaluation.paper import (
+    THRESHOLDS,
+    Target,
+    band,
+    checklist,
+    net_benefit,
+    operating_points,
+    precision,
+    targets,
+    true_positive_rate,
+    write_paper,
+)
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
+
+N = 420
+COLUMNS = ("sensitivity", "low", "high")
+
+
+@pytest.fixture(scope="module")
+def predicted() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, N)
+    logits = rng.normal(size=(N, 7)) + 1.5 * np.eye(7)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, probabilities, [f"L{row // 2}" for row in range(N)]
+
+
+@pytest.fixture(scope="module")
+def melanoma(predicted: tuple[np.ndarray, np.ndarray, list[str]]) -> Target:
+    labels, probabilities, _ = predicted
+    return next(target for target in targets(labels, probabilities, LABELS, MALIGNANT) if target.name == "mel")
+
+
+def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
+    false, true, _ = roc_curve(melanoma.positive, melanoma.scores)
+    found = true_positive_rate(melanoma)
+    for column in (0, 5, 10, 50, 100):
+        assert found[column] == true[false <= column / 100 + 1e-9].max()
+    precisions, recalls, _ = precision_recall_curve(melanoma.positive, melanoma.scores)
+    found = precision(melanoma)
+    for column in (1, 50, 100):
+        smallest = recalls[recalls >= column / 100 - 1e-9].min()
+        assert found[column] in precisions[recalls == smallest]
+
+
+def test_the_band_covers_the_curve_and_repeating_lesions_widens_it(
+    melanoma: Target, predicted: tuple[np.ndarray, np.ndarray, list[str]]
+) -> None:
+    low, high = band(true_positive_rate, melanoma, cluster_weights(predicted[2], 100))
+    inside = (low <= true_positive_rate(melanoma)) & (true_positive_rate(melanoma) <= high)
+    assert inside.mean() > 0.95
+    coarse = band(true_positive_rate, melanoma, cluster_weights([f"L{row // 20}" for row in range(N)], 100))
+    assert (coarse[1] - coarse[0]).mean() > 0.9 * (high - low).mean()
+
+
+def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
+    predicted: tuple[np.ndarray, np.ndarray, list[str]], melanoma: Target
+) -> None:
+    labels, probabilities, groups = predicted
+    table = operating_points(targets(labels, probabilities, LABELS, MALIGNANT), cluster_weights(groups, 100))
+    assert table["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
+    row = table[(table["target"] == "mel") & (table["least specificity"] == 0.95)].iloc[0]
+    results = evaluate_predictions(
+        image_ids=[str(k) for k in range(N)], lesion_groups=groups, labels=labels, probabilities=probabilities,
+        n_resamples=50,
+    )  # fmt: skip
+    assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
+    assert row["low"] <= row["sensitivity"] <= row["high"]
+    flagged = melanoma.scores >= row["threshold"]
+    (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
+    assert row["found per 1,000"] == pytest.approx(true)
+    assert row["missed per 1,000"] == pytest.approx(missed)
+    assert row["false alarms per 1,000"] == pytest.approx(false)
+    assert row["flagged per found"] == pytest.approx((true + false) / true)
+
+
+def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
+    table = net_benefit(melanoma)
+    for row in (0, 20, 59):
+        threshold = THRESHOLDS[row]
+        flagged = melanoma.scores >= threshold
+        true, false = (flagged & melanoma.positive).sum(), (flagged & ~melanoma.positive).sum()
+        assert table["model"][row] == pytest.approx(true / N - false / N * threshold / (1 - threshold))
+    everyone = Target("mel", melanoma.positive, np.ones(N))
+    np.testing.assert_allclose(net_benefit(everyone)["model"], table["all"])
+
+
+@pytest.mark.parametrize("malignant", [MALIGNANT, ()])
+def test_the_files_of_a_paper(
+    malignant: tuple[str, ...], predicted: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path
+) -> None:
+    labels, probabilities, groups = predicted
+    results = evaluate_predictions(
+        image_ids=[str(k) for k in range(N)], lesion_groups=groups, labels=labels, probabilities=probabilities,
+        n_resamples=50,
+    )  # fmt: skip
+    results |= {"data": "a|b.csv", "split": {"name": "all"}}
+    ids = [str(k) for k in range(N)]
+    table = predictions_table(
+        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
+    )
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    written = write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
+    names = {path.name for path in written}
+    tables = {
+        f"{name}{suffix}" for name in ("results", "per_class", "operating_points") for suffix in (".csv", ".tex")
+    }
+    figures = {f"{name}{s}" for name in ("curves", "confusion_matrix", "per_class") for s in (".pdf", ".svg")}
+    assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
+    table = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert table.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]
+    text = (tmp_path / "paper" / "per_class.tex").read_text()
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert "recall low" in text
+    assert (tmp_path / "paper" / "curves.pdf").read_bytes().startswith(b"%PDF")
+    text = (tmp_path / "paper" / "checklist.md").read_text()
+    assert "a&#124;b.csv" in text
+    assert "not trained by this package" in text
+    assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_the_checklist_of_a_trained_model_answers_from_its_files() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-fusion"
+    results, training = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("eval_results", "train_config")
+    )
+    text = checklist(results, training)
+    assert f"{training['config']['epochs']} epochs, batch {training['config']['batch_size']}" in text
+    assert results["split"]["sha256"][:16] in text
+    assert "undefined" not in text
+    private = {**training, "config": {**training["config"], "pretrained": "/home/me/weights.safetensors"}}
+    assert "/home/me" not in checklist(results, private)

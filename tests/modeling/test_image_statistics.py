@@ -1,0 +1,114 @@
+"""The warning of images unlike the training data: against scikit-learn, published Lab values, images of both kinds."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.datasets import load_sample_image
+from transformers import pipeline
+from unlike_images import main, other_images
+
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor
+from ham10000.modeling.image_statistics_ham10000 import (
+    FEATURES,
+    distances,
+    fit_image_statistics,
+    image_features,
+    rgb_to_lab,
+)
+from ham10000.training.data.loader import features_of_images
+from ham10000.training.data.sources import load_data
+from ham10000.training.data.synthetic import Lesion, render
+
+SHIPPED = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-image"
+
+
+def lesions(count: int, seed: int) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [render(Lesion.draw(LABELS[k % 7], rng), rng, (200, 150)) for k in range(count)]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Ham10000ImageProcessor:
+    statistics = fit_image_statistics(np.stack([image_features(image) for image in lesions(300, seed=0)]))
+    return Ham10000ImageProcessor(size=32, image_statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),  # Bruce Lindbloom's calculator, sRGB under D65
+    [((255, 255, 255), (100, 0, 0)), ((255, 0, 0), (53.24, 80.09, 67.20)), ((0, 0, 255), (32.30, 79.19, -107.86))],
+)
+def test_lab(rgb: tuple[int, int, int], lab: tuple[float, float, float]) -> None:
+    np.testing.assert_allclose(rgb_to_lab(np.array(rgb, dtype=np.uint8)), lab, atol=0.02)
+
+
+def test_distance_is_scikit_learns() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 14)) @ np.random.default_rng(1).normal(size=(14, 14))
+    found = fit_image_statistics(rows)
+    assert found is not None
+    reference = EmpiricalCovariance().fit(rows)  # divides by n where np.cov divides by n - 1
+    np.testing.assert_allclose(distances(rows, found) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
+    assert (distances(rows, found) <= found["threshold"]).mean() == 0.99
+
+
+def test_other_images_get_the_warning_and_new_ones_of_the_kind_do_not(fitted: Ham10000ImageProcessor) -> None:
+    for name, image in other_images().items():
+        assert "unlike those the model was trained on" in (fitted.unlike_training(image) or ""), name
+    assert np.mean([fitted.unlike_training(image) is None for image in lesions(70, seed=1)]) >= 0.9
+
+
+def test_a_turned_image_scores_as_itself() -> None:
+    image = Image.fromarray(load_sample_image("flower.jpg"))
+    turned = image_features(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_allclose(turned, image_features(image), rtol=1e-6, atol=1e-6)
+
+
+def test_they_are_saved_and_read_back(fitted: Ham10000ImageProcessor, tmp_path: Path) -> None:
+    fitted.save_pretrained(tmp_path)
+    again = Ham10000ImageProcessor.from_pretrained(tmp_path)
+    image = Image.new("RGB", (60, 40), "blue")
+    assert again.image_statistics == fitted.image_statistics
+    assert again.unlike_training(image) == fitted.unlike_training(image) is not None
+    assert Ham10000ImageProcessor(size=32).unlike_training(image) is None
+
+
+@pytest.mark.parametrize(
+    "damage", [{"mean": [0.0]}, {"precision": [[1.0]]}, {"threshold": float("nan")}, {"other": 1}, {"mean": "x"}]
+)
+def test_damaged_ones_are_refused(damage: dict, fitted: Ham10000ImageProcessor) -> None:
+    with pytest.raises(Ham10000Error, match="image_statistics"):
+        Ham10000ImageProcessor(size=32, image_statistics={**fitted.image_statistics, **damage})
+
+
+def test_too_few_or_equal_images_give_none() -> None:
+    assert fit_image_statistics(np.random.default_rng(0).normal(size=(140, len(FEATURES)))) is None
+    assert fit_image_statistics(np.zeros((200, len(FEATURES)))) is None
+
+
+def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
+    dataset, _ = load_data("synthetic:40")
+    expected = [image_features(dataset[row]["image"].convert("RGB")) for row in (0, 19, 39)]
+    np.testing.assert_array_equal(features_of_images(dataset, most=3), expected)
+
+
+def test_the_pipeline_logs_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    classify = pipeline("image-metadata-classification", model=str(SHIPPED))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    images = [
+        {"image": Image.fromarray(load_sample_image("flower.jpg"))},
+        {"image": Image.new("RGB", (60, 45), "red")},
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert len(classify(images)) == 2
+    said = [record.getMessage() for record in caplog.records if "unlike those" in record.getMessage()]
+    assert [text.partition(":")[0] for text in said] == ["Input 0", "Input 1"]
+
+
+def test_the_benchmark_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "synthetic:240", "--output", str(tmp_path / "found.json")]) == 0
+    assert "| plain white |" in capsys.readouterr().out
+    assert main(["--data", "synthetic:120"]) == 2
+    assert "too few" in capsys.readouterr().err

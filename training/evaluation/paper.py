@@ -1,0 +1,321 @@
+"""For a paper: tables as csv and LaTeX, figures as PDF and SVG, and a reporting checklist.
+
+ROC and precision-recall curves with bands, operating points, and the decision curve of Vickers & Elkin 2006
+(10.1177/0272989X06295361). All curves are scikit-learn's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+
+from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
+from ham10000.training.evaluation.plots import (
+    legend_below,
+    panels,
+    plot_confusion_matrix,
+    plot_per_class,
+    plot_subgroups,
+    set_title,
+)
+from ham10000.training.evaluation.report import (
+    interval_metrics,
+    metric_title,
+    predicted_labels,
+    read_predictions,
+)
+from ham10000.training.run_folder import portable_training
+from ham10000.training.utils import markdown_text as md
+from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+from ham10000.training.utils.files import atomic_write_text
+
+SPECIFICITIES = (0.9, 0.95)
+THRESHOLDS = np.linspace(0.01, 0.6, 60)
+FORMATS = (".pdf", ".svg")
+_GRID = np.linspace(0, 1, 101)
+_COLOURS = (OKABE_ITO["vermilion"], OKABE_ITO["blue"])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A yes-or-no question that a model's probabilities answer.
+
+    Attributes:
+        name: Such as `mel`, or `malignant`.
+        positive: (N,) bool.
+        scores: (N,) probability of yes.
+    """
+
+    name: str
+    positive: np.ndarray
+    scores: np.ndarray
+
+
+def targets(
+    labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], malignant: Sequence[str]
+) -> list[Target]:
+    """Malignant or not, where there are malignant labels, then each class against the others.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, K).
+        label_names: The K labels in the order of their ids.
+        malignant: Those that count as malignant.
+
+    Returns:
+        The targets that have images of both kinds.
+    """
+    ids = [label_names.index(label) for label in malignant]
+    found = [Target("malignant", np.isin(labels, ids), probabilities[:, ids].sum(axis=1))] if len(ids) > 1 else []
+    found += [Target(name, labels == k, probabilities[:, k]) for k, name in enumerate(label_names)]
+    return [target for target in found if 0 < target.positive.sum() < len(labels)]
+
+
+def true_positive_rate(target: Target, weights: np.ndarray | None = None) -> np.ndarray:
+    """The largest share of positives found at each false-positive rate of the grid 0, 0.01 … 1: (101,)."""
+    false, true, _ = roc_curve(target.positive, target.scores, sample_weight=weights)
+    # A hair wider, as 1 - 0.95 is not 0.05.
+    return true[np.searchsorted(false, _GRID + 1e-9, side="right") - 1]
+
+
+def precision(target: Target, weights: np.ndarray | None = None) -> np.ndarray:
+    """The precision at the smallest recall that is at least each of the grid 0, 0.01 … 1: (101,).
+
+    Between two recalls precision is not linear (Davis & Goadrich 2006, 10.1145/1143844.1143874).
+    """
+    precisions, recalls, _ = precision_recall_curve(target.positive, target.scores, sample_weight=weights)
+    return precisions[::-1][np.searchsorted(recalls[::-1], _GRID - 1e-9)]
+
+
+def band(curve: Callable[..., np.ndarray], target: Target, weights: ClusterWeights) -> np.ndarray:
+    """(2, 101) the pointwise 95 % percentile band of a curve, resampling lesions."""
+    values = []
+    for block in weights.blocks():
+        for drawn in block:
+            rows = drawn[weights.index]
+            if 0 < (rows * target.positive).sum() < rows.sum():
+                values.append(curve(target, rows))
+    return np.quantile(values, [0.025, 0.975], axis=0)
+
+
+def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> pd.DataFrame:
+    """What each target's threshold finds at 90 and 95 % specificity, also as counts per 1,000 images like the scored.
+
+    The thresholds are chosen on the scored images themselves, again in every resample.
+
+    Args:
+        all_targets: Result of `targets`.
+        weights: Resamples of lesions.
+
+    Returns:
+        One row per target and specificity.
+    """
+    rows = []
+    for target in all_targets:
+        found = true_positive_rate(target)
+        resampled = np.array(
+            [
+                true_positive_rate(target, drawn[weights.index])
+                for block in weights.blocks()
+                for drawn in block
+                if (drawn[weights.index] * target.positive).any()
+            ]
+        )
+        false, true, thresholds = roc_curve(target.positive, target.scores)
+        share = target.positive.mean()
+        for specificity in SPECIFICITIES:
+            place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
+            column = round((1 - specificity) * 100)
+            sensitivity = percentile_interval(float(found[column]), resampled[:, column])
+            hits, alarms = 1000 * share * true[place], 1000 * (1 - share) * false[place]
+            rows.append(
+                {
+                    "target": target.name,
+                    "least specificity": specificity,
+                    "threshold": float(thresholds[place]),
+                    "sensitivity": sensitivity.estimate,
+                    "low": sensitivity.low,
+                    "high": sensitivity.high,
+                    "found per 1,000": hits,
+                    "missed per 1,000": 1000 * share - hits,
+                    "false alarms per 1,000": alarms,
+                    "flagged per found": (hits + alarms) / hits if hits else float("nan"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def net_benefit(target: Target) -> pd.DataFrame:
+    """The decision curve: net benefit of the model, of flagging all and of flagging none, by threshold probability."""
+    flagged = target.scores[:, None] >= THRESHOLDS
+    odds = THRESHOLDS / (1 - THRESHOLDS)
+    true, false = (flagged & target.positive[:, None]).mean(axis=0), (flagged & ~target.positive[:, None]).mean(axis=0)
+    share = target.positive.mean()
+    return pd.DataFrame(
+        {"threshold": THRESHOLDS, "model": true - false * odds, "all": share - (1 - share) * odds, "none": 0.0}
+    )
+
+
+def plot_curves(all_targets: Sequence[Target], weights: ClusterWeights, path: Path) -> Path:
+    """Draws ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
+    figure, (left, right) = panels(2, 3.6)
+    bold = [all_targets[0], *(target for target in all_targets[1:] if target.name == "mel")]
+    for target in (target for target in all_targets if target not in bold):
+        for axes, curve in ((left, true_positive_rate), (right, precision)):
+            axes.plot(_GRID, curve(target), color=GREY, linewidth=0.8, alpha=0.7)
+    for target, colour in zip(bold, _COLOURS, strict=False):
+        area = auc(*roc_curve(target.positive, target.scores)[:2])
+        average = average_precision_score(target.positive, target.scores)
+        _with_band(left, true_positive_rate, target, weights, colour, f"{plain(target.name)}: AUROC {area:.3f}")
+        _with_band(right, precision, target, weights, colour, f"{plain(target.name)}: average precision {average:.3f}")
+    left.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
+    style_axes(left, xlabel="1 - specificity", ylabel="sensitivity")
+    style_axes(right, xlabel="recall", ylabel="precision")
+    for axes in (left, right):
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    handles = [
+        line for axes in (left, right) for line in axes.get_lines() if not str(line.get_label()).startswith("_")
+    ]
+    legend_below(figure, handles)
+    set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
+    return save_figure(figure, path)
+
+
+def _with_band(
+    axes: Axes, curve: Callable[..., np.ndarray], target: Target, weights: ClusterWeights, colour: str, label: str
+) -> None:
+    low, high = band(curve, target, weights)
+    axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=label)
+
+
+def plot_decision_curve(target: Target, path: Path) -> Path:
+    """Draws the net benefit of the model against flagging all and flagging none."""
+    table = net_benefit(target)
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    for name, colour in (("model", OKABE_ITO["vermilion"]), ("all", OKABE_ITO["sky"]), ("none", GREY)):
+        label = name if name == "model" else f"flag {name}"
+        axes.plot(table["threshold"], table[name], color=colour, linewidth=1.8, label=label)
+    top = max(float(target.positive.mean()), 0.01)
+    axes.set(xlim=(0, THRESHOLDS[-1]), ylim=(-0.1 * top, 1.1 * top))
+    style_axes(axes, xlabel="threshold probability", ylabel="net benefit per image")
+    axes.legend(frameon=False, fontsize=10)
+    set_title(figure, f"Decision curve for {plain(target.name)}, at this data's frequencies, which are not a clinic's")
+    return save_figure(figure, path)
+
+
+def write_table(table: pd.DataFrame, path: Path, caption: str) -> None:
+    """Writes a table as csv in full precision and as LaTeX (booktabs) with three decimals, next to each other."""
+    atomic_write_text(path.with_suffix(".csv"), table.to_csv(index=False))
+    text = table.to_latex(index=False, escape=True, float_format="%.3f", na_rep="--", caption=caption)
+    atomic_write_text(path.with_suffix(".tex"), "% \\usepackage{booktabs}\n" + text)
+
+
+def result_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The headline metrics and those of each class, with their intervals, of an `eval_results.json`."""
+    metrics, intervals = results["metrics"], results["intervals"]
+    rows = [
+        {"metric": metric_title(name), **{key: intervals[name][key] for key in ("estimate", "low", "high")}}
+        for name in interval_metrics(dict(results))
+    ]
+    per_class = []
+    for label, row in metrics["per_class"].items():
+        found = intervals["per_class"][label]
+        ends = {f"{name} {end}": found[name][end] for name in ("recall", "f1") for end in ("low", "high")}
+        scores = {name: row[name] for name in ("recall", "precision", "f1", "auroc")}
+        per_class.append({"class": label, "images": row["support"], **scores, **ends})
+    return {"results": pd.DataFrame(rows), "per_class": pd.DataFrame(per_class)}
+
+
+def write_paper(
+    directory: str | Path,
+    results: dict[str, Any],
+    predictions: Path,
+    malignant: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+    *,
+    n_resamples: int = 200,
+) -> list[Path]:
+    """Writes what a paper needs of one model's evaluation.
+
+    Args:
+        directory: Receives `*.csv`, `*.tex`, `*.pdf`, `*.svg` and `checklist.md`; made where it does not exist.
+        results: Content of `eval_results.json`.
+        predictions: The `predictions.csv` next to it.
+        malignant: Labels that count as malignant.
+        training: Content of `train_config.json`, for the checklist.
+        n_resamples: Resamples of lesions for bands and operating points.
+
+    Returns:
+        The files, sorted.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written.
+    """
+    directory = Path(directory)
+    scored_images, labels, probabilities = read_predictions(predictions)
+    names = predicted_labels(scored_images)
+    weights = cluster_weights(scored_images["lesion_group"], n_resamples)
+    found = targets(labels, probabilities, names, malignant)
+    scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions"
+    for name, table in result_tables(results).items():
+        write_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}; 95 % intervals.")
+    points = operating_points(found, weights)
+    write_table(points, directory / "operating_points", f"Operating points, {scored}; 95 % intervals.")
+    curve = net_benefit(found[0])
+    atomic_write_text(directory / "decision_curve.csv", curve.to_csv(index=False))
+    for suffix in FORMATS:
+        plot_curves(found, weights, directory / f"curves{suffix}")
+        plot_decision_curve(found[0], directory / f"decision_curve{suffix}")
+        plot_confusion_matrix(results["metrics"], directory / f"confusion_matrix{suffix}")
+        plot_per_class(results, directory / f"per_class{suffix}")
+        if (results.get("subgroups") or {}).get("largest_gaps"):
+            plot_subgroups(results["subgroups"], directory / f"subgroups{suffix}")
+    atomic_write_text(directory / "checklist.md", checklist(results, training))
+    return sorted(path for path in directory.iterdir() if path.is_file())
+
+
+def checklist(results: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+    """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
+
+    Args:
+        results: Content of `eval_results.json`.
+        training: Content of `train_config.json`; None for a model that this package has not trained.
+
+    Returns:
+        Markdown; an item that only the authors can answer says so.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"e": md.escape, "interval": md.interval, "percent": md.percent, "words": md.words}
+    template = environment.get_template("checklist.md.jinja")
+    portable = None if training is None else portable_training(dict(training))
+    return template.render(results=results, training=portable, metric_title=metric_title).strip() + "\n"
+
+
+__all__ = [
+    "Target",
+    "band",
+    "checklist",
+    "net_benefit",
+    "operating_points",
+    "plot_curves",
+    "plot_decision_curve",
+    "precision",
+    "result_tables",
+    "targets",
+    "true_positive_rate",
+    "write_paper",
+    "write_table",
+]
