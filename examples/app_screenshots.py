@@ -40,7 +40,7 @@ def main(checkpoints: list[str]) -> None:
             opened.wait_for_selector("#ham-model-1 table", timeout=60_000)
             opened.locator("#ham-samples").get_by_role("button", name="melanoma", exact=False).first.click()
             for label, option in (("Age in years", "60"), ("Sex", "male"), ("Site on the body", "back")):
-                opened.get_by_label(label).click()
+                opened.get_by_role("combobox", name=label).click()
                 opened.get_by_role("option", name=option, exact=True).click()
             opened.get_by_text("all of them unknown").first.wait_for(timeout=60_000)
             opened.wait_for_timeout(1000)  # until the lists have faded

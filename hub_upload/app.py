@@ -427,7 +427,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                 label = gr.Dropdown(classes, value=MOST_PROBABLE, label="Class to explain", filterable=False)
                 varied = gr.Radio(list(_FIELDS), value="age", label="Field to vary")
             with gr.Column(scale=3, min_width=320):
-                outputs: list[Any] = [preview, gr.HTML(elem_id="ham-warning")]
+                outputs: list[gr.blocks.Block] = [preview, gr.HTML(elem_id="ham-warning")]
                 with gr.Row(equal_height=False):
                     for number, shown in enumerate(models):
                         with gr.Column(min_width=260, elem_id=f"ham-model-{number}"):
