@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: used by transformers' tests")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:  # not in pytest 8.0
     """The bad-input corpus: what was run of it, by category and by how it ended."""
     counts: dict[str, Counter[str]] = {}
     for status in ("passed", "failed"):

@@ -120,7 +120,7 @@ def test_loading_and_using_it_says_nothing(modality: str, folders: dict, picture
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_folder_is_flat_code_json_and_safetensors(modality: str, folders: dict) -> None:
-    code = ["configuration", "fusion", "image_processing", "modeling", "pipeline", "processing"]
+    code = ["configuration", "fusion", "image_processing", "image_statistics", "modeling", "pipeline", "processing"]
     assert sorted(path.name for path in folders[modality].iterdir()) == sorted(
         ["config.json", "processor_config.json", "model.safetensors", *(f"{name}_ham10000.py" for name in code)]
     )

@@ -179,7 +179,7 @@ IN_PROCESSOR: list[tuple[str, Any, str]] = [
     ("localization_vocabulary", ["Back"], "lower-case"),
 ]
 IN_PICTURES = {"size": "224", "image_mean": ["a", 1, 1], "image_std": [0, 1, 1], "resample": "bicubic"}
-IN_PICTURES |= {"resizer": "magic", "colour": "red"}
+IN_PICTURES |= {"resizer": "magic", "do_normalize": False, "image_men": [0.5, 0.5, 0.5]}
 NO_JSON = {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]", "100,000 deep": "[" * 100_000}
 BAD_INDEX = {"cut": "{", "of nothing": "{}", "a list": "[]"}
 
