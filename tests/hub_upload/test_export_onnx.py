@@ -212,7 +212,7 @@ def test_wrong_places_are_one_message(
     good = str(exported["metadata"])
     for arguments, message in (
         (["user/ham10000-fusion"], "There is no folder 'user/ham10000-fusion'"),
-        ([str(tmp_path)], "holds no config.json"),
+        ([str(tmp_path)], "has no config.json"),
         ([good, "--output", str(tmp_path)], "is a folder; --output names a file"),
         ([good, "--output", str(tmp_path / "file" / "model.onnx")], "Cannot write"),
     ):

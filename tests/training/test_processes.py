@@ -86,6 +86,8 @@ from ham10000.training.data.loader import EvalLoader, Samples
 from ham10000.training.inference.prediction import predict_logits
 
 class Copy:
+    config = Ham10000Config(modality="metadata")
+
     def __call__(self, metadata):
         self.logits = metadata[:, :1] * torch.arange(1.0, 8.0)  # a row's own number, whatever it is predicted with
         return self
