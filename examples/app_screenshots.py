@@ -45,8 +45,8 @@ def main(checkpoints: list[str]) -> None:
             opened.get_by_text("all of them unknown").first.wait_for(timeout=60_000)
             opened.wait_for_timeout(1000)  # until the lists have faded
             if name == "app_phone":
-                opened.locator("#ham-model-2").scroll_into_view_if_needed()
-                opened.mouse.wheel(0, 120)
+                opened.locator("#ham-model-2 h2").first.evaluate("node => node.scrollIntoView()")
+                opened.mouse.wheel(0, -80)
                 opened.wait_for_timeout(500)
             else:
                 opened.evaluate("window.scrollTo(0, 0)")

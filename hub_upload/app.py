@@ -69,8 +69,10 @@ _CSS = """
 #ham-notice { position: fixed; inset: 0 0 auto 0; z-index: 1000; padding: .5rem 1rem; background: #7a1f00; }
 #ham-notice * { color: #fff; margin: 0; text-align: center; font-weight: 600; }
 .gradio-container > .main { padding-top: 3.4rem !important; }
+#ham-samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); gap: .5rem; }
 #ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; font-weight: 400; line-height: 1.2; }
 #ham-samples img { width: 100%; height: auto; margin: 0; }
+@media (max-width: 600px) { #ham-notice * { font-size: .75rem; line-height: 1.3; } }
 #ham-warning [role] { border-left: .35rem solid #b58900; background: rgba(181, 137, 0, .15); padding: .6rem .8rem; }
 """
 _ABOUT = f"""
@@ -324,7 +326,7 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
         elif row.value != UNKNOWN and row.field == field:
             name = f"{_TITLES[field]} {escape(row.value)}"
             rows.append([f"**{name}**" if effects.given[field] == row.value else name, *cells(row.probabilities)])
-    head = ["metadata", *(["malignant total"] if effects.malignant else []), escape(label)]
+    head = ["metadata", *(["malignant"] if effects.malignant else []), escape(label)]
     return join("**What the metadata changed**", table(head, rows))
 
 
