@@ -72,6 +72,7 @@ _CSS = """
 #ham-samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); gap: .5rem; }
 #ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; font-weight: 400; line-height: 1.2; }
 #ham-samples img { width: 100%; height: auto; margin: 0; }
+[id^=ham-model] :is(th, td) { padding: .35rem .5rem !important; word-break: normal; overflow-wrap: normal; }
 @media (max-width: 600px) { #ham-notice * { font-size: .75rem; line-height: 1.3; } }
 #ham-warning [role] { border-left: .35rem solid #b58900; background: rgba(181, 137, 0, .15); padding: .6rem .8rem; }
 """
