@@ -66,7 +66,9 @@ def test_a_class_we_do_not_have_makes_a_set_of_its_own(tmp_path: Path) -> None:
     dataset, report = load_data(str(folder), drop_unknown_labels=True)
     assert report.labels == list(LABELS)
     assert metadata_frame(dataset)["dx"].tolist() == ["nv"]
-    with pytest.raises(Ham10000Error, match=r"unknown label in 1 row.*drop_unknown_labels"):
+    with pytest.raises(
+        Ham10000Error, match=r"unknown label in 1 row.*'vasc'\], got 'scc'; --label_map.*drop_unknown_labels"
+    ):
         load_data(str(folder), DataOptions(labels=LABELS))
     dataset, report = load_data(str(folder), DataOptions(label_map={"SCC": "akiec"}))
     assert metadata_frame(dataset)["dx"].tolist() == ["akiec", "nv"]

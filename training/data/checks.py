@@ -193,7 +193,9 @@ def check_rows(
     checks.notes += labels.notes
     unknown = ~frame["dx"].isin(report.labels).to_numpy()
     report.unknown_labels = _value_counts(frame["dx"][unknown])
-    expected = f"expected one of {report.labels}; --label_map OLD=NEW reads one as another, --labels gives the set"
+    others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
+    remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
+    expected = f"expected one of {report.labels}, got {others}; {remedy}"
     checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels", asked=drop_unknown_labels)
     _check_conflicts(frame, checks)
     expected = "every image id must occur once"
