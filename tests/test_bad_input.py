@@ -71,7 +71,7 @@ PROGRAMS: dict[str, Callable[..., int]] = {
 def _predict(
     *flags: str, picture: bytes = bad_pictures.JPEG, name: str = "b.jpg", edit: Callable[[Path], Any] | None = None
 ) -> Callable[[Path], Sequence[str]]:
-    """Predicts a good picture and another, with a checkpoint that may be damaged first."""
+    """Predicts a good image and another, with a checkpoint that may be damaged first."""
 
     def build(folder: Path) -> Sequence[str]:
         checkpoint = bad_checkpoints.write_checkpoint(folder)
@@ -192,7 +192,7 @@ def test_the_command_line_ends_with_one_message(
     for fragment in fragments:
         assert fragment in captured.err
     assert "Traceback" not in captured.err + captured.out
-    # Training holds its folder before it reads the data, so that nobody else begins there.
+    # Training locks its folder before it reads the data, so that nobody else begins there.
     after = {name: entry for name, entry in listing(tmp_path).items() if name not in ("run", "run/run.lock")}
     assert after == before
 

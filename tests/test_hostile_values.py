@@ -1,4 +1,4 @@
-"""Values of a stranger's table, through every file that shows or holds them."""
+"""Values of an untrusted table, through every file that shows or contains them."""
 
 import csv
 import io
@@ -61,7 +61,7 @@ def assert_inert(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hostile() -> datasets.Dataset:
-    """Synthetic photographs whose texts come from a stranger."""
+    """Synthetic photographs whose texts come from an untrusted source."""
     data, _ = load_data("synthetic:30")
     frame = metadata_frame(data)
     for name in ("image_id", "lesion_id", "dx_type", "dataset"):

@@ -115,7 +115,7 @@ def test_an_age_is_read_from_any_way_of_writing_it(age: float, form: str) -> Non
     assert PROCESSOR.encode_metadata({"age": form.format(age)})[0, 0].item() == pytest.approx(expected, rel=1e-6)
 
 
-# Pictures.
+# Images.
 
 DTYPES = st.sampled_from(["uint8", "uint16", "float16", "float32", "float64", "int32", "bool", "int64", ">u2", ">f4"])
 

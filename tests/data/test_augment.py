@@ -105,7 +105,7 @@ def test_sampled_ranges_and_determinism() -> None:
     assert flipped.item() == pytest.approx(0.5, abs=0.04)  # one flip of two mirrors, two or none do not
     assert drawn.brightness.min() >= 0.8
     assert drawn.brightness.max() <= 1.2
-    # The middle of every crop lies inside the picture, and so does the whole crop when it is not rotated.
+    # The middle of every crop lies inside the image, and so does the whole crop when it is not rotated.
     upright = Augment(min_area=0.5).sample(4000, torch.Generator().manual_seed(2)).affine
     reach = upright[:, :, :2].abs().sum(dim=2) + upright[:, :, 2].abs()
     assert reach.max() <= 1 + 1e-5
@@ -163,7 +163,12 @@ def test_a_rotation_is_one_of_the_frame_before_it_is_squashed() -> None:
 
 # The sizes that a schedule up to 224 px visits, and those of short trials.
 SIZES = (64, 96, 128, 160, 192, 224)
-IDENTITY, DEFAULT = 0.03, 0.10
+CONFIG = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
+# The augmentation and the largest difference that it may make.
+AUGMENTATIONS = [
+    (Augment(flip=False), 0.03),
+    (Augment.from_config(TrainConfig(), create_processor(CONFIG)), 0.10),
+]
 
 
 def sharpness(pixels: torch.Tensor) -> float:
@@ -187,8 +192,7 @@ def compare_with_inference(
     dataset: datasets.Dataset, cache_dir: Path, augment: Augment, size: int
 ) -> dict[str, float]:
     """Each statistic of training images, over that of the images the checkpoint's processor makes."""
-    config = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
-    processor = create_processor(config, image_size=size, resizer="torch")
+    processor = create_processor(CONFIG, image_size=size, resizer="torch")
     device = torch.device("cpu")
     frames = open_frames(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
     pixels = torch.cat(list(frames.batches([np.arange(len(dataset))])))
@@ -198,18 +202,6 @@ def compare_with_inference(
     inference = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float()
     ours, theirs = statistics(training), statistics(inference)
     return {name: ours[name] / theirs[name] for name in ours}
-
-
-def default_augment() -> Augment:
-    """The augmentation of a `TrainConfig` without options."""
-    config = TrainConfig()
-    return Augment(
-        flip=config.augment_flip,
-        rotation=config.augment_rotation,
-        min_area=config.augment_min_area,
-        color_jitter=config.augment_color,
-        padding=config.augment_padding,
-    )
 
 
 def natural_images(count: int) -> datasets.Dataset:
@@ -239,7 +231,7 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("size", [64, 192])
-@pytest.mark.parametrize(("augment", "tolerance"), [(Augment(flip=False), IDENTITY), (default_augment(), DEFAULT)])
+@pytest.mark.parametrize(("augment", "tolerance"), AUGMENTATIONS)
 def test_training_images_look_like_inference_images(
     synthetic_photographs, frame_cache, augment, tolerance, size
 ) -> None:
@@ -249,7 +241,7 @@ def test_training_images_look_like_inference_images(
 
 @pytest.mark.shared
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("augment", "tolerance"), [(Augment(flip=False), IDENTITY), (default_augment(), DEFAULT)])
+@pytest.mark.parametrize(("augment", "tolerance"), AUGMENTATIONS)
 def test_real_training_images_look_like_inference_images(shared_dir, frame_cache, augment, tolerance, size) -> None:
     dataset, _ = load_data(str(shared_dir / "ham10000"))
     ratios = compare_with_inference(dataset.select(range(0, len(dataset), 100)), frame_cache, augment, size)
@@ -258,10 +250,10 @@ def test_real_training_images_look_like_inference_images(shared_dir, frame_cache
 
 def test_the_comparison_fails_for_images_that_were_resampled_twice(synthetic_photographs, tmp_path) -> None:
     """What training did until 2026: a cache of the network's size, and a bilinear warp of it."""
-    processor = create_processor(Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0"), image_size=192)
+    processor = create_processor(CONFIG, image_size=192)
     images = cached_images(synthetic_photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
     pixels = torch.from_numpy(np.array(images))
-    augment = default_augment()
+    augment, _ = AUGMENTATIONS[1]
     drawn = augment.sample(len(pixels), torch.Generator().manual_seed(0))
     twice = augment.apply(pixels, drawn, (192, 192))
     assert statistics(twice)["sharpness"] / statistics(pixels.float())["sharpness"] < 0.75

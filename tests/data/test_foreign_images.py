@@ -1,4 +1,4 @@
-"""Which files of this machine a stranger's table of images may name."""
+"""Which files of this machine an untrusted table of images may name."""
 
 import io
 from pathlib import Path
@@ -29,13 +29,13 @@ def table(image: dict[str, Any]) -> datasets.Dataset:
 
 
 def write(dataset: datasets.Dataset, path: Path) -> None:
-    """As a stranger would: `to_parquet` itself looks for the files."""
+    """As an untrusted source would: `to_parquet` itself looks for the files."""
     pq.write_table(dataset.with_format("arrow")[:], path)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder, a private picture beside it, and the working folder that holds the private one."""
+    """A data folder, a private image next to it, and the working folder that contains the private one."""
     (tmp_path / "private").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "private" / "mine.jpg").write_bytes(jpeg())

@@ -20,7 +20,7 @@ HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
 
 
 def write_isic(folder: Path, labels: list[str]) -> Path:
-    """The layout of the ISIC 2018 archives: a folder of pictures beside one with the ground truth."""
+    """The layout of the ISIC 2018 archives: a folder of images next to one with the ground truth."""
     pictures, truth = folder / "ISIC2018_Task3_Test_Input", folder / "ISIC2018_Task3_Test_GroundTruth"
     pictures.mkdir(parents=True)
     truth.mkdir()

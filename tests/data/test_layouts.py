@@ -129,7 +129,7 @@ def isic2020(folder: Path) -> Path:
 
 
 def archive(folder: Path) -> Path:
-    """What isic-cli writes: metadata.csv beside the images, which is not an imagefolder's."""
+    """What isic-cli writes: metadata.csv next to the images, which is not an imagefolder's."""
     images(folder, "ISIC_0024306", "ISIC_0024307", "ISIC_0024308")
     text(
         folder / "metadata.csv",

@@ -18,7 +18,7 @@ from ham10000.training.data.split import make_split
 
 
 def draw_metadata(n_images: int, seed: int = 0) -> pd.DataFrame:
-    """The metadata alone, by the generator's own steps: pictures for thousands of rows would take a minute."""
+    """The metadata alone, by the generator's own steps: images for thousands of rows would take a minute."""
     rng = np.random.default_rng(seed)
     classes = synthetic._draw_classes(n_images, rng)
     repeats = synthetic._draw_repeats(len(classes), n_images, rng)

@@ -134,7 +134,7 @@ class RedDetector(nn.Module):
 
 
 def test_the_map_lies_on_the_picture() -> None:
-    """The evidence is where it was put, in a picture of another shape than the network's input."""
+    """The evidence is where it was put, in an image of another shape than the network's input."""
     model, processor = build("image")
     model.backbone = RedDetector()
     model.classifier = nn.Linear(2, 7)

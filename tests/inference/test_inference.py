@@ -120,7 +120,7 @@ def test_wrong_use_is_named() -> None:
 
 
 def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
-    """Several threads, in order, against one picture at a time through processor and model."""
+    """Several threads, in order, against one image at a time through processor and model."""
     model = make_model()
     processor = make_processor(model.config, image_size=64)
     rng = np.random.default_rng(0)

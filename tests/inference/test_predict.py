@@ -176,7 +176,7 @@ def test_table_of_one_picture(
     assert any("malignant total (mel + bcc + akiec)" in line and f"{malignant:.1%}" in line for line in lines)
     assert " ".join(lines).endswith(DISCLAIMER)
     assert captured.err == ""
-    # The metadata is what changed: the columns on the right are the same picture without it.
+    # The metadata is what changed: the columns on the right are the same image without it.
     without = direct(checkpoints["fusion"], images=[picture])[0]
     for row in rows:
         index = LABELS.index(row[0])

@@ -92,7 +92,7 @@ def cut(share: float) -> Edit:
 
 
 def shards(target: Callable[[Path], str]) -> Edit:
-    """Moves the weights beside the checkpoint and points an index at them."""
+    """Moves the weights next to the checkpoint and points an index at them."""
 
     def edit(checkpoint: Path) -> None:
         (checkpoint / WEIGHTS).rename(checkpoint.parent / "outside.safetensors")
@@ -125,7 +125,7 @@ def folder_named(file: str) -> Edit:
 
 
 def outside(key: str, value: str) -> Edit:
-    """A backbone argument that names a file beside the checkpoint."""
+    """A backbone argument that names a file next to the checkpoint."""
 
     def edit(checkpoint: Path) -> None:
         (checkpoint.parent / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))

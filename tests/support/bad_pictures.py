@@ -1,4 +1,4 @@
-"""Cases of the bad-input corpus: pictures, as files and in memory."""
+"""Cases of the bad-input corpus: images, as files and in memory."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ Check = Callable[[Any], None]
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
-    """A smooth picture that is bright on the left and dark on the right."""
+    """A smooth image that is bright on the left and dark on the right."""
     row = np.linspace(230, 20, width, dtype=np.float64)
     pixels = np.stack([np.tile(row, (height, 1)), np.tile(row[::-1], (height, 1)), np.full((height, width), 128)], -1)
     return Image.fromarray(pixels.astype(np.uint8))

@@ -38,7 +38,7 @@ def as_text(rows: Rows, header: list[str] = COLUMNS, delimiter: str = ",", end: 
 
 
 def write_folder(folder: Path, table: str | bytes, name: str = NAME) -> Path:
-    """The official layout: a table and the pictures of the seven good rows."""
+    """The official layout: a table and the images of the seven good rows."""
     images = folder / "HAM10000_images_part_1"
     images.mkdir()
     for i in range(len(LABELS)):
