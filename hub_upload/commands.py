@@ -268,7 +268,6 @@ def convert(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
     parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in output_dir")
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     from transformers.utils import logging
@@ -277,14 +276,8 @@ def convert(argv: Sequence[str]) -> None:
     from ham10000.modeling import LABELS
 
     logging.disable_progress_bar()
-    record = convert_checkpoint(
-        arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone, overwrite=arguments.overwrite
-    )
+    record = convert_checkpoint(arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone)
     print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
-    if record["prefix_removed"]:
-        print(f"Note      the prefix {record['prefix_removed']!r} was removed from every name")
-    if record["dtype_of_source"] != "float32":
-        print(f"Note      weights of type {record['dtype_of_source']}, stored as float32")
     print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
     print(f"Checked   logits differ from {record['architecture']} by at most {record['max_logit_difference']:g}")
     print(f"Saved     {arguments.output_dir}")
