@@ -231,7 +231,7 @@ def answer(
     Args:
         shown: The model.
         image: An RGB image, or None.
-        metadata: Any of age, sex, localization; None is missing. A value the model does not know counts as missing.
+        metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
         label: The class whose evidence is looked for; None for the most probable one.
 
     Raises:
@@ -339,7 +339,7 @@ def _unlike_training(models: Sequence[DemoModel], image: Image.Image | None) -> 
 
 def results(
     models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
-) -> list[Any]:
+) -> list[object]:
     """Everything that depends on the inputs.
 
     Args:
@@ -357,7 +357,7 @@ def results(
     given = {"age": age, "sex": sex, "localization": site}
     metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
-    updates: list[Any] = []
+    updates: list[object] = []
     unlike, error = None, chosen.error
     try:
         unlike = _unlike_training(models, chosen.image)

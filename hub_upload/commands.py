@@ -17,27 +17,37 @@ if TYPE_CHECKING:
     from ham10000.hub_upload.run_files import RunFiles, Sibling
 
 
+def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that both kinds of publishing have."""
+    epilog = "The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument."
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--dry_run", action="store_true", help="assemble, check, show the files, upload nothing")
+    parser.add_argument("--output_dir", type=Path, help="keep the assembled folder here, which must not exist")
+    parser.add_argument("--message", help="commit message")
+    parser.add_argument(
+        "--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept"
+    )
+    add_debug_argument(parser)
+    return parser
+
+
 def push_parser() -> argparse.ArgumentParser:
     """Returns the parser of `ham10000-push`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-push",
-        description="Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one "
-        "atomic commit.",
-        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
+    parser = _publishing_parser(
+        "ham10000-push",
+        "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
     parser.add_argument(
         "--space",
         action="store_true",
         help="publish the demo as a Space instead; then the options are those of ham10000-space",
     )
-    parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--revision", default="main", help="branch to commit to; created if it is not there")
     parser.add_argument("--tag", default="v1.0", help="name of this release; the card's examples pin it")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
-    parser.add_argument("--dry_run", action="store_true", help="assemble and verify, show the files, upload nothing")
-    parser.add_argument("--output_dir", type=Path, help="keep the assembled folder here, which must not exist")
     parser.add_argument(
         "--sibling",
         action="append",
@@ -52,13 +62,6 @@ def push_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_shard_size", help="split weights above this size, such as 2GB")
     parser.add_argument("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
-    parser.add_argument("--message", help="commit message")
-    parser.add_argument(
-        "--replace_card",
-        action="store_true",
-        help="replace a card that was edited on the Hub, which is kept otherwise",
-    )
-    add_debug_argument(parser)
     return parser
 
 
@@ -94,6 +97,62 @@ def read_siblings(arguments: Sequence[str], run: "RunFiles", repo_id: str) -> "l
     return sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality))
 
 
+def _check_first(arguments: argparse.Namespace, tag: str | None, revision: str) -> None:
+    """Refuses, before minutes of work, what cannot be published."""
+    from huggingface_hub import HfApi
+
+    from ham10000.hub_upload.publish import check_names, find_token, limit_waiting
+    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+    limit_waiting()
+    check_names(arguments.repo_id, tag=tag, revision=revision)
+    if arguments.output_dir is not None and arguments.output_dir.exists():
+        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
+    if not arguments.dry_run:
+        find_token(HfApi())
+
+
+def _deliver(
+    folder: Path,
+    arguments: argparse.Namespace,
+    *,
+    message: str,
+    try_it: str,
+    tag: str | None = None,
+    revision: str = "main",
+    create_pr: bool = False,
+    repo_type: str = "model",
+) -> None:
+    """Shows a finished folder, keeps it and publishes it, as the options ask; in `try_it` `{}` is the kept folder."""
+    from huggingface_hub import HfApi
+
+    from ham10000.hub_upload.bundle import describe_tree
+    from ham10000.hub_upload.publish import keep_edited_card, publish_folder
+
+    print(describe_tree(folder))
+    if arguments.output_dir is not None:
+        shutil.copytree(folder, arguments.output_dir)
+        print(f"Saved     {arguments.output_dir}; {try_it.format(arguments.output_dir)}")
+    if arguments.dry_run:
+        print("Dry run   nothing was uploaded")
+        return
+    api = HfApi(library_name="ham10000")
+    if not arguments.replace_card:
+        keep_edited_card(folder, arguments.repo_id, api=api, tag=tag, revision=revision, repo_type=repo_type)
+    published = publish_folder(
+        folder,
+        arguments.repo_id,
+        api=api,
+        tag=tag,
+        revision=revision,
+        private=arguments.private,
+        create_pr=create_pr,
+        commit_message=arguments.message or message,
+        repo_type=repo_type,
+    )
+    print(f"Published {published.url}")
+
+
 @run_cli
 def push(argv: Sequence[str]) -> None:
     """Command line of `ham10000-push`."""
@@ -101,26 +160,16 @@ def push(argv: Sequence[str]) -> None:
         publish_space([argument for argument in argv if argument != "--space"])
         return
     arguments = push_parser().parse_args(argv)
-    from huggingface_hub import HfApi
     from transformers.utils import logging
 
-    from ham10000.hub_upload.bundle import assemble_bundle, describe_tree
+    from ham10000.hub_upload.bundle import assemble_bundle
     from ham10000.hub_upload.model_card import Stated
-    from ham10000.hub_upload.publish import check_names, find_token, keep_edited_card, limit_waiting, publish_folder
     from ham10000.hub_upload.run_files import read_run
     from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
-    from ham10000.modeling import Ham10000Error
 
     logging.disable_progress_bar()
-    limit_waiting()
-    check_names(arguments.repo_id, tag=arguments.tag, revision=arguments.revision)
-    if not arguments.dry_run:
-        find_token(HfApi())  # before minutes of work
-    run = read_run(arguments.checkpoint)
-    siblings = read_siblings(arguments.sibling, run, arguments.repo_id)
-    if arguments.output_dir is not None and arguments.output_dir.exists():
-        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
-
+    _check_first(arguments, arguments.tag, arguments.revision)
+    siblings = read_siblings(arguments.sibling, read_run(arguments.checkpoint), arguments.repo_id)
     with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
         bundle = Path(scratch, "bundle")
         print(f"Assemble  {arguments.checkpoint}", flush=True)
@@ -137,50 +186,28 @@ def push(argv: Sequence[str]) -> None:
         )
         compared = verify_checkpoint(bundle)
         print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")
-        print(describe_tree(bundle))
-        if arguments.output_dir is not None:
-            shutil.copytree(bundle, arguments.output_dir)
-            print(f"Saved     {arguments.output_dir}; the card: {arguments.output_dir / 'README.md'}")
-        if arguments.dry_run:
-            print("Dry run   nothing was uploaded")
-            return
-        api = HfApi(library_name="ham10000")
-        if not arguments.replace_card:
-            keep_edited_card(bundle, arguments.repo_id, api=api, tag=arguments.tag, revision=arguments.revision)
-        published = publish_folder(
+        _deliver(
             bundle,
-            arguments.repo_id,
-            api=api,
+            arguments,
+            message=f"Publish {arguments.tag}",
+            try_it="the card: {}/README.md",
             tag=arguments.tag,
             revision=arguments.revision,
-            private=arguments.private,
             create_pr=arguments.create_pr,
-            commit_message=arguments.message or f"Publish {arguments.tag}",
         )
-    print(f"Published {published.url}")
 
 
 def space_parser() -> argparse.ArgumentParser:
     """Returns the parser of `ham10000-space`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-space",
-        description="Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
-        epilog="The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument.",
+    parser = _publishing_parser(
+        "ham10000-space",
+        "Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
     )
-    parser.add_argument("--repo_id", required=True, help="user/name of the Space; created if it is not there")
     parser.add_argument(
         "--model", action="append", required=True, metavar="USER/NAME@REVISION", help="a model to show; repeatable"
     )
     parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
     parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
-    parser.add_argument("--private", action="store_true", help="create the Space as private")
-    parser.add_argument("--dry_run", action="store_true", help="write the folder, upload nothing")
-    parser.add_argument("--output_dir", type=Path, help="keep the folder here, which must not exist")
-    parser.add_argument("--message", default="Publish the demo", help="commit message")
-    parser.add_argument(
-        "--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept"
-    )
-    add_debug_argument(parser)
     return parser
 
 
@@ -194,42 +221,13 @@ def publish_space(argv: Sequence[str]) -> None:
         Ham10000Error: For a name or a model without a revision, a folder that exists, or a Hub that refuses.
     """
     arguments = space_parser().parse_args(argv)
-    from huggingface_hub import HfApi
-
-    from ham10000.hub_upload.bundle import describe_tree
-    from ham10000.hub_upload.publish import check_names, find_token, keep_edited_card, limit_waiting, publish_folder
     from ham10000.hub_upload.space import assemble_space
-    from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
-    limit_waiting()
-    check_names(arguments.repo_id, tag=None, revision="main")
-    if arguments.output_dir is not None and arguments.output_dir.exists():
-        raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
-    if not arguments.dry_run:
-        find_token(HfApi())
+    _check_first(arguments, None, "main")
     with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
         folder = Path(scratch, "space")
         assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
-        print(describe_tree(folder))
-        if arguments.output_dir is not None:
-            shutil.copytree(folder, arguments.output_dir)
-            print(f"Saved     {arguments.output_dir}; try it: python {arguments.output_dir / 'app.py'}")
-        if arguments.dry_run:
-            print("Dry run   nothing was uploaded")
-            return
-        api = HfApi(library_name="ham10000")
-        if not arguments.replace_card:
-            keep_edited_card(folder, arguments.repo_id, api=api, repo_type="space")
-        published = publish_folder(
-            folder,
-            arguments.repo_id,
-            api=api,
-            tag=None,
-            private=arguments.private,
-            commit_message=arguments.message,
-            repo_type="space",
-        )
-    print(f"Published {published.url}")
+        _deliver(folder, arguments, message="Publish the demo", try_it="try it: python {}/app.py", repo_type="space")
 
 
 @run_cli
@@ -268,7 +266,6 @@ def convert(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
     parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion in output_dir")
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     from transformers.utils import logging
@@ -277,14 +274,8 @@ def convert(argv: Sequence[str]) -> None:
     from ham10000.modeling import LABELS
 
     logging.disable_progress_bar()
-    record = convert_checkpoint(
-        arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone, overwrite=arguments.overwrite
-    )
+    record = convert_checkpoint(arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone)
     print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
-    if record["prefix_removed"]:
-        print(f"Note      the prefix {record['prefix_removed']!r} was removed from every name")
-    if record["dtype_of_source"] != "float32":
-        print(f"Note      weights of type {record['dtype_of_source']}, stored as float32")
     print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
     print(f"Checked   logits differ from {record['architecture']} by at most {record['max_logit_difference']:g}")
     print(f"Saved     {arguments.output_dir}")

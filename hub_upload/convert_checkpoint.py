@@ -5,19 +5,15 @@
 DIR/
     config.json, processor_config.json, *.py   the image variant, with the baseline's preprocessing
     model.safetensors                          the same weights under this package's names, float32
-    conversion.json                            where they came from: file, sha256, format, precision, versions
+    conversion.json                            where they came from: file, sha256, format, versions
 """
 
 import hashlib
 import re
-import shutil
-import uuid
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -36,10 +32,10 @@ from ham10000.modeling import (
     Ham10000Processor,
     create_processor,
 )
-from ham10000.training.utils.files import atomic_write_json, restore_mode, writing
+from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.files import atomic_write_json, restore_mode, scratch_folder, writing
 from ham10000.training.utils.hardware import environment
 
-CONVERSION_FILE = "conversion.json"
 # Only a wrong pairing of the names gives more; where the arithmetic is the same, as on the same CPU, it is 0.
 _TOLERANCE = 1e-4
 # Where training loops keep the weights.
@@ -48,29 +44,15 @@ _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)*")
 
 
-@dataclass(frozen=True)
-class SourceCheckpoint:
-    """What a file contains.
-
-    Attributes:
-        weights: The tensors as they are stored, under their names without the prefix.
-        format: `"state_dict"`, or `"training_checkpoint"` where the weights lay under a key such as `state_dict`.
-        prefix: The prefix that was removed from every name; empty where there was none.
-    """
-
-    weights: dict[str, Tensor]
-    format: str
-    prefix: str
-
-
-def read_weights(path: Path) -> SourceCheckpoint:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Reads a state dict or a training checkpoint; code in a pickle is never run.
 
     Args:
         path: A file of torch.save, or a safetensors file.
 
     Returns:
-        Its weights, which may be of any network.
+        The tensors as they are stored, without a prefix such as `module.` of all names, of any network; and
+        `"state_dict"`, or `"training_checkpoint"` where they lay under a key such as `state_dict`.
 
     Raises:
         Ham10000Error: If the file is absent, damaged or unsafe, has no weights where they are expected, or has the
@@ -93,10 +75,10 @@ def read_weights(path: Path) -> SourceCheckpoint:
     match = _PREFIX.match(next(iter(weights)))
     prefix = match[0] if match and all(name.startswith(match[0]) for name in weights) else ""
     form = "state_dict" if wrapper is None else "training_checkpoint"
-    return SourceCheckpoint({name.removeprefix(prefix): value for name, value in weights.items()}, form, prefix)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}, form
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -120,20 +102,19 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _check_class_order(entries: Mapping[Any, Any], path: Path) -> None:
+def _check_class_order(entries: Mapping[str, object], path: Path) -> None:
     """Refuses a training checkpoint that says its classes come in another order."""
     order = dict(enumerate(LABELS))
     accepted = [list(LABELS), order, {str(i): label for i, label in order.items()}, {v: k for k, v in order.items()}]
     for name in ("class_names", "classes", "class_to_idx", "label2id", "id2label"):
         value = entries.get(name)
-        value = (
-            dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else None
-        )
-        if value is not None and value not in accepted:
-            raise Ham10000Error(
-                f"{str(path)!r}: `{name}` gives the classes as {repr(value)[:300]}, but this package has the order "
-                f"{list(LABELS)}. The outputs would be named wrongly, so the file is not converted."
-            )
+        if isinstance(value, (Mapping, list, tuple)):
+            value = dict(value) if isinstance(value, Mapping) else list(value)
+            if value not in accepted:
+                raise Ham10000Error(
+                    f"{str(path)!r}: `{name}` gives the classes as {repr(value)[:300]}, but this package has the "
+                    f"order {list(LABELS)}. The outputs would be named wrongly, so the file is not converted."
+                )
 
 
 def build_networks(
@@ -171,11 +152,11 @@ def build_networks(
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, output_dir: str | Path, *, backbone: str | None = None, overwrite: bool = False
-) -> dict[str, Any]:
+    checkpoint: str | Path, output_dir: str | Path, *, backbone: str | None = None
+) -> dict[str, object]:
     """Reads the weights of a torchvision EfficientNetV2-S or a timm network and writes them as a checkpoint folder.
 
-    The logits of both networks are compared before anything is written, and the folder appears complete or not at all.
+    The logits of both networks are compared before anything is written.
 
     Args:
         checkpoint: A file of torch.save or safetensors: a state dict, alone or under `model_state_dict`, `state_dict`
@@ -183,12 +164,11 @@ def convert_checkpoint(
         output_dir: The folder to write, new or empty.
         backbone: Name of the timm network, or None for torchvision's EfficientNetV2-S. It cannot be read from the
             weights: networks with the same names and shapes differ in padding and preprocessing.
-        overwrite: Whether an earlier conversion in `output_dir` is replaced, with everything in it.
 
     Returns:
         The content of `conversion.json`: `source_file` (name only), `source_sha256`, `format` (`"state_dict"` or
-        `"training_checkpoint"`), `architecture`, `dtype_of_source`, `prefix_removed` (None where there was none),
-        `max_logit_difference` to the reference network (0.0 where the arithmetic is the same) and `versions`.
+        `"training_checkpoint"`), `architecture`, `max_logit_difference` to the reference network (0.0 where the
+        arithmetic is the same) and `versions`.
 
     Raises:
         Ham10000Error: If the file cannot be read safely, does not fit the network, or the folder cannot be written.
@@ -197,13 +177,14 @@ def convert_checkpoint(
         >>> convert_checkpoint("efficientnetv2s_image_only_state_dict.pt", "runs/baseline")["format"]
         'state_dict'
     """
-    checkpoint, output_dir = Path(checkpoint).expanduser(), Path(output_dir).expanduser().resolve()
-    _check_output_dir(checkpoint, output_dir, overwrite)
-    source = read_weights(checkpoint)
+    checkpoint, output_dir = Path(checkpoint).expanduser(), Path(output_dir).expanduser()
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise Ham10000Error(f"{str(output_dir)!r} exists and is not an empty folder; choose another --output_dir.")
+    weights, form = read_weights(checkpoint)
     architecture = "torchvision efficientnet_v2_s" if backbone is None else f"timm {backbone}"
     reference, model, processor = build_networks(backbone)
     try:
-        reference.load_state_dict(source.weights)
+        reference.load_state_dict(weights)
         # Both networks register the same layers in the same order; the order of the file is not used.
         model.load_state_dict(dict(zip(model.state_dict(), reference.state_dict().values(), strict=True)))
     except (RuntimeError, ValueError) as error:
@@ -220,55 +201,24 @@ def convert_checkpoint(
             f"{str(checkpoint)!r}: the converted logits differ from those of {architecture} by {difference:g}. NaN "
             "means weights that are not finite, a number versions of timm or torchvision that order their layers so."
         )
-    dtypes = {
-        str(value.dtype).removeprefix("torch.") for value in source.weights.values() if value.is_floating_point()
-    }
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    record = {
+    record: dict[str, object] = {
         "source_file": checkpoint.name,
         "source_sha256": sha256,
-        "format": source.format,
+        "format": form,
         "architecture": architecture,
-        "dtype_of_source": ", ".join(sorted(dtypes)),
-        "prefix_removed": source.prefix or None,
         "max_logit_difference": difference,
         "versions": environment()["versions"],
     }
-    _write_folder(output_dir, model, processor, record)
+    with writing(output_dir), scratch_folder(output_dir.parent) as scratch:
+        model.save_pretrained(scratch / "new")
+        processor.save_pretrained(scratch / "new")
+        atomic_write_json(scratch / "new" / RunFile.CONVERSION, record)
+        for path in (scratch / "new").iterdir():
+            restore_mode(path)
+        (scratch / "new").replace(output_dir)  # which is absent or empty: the folder appears complete or not at all
     return record
 
 
-def _check_output_dir(checkpoint: Path, output_dir: Path, overwrite: bool) -> None:
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
-        return
-    # The folder is deleted: a mistyped path must not cost a training run.
-    is_conversion = (output_dir / CONVERSION_FILE).is_file() and output_dir not in checkpoint.resolve().parents
-    if not (overwrite and is_conversion):
-        raise Ham10000Error(
-            f"{str(output_dir)!r} exists and is not an empty folder. Choose another --output_dir. --overwrite "
-            f"replaces only an earlier conversion: a folder with a {CONVERSION_FILE} and without the --checkpoint."
-        )
-
-
-def _write_folder(
-    output_dir: Path, model: Ham10000ForImageClassification, processor: Ham10000Processor, record: dict[str, Any]
-) -> None:
-    """Assembles the folder next to its destination, then renames it there."""
-    scratch = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with writing(output_dir):
-            scratch.mkdir(parents=True)
-            model.save_pretrained(scratch)
-            processor.save_pretrained(scratch)
-            atomic_write_json(scratch / CONVERSION_FILE, record)
-            for path in scratch.iterdir():
-                restore_mode(path)
-            if output_dir.exists():
-                shutil.rmtree(output_dir)
-            scratch.rename(output_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-__all__ = ["SourceCheckpoint", "build_networks", "convert_checkpoint", "read_weights"]
+__all__ = ["build_networks", "convert_checkpoint", "read_weights"]

@@ -16,13 +16,13 @@ from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
+    get_session,
     get_token,
     set_client_factory,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OIDCError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
-from huggingface_hub.utils._http import default_client_factory
 
 from ham10000.modeling import Ham10000Error
 
@@ -132,12 +132,10 @@ def limit_waiting() -> None:
             kind: given.get(kind) or _TIMEOUT for kind in ("connect", "read", "write", "pool")
         }
 
-    def client() -> httpx2.Client:
-        limited = default_client_factory()
-        limited.event_hooks["request"].append(limit)  # the client's own limit would not reach calls that say None
-        return limited
-
-    set_client_factory(client)
+    # A hook, because the client's own limit would not reach calls that say None; next to the library's hooks.
+    hooks = get_session().event_hooks
+    hooks = {**hooks, "request": [*hooks["request"], limit]}
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
 
 def seal_card(card: str) -> str:

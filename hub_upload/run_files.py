@@ -158,7 +158,7 @@ def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False)
         raise Ham10000Error(f"{str(path)!r} does not exist; expected a checkpoint folder, as training writes it.")
     value = read_json(path, kind, optional=True)
     for dotted in _REQUIRED.get(name, "").split() if value is not None else ():
-        found: Any = value
+        found: object = value
         for key in dotted.split("."):
             if not isinstance(found, dict) or key not in found:
                 raise Ham10000Error(f"{str(path)!r} lacks {dotted!r}; make it again with this version of ham10000.")
@@ -166,7 +166,7 @@ def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False)
     return value
 
 
-def _names_synthetic(data: Any) -> bool:
+def _names_synthetic(data: object) -> bool:
     return isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:"))
 
 

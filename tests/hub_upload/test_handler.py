@@ -1,4 +1,4 @@
-"""The Inference Endpoints handler, asked as the Inference Toolkit asks it: over HTTP, in a process of its own."""
+"""The Inference Endpoints handler, asked as the Inference Toolkit asks it, and over HTTP as the guide serves it."""
 
 import base64
 import importlib.util
@@ -7,10 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +70,11 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-# What huggingface-inference-toolkit's web service does with a request, less the frameworks. This package cannot be
-# imported, and a connection to anywhere ends the process.
+# What huggingface-inference-toolkit does with the bodies of requests. This package cannot be imported, and a
+# connection to anywhere ends the process.
 TOOLKIT = """
-import importlib.util, io, json, os, sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import importlib.util, json, os, sys
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -94,86 +88,17 @@ def no_network(event, arguments):
 
 sys.meta_path.insert(0, Absent())
 sys.addaudithook(no_network)
-
-folder = sys.argv[1]
-spec = importlib.util.spec_from_file_location("handler", Path(folder, "handler.py"))
+spec = importlib.util.spec_from_file_location("handler", Path(sys.argv[1], "handler.py"))
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-handler = module.EndpointHandler(folder)
-
-from PIL import Image
-
-def deserialize(content_type, body):
-    if content_type == "application/json":
-        return json.loads(body)
-    if content_type in ("image/png", "image/jpeg"):
-        return {"inputs": Image.open(io.BytesIO(body)).convert("RGB")}
-    raise Exception(f'Content type "{content_type}" not supported.')
-
-class Service(BaseHTTPRequestHandler):
-    def do_POST(self):
-        try:
-            body = deserialize(self.headers["Content-Type"], self.rfile.read(int(self.headers["Content-Length"])))
-            if "inputs" not in body:
-                raise ValueError("Body needs to provide a inputs key")
-            query = {key: int(value) if value.isdigit() else value for key, value in parse_qsl(urlsplit(self.path)[3])}
-            if query and "parameters" not in body:
-                body["parameters"] = query
-            status, answer = 200, handler(body)
-        except Exception as error:
-            status, answer = 400, {"error": str(error)}
-        payload = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *arguments):
-        pass
-
-server = HTTPServer(("127.0.0.1", 0), Service)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-@contextmanager
-def serve(folder: Path, scratch: Path) -> Iterator[str]:
-    environment = {
-        **os.environ,
-        "HF_MODULES_CACHE": str(scratch / "modules"),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
-    with (scratch / "stderr").open("w+") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-c", TOOLKIT, str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            cwd=scratch,
-            env=environment,
-        )
-        try:
-            assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            assert port, (scratch / "stderr").read_text()[-3000:]
-            yield f"http://127.0.0.1:{port}/"
-            assert process.poll() is None, (scratch / "stderr").read_text()[-3000:]
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def post(url: str, body: Any, content_type: str = "application/json") -> tuple[int, Any]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": content_type})
+handler, answers = module.EndpointHandler(sys.argv[1]), []
+for body in json.load(sys.stdin):
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        answers.append(handler(body))
+    except ValueError as error:
+        answers.append({"error": str(error)})
+print(json.dumps(answers))
+"""
 
 
 def test_the_container_of_the_guide(
@@ -204,39 +129,49 @@ def test_requests_to_a_process_without_this_package(
 ) -> None:
     classify: Any = pipeline(PIPELINE_TASK, model=str(repositories["fusion"]))
     first, second = str(pictures[0]), str(pictures[1])
-    with serve(repositories["fusion"], tmp_path) as url:
-        # a picture with metadata, as base64 in JSON
-        status, answer = post(url, {"inputs": {"image": encoded(pictures[0]), **ROW}})
-        assert (status, answer) == (200, classify({"image": first, **ROW}))
-        assert [row["score"] for row in answer] == sorted((row["score"] for row in answer), reverse=True)
-        assert {row["label"] for row in answer} == set(LABELS)
-        # the picture itself as the body, which leaves no room for metadata; parameters may stand in the query
-        for path, content_type in zip(pictures, ("image/png", "image/jpeg"), strict=True):
-            assert post(url, path.read_bytes(), content_type) == (200, classify({"image": str(path)}))
-        assert post(url + "?top_k=2", pictures[0].read_bytes(), "image/png") == (200, classify({"image": first})[:2])
-        # a list is one batch
-        rows = [{"image": encoded(pictures[0]), "age": None}, {"image": encoded(pictures[1]), **ROW}]
-        expected = classify([{"image": first}, {"image": second, **ROW}], batch_size=2, top_k=3)
-        assert post(url, {"inputs": rows, "parameters": {"top_k": 3}}) == (200, expected)
-        # mistakes are answered, and the next request is served
-        for body, message in (
-            ({"inputs": {"image": "§§§"}}, "The input: the image is not valid base64"),
-            ({"inputs": [rows[0], ROW]}, "Input 1: 'image' is missing"),
-            ({"inputs": rows[0], "parameters": {"top_k": 9}}, "`top_k` must be a whole number in 1..7, or None"),
-            ({"inputs": {**rows[0], "dx": "mel"}}, "The input: 'dx' is never an input"),
-        ):
-            status, answer = post(url, body)
-            assert status == 400
-            assert answer["error"].startswith(message)
-        assert post(url, {"inputs": rows[0]}) == (200, classify({"image": first}))
+    rows = [{"image": encoded(pictures[0]), "age": None}, {"image": encoded(pictures[1]), **ROW}]
+    # Mistakes are answered, and the next request is served.
+    cases: list[tuple[dict[str, Any], Any]] = [
+        ({"inputs": {"image": encoded(pictures[0]), **ROW}}, classify({"image": first, **ROW})),
+        ({"inputs": {"image": "§§§"}}, "The input: the image is not valid base64"),
+        ({"inputs": [rows[0], ROW]}, "Input 1: 'image' is missing"),
+        ({"inputs": rows[0], "parameters": {"top_k": 9}}, "`top_k` must be a whole number in 1..7, or None"),
+        ({"inputs": {**rows[0], "dx": "mel"}}, "The input: 'dx' is never an input"),
+        (
+            {"inputs": rows, "parameters": {"top_k": 3}},
+            classify([{"image": first}, {"image": second, **ROW}], batch_size=2, top_k=3),
+        ),
+        ({"inputs": rows[0]}, classify({"image": first})),
+    ]
+    # Online, so that a request would be tried. Sums are split by threads, and bits depend on that.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", TOOLKIT, str(repositories["fusion"])],
+        input=json.dumps([body for body, _ in cases]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    for (_, expected), answer in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        if isinstance(expected, str):
+            assert answer["error"].startswith(expected)
+        else:
+            assert answer == expected
 
 
 def test_every_form_of_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
     path = pictures[0]
     expected = handlers["fusion"].pipeline({"image": str(path)})
+    assert {row["label"] for row in expected} == set(LABELS)
+    assert [row["score"] for row in expected] == sorted((row["score"] for row in expected), reverse=True)
     text = encoded(path)
     lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
     forms: list[Any] = [text, lines, f"data:image/png;base64,{text}", path.read_bytes(), bytearray(path.read_bytes())]
+    turned = Image.open(pictures[1]).convert("RGB")  # as the toolkit opens a body that is an image
+    assert handlers["fusion"]({"inputs": turned}) == handlers["fusion"].pipeline({"image": str(pictures[1])})
     for form in (*forms, Image.open(path)):
         assert handlers["fusion"]({"inputs": form}) == expected
         assert handlers["fusion"]({"inputs": {"image": form}, "parameters": None}) == expected

@@ -1,7 +1,10 @@
 """The whole way of a model: trained, evaluated, pushed to a Hub, loaded by its id by a stranger, used."""
 
+import ast
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from transformers import AutoModel
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling, requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.run_files import read_run
-from ham10000.modeling import LABELS, MODALITIES, Ham10000Error, Ham10000Processor
+from ham10000.modeling import LABELS, MODALITIES, Ham10000Error
 from ham10000.training.data.split import load_split
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.inference.prediction import load_checkpoint, predict
@@ -29,6 +32,7 @@ from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.train import main as train
 
 ROW = {"age": 60, "sex": "male", "localization": "back"}
+PUSH = "from ham10000.hub_upload.commands import push; raise SystemExit(push())"
 # Runs where this package cannot be imported, as on a stranger's machine; prints what each repository predicts.
 STRANGER = """
 import json, sys
@@ -63,32 +67,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> di
     """A trained and evaluated run of each variant."""
     parent = tmp_path_factory.mktemp("runs")
     common = ["--data", str(synthetic_folder), "--cache_dir", str(parent / "cache")]
-    network = [
-        "--backbone",
-        "test_efficientnet",
-        "--pretrained",
-        "none",
-        "--backbone_kwargs",
-        "{}",
-        "--image_size",
-        "32",
-    ]
-    recipe = [
-        "--image_size",
-        "32",
-        "--epochs",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--trackers",
-        "none",
-        "--batch_size",
-        "20",
-    ]
+    network = "--backbone test_efficientnet --pretrained none --backbone_kwargs {} --image_size 32"
+    recipe = f"{network} --epochs 1 --mixed_precision no --trackers none --batch_size 20".split()
     for modality in MODALITIES:
         AcceleratorState._reset_state(True)
         folder = str(parent / modality)
-        assert train(["--modality", modality, "--output_dir", folder, *common, *network, *recipe]) == 0
+        assert train(["--modality", modality, "--output_dir", folder, *common, *recipe]) == 0
         assert evaluate(["--checkpoint", folder, "--n_resamples", "50", *common]) == 0
     AcceleratorState._reset_state(True)
     return {modality: parent / modality for modality in MODALITIES}
@@ -125,11 +109,8 @@ def test_train_evaluate_push_load_predict(
     stranger_home.mkdir()
     for modality, folder in runs.items():
         siblings = [f"--sibling={other}" for name, other in runs.items() if name != modality]
-        command, repo_id = (
-            "from ham10000.hub_upload.commands import push; raise SystemExit(push())",
-            f"user/ham10000-{modality}",
-        )
-        done = python(hub, home, "-c", command, "--checkpoint", str(folder), "--repo_id", repo_id, *siblings)
+        repo_id = f"user/ham10000-{modality}"
+        done = python(hub, home, "-c", PUSH, "--checkpoint", str(folder), "--repo_id", repo_id, *siblings)
         assert done.returncode == 0, done.stderr
         assert "logits equal to the last bit" in done.stdout
         assert done.stdout.splitlines()[-1] == f"Published {hub.url}/{repo_id}/tree/v1.0"
@@ -206,8 +187,6 @@ def test_the_card_states_the_evaluation(bundle: Path, runs: dict[str, Path]) -> 
 
 def test_requirements_are_those_of_the_code_files(bundle: Path) -> None:
     """Every package that a published file imports is asked for, with a floor."""
-    import ast
-
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     imported = set()
     for path in bundle.glob("*.py"):
@@ -231,35 +210,24 @@ def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path
     assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
 
 
-def test_half_precision_weights_stay_so(runs: dict[str, Path], tmp_path: Path) -> None:
-    model, _ = load_checkpoint(runs["metadata"])
-    folder = tmp_path / "half"
-    model.to(torch.bfloat16).save_pretrained(folder)
-    Ham10000Processor.from_pretrained(runs["metadata"]).save_pretrained(folder)
-    published = load_file(assemble(folder, tmp_path / "bundle") / "model.safetensors")
-    assert {value.dtype for value in published.values()} == {torch.bfloat16}
-
-
-def test_weights_stored_in_half_precision_are_published_so_and_compute_in_float32(
+def test_weights_in_half_precision_are_published_so_and_compute_in_float32(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     model, processor = load_checkpoint(runs["metadata"])
-    save_checkpoint(tmp_path / "half", model, processor, dtype="float16")
-    folder = assemble(tmp_path / "half", tmp_path / "bundle")
-    published = load_file(folder / "model.safetensors")
-    assert {value.dtype for value in published.values()} == {torch.float16}
-    again = AutoModel.from_pretrained(folder)
+    save_checkpoint(tmp_path / "float16", model, processor, dtype="float16")
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+    processor.save_pretrained(tmp_path / "bfloat16")
+    for dtype in (torch.float16, torch.bfloat16):
+        folder = assemble(tmp_path / str(dtype)[6:], tmp_path / f"bundle {dtype}")
+        assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {dtype}
+    again = AutoModel.from_pretrained(tmp_path / "bundle torch.float16")
     assert again.dtype == torch.float32
     for name, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[name].half().float()), name
 
 
 def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "unfinished"
-    folder.mkdir()
-    for path in runs["metadata"].iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(runs["metadata"], tmp_path / "unfinished")
     training = json.loads((folder / "train_config.json").read_text())
     (folder / "train_config.json").write_text(json.dumps(training | {"finished": False}))
     with pytest.raises(Ham10000Error, match=r"not finished.*--resume"):
@@ -299,10 +267,7 @@ def test_mistakes_are_one_message(
 
 def test_weights_that_do_not_survive_saving_are_noticed(runs: dict[str, Path], tmp_path: Path) -> None:
     """A damaged copy in the bundle must not be published: planted by a shard that is changed after saving."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", "processor_config.json", "model.safetensors"):
-        (folder / name).write_bytes((runs["metadata"] / name).read_bytes())
+    folder = shutil.copytree(runs["metadata"], tmp_path / "run")
     tensors = load_file(folder / "model.safetensors")
     del tensors["classifier.bias"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

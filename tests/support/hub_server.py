@@ -63,22 +63,14 @@ class _Cut(Exception):
 
 
 class HubServer:
-    """The server; a context manager.
+    """The server; a context manager. `WRITER` and `READER` are tokens of "user", `STRANGER` of "stranger".
 
     Args:
         folder: State on disk; a second server on the same folder continues with it.
-        tokens: User name by token that may write; by default `WRITER` of "user" and `STRANGER` of "stranger".
-        read_tokens: User name by token that only reads; by default `READER` of "user".
     """
 
-    def __init__(
-        self, folder: Path, tokens: dict[str, str] | None = None, read_tokens: dict[str, str] | None = None
-    ) -> None:
-        self.state = HubState(
-            Path(folder) / "hub",
-            {WRITER: "user", STRANGER: "stranger"} if tokens is None else tokens,
-            {READER: "user"} if read_tokens is None else read_tokens,
-        )
+    def __init__(self, folder: Path) -> None:
+        self.state = HubState(folder / "hub", {WRITER: "user", STRANGER: "stranger"}, {READER: "user"})
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -264,10 +256,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self.repo_api(prefix + "/".join(parts[2:4]), parts[4:])
         if parts[0] == "api":
             payload = json.loads(self.body) if self.body else {}
-            if parts[1:] == ["whoami-v2"]:
-                if user is None:
-                    raise Refused(401, "Invalid username or password.")
-                return self.json({"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}})
             if parts[1:] == ["validate-yaml"]:
                 return self.validate_yaml(payload["content"])
             if parts[1:] == ["repos", "create"]:
@@ -337,34 +325,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
             return self.tree(repo, repo.resolve(revision), "/".join(rest[2:]))
-        if verb == "commits":
-            date = "2024-01-01T00:00:00.000Z"
-            history = [
-                {"id": oid, "title": commit["title"], "message": "", "authors": [{"user": "user"}], "date": date}
-                for oid, commit in repo.history(repo.resolve(revision))
-            ]
-            return self.json(history)
         raise Refused(404, f"no such route here: {self.command} {self.path}", "EntryNotFound")
 
     def tree(self, repo: Repo, commit: str, folder: str) -> tuple[Any, ...]:
-        prefix = f"{folder}/" if folder else ""
-        entries: dict[str, dict[str, Any]] = {}
+        """All files below a folder; the client asks for folders too, and does without."""
+        entries = []
         for path, entry in sorted(repo.files(commit).items()):
-            if not path.startswith(prefix):
-                continue
-            steps = path.removeprefix(prefix).split("/")
-            parents = [prefix + "/".join(steps[:depth]) for depth in range(1, len(steps))]
-            recursive = self.query.get("recursive", "").lower() in ("true", "1")
-            for parent in parents if recursive else parents[:1]:
-                entries[parent] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": parent}
-            if recursive or not parents:
-                entries[path] = {"type": "file", "oid": entry["oid"], "size": entry["size"], "path": path}
+            if path.startswith(f"{folder}/" if folder else ""):
+                entries.append({"type": "file", "oid": entry["oid"], "size": entry["size"], "path": path})
                 if entry["lfs"]:
                     pointer_size = len(lfs_pointer(entry["lfs"], entry["size"]))
-                    entries[path]["lfs"] = {"oid": entry["lfs"], "size": entry["size"], "pointerSize": pointer_size}
+                    entries[-1]["lfs"] = {"oid": entry["lfs"], "size": entry["size"], "pointerSize": pointer_size}
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
-        return self.json(list(entries.values()))
+        return self.json(entries)
 
     def change(self, repo_id: str, repo: Repo, verb: str, name: str) -> tuple[Any, ...]:
         if verb == "commit":
@@ -418,16 +392,11 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, repo: Repo, revision: str, path: str) -> tuple[Any, ...]:
         commit = repo.resolve(revision)
         entry = repo.files(commit).get(path)
-        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit}
         if entry is None:
             raise Refused(404, "Entry not found", "EntryNotFound")
         content = repo.content(entry)
         headers["ETag"] = f'"{entry["lfs"] or entry["oid"]}"'
         if entry["lfs"]:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
-            return 200, content, headers
-        start, end = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
-        headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-        return 206, content[start : end + 1], headers
+        return 200, content, headers

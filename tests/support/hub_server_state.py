@@ -93,13 +93,6 @@ class Repo:
     def files(self, commit: str) -> dict[str, dict[str, Any]]:
         return self.state["commits"][commit]["files"]
 
-    def history(self, commit: str | None) -> list[tuple[str, dict[str, Any]]]:
-        commits = []
-        while commit is not None:
-            commits.append((commit, self.state["commits"][commit]))
-            commit = commits[-1][1]["parent"]
-        return commits
-
     def commit(self, ref: str, title: str, files: dict[str, dict[str, Any]], parent: str | None) -> str:
         body = {"title": title, "files": files, "parent": parent, "number": len(self.state["commits"])}
         oid = hashlib.sha1(json.dumps(body, sort_keys=True).encode() + uuid.uuid4().bytes).hexdigest()
