@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import timm
 from huggingface_hub import EvalResult, ModelCardData
@@ -25,7 +24,7 @@ from ham10000.training.evaluation.report import (
     published_baseline,
 )
 from ham10000.training.run_folder import portable_training
-from ham10000.training.utils.markdown_text import code, decimal, escape, fence, interval, percent, plain, words
+from ham10000.training.utils.markdown_text import escape, fence, markdown_template, percent, plain
 
 RESEARCH_BANNER = (
     "> **For research only. Not a medical device.** Never use it for diagnosis, triage or any decision about a "
@@ -87,30 +86,6 @@ def _reading(difference: dict[str, Any], metric: str, this: str, *, chance: bool
         return "no significant difference"
     better = (difference["low"] > 0) != (metric == "ece")  # a lower calibration error is better
     return f"{this} is {'better' if better else 'worse'}"
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "code": code,
-        "count": _count,
-        "decimal": decimal,
-        "duration": _duration,
-        "interval": interval,
-        "json": json.dumps,
-        "md": escape,
-        "number": lambda value: f"{value:g}",
-        "percent": percent,
-        "reading": _reading,
-        "setting": _setting,
-        "words": words,
-    }
-    return environment
 
 
 def _base_model(run: RunFiles, given: str | None) -> str | None:
@@ -406,39 +381,45 @@ def render_model_card(
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
     shown = interval_metrics(run.evaluation) if run.evaluation else []
     image = run.processor.get("image_processor")
-    card = (
-        _environment()
-        .get_template(_TEMPLATE.name)
-        .render(
-            front_matter=_card_data(run, repo_id, base_model, has_onnx, stated).to_yaml().strip(),
-            research_banner=RESEARCH_BANNER,
-            run=run,
-            repo_id=repo_id,
-            revision=revision,
-            has_onnx=has_onnx,
-            modality=run.modality,
-            config=config,
-            labels=labels,
-            malignant=config["malignant_labels"],
-            sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
-            metric_title=metric_title,
-            summary_titles={
-                n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if not run.evaluation or n in shown
-            },
-            license=_weights_license(run, stated),
-            dataset=_dataset_name(run, stated),
-            ham10000=run.ham10000_training,
-            base=(run.training or {}).get("base_model"),
-            example_row={name: _EXAMPLE_ROW[name] for name in config["metadata_fields"]},
-            backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
-            resample=Image.Resampling(image["resample"]).name.lower() if image else None,
-            evaluation=run.evaluation,
-            results=_Results.from_metrics(run.evaluation["metrics"], config["malignant_labels"])
-            if run.evaluation
-            else None,
-            comparison=_compare(run, siblings),
-            **_training_context(run),
-        )
+    template = markdown_template(
+        _TEMPLATE,
+        count=_count,
+        duration=_duration,
+        json=json.dumps,
+        md=escape,
+        number=lambda value: f"{value:g}",
+        reading=_reading,
+        setting=_setting,
+    )
+    card = template.render(
+        front_matter=_card_data(run, repo_id, base_model, has_onnx, stated).to_yaml().strip(),
+        research_banner=RESEARCH_BANNER,
+        run=run,
+        repo_id=repo_id,
+        revision=revision,
+        has_onnx=has_onnx,
+        modality=run.modality,
+        config=config,
+        labels=labels,
+        malignant=config["malignant_labels"],
+        sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
+        metric_title=metric_title,
+        summary_titles={
+            n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if not run.evaluation or n in shown
+        },
+        license=_weights_license(run, stated),
+        dataset=_dataset_name(run, stated),
+        ham10000=run.ham10000_training,
+        base=(run.training or {}).get("base_model"),
+        example_row={name: _EXAMPLE_ROW[name] for name in config["metadata_fields"]},
+        backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
+        resample=Image.Resampling(image["resample"]).name.lower() if image else None,
+        evaluation=run.evaluation,
+        results=_Results.from_metrics(run.evaluation["metrics"], config["malignant_labels"])
+        if run.evaluation
+        else None,
+        comparison=_compare(run, siblings),
+        **_training_context(run),
     )
     return re.sub(r"\n{3,}", "\n\n", card).strip() + "\n"
 

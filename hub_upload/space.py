@@ -49,19 +49,6 @@ def module_file(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
-class _WithoutTypes(ast.NodeTransformer):
-    """Leaves out what is imported for annotations alone."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        """None for `if TYPE_CHECKING:`."""
-        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
-
-
-def runtime_tree(file: Path) -> ast.AST:
-    """A module's syntax tree without what only type checkers read."""
-    return _WithoutTypes().visit(ast.parse(file.read_text(encoding="utf-8")))
-
-
 def needed_modules(start: str = _PAGE) -> tuple[dict[str, Path], set[str]]:
     """What a module imports, directly or not, at its top or within its functions.
 
@@ -82,7 +69,7 @@ def needed_modules(start: str = _PAGE) -> tuple[dict[str, Path], set[str]]:
         files[name] = file
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         waiting += [package, name.rpartition(".")[0]]
-        for node in ast.walk(runtime_tree(file)):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -151,8 +138,8 @@ def render_readme(title: str, models: Sequence[tuple[str, str]], licence: str) -
     body = join(
         f"# {title}",
         RESEARCH_BANNER,
-        "One dermatoscopic picture, and what several models say to it: probabilities, the region the network looks "
-        "at, and what age, sex and site changed. The samples are drawn by the package; pictures you upload are "
+        "One dermatoscopic image, and what several models say to it: probabilities, the region the network looks "
+        "at, and what age, sex and site changed. The samples are drawn by the package; images you upload are "
         "deleted after an hour.",
         bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in models),
     )
@@ -200,7 +187,6 @@ def assemble_space(
 __all__ = [
     "assemble_space",
     "needed_modules",
-    "runtime_tree",
     "parse_model",
     "render_readme",
     "space_requirements",

@@ -3,8 +3,8 @@
 A model knows its classes and nothing else: shown a temple, it still gives a probability to each of them. This distance
 says how far an image's colours and textures are from those of the training images. After Lee, Lee, Lee & Shin, "A
 simple unified framework for detecting out-of-distribution samples", NeurIPS 2018 (arXiv:1807.03888), but on hand-made
-statistics of the image in place of a network's features, so that one image costs two milliseconds and no forward pass.
-No warning is not an approval: an image of something else may have the same colours and textures.
+statistics of the image in place of a network's features, so that it needs no forward pass. No warning is not an
+approval: an image of something else may have the same colours and textures.
 """
 
 from typing import TypedDict

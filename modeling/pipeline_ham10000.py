@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 from transformers import Pipeline
-from transformers.utils import logging
 
-from .configuration_ham10000 import METADATA_FIELDS, Ham10000Error
+from .configuration_ham10000 import METADATA_FIELDS, Ham10000Error, logger
+from .image_processing_ham10000 import load_image
 
 PIPELINE_TASK = "image-metadata-classification"
 _KEYS = ("image", *METADATA_FIELDS)
-logger = logging.get_logger(__name__)
 
 
 class _Numbered(NamedTuple):
@@ -157,8 +156,10 @@ class Ham10000Pipeline(Pipeline):
         if modality == "image" and given:
             keys = ", ".join(map(repr, given))
             raise Ham10000Error(f"this checkpoint is image-only and reads nothing but 'image'; leave {keys} out.")
-        if image is not None and (warning := self.processor.image_processor.unlike_training(image)):
-            logger.warning(f"{name}: {warning}")
+        if image is not None:
+            image = load_image(image)  # once, for the warning and for the model
+            if warning := self.processor.image_processor.unlike_training(image):
+                logger.warning(f"{name}: {warning}")
         # The picture in a list, as otherwise a list of pictures would pass for one.
         images = None if image is None else [image]
         metadata = None if modality == "image" else given

@@ -1,6 +1,6 @@
 """How well the warning of images unlike the training data tells them apart.
 
-python examples/benchmarks/unlike_images.py --data HAM10000/ --others images/ --output unlike_images.json
+python examples/benchmarks/unlike_images.py --data HAM10000/ --output examples/results/unlike_images.json
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measure(data: str, others: Mapping[str, Path]) -> dict[str, Any]:
         others: Further images that are not like the data, by name.
 
     Returns:
-        Strict JSON: `accepted`, the shares without a warning, `distances` of the other images and the `threshold`.
+        Strict JSON: the `statistics`, `accepted`, the shares without a warning, and `distances` of the other images.
 
     Raises:
         Ham10000Error: For too few images.
@@ -80,7 +80,7 @@ def measure(data: str, others: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "data": Path(data).name,  # not where it lay on this machine
         "split": {"protocol": split.protocol, "seed": split.seed, "sha256": split.sha256},
-        "threshold": statistics["threshold"],
+        "statistics": statistics,  # those of the shipped checkpoints
         "accepted": found,
         "distances": {name: float(distances(image_features(image), statistics)) for name, image in images.items()},
         "environment": environment(),
@@ -89,16 +89,16 @@ def measure(data: str, others: Mapping[str, Path]) -> dict[str, Any]:
 
 def report(values: Mapping[str, Any]) -> str:
     """The measurement as Markdown."""
-    threshold, distances = values["threshold"], values["distances"]
-    warned = sum(distance > threshold for distance in distances.values())
+    threshold, measured = values["statistics"]["threshold"], values["distances"]
+    warned = sum(distance > threshold for distance in measured.values())
     accepted = [[name, f"{row['images']:,}", f"{row['share']:.1%}"] for name, row in values["accepted"].items()]
     others = [
         [name, f"{distance:.1f}", "warning" if distance > threshold else "no warning"]
-        for name, distance in sorted(distances.items(), key=lambda item: item[1])
+        for name, distance in sorted(measured.items(), key=lambda item: item[1])
     ]
     return join(
         table(("part", "images", "without a warning"), accepted),
-        f"Of {len(distances)} images of something else, {warned} get the warning (distance above {threshold:.1f}). "
+        f"Of {len(measured)} images of something else, {warned} get the warning (distance above {threshold:.1f}). "
         "They were looked at while the statistics were chosen, so others may do worse.",
         table(("image", "distance", "result"), others, align="lrl"),
     )

@@ -13,11 +13,11 @@ from ham10000.training.evaluation.bootstrap import cluster_weights
 from ham10000.training.evaluation.paper import (
     THRESHOLDS,
     Target,
-    band,
     checklist,
     net_benefit,
     operating_points,
     precision,
+    resampled,
     targets,
     true_positive_rate,
     write_paper,
@@ -55,14 +55,14 @@ def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
         assert found[column] in precisions[recalls == smallest]
 
 
-def test_the_band_covers_the_curve_and_repeating_lesions_widens_it(
+def test_a_resample_is_the_curve_of_the_lesions_drawn(
     melanoma: Target, predicted: tuple[np.ndarray, np.ndarray, list[str]]
 ) -> None:
-    low, high = band(true_positive_rate, melanoma, cluster_weights(predicted[2], 100))
-    inside = (low <= true_positive_rate(melanoma)) & (true_positive_rate(melanoma) <= high)
-    assert inside.mean() > 0.95
-    coarse = band(true_positive_rate, melanoma, cluster_weights([f"L{row // 20}" for row in range(N)], 100))
-    assert (coarse[1] - coarse[0]).mean() > 0.9 * (high - low).mean()
+    weights = cluster_weights(predicted[2], 5)
+    for found, counts in zip(resampled(true_positive_rate, melanoma, weights), weights.counts, strict=True):
+        rows = np.repeat(np.arange(N), counts[weights.index])  # every lesion drawn, with all its images
+        drawn = Target("mel", melanoma.positive[rows], melanoma.scores[rows])
+        np.testing.assert_allclose(found, true_positive_rate(drawn), atol=1e-12)
 
 
 def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(

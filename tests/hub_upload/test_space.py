@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import publish_folder
-from ham10000.hub_upload.space import assemble_space, needed_modules, runtime_tree, space_requirements
+from ham10000.hub_upload.space import assemble_space, needed_modules, space_requirements
 from ham10000.modeling import MODALITIES, Ham10000Error
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
@@ -70,7 +70,7 @@ def test_every_import_of_the_folder_is_in_it_or_required(space: Path) -> None:
     required = {line.split(">=")[0] for line in (space / "requirements.txt").read_text().splitlines()}
     assert all(">=" in line for line in (space / "requirements.txt").read_text().splitlines())
     for path in space.rglob("*.py"):
-        for node in ast.walk(runtime_tree(path)):
+        for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module or ""]

@@ -1,5 +1,6 @@
 """The warning of images unlike the training data: against scikit-learn, published Lab values, images of both kinds."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sklearn.datasets import load_sample_image
 from transformers import pipeline
 from unlike_images import main, other_images
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor
+from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
 from ham10000.modeling.image_statistics_ham10000 import (
     FEATURES,
     distances,
@@ -23,7 +24,8 @@ from ham10000.training.data.loader import features_of_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.synthetic import Lesion, render
 
-SHIPPED = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-image"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "examples" / "checkpoints" / "ham10000-image"
 
 
 def lesions(count: int, seed: int) -> list[Image.Image]:
@@ -73,6 +75,14 @@ def test_they_are_saved_and_read_back(fitted: Ham10000ImageProcessor, tmp_path: 
     assert again.image_statistics == fitted.image_statistics
     assert again.unlike_training(image) == fitted.unlike_training(image) is not None
     assert Ham10000ImageProcessor(size=32).unlike_training(image) is None
+
+
+def test_the_shipped_ones_are_those_of_the_measurement() -> None:
+    found = json.loads((ROOT / "examples" / "results" / "unlike_images.json").read_text())
+    assert found["accepted"]["test"]["share"] > 0.97
+    for name in ("image", "fusion"):
+        processor = Ham10000Processor.from_pretrained(SHIPPED.with_name(f"ham10000-{name}"))
+        assert processor.image_processor.image_statistics == found["statistics"]
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,23 @@ def bias_corrected_interval(
     return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
 
 
+def metric_interval(
+    name: str, estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
+) -> Interval:
+    """The interval of a metric by its name: bias-corrected for the ECE, percentile for the others.
+
+    Args:
+        name: Name of the metric.
+        estimate: As in `percentile_interval`.
+        values: As there.
+        confidence: As there.
+        lowest: As in `bias_corrected_interval`.
+    """
+    if name == "ece":
+        return bias_corrected_interval(estimate, values, confidence, lowest=lowest)
+    return percentile_interval(estimate, values, confidence)
+
+
 def bootstrap_distribution(
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -383,7 +400,7 @@ def bootstrap_distribution(
         labels: Class ids (N,).
         predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
         weights: The resamples, from `cluster_weights` over the same rows.
-        statistics: Names in `weighted_metrics.statistics_of(label_names)`.
+        statistics: Names in `statistics_of(label_names)`.
         label_names: The K labels in the order of their ids.
 
     Returns:
@@ -417,10 +434,9 @@ def cluster_bootstrap(
     seed: int = 0,
     label_names: Sequence[str] = LABELS,
 ) -> dict[str, Interval]:
-    """Percentile intervals of metrics, resampling whole clusters (lesions) with replacement.
+    """Intervals of metrics, see `metric_interval`, resampling whole clusters (lesions) with replacement.
 
-    What a resample without a class does is said in `weighted_metrics.WeightedMetrics`. The interval of ECE lies too
-    high, at times above its own estimate: a resample repeats images, and that looks like miscalibration.
+    What a resample without a class does is said in `WeightedMetrics`.
 
     Args:
         labels: Class ids (N,).
@@ -444,4 +460,4 @@ def cluster_bootstrap(
     """
     weights = cluster_weights(clusters, n_resamples, seed)
     estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
-    return {name: percentile_interval(estimates[name], values[name], confidence) for name in estimates}
+    return {name: metric_interval(name, estimates[name], values[name], confidence) for name in estimates}

@@ -1,5 +1,6 @@
 """Compares two models on the same images: paired differences with intervals, p-values, and detectable effects."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from ham10000.training.evaluation.bootstrap import (
     IntervalDict,
     bootstrap_distribution,
     cluster_weights,
-    percentile_interval,
+    metric_interval,
     statistics_of,
 )
 from ham10000.training.evaluation.report import CONFIDENCE, SUMMARY_METRICS, predicted_labels, read_predictions
@@ -41,7 +42,7 @@ def paired_differences(
         probabilities: The model's probabilities (N, K).
         other_probabilities: The other model's, on the same rows.
         lesion_groups: Lesion of each image (N,), known duplicates merged.
-        metrics: Names in `weighted_metrics.STATISTICS`.
+        metrics: Names in `statistics_of(label_names)`.
         n_resamples: Number of resamples.
         confidence: Coverage of the intervals.
         seed: Seed of the resampling.
@@ -59,8 +60,12 @@ def paired_differences(
     estimate, values = bootstrap_distribution(labels, probabilities, weights, metrics, label_names)
     other_estimate, other_values = bootstrap_distribution(labels, other_probabilities, weights, metrics, label_names)
     return {
-        name: percentile_interval(
-            estimate[name] - other_estimate[name], values[name] - other_values[name], confidence
+        name: metric_interval(
+            name,
+            estimate[name] - other_estimate[name],
+            values[name] - other_values[name],
+            confidence,
+            lowest=-math.inf,
         ).as_dict()
         for name in metrics
     }

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
@@ -33,13 +33,18 @@ from ham10000.training.evaluation.report import (
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
-from ham10000.training.utils.files import atomic_write_text
+from ham10000.training.utils.files import atomic_write_text, write_table
 
 SPECIFICITIES = (0.9, 0.95)
 THRESHOLDS = np.linspace(0.01, 0.6, 60)
 FORMATS = (".pdf", ".svg")
+# Resamples of lesions for bands and operating points, which need fewer than tests do.
+N_RESAMPLES = 200
 _GRID = np.linspace(0, 1, 101)
 _COLOURS = (OKABE_ITO["vermilion"], OKABE_ITO["blue"])
+
+
+Curve = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,10 @@ def precision(target: Target, weights: np.ndarray | None = None) -> np.ndarray:
     return precisions[::-1][np.searchsorted(recalls[::-1], _GRID - 1e-9)]
 
 
-def band(curve: Callable[..., np.ndarray], target: Target, weights: ClusterWeights) -> np.ndarray:
-    """(2, 101) the pointwise 95 % percentile band of a curve, resampling lesions."""
-    values = []
-    for block in weights.blocks():
-        for drawn in block:
-            rows = drawn[weights.index]
-            if 0 < (rows * target.positive).sum() < rows.sum():
-                values.append(curve(target, rows))
-    return np.quantile(values, [0.025, 0.975], axis=0)
+def resampled(curve: Curve, target: Target, weights: ClusterWeights) -> np.ndarray:
+    """(R, 101) a curve in every resample of lesions that has images of both kinds."""
+    draws = (drawn[weights.index] for block in weights.blocks() for drawn in block)
+    return np.array([curve(target, rows) for rows in draws if 0 < (rows * target.positive).sum() < rows.sum()])
 
 
 def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> pd.DataFrame:
@@ -118,21 +118,13 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
     """
     rows = []
     for target in all_targets:
-        found = true_positive_rate(target)
-        resampled = np.array(
-            [
-                true_positive_rate(target, drawn[weights.index])
-                for block in weights.blocks()
-                for drawn in block
-                if (drawn[weights.index] * target.positive).any()
-            ]
-        )
+        found, values = true_positive_rate(target), resampled(true_positive_rate, target, weights)
         false, true, thresholds = roc_curve(target.positive, target.scores)
         share = target.positive.mean()
         for specificity in SPECIFICITIES:
             place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
             column = round((1 - specificity) * 100)
-            sensitivity = percentile_interval(float(found[column]), resampled[:, column])
+            sensitivity = percentile_interval(float(found[column]), values[:, column])
             hits, alarms = 1000 * share * true[place], 1000 * (1 - share) * false[place]
             rows.append(
                 {
@@ -162,7 +154,7 @@ def net_benefit(target: Target) -> pd.DataFrame:
     )
 
 
-def plot_curves(all_targets: Sequence[Target], weights: ClusterWeights, path: Path) -> Path:
+def draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figure:
     """Draws ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
     figure, (left, right) = panels(2, 3.6)
     bold = [all_targets[0], *(target for target in all_targets[1:] if target.name == "mel")]
@@ -184,18 +176,16 @@ def plot_curves(all_targets: Sequence[Target], weights: ClusterWeights, path: Pa
     ]
     legend_below(figure, handles)
     set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
-    return save_figure(figure, path)
+    return figure
 
 
-def _with_band(
-    axes: Axes, curve: Callable[..., np.ndarray], target: Target, weights: ClusterWeights, colour: str, label: str
-) -> None:
-    low, high = band(curve, target, weights)
+def _with_band(axes: Axes, curve: Curve, target: Target, weights: ClusterWeights, colour: str, label: str) -> None:
+    low, high = np.quantile(resampled(curve, target, weights), [0.025, 0.975], axis=0)
     axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=label)
 
 
-def plot_decision_curve(target: Target, path: Path) -> Path:
+def draw_decision_curve(target: Target) -> Figure:
     """Draws the net benefit of the model against flagging all and flagging none."""
     table = net_benefit(target)
     figure = new_figure(8, 4)
@@ -208,14 +198,35 @@ def plot_decision_curve(target: Target, path: Path) -> Path:
     style_axes(axes, xlabel="threshold probability", ylabel="net benefit per image")
     axes.legend(frameon=False, fontsize=10)
     set_title(figure, f"Decision curve for {plain(target.name)}, at this data's frequencies, which are not a clinic's")
-    return save_figure(figure, path)
+    return figure
 
 
-def write_table(table: pd.DataFrame, path: Path, caption: str) -> None:
-    """Writes a table as csv in full precision and as LaTeX (booktabs) with three decimals, next to each other."""
-    atomic_write_text(path.with_suffix(".csv"), table.to_csv(index=False))
+def write_latex_table(table: pd.DataFrame, path: Path, caption: str) -> None:
+    """Writes a table as csv with every digit and as LaTeX (booktabs) with three decimals, next to each other."""
+    write_table(table, path.with_suffix(".csv"))
     text = table.to_latex(index=False, escape=True, float_format="%.3f", na_rep="--", caption=caption)
     atomic_write_text(path.with_suffix(".tex"), "% \\usepackage{booktabs}\n" + text)
+
+
+def write_curves(
+    directory: Path, all_targets: Sequence[Target], weights: ClusterWeights, scored: str, suffix: str = ""
+) -> None:
+    """Writes operating points, ROC and precision-recall curves and the first target's decision curve.
+
+    Args:
+        directory: Receives `operating_points`, `curves` and `decision_curve`.
+        all_targets: Result of `targets`.
+        weights: Resamples of lesions.
+        scored: What was scored, for captions.
+        suffix: Follows the names of the files, such as `_fusion`.
+    """
+    points = operating_points(all_targets, weights)
+    write_latex_table(points, directory / f"operating_points{suffix}", f"Operating points, {scored}")
+    write_table(net_benefit(all_targets[0]), directory / f"decision_curve{suffix}.csv")
+    figures = {"curves": draw_curves(all_targets, weights), "decision_curve": draw_decision_curve(all_targets[0])}
+    for name, figure in figures.items():
+        for kind in FORMATS:
+            save_figure(figure, directory / f"{name}{suffix}{kind}")
 
 
 def result_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -241,7 +252,7 @@ def write_paper(
     malignant: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
     *,
-    n_resamples: int = 200,
+    n_resamples: int = N_RESAMPLES,
 ) -> list[Path]:
     """Writes what a paper needs of one model's evaluation.
 
@@ -264,20 +275,15 @@ def write_paper(
     names = predicted_labels(scored_images)
     weights = cluster_weights(scored_images["lesion_group"], n_resamples)
     found = targets(labels, probabilities, names, malignant)
-    scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions"
+    scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions; 95 % intervals."
     for name, table in result_tables(results).items():
-        write_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}; 95 % intervals.")
-    points = operating_points(found, weights)
-    write_table(points, directory / "operating_points", f"Operating points, {scored}; 95 % intervals.")
-    curve = net_benefit(found[0])
-    atomic_write_text(directory / "decision_curve.csv", curve.to_csv(index=False))
-    for suffix in FORMATS:
-        plot_curves(found, weights, directory / f"curves{suffix}")
-        plot_decision_curve(found[0], directory / f"decision_curve{suffix}")
-        plot_confusion_matrix(results["metrics"], directory / f"confusion_matrix{suffix}")
-        plot_per_class(results, directory / f"per_class{suffix}")
+        write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}")
+    write_curves(directory, found, weights, scored)
+    for kind in FORMATS:
+        plot_confusion_matrix(results["metrics"], directory / f"confusion_matrix{kind}")
+        plot_per_class(results, directory / f"per_class{kind}")
         if (results.get("subgroups") or {}).get("largest_gaps"):
-            plot_subgroups(results["subgroups"], directory / f"subgroups{suffix}")
+            plot_subgroups(results["subgroups"], directory / f"subgroups{kind}")
     atomic_write_text(directory / "checklist.md", checklist(results, training))
     return sorted(path for path in directory.iterdir() if path.is_file())
 
@@ -292,30 +298,6 @@ def checklist(results: Mapping[str, Any], training: Mapping[str, Any] | None) ->
     Returns:
         Markdown; an item that only the authors can answer says so.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"e": md.escape, "interval": md.interval, "percent": md.percent, "words": md.words}
-    template = environment.get_template("checklist.md.jinja")
+    template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
     portable = None if training is None else portable_training(dict(training))
     return template.render(results=results, training=portable, metric_title=metric_title).strip() + "\n"
-
-
-__all__ = [
-    "Target",
-    "band",
-    "checklist",
-    "net_benefit",
-    "operating_points",
-    "plot_curves",
-    "plot_decision_curve",
-    "precision",
-    "result_tables",
-    "targets",
-    "true_positive_rate",
-    "write_paper",
-    "write_table",
-]

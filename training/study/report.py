@@ -1,13 +1,10 @@
 """Renders a study from its study.json: study.md, by study_report.md.jinja, and the tables of the README."""
 
-import functools
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
-
-import jinja2
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, SUMMARY_METRICS, published_baseline
@@ -15,6 +12,7 @@ from ham10000.training.study.analysis import Comparison, ProtocolResult, maligna
 from ham10000.training.utils import markdown_text as md
 
 STUDY_FORMAT = 2
+_TEMPLATE = Path(__file__).with_name("study_report.md.jinja")
 TITLES = METRIC_TITLES | {"auroc_macro": "AUROC", "ece": "ECE", "nll": "NLL (nats)"}
 # What a variant is, where it is named first.
 VARIANT_TITLES = {
@@ -114,23 +112,6 @@ def study_command(study: Study) -> str:
     return shlex.join([*words, "--predictions", "examples/results/predictions.parquet"])
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {name: getattr(md, name) for name in md.__all__ if name != "join"}
-    environment.filters |= {"thousands": "{:,}".format, "cell": cell, "e": md.escape}
-    for function in (comparison_sentence, gaps, moved_malignant, seeds_phrase, study_command, subgroup):
-        environment.globals[function.__name__] = function
-    environment.globals |= {"TITLES": TITLES, "SUBGROUP_TITLES": SUBGROUP_TITLES, "VARIANT_TITLES": VARIANT_TITLES}
-    return environment.get_template("study_report.md.jinja")
-
-
 def study_markdown(study: Study, figures: str = "figures") -> str:
     """The whole report.
 
@@ -146,7 +127,13 @@ def study_markdown(study: Study, figures: str = "figures") -> str:
     """
     check_study(study)
     protocol = lead(study)
-    markdown = _template().render(
+    template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
+    functions = (comparison_sentence, gaps, moved_malignant, seeds_phrase, study_command, subgroup)
+    markdown = template.render(
+        {function.__name__: function for function in functions},
+        TITLES=TITLES,
+        SUBGROUP_TITLES=SUBGROUP_TITLES,
+        VARIANT_TITLES=VARIANT_TITLES,
         study=study,
         settings=study["study"],
         lead=protocol,

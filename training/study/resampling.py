@@ -8,10 +8,9 @@ from typing import TypedDict
 import numpy as np
 
 from ham10000.training.evaluation.bootstrap import (
-    bias_corrected_interval,
     bootstrap_distribution,
     cluster_weights,
-    percentile_interval,
+    metric_interval,
 )
 
 CONFIDENCE = 0.95
@@ -42,17 +41,17 @@ class Sample:
     Attributes:
         per_seed: The figure of each seed (S,); NaN where undefined.
         values: Its mean over the drawn seeds in each resample (R,).
-        is_ece: Whether its bootstrap is biased, see `bias_corrected_interval`.
+        name: Name of the metric, which decides its interval, see `metric_interval`.
         lowest: The least value the figure can have; a difference has none.
     """
 
     per_seed: np.ndarray
     values: np.ndarray
-    is_ece: bool = False
+    name: str = ""
     lowest: float = 0.0
 
     def __sub__(self, other: "Sample") -> "Sample":
-        return Sample(self.per_seed - other.per_seed, self.values - other.values, self.is_ece, -math.inf)
+        return Sample(self.per_seed - other.per_seed, self.values - other.values, self.name, -math.inf)
 
     @property
     def estimate(self) -> float:
@@ -61,9 +60,7 @@ class Sample:
 
     def summary(self, confidence: float = CONFIDENCE) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = percentile_interval(self.estimate, self.values, confidence)
-        if self.is_ece:
-            interval = bias_corrected_interval(self.estimate, self.values, confidence, lowest=self.lowest)
+        interval = metric_interval(self.name, self.estimate, self.values, confidence, lowest=self.lowest)
         several = len(self.per_seed) > 1 and interval.estimate is not None
         return {
             "estimate": interval.estimate,
@@ -102,7 +99,7 @@ class Bootstrap:
         Args:
             predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
                 predictions stand for every seed.
-            metrics: Names in `weighted_metrics.STATISTICS`.
+            metrics: Names in `bootstrap.STATISTICS`.
 
         Returns:
             Metric to sample.
@@ -112,7 +109,7 @@ class Bootstrap:
         for name in metrics:
             values = np.stack([resampled[name] for _, resampled in runs])
             drawn = values[0] if len(runs) == 1 else np.take_along_axis(values, self.draws, axis=0).mean(axis=0)
-            found[name] = Sample(np.array([estimate[name] for estimate, _ in runs]), drawn, name == "ece")
+            found[name] = Sample(np.array([estimate[name] for estimate, _ in runs]), drawn, name)
         return found
 
     def means(self, values: np.ndarray) -> list[Sample]:

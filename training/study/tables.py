@@ -6,22 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from ham10000.training.evaluation.bootstrap import cluster_weights
-from ham10000.training.evaluation.paper import (
-    FORMATS,
-    operating_points,
-    plot_curves,
-    plot_decision_curve,
-    targets,
-    write_table,
-)
+from ham10000.training.evaluation.paper import FORMATS, N_RESAMPLES, targets, write_curves, write_latex_table
 from ham10000.training.study.analysis import ProtocolResult, malignant_classes
 from ham10000.training.study.crossfit import CrossFitted
 from ham10000.training.study.figures import plot_study
 from ham10000.training.study.report import TITLES, Study, lead
 
 _ENDS = ("estimate", "low", "high")
-# Bands and operating points need fewer resamples than tests do.
-_N_RESAMPLES = 200
 
 
 def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
@@ -81,19 +72,15 @@ def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], direct
     directory, protocol = Path(directory), lead(study)
     about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."
     for name, table in study_tables(protocol).items():
-        write_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}: {about}")
+        write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {about}")
     for variant in ("image", "fusion"):
         if variant not in variants:
             continue
         predictions, probabilities = variants[variant].predictions, variants[variant].probabilities.mean(axis=0)
-        weights = cluster_weights(predictions.groups, _N_RESAMPLES)
+        weights = cluster_weights(predictions.groups, N_RESAMPLES)
         classes = list(predictions.classes)
         found = targets(predictions.labels, probabilities, classes, malignant_classes(classes))
-        points = operating_points(found, weights)
-        write_table(points, directory / f"operating_points_{variant}", f"Operating points of {variant}: {about}")
-        for suffix in FORMATS:
-            plot_curves(found, weights, directory / f"curves_{variant}{suffix}")
-            plot_decision_curve(found[0], directory / f"decision_curve_{variant}{suffix}")
+        write_curves(directory, found, weights, about, f"_{variant}")
     for suffix in FORMATS:
         plot_study(study, directory, suffix)
     return directory

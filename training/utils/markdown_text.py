@@ -4,8 +4,11 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeGuard
+
+import jinja2
 
 # Everything that begins markup in Markdown, GitHub's tables and links included. An underscore inside a word does not.
 _MARKUP = re.compile(r"[\\`*\[\]|~#!@{}$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//")
@@ -138,6 +141,27 @@ def leaves_out_zero(value: Mapping[str, float | None] | None) -> bool | None:
     return low > 0 or high < 0 if defined(low) and defined(high) else None
 
 
+def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Template:
+    """Loads a Markdown template that must be given every value it names.
+
+    Args:
+        path: The file.
+        **filters: Filters next to the functions of this module; `e` is `escape`, through which text from files goes.
+
+    Returns:
+        The template.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ours = (bounds, bullets, code, decimal, fence, interval, p_phrase, p_text, percent, plural, words)
+    environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
+    return environment.get_template(path.name)
+
+
 __all__ = [
     "ABSENT",
     "NO_BREAK",
@@ -150,6 +174,7 @@ __all__ = [
     "fence",
     "interval",
     "join",
+    "markdown_template",
     "leaves_out_zero",
     "p_phrase",
     "p_text",
