@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skin import knows_skin
+from skin import knows_skin, skin_image
 
 from ham10000.modeling import (
     LABELS,
@@ -55,16 +55,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     (folder / ".hidden").mkdir()
-    random = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:40, 0:50]
-    # A dark spot on skin: of noise, every answer would be a warning.
     for number, name in enumerate(("b.jpg", "a.PNG", "c.tif", "more/d.jpeg")):
-        distance = np.hypot((columns - 25) / 15, (rows - 20) / 12)
-        spot = 1 / (1 + np.exp(8 * (distance - 1)))[..., None]
-        skin, dark = np.array([205, 150, 140]) - 4 * number, np.array([110, 70, 60]) - 12 * number
-        colours = (1 - spot) * skin + spot * dark + random.normal(0, 4, (40, 50, 1))
-        pixels = (colours + random.normal(0, 1, (40, 50, 3))).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / name)
+        skin_image(number).save(folder / name)
     (folder / "._b.jpg").write_bytes(b"resource fork")
     (folder / ".hidden" / "e.jpg").write_bytes(b"not shown")
     (folder / "notes.txt").write_text("not a picture")

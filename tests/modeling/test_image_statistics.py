@@ -114,7 +114,8 @@ def test_the_pipeline_logs_it(caplog: pytest.LogCaptureFixture, monkeypatch: pyt
     with caplog.at_level(logging.WARNING):
         assert len(classify(images)) == 2
     said = [record.getMessage() for record in caplog.records if "unlike those" in record.getMessage()]
-    assert [text.partition(":")[0] for text in said] == ["Input 0", "Input 1"]
+    # As a set: the fixture sees a record once in each logger it has a handler in.
+    assert {text.partition(":")[0] for text in said} == {"Input 0", "Input 1"}
 
 
 def test_the_benchmark_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

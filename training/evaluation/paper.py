@@ -4,10 +4,9 @@ ROC and precision-recall curves with bands, operating points, and the decision c
 (10.1177/0272989X06295361). All curves are scikit-learn's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,7 @@ from ham10000.training.evaluation.report import (
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
-from ham10000.training.utils.files import atomic_write_text, write_table
+from ham10000.training.utils.files import JsonObject, atomic_write_text, write_table
 
 SPECIFICITIES = (0.9, 0.95)
 THRESHOLDS = np.linspace(0.01, 0.6, 60)
@@ -229,12 +228,12 @@ def write_curves(
             save_figure(figure, directory / f"{name}{suffix}{kind}")
 
 
-def result_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
     """The headline metrics and those of each class, with their intervals, of an `eval_results.json`."""
     metrics, intervals = results["metrics"], results["intervals"]
     rows = [
         {"metric": metric_title(name), **{key: intervals[name][key] for key in ("estimate", "low", "high")}}
-        for name in interval_metrics(dict(results))
+        for name in interval_metrics(results)
     ]
     per_class = []
     for label, row in metrics["per_class"].items():
@@ -247,10 +246,10 @@ def result_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def write_paper(
     directory: str | Path,
-    results: dict[str, Any],
+    results: JsonObject,
     predictions: Path,
     malignant: Sequence[str] = (),
-    training: Mapping[str, Any] | None = None,
+    training: JsonObject | None = None,
     *,
     n_resamples: int = N_RESAMPLES,
 ) -> list[Path]:
@@ -288,7 +287,7 @@ def write_paper(
     return sorted(path for path in directory.iterdir() if path.is_file())
 
 
-def checklist(results: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+def checklist(results: JsonObject, training: JsonObject | None) -> str:
     """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
 
     Args:
@@ -299,5 +298,5 @@ def checklist(results: Mapping[str, Any], training: Mapping[str, Any] | None) ->
         Markdown; an item that only the authors can answer says so.
     """
     template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
-    portable = None if training is None else portable_training(dict(training))
+    portable = None if training is None else portable_training(training)
     return template.render(results=results, training=portable, metric_title=metric_title).strip() + "\n"
