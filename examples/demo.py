@@ -35,7 +35,7 @@ from ham10000.training.utils.files import read_json
 
 ROOT = Path("runs/demo")
 DATA = ROOT / "data"
-# Small pictures, a small network from random weights, a high learning rate: a minute is enough for synthetic classes.
+# Small images, a small network from random weights, a high learning rate: a minute is enough for synthetic classes.
 NETWORK = "--backbone test_resnet --backbone_kwargs {} --pretrained none --image_size 64"
 RECIPE = "--epochs 9 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
 
@@ -118,9 +118,9 @@ def main() -> None:
     pictures = copy_test_pictures(6)
     checkpoint = f"--checkpoint {ROOT / 'fusion'}"
     first = sorted(pictures.iterdir())[0]
-    print("\nThe model of examples/checkpoints, trained on the real HAM10000, on a picture it was not made for:")
+    print("\nThe model of examples/checkpoints, trained on the real HAM10000, on an image it was not made for:")
     run("ham10000-predict", predict_main, f"{first} --age 60 --sex male --localization back")
-    print("\nThe model just trained on synthetic pictures, on the same one:")
+    print("\nThe model just trained on synthetic images, on the same one:")
     run("ham10000-predict", predict_main, f"{first} {checkpoint} --age 60 --sex male --localization back")
     table = f"--metadata {DATA / 'HAM10000_metadata.csv'}"
     run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table}")
@@ -131,7 +131,7 @@ def main() -> None:
     run("ham10000-push", push_main, f"{checkpoint} {siblings} {publication}")
 
     print(f"\n{results_table()}")
-    print("\nThese are synthetic pictures: the numbers show that the code works, and mean nothing about skin.")
+    print("\nThese are synthetic images: the numbers show that the code works, and mean nothing about skin.")
     print(f"\nTo look at, after {time.perf_counter() - start:.0f} s:")
     for modality in MODALITIES:
         print(f"  {ROOT / modality}/  checkpoint, eval_results.json, predictions.csv")
