@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from results import BLOCKS, NO_STUDY, block, main, markers, render_results
+from sklearn.metrics import f1_score
 from study_tables import small_report
 
+from ham10000.modeling import LABELS
 from ham10000.training.study.report import short_answer, study_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +63,25 @@ def test_the_committed_report_is_that_of_the_committed_study() -> None:
     if (results / "study.json").is_file():
         study = json.loads((results / "study.json").read_text(encoding="utf-8"))
         assert (results / "study.md").read_text(encoding="utf-8") == study_markdown(study)
+
+
+def test_the_headline_follows_from_the_published_predictions() -> None:
+    """By scikit-learn alone, from the logits that anyone can download."""
+    results = ROOT / "examples" / "results"
+    table = pd.read_parquet(results / "predictions.parquet")
+    study = json.loads((results / "study.json").read_text(encoding="utf-8"))
+    logits, scores = [f"logit_{label}" for label in LABELS], {}
+    for name, protocol in study["protocols"].items():
+        for variant, values in protocol["variants"].items():
+            rows = table[(table["protocol"] == name) & (table["variant"] == variant)]
+            counts = rows.groupby("seed")["image_id"].nunique()
+            assert counts.tolist() == [protocol["n_images"]] * len(protocol["seeds"])
+            answers = np.array(LABELS)[rows[logits].to_numpy().argmax(axis=1)]
+            of_seed = [rows["seed"].to_numpy() == seed for seed in protocol["seeds"]]
+            expected = [f1_score(rows["label"][one], answers[one], average="macro") for one in of_seed]
+            scores[name, variant] = np.mean(expected)
+            assert values["metrics"]["macro_f1"]["estimate"] == pytest.approx(scores[name, variant])
+    lead, protocol = next(iter(study["protocols"].items()))
+    for row in protocol["comparisons"]:
+        difference = scores[lead, row["model"]] - scores[lead, row["other"]]
+        assert row["metrics"]["macro_f1"]["estimate"]["estimate"] == pytest.approx(difference)

@@ -68,7 +68,7 @@ def comparison_sentence(comparison: Comparison, study: Study) -> str:
     difference = comparison["metrics"][primary]["estimate"]
     found = {"estimate": difference["estimate"], "low": difference["low"], "high": difference["high"]}
     facts = (
-        f"{comparison['model']} against {comparison['other']}: {TITLES[primary]} "
+        f"{comparison['model'].capitalize()} against {comparison['other']}: {TITLES[primary]} "
         f"{md.interval(found, signed=True)}, {md.p_phrase(comparison['p_holm'])} after Holm"
     )
     if comparison["verdict"] in ("helps", "hurts"):
@@ -105,6 +105,36 @@ def subgroup(variant: Any, field: str, group: str) -> Any:
     return next((row for row in rows if row["group"] == group), None)
 
 
+class Fall(TypedDict):
+    """An age band in which fusion finds a smaller share of the malignant images than the control."""
+
+    group: str
+    before: float
+    after: float
+    images: int
+    lesions: int
+
+
+def largest_fall(protocol: ProtocolResult) -> Fall | None:
+    """The age band whose share of malignant images found falls most from control to fusion; None where none falls."""
+    variants, found = protocol["variants"], []
+    for row in variants["control"]["subgroups"]["fields"]["age"] if {"control", "fusion"} <= set(variants) else ():
+        other = subgroup(variants["fusion"], "age", row["group"])
+        if not row["too_few"] and other is not None:
+            before, after = (one["malignant_sensitivity"]["estimate"] for one in (row, other))
+            found.append(
+                Fall(
+                    group=row["group"],
+                    before=before,
+                    after=after,
+                    images=row["n_malignant"],
+                    lesions=row["n_malignant_lesions"],
+                )
+            )
+    fallen = [row for row in found if row["after"] < row["before"]]
+    return max(fallen, key=lambda row: row["before"] - row["after"]) if fallen else None
+
+
 def study_command(study: Study) -> str:
     """The command that makes the report again from the published predictions."""
     data = Path(str(((study["recipe"] or {}).get("config") or {}).get("data") or "HAM10000")).name
@@ -128,7 +158,7 @@ def study_markdown(study: Study, figures: str = "figures") -> str:
     check_study(study)
     protocol = lead(study)
     template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
-    functions = (comparison_sentence, gaps, moved_malignant, seeds_phrase, study_command, subgroup)
+    functions = (comparison_sentence, gaps, largest_fall, moved_malignant, seeds_phrase, study_command, subgroup)
     markdown = template.render(
         {function.__name__: function for function in functions},
         TITLES=TITLES,
