@@ -1,3 +1,4 @@
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -83,6 +84,21 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
         for category, count in [*sorted(counts.items()), ("all", total)]:
             parts = ", ".join(f"{count[name]:>3} {name}" for name in ("refused", "read", "failed") if total[name])
             terminalreporter.write_line(f"{category:<20} {count.total():>4} cases: {parts}")
+
+
+@pytest.fixture
+def said_by_transformers() -> Iterator[list[str]]:
+    """The warnings that transformers and this package's modeling log, once each.
+
+    Not caplog: which of these loggers it listens to depends on its version and on the variable CI.
+    """
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    library = transformers_logging.get_logger("transformers")
+    library.addHandler(listener)
+    yield said
+    library.removeHandler(listener)
 
 
 @pytest.fixture(autouse=True, scope="module")
