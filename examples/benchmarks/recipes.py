@@ -1,6 +1,6 @@
 """The search for a recipe: trials on lesion-grouped validation folds, and the table of what was tried.
 
-python -m ham10000.training.study.search examples/configs/recipes.yaml --data DIR --output_dir runs/recipes
+python examples/benchmarks/recipes.py examples/configs/recipes.yaml --data DIR --output_dir runs/recipes
 
 trains what is not trained yet, scores every trial on the validation images of its own folds, never on test images,
 and writes recipes.json, recipes.md and recipes.png. A plan is YAML:
@@ -37,6 +37,7 @@ import datasets
 import numpy as np
 import torch
 import yaml
+from recipes_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Error
@@ -58,7 +59,6 @@ from ham10000.training.inference.prediction import VIEWS, load_checkpoint, predi
 from ham10000.training.losses import answered_prior
 from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.study.runs import is_trained
-from ham10000.training.study.search_report import RECIPES_FORMAT, plot_recipes, recipes_markdown
 from ham10000.training.train import build_accelerator, quiet_libraries, train
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic_write_text, read_json
@@ -342,7 +342,7 @@ def _cost(folder: Path) -> dict[str, Any]:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m ham10000.training.study.search",
+        prog="python examples/benchmarks/recipes.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -88,7 +88,7 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             ),
             section(
                 "How to repeat",
-                f"{code('python -m ham10000.training.study.search ' + found['plan'] + ' --data HAM10000/')}. Trained "
+                f"{code('python examples/benchmarks/recipes.py ' + found['plan'] + ' --data HAM10000/')}. Trained "
                 f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}; minutes "
                 "are the mean of the folds, and no measure of cost where runs shared the machine. "
                 f"Commits {words([code(name) for name in dict.fromkeys(cost['commit'] for cost in costs)])}; "

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recipes import main, read_plan
+from recipes_report import recipes_markdown
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.data.split import load_split
-from ham10000.training.study.search import main, read_plan
-from ham10000.training.study.search_report import recipes_markdown
 
 PLAN = """
 folds: 5
@@ -141,7 +141,7 @@ def test_a_plan_is_checked_before_anything_is_trained(tmp_path: Path, text: str,
 
 
 def test_the_plan_of_the_results_is_the_one_in_the_examples() -> None:
-    root = Path(__file__).parents[2] / "examples"
+    root = Path(__file__).parents[1] / "examples"
     plan = read_plan(root / "configs" / "recipes.yaml")
     found = json.loads((root / "results" / "recipes.json").read_text(encoding="utf-8"))
     assert found["shared"] == plan.shared
