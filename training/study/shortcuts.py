@@ -123,7 +123,7 @@ def shortcut_results(
     """
     if not fitted.heads:
         raise Ham10000Error("The image variant reads no metadata, so there is nothing to change.")
-    seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
+    seeds = range(len(fitted.heads))
     as_is = fitted.all_answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
     fields: dict[str, dict[str, Effect]] = {}
@@ -156,22 +156,18 @@ def shortcut_results(
                 {"share": float(what), "macro_f1": score, "flips": _flips(bootstrap, answers, as_is)}
             )
         else:
-            values: list[Any] = list(SWEEP_AGES) if name == "age_sweep" else list(config.localization_vocabulary)
             probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
-            ids = {
-                group: [classes.index(label) for label in labels if label in classes]
+            curves = {
+                group: bootstrap.means(probabilities[..., np.isin(fitted.predictions.classes, labels)].sum(axis=-1))
                 for group, labels in (("melanoma", ["mel"]), ("malignant", malignant))
             }
-            curves = {group: bootstrap.means(probabilities[..., k].sum(axis=-1)) for group, k in ids.items()}
-            flips = (answers != as_is[:, None]).any(axis=1).mean(axis=0)
-            sweep: Sweep = {
-                "values": values,
-                "melanoma": [sample.summary() for sample in curves["melanoma"]],
-                "malignant": [sample.summary() for sample in curves["malignant"]],
-                "flips": bootstrap.means(flips[None])[0].summary(),
-                "change": _change(curves["melanoma"], values if name == "age_sweep" else None).summary(),
-            }
-            results[name] = sweep  # type: ignore[literal-required]
+            flips = bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0]
+            if name == "age_sweep":
+                results["age_sweep"] = _sweep(SWEEP_AGES, curves, flips, _slope(curves["melanoma"], SWEEP_AGES))
+            else:
+                results["site_sweep"] = _sweep(
+                    config.localization_vocabulary, curves, flips, _range(curves["melanoma"])
+                )
     everything = fields["all"]["unknown"]
     total = _macro_f1(bootstrap, _hidden_answers(fitted, metadata, rule)[:, None])
     results["missing"].append({"share": 1.0, "macro_f1": total.summary(), "flips": everything["flips"]})
@@ -208,16 +204,29 @@ def _flips(bootstrap: Bootstrap, answers: np.ndarray, as_is: np.ndarray) -> Esti
     return bootstrap.means((answers != as_is[:, None]).mean(axis=(0, 1))[None])[0].summary()
 
 
-def _change(curve: Sequence[Sample], ages: Sequence[float] | None) -> Sample:
-    """The least-squares slope per decade of age, or the highest minus the lowest value of the curve."""
-    means = np.array([sample.estimate for sample in curve])
-    values = np.stack([sample.values for sample in curve])
-    if ages is None:
-        # The same two sites in every resample: the largest difference of each would lie above that of the sample.
-        return curve[int(means.argmax())] - curve[int(means.argmin())]
+def _sweep(values: Sequence[Any], curves: dict[str, list[Sample]], flips: Sample, change: Sample) -> Sweep:
+    return {
+        "values": list(values),
+        "melanoma": [sample.summary() for sample in curves["melanoma"]],
+        "malignant": [sample.summary() for sample in curves["malignant"]],
+        "flips": flips.summary(),
+        "change": change.summary(),
+    }
+
+
+def _slope(curve: Sequence[Sample], ages: Sequence[float]) -> Sample:
+    """The least-squares slope per decade of age."""
     decades = np.array(ages) / 10 - np.mean(ages) / 10
     slopes = decades / (decades**2).sum()
+    means, values = [sample.estimate for sample in curve], np.stack([sample.values for sample in curve])
     return Sample(np.array([means @ slopes]), slopes @ values)
+
+
+def _range(curve: Sequence[Sample]) -> Sample:
+    """The highest minus the lowest value of the curve."""
+    means = np.array([sample.estimate for sample in curve])
+    # The same two sites in every resample: the largest difference of each would lie above that of the sample.
+    return curve[int(means.argmax())] - curve[int(means.argmin())]
 
 
 __all__ = ["ALPHA", "MISSING_SHARES", "Effect", "Shortcuts", "Sweep", "changes", "shortcut_results"]
