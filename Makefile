@@ -61,8 +61,8 @@ format: setup  ## reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: setup  ## render the results table of the README from examples/results
-	$(BIN)/python examples/benchmarks/results.py render --readme README.md
+results: setup  ## render the tables of the README and of examples/results
+	$(BIN)/python examples/benchmarks/results.py render --readme README.md examples/results/README.md
 
 docs: setup  ## API documentation from the docstrings, in build/docs (no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/docs/build_docs.py

@@ -4,7 +4,7 @@
         --pretrained timm --data HAM10000/ --image_size 224 --epochs 10
 
 `timm.list_models(pretrained=True)` lists a thousand of them. By default: three very small ones, random weights,
-synthetic pictures, two epochs. Two epochs of random weights say that a backbone trains here, not which one is better.
+synthetic images, two epochs. Two epochs of random weights say that a backbone trains here, not which one is better.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ham10000.training.utils.cli import run_cli
 
 
 def backbone_kwargs(backbone: str, image_size: int) -> dict[str, int]:
-    """Arguments of `timm.create_model`: most transformers are built for one size of pictures, and must be told it."""
+    """Arguments of `timm.create_model`: most transformers are built for one size of images, and must be told it."""
     config = timm.get_pretrained_cfg(backbone)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
@@ -33,7 +33,7 @@ def describe(backbone: str, image_size: int, modality: str) -> str:
 
     Args:
         backbone: Name of a timm model.
-        image_size: Side of the pictures, in pixels.
+        image_size: Side of the images, in pixels.
         modality: `image` or `fusion`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The demo in a browser: several models side by side on one picture, with heat maps and metadata effects.
+"""The demo in a browser: several models side by side on one image, with heat maps and metadata effects.
 
 python examples/app.py    # or --checkpoints RUN RUN …
 

@@ -22,7 +22,7 @@ _VIEWS = {
 
 
 def main(checkpoints: list[str]) -> None:
-    """Saves one picture a view, each with the same sample, age, sex and site.
+    """Saves one image a view, each with the same sample, age, sex and site.
 
     Args:
         checkpoints: What is shown, as for `examples/app.py`.

@@ -5,7 +5,7 @@ The model trained on the real data, in examples/checkpoints, answers too.
     runs/demo/
     ├── data/                        1,600 synthetic photographs in HAM10000's own layout
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
-    ├── pictures/                    a few photographs that none of them was trained on
+    ├── images/                      a few photographs that none of them was trained on
     ├── predictions.csv              the fusion model's answer to these
     └── bundle/                      what would be published on the Hub; its README.md is the model card
 
@@ -53,7 +53,7 @@ def run(program: str, main: Callable[[list[str]], int], arguments: str) -> None:
         sys.exit(f"The demo stopped: {program} ended with exit code {code}.")
 
 
-def copy_test_pictures(count: int) -> Path:
+def copy_test_images(count: int) -> Path:
     """Copies photographs of the test split, of as many classes as possible, into one folder.
 
     Args:
@@ -68,11 +68,11 @@ def copy_test_pictures(count: int) -> Path:
         rows = [row for row in csv.DictReader(stream) if row["image_id"] in test]
     first_of_class = {row["dx"]: row["image_id"] for row in reversed(rows)}
     chosen = sorted({*list(first_of_class.values())[:count]})
-    folder = ROOT / "pictures"
+    folder = ROOT / "images"
     folder.mkdir()
     for image_id in chosen:
-        (picture,) = DATA.glob(f"HAM10000_images_part_*/{image_id}.jpg")
-        shutil.copy(picture, folder)
+        (image,) = DATA.glob(f"HAM10000_images_part_*/{image_id}.jpg")
+        shutil.copy(image, folder)
     return folder
 
 
@@ -115,16 +115,16 @@ def main() -> None:
         run("ham10000-train", train_main, f"--modality {modality} {common} {output} {NETWORK} {RECIPE}")
         run("ham10000-evaluate", evaluate_main, f"--checkpoint {ROOT / modality} {common}")
 
-    pictures = copy_test_pictures(6)
+    images = copy_test_images(6)
     checkpoint = f"--checkpoint {ROOT / 'fusion'}"
-    first = sorted(pictures.iterdir())[0]
+    first = sorted(images.iterdir())[0]
     print("\nThe model of examples/checkpoints, trained on the real HAM10000, on an image it was not made for:")
     run("ham10000-predict", predict_main, f"{first} --age 60 --sex male --localization back")
     print("\nThe model just trained on synthetic images, on the same one:")
     run("ham10000-predict", predict_main, f"{first} {checkpoint} --age 60 --sex male --localization back")
     table = f"--metadata {DATA / 'HAM10000_metadata.csv'}"
-    run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table}")
-    run("ham10000-predict", predict_main, f"{pictures} {checkpoint} {table} --output {ROOT / 'predictions.csv'}")
+    run("ham10000-predict", predict_main, f"{images} {checkpoint} {table}")
+    run("ham10000-predict", predict_main, f"{images} {checkpoint} {table} --output {ROOT / 'predictions.csv'}")
 
     siblings = f"--sibling {ROOT / 'image'} --sibling {ROOT / 'metadata'}"
     publication = f"--repo_id user/ham10000-fusion --dry_run --output_dir {ROOT / 'bundle'}"

@@ -3,7 +3,7 @@
     python examples/explanation.py
 
 trains a small fusion model (minutes on a CPU; a second run uses the first one's checkpoint in `runs/explanation`),
-fits its temperature on the validation split, and explains a synthetic picture of the test split. The picture and the
+fits its temperature on the validation split, and explains a synthetic image of the test split. The image and the
 numbers show what the figure looks like, and mean nothing about skin.
 """
 
@@ -32,7 +32,7 @@ ROOT = Path("runs/explanation")
 DATA, CHECKPOINT = ROOT / "data", ROOT / "fusion"
 FIGURE = Path(__file__).parent / "figures" / "explanation.png"
 WIDTH = 1000  # pixels; with 256 colours the file is small enough for a repository
-# A stride of 8 instead of 32 leaves a feature map of 12 x 12 cells for a picture of 96 pixels, fine enough to look at.
+# A stride of 8 instead of 32 leaves a feature map of 12 x 12 cells for an image of 96 pixels, fine enough to look at.
 NETWORK = "--backbone test_resnet --backbone_kwargs '{\"output_stride\": 8}' --pretrained none --image_size 96"
 RECIPE = "--epochs 12 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
 
@@ -78,10 +78,10 @@ def main() -> None:
         run("ham10000-train", train_main, f"--modality fusion {common} {NETWORK} {RECIPE}")
     calibrate()
     row = choose_row()
-    (picture,) = DATA.glob(f"HAM10000_images_part_*/{row['image_id']}.jpg")
+    (image,) = DATA.glob(f"HAM10000_images_part_*/{row['image_id']}.jpg")
     metadata = f"--age {row['age']} --sex {row['sex']} --localization '{row['localization']}'"
     large = ROOT / "explanation.png"
-    run("ham10000-predict", predict_main, f"{picture} --checkpoint {CHECKPOINT} {metadata} --explain {large}")
+    run("ham10000-predict", predict_main, f"{image} --checkpoint {CHECKPOINT} {metadata} --explain {large}")
     with Image.open(large) as figure, atomic_path(FIGURE) as temporary:
         height = round(figure.height * WIDTH / figure.width)
         small = figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)

@@ -1,7 +1,7 @@
 """Looks for input that breaks the readers: `python examples/fuzz.py --minutes 10` gives each target ten minutes.
 
 The targets are the processor, the tables, the saved splits, the converter and the metrics; `--target` chooses. Half of
-a target's time goes to changed files: bytes of valid pictures, tables, splits and files of weights are cut, flipped,
+a target's time goes to changed files: bytes of valid images, tables, splits and files of weights are cut, flipped,
 inserted, repeated and overwritten, and each file must still be read, or be refused by a `Ham10000Error` that is short
 enough to be read. The other half goes to the target's properties in `tests/test_properties.py`, with inputs that
 hypothesis makes up, others in every round; a target with one of the two kinds gives it all of its time. What breaks a
@@ -111,7 +111,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def pictures() -> Files:
+def images() -> Files:
     """Every format that is read, in colour, grey, with a palette, alpha and 16 bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     rgb = Image.fromarray(pixels)
@@ -130,7 +130,7 @@ def pictures() -> Files:
         for image in images:
             stream = BytesIO()
             image.save(stream, kind)
-            seeds.append({"picture.jpg": stream.getvalue()})
+            seeds.append({"image.jpg": stream.getvalue()})
     processor = Ham10000Processor()
 
     def processed(path: Path) -> None:
@@ -138,7 +138,7 @@ def pictures() -> Files:
         assert pixels.shape[:2] == (1, 3), pixels.shape
         assert bool(pixels.isfinite().all()), "a pixel is NaN or infinite"
 
-    return Files("picture", seeds, processed)
+    return Files("image", seeds, processed)
 
 
 def tables() -> list[Files]:
@@ -288,7 +288,7 @@ def run_properties(names: Sequence[str], until: float, seed: int) -> int:
 
 
 KINDS_OF: dict[str, Callable[[], list[Files]]] = {
-    "processor": lambda: [pictures()],
+    "processor": lambda: [images()],
     "tables": tables,
     "splits": lambda: [splits()],
     "converter": lambda: [weights()],

@@ -96,7 +96,7 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 
 def small_png(encoded: str) -> str:
-    """A picture of an output in 256 colours and at most `MAX_WIDTH` pixels wide, a third of the bytes.
+    """An image of an output in 256 colours and at most `MAX_WIDTH` pixels wide, a third of the bytes.
 
     Args:
         encoded: PNG in base64.
@@ -104,14 +104,12 @@ def small_png(encoded: str) -> str:
     Returns:
         Likewise.
     """
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        picture = picture.convert("RGB")
-    if picture.width > MAX_WIDTH:
-        picture = picture.resize(
-            (MAX_WIDTH, round(picture.height * MAX_WIDTH / picture.width)), Image.Resampling.LANCZOS
-        )
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        image = image.convert("RGB")
+    if image.width > MAX_WIDTH:
+        image = image.resize((MAX_WIDTH, round(image.height * MAX_WIDTH / image.width)), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.quantize(256).save(stream, format="PNG", optimize=True)
+    image.quantize(256).save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 

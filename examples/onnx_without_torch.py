@@ -21,17 +21,17 @@ from PIL import Image, ImageOps
 NOTICE = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 
-def load_picture(path: str | Path) -> Image.Image:
-    """Opens a picture as the package does: upright, 8-bit RGB, transparent pixels on white.
+def load_image(path: str | Path) -> Image.Image:
+    """Opens an image as the package does: upright, 8-bit RGB, transparent pixels on white.
 
     Args:
-        path: A picture of any mode Pillow reads; the first frame of an animated one.
+        path: An image of any mode Pillow reads; the first frame of an animated one.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: If it cannot be read, or holds values that no picture has.
+        ValueError: If it cannot be read, or holds values that no image has.
     """
     try:
         with Image.open(path) as image:
@@ -51,20 +51,20 @@ def load_picture(path: str | Path) -> Image.Image:
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {str(path)!r}: {error}") from error
+        raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
 
 
-def prepare_picture(path: str | Path, settings: dict[str, Any]) -> np.ndarray:
-    """Makes `pixel_values` of a picture.
+def prepare_image(path: str | Path, settings: dict[str, Any]) -> np.ndarray:
+    """Makes `pixel_values` of an image.
 
     Args:
-        path: The picture.
+        path: The image.
         settings: `image_processor` of processor_config.json.
 
     Returns:
         (1, 3, height, width) float32.
     """
-    image = load_picture(path)
+    image = load_image(path)
     size = (settings["size"]["width"], settings["size"]["height"])
     if image.size != size:
         image = image.resize(size, Image.Resampling(settings["resample"]))
@@ -105,12 +105,12 @@ def prepare_metadata(row: dict[str, Any], settings: dict[str, Any]) -> np.ndarra
     return np.array([values], dtype=np.float32)
 
 
-def predict(folder: str | Path, picture: str | Path | None, metadata: dict[str, Any]) -> dict[str, float]:
+def predict(folder: str | Path, image: str | Path | None, metadata: dict[str, Any]) -> dict[str, float]:
     """The probability of each class.
 
     Args:
         folder: The checkpoint.
-        picture: None for a metadata-only model.
+        image: None for a metadata-only model.
         metadata: As for `prepare_metadata`; empty if nothing is known, and for an image-only model.
 
     Returns:
@@ -126,13 +126,13 @@ def predict(folder: str | Path, picture: str | Path | None, metadata: dict[str, 
         raise ValueError(f"there is no {str(network)!r}; make it with `ham10000-export-onnx {folder}`")
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
-    if ("pixel_values" in names) != (picture is not None):
-        raise ValueError("this model needs a picture" if picture is None else "this model reads no picture")
+    if ("pixel_values" in names) != (image is not None):
+        raise ValueError("this model needs an image" if image is None else "this model reads no image")
     if metadata and "metadata" not in names:
         raise ValueError("this model reads no metadata")
     inputs = {}
-    if picture is not None:
-        inputs["pixel_values"] = prepare_picture(picture, settings["image_processor"])
+    if image is not None:
+        inputs["pixel_values"] = prepare_image(image, settings["image_processor"])
     if "metadata" in names:
         inputs["metadata"] = prepare_metadata(metadata, settings)
     logits = session.run(["logits"], inputs)[0][0].astype(np.float64)
@@ -145,14 +145,14 @@ def main() -> None:
     """Prints the table of one prediction."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder with config.json, processor_config.json and onnx/model.onnx")
-    parser.add_argument("picture", nargs="?", help="left out for a metadata-only model")
+    parser.add_argument("image", nargs="?", help="left out for a metadata-only model")
     parser.add_argument("--age", help="in years")
     parser.add_argument("--sex", help="female or male")
     parser.add_argument("--localization", help="anatomical site, such as back")
     arguments = vars(parser.parse_args())
     metadata = {name: arguments[name] for name in ("age", "sex", "localization") if arguments[name] is not None}
     try:
-        shares = predict(arguments["checkpoint"], arguments["picture"], metadata)
+        shares = predict(arguments["checkpoint"], arguments["image"], metadata)
         config = json.loads(Path(arguments["checkpoint"], "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Predicts one picture the library way: `python examples/predict.py runs/fusion lesion.jpg`."""
+"""Predicts one image the library way: `python examples/predict.py runs/fusion lesion.jpg`."""
 
 import sys
 

@@ -4,7 +4,7 @@
 
 The dataset needs the columns image, image_id, lesion_id, dx, age, sex and localization. The revision is pinned,
 because a dataset that changes under a run is another experiment. Without --repo_id the script writes the same layout,
-Parquet shards in `data/`, from synthetic pictures and streams these, without a network.
+Parquet shards in `data/`, from synthetic images and streams these, without a network.
 
 A stream cannot be stratified: nobody has seen all of it. So the side of a lesion is decided by a hash of its id alone,
 which keeps its photographs together, on any machine and in any order.
@@ -43,7 +43,7 @@ def write_local_dataset(folder: Path, synthetic: int) -> Path:
 
 
 def open_stream(source: str, revision: str | None) -> datasets.IterableDataset:
-    """Opens all rows of a dataset for streaming; pictures stay encoded until they are used.
+    """Opens all rows of a dataset for streaming; images stay encoded until they are used.
 
     Raises:
         Ham10000Error: If it cannot be reached or read, or a column is missing.
@@ -83,7 +83,7 @@ def batches(
 def main(argv: Sequence[str]) -> None:
     """Streams, trains, tests, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repo_id", help="Hub dataset; by default a local one of synthetic pictures is written")
+    parser.add_argument("--repo_id", help="Hub dataset; by default a local one of synthetic images is written")
     parser.add_argument("--revision", help="commit or tag of the dataset; required with --repo_id")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=16)

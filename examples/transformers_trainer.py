@@ -4,7 +4,7 @@
         --pretrained timm --image_size 224 --epochs 10 --output_dir runs/trainer
 
 Ends with the proof that what it saved is the model it trained: reloaded, the test probabilities are equal to the bit.
-By default on synthetic pictures, with a small network. Choose the Trainer for its own features (hyperparameter search,
+By default on synthetic images, with a small network. Choose the Trainer for its own features (hyperparameter search,
 DeepSpeed, callbacks); the package's loop is faster, augments on the device and resumes to the bit.
 """
 
@@ -34,7 +34,7 @@ def prepare(dataset: datasets.Dataset, processor: Ham10000Processor, *, flip: bo
     Args:
         dataset: A part of the data.
         processor: The model's processor.
-        flip: Whether to mirror half of the pictures at random, the least of augmentations.
+        flip: Whether to mirror half of the images at random, the least of augmentations.
 
     Returns:
         The dataset with a transform.

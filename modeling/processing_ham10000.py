@@ -1,4 +1,4 @@
-"""The processor: pictures and metadata in, model inputs out; saved beside the weights."""
+"""The processor: images and metadata in, model inputs out; saved beside the weights."""
 
 import math
 import numbers
@@ -25,7 +25,7 @@ MISSING_VALUES = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
 
 
 class Ham10000Processor(ProcessorMixin):
-    """Prepares pictures and metadata for `Ham10000ForImageClassification`.
+    """Prepares images and metadata for `Ham10000ForImageClassification`.
 
     Args:
         image_processor: The checkpoint's `Ham10000ImageProcessor`.
@@ -83,7 +83,7 @@ class Ham10000Processor(ProcessorMixin):
         """Prepares a batch.
 
         Args:
-            images: One picture or a list: path, bytes, PIL image, array or tensor (see `load_image`).
+            images: One image or a list: path, bytes, PIL image, array or tensor (see `load_image`).
             metadata: One mapping or a list of them, with any of the keys age (years), sex and localization. A key that
                 is absent, None, NaN or one of `MISSING_VALUES` is missing. A fusion model may do without metadata.
             return_tensors: `"pt"` or `"np"`.
@@ -95,7 +95,7 @@ class Ham10000Processor(ProcessorMixin):
             `pixel_values` (batch, 3, height, width) and `metadata` (batch, fields), both float32, as far as given.
 
         Raises:
-            Ham10000Error: For unreadable pictures, unknown keys or values, or batches of different length.
+            Ham10000Error: For unreadable images, unknown keys or values, or batches of different length.
         """
         if kwargs:
             raise Ham10000Error(f"Unknown argument(s) {sorted(kwargs)}; expected images, metadata, unknown_values.")

@@ -9,16 +9,21 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
 from command_lines import ROOT, code_blocks, command_lines, parse_command
 from PIL import Image
 
+from ham10000.training.evaluation.decision import decide
+
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
     ROOT / "examples" / "benchmarks" / "README.md",
+    ROOT / "examples" / "results" / "README.md",
     ROOT / "examples" / "checkpoints" / "README.md",
     *sorted((ROOT / "examples" / "guides").glob("*.md")),
 ]
@@ -107,6 +112,23 @@ def test_snippets_of_the_readme_run(
     expected, order = probabilities[0].sort(descending=True)
     assert [answer["label"] for answer in answers] == [model.config.id2label[k] for k in order[:3].tolist()]
     assert [answer["score"] for answer in answers] == pytest.approx(expected[:3].tolist(), abs=1e-6)
+
+
+def test_snippets_of_the_guide_to_using_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, one after the other, with the checkpoint they name."""
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    for name in ("lesion.jpg", "other.jpg"):
+        Image.effect_noise((80, 60), 60).convert("RGB").save(name)
+    names: dict[str, Any] = {}
+    for snippet in code_blocks((ROOT / "examples" / "guides" / "use.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, "use.md", "exec"), names)
+    model, inputs = names["model"], names["inputs"]
+    assert names["probabilities"].shape == (2, 7)
+    assert names["features"].shape == (2, 1280)
+    with torch.inference_mode():
+        expected = decide(model(**inputs).logits.softmax(-1).numpy(), "balanced", np.array(model.config.class_prior))
+    assert names["labels"] == [model.config.id2label[k] for k in expected.tolist()]
 
 
 def apply_diff(number: int, folder: Path) -> None:

@@ -34,7 +34,9 @@ def test_a_study_is_collected_and_its_table_put_into_the_readme(tmp_path: Path) 
     mean = study["protocols"]["lesion-grouped"]["variants"]["image"]["metrics"]["macro_f1"]["estimate"]
     assert f"{mean:.3f}" in text
     assert "0.804 [0.753, 0.847]" in text  # the published baseline
-    assert block(text, "answer")[1] == "\n\n".join(short_answer(study))
+    answer = short_answer(study)
+    assert block(text, "answer")[1] == answer[0]
+    assert all(paragraph in block(text, "results")[1] for paragraph in answer[1:])
     assert "stale table" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -47,13 +49,25 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "README.md").write_text("no markers\n")
     assert main(["render", "--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]) == 2
     assert markers("answer")[0] in capsys.readouterr().err
+    half = f"{markers('targets')[0]}\n"
+    (tmp_path / "half.md").write_text(half)
+    assert main(["render", "--results", str(tmp_path), "--readme", str(tmp_path / "half.md")]) == 2
+    assert markers("targets")[1] in capsys.readouterr().err
+    assert (tmp_path / "half.md").read_text() == half
     assert (tmp_path / "README.md").read_text() == "no markers\n"
 
 
-def test_the_tables_in_the_readme_are_the_rendered_ones() -> None:
-    text, results = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "examples" / "results"
-    for name, render in BLOCKS.items():
-        assert block(text, name)[1] == render(results).strip()
+def test_the_tables_in_the_documents_are_the_rendered_ones() -> None:
+    results = ROOT / "examples" / "results"
+    blocks = {
+        "README.md": ("answer", "models", "results", "speed"),
+        "examples/results/README.md": ("targets", "speed targets"),
+    }
+    assert sorted(name for names in blocks.values() for name in names) == sorted(BLOCKS)
+    for document, names in blocks.items():
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for name in names:
+            assert block(text, name)[1] == BLOCKS[name](results).strip()
 
 
 def test_the_committed_report_is_that_of_the_committed_study() -> None:

@@ -1,4 +1,4 @@
-"""The published baseline's pipeline as its users would write it: torchvision, one picture at a time, fp32.
+"""The published baseline's pipeline as its users would write it: torchvision, one image at a time, fp32.
 
 Only the benchmark uses it, as what this package is measured against.
 """
@@ -16,10 +16,10 @@ _NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Photographs(Dataset):
-    """Decodes and augments picture by picture.
+    """Decodes and augments image by image.
 
     Args:
-        paths: Picture files.
+        paths: Image files.
         labels: Class ids.
         image_size: Side in pixels.
     """
@@ -51,7 +51,7 @@ class BaselineTraining:
     Args:
         network: Name of a model of torchvision; the baseline's is `efficientnet_v2_s`.
         photographs: The training set.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         device: Where it trains.
     """
 

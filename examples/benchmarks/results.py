@@ -1,30 +1,29 @@
 """Keeps the results of real runs in the repository and renders them: tables are never typed.
 
 python examples/benchmarks/results.py collect runs/study --to examples/results
-python examples/benchmarks/results.py render --results examples/results --readme README.md
+python examples/benchmarks/results.py render --readme README.md examples/results/README.md
 """
 
 import argparse
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark_report import render_benchmark
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.run_folder import RunFile
 from ham10000.training.study.figures import plot_study
-from ham10000.training.study.report import check_study, results_table, short_answer, study_markdown
+from ham10000.training.study.report import check_study, results_table, short_answer, study_markdown, targets_table
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
+from ham10000.training.utils.markdown_text import interval, table
 
-# In place of the tables while there is no study of this version.
-NO_STUDY = (
-    "**The results are being replaced.** Those of earlier versions came from training images that were resampled "
-    "twice and from one test fold; they are gone from here, and the cross-validated study on all 10,015 images "
-    "follows."
-)
-NO_ANSWER = "The study that answers it has not run yet; see [Results](#results)."
+# In place of a block while there is no study of this version.
+NO_STUDY = "The study has not run yet."
 
 
 def collect(study_dir: Path, to: Path) -> Path:
@@ -51,26 +50,58 @@ def collect(study_dir: Path, to: Path) -> Path:
     return atomic_write_json(to / "study.json", study)
 
 
-def render_answer(results: Path) -> str:
-    """The collected study's answer with its numbers, as Markdown, or that there is none."""
+def _study(results: Path) -> Any:
     path = results / "study.json"
-    return "\n\n".join(short_answer(read_json(path))) if path.is_file() else NO_ANSWER
+    return read_json(path) if path.is_file() else None
+
+
+def render_answer(results: Path) -> str:
+    """The first paragraph of the collected study's answer, as Markdown, or that there is none."""
+    study = _study(results)
+    return short_answer(study)[0] if study else NO_STUDY
 
 
 def render_results(results: Path) -> str:
-    """The tables of the collected study, as Markdown, or that there is none."""
-    path = results / "study.json"
-    return results_table(read_json(path)) if path.is_file() else NO_STUDY
+    """The rest of the answer and the table of the collected study, as Markdown, or that there is none."""
+    study = _study(results)
+    return "\n\n".join([*short_answer(study)[1:], results_table(study)]) if study else NO_STUDY
 
 
-def render_speed(results: Path) -> str:
+def render_targets(results: Path) -> str:
+    """What the collected study was to reach, and by how much it does not, as Markdown, or that there is none."""
+    study = _study(results)
+    return targets_table(study) if study else NO_STUDY
+
+
+def render_models(results: Path) -> str:
+    """The checkpoints that come with the source, in `checkpoints` beside the results, with their own results."""
+    rows = []
+    for name in ("image", "metadata", "fusion"):
+        folder = results.parent / "checkpoints" / f"ham10000-{name}"
+        if not folder.is_dir():
+            continue
+        evaluation, run = (read_json(folder / file) for file in (RunFile.EVALUATION, RunFile.TRAINING))
+        scores = [interval(evaluation["intervals"][metric]) for metric in ("macro_f1", "balanced_accuracy")]
+        size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.2g} MB"
+        rows.append([f"[{name}](examples/checkpoints/{folder.name})", f"{run['parameters']:,}", size, *scores])
+    return table(["model", "parameters", "weights", "macro-F1", "balanced accuracy"], rows, align="lrrrr")
+
+
+def _render_speeds(results: Path, *, targets: bool) -> str:
     """The tables of all `benchmark*.json`, as `examples/benchmarks/benchmark.py --output` writes them."""
     paths = sorted(results.glob("benchmark*.json"))
-    return "\n\n".join(render_benchmark(read_json(path)) for path in paths)
+    return "\n\n".join(render_benchmark(read_json(path), targets=targets) for path in paths)
 
 
-# What a README has between two markers of these names.
-BLOCKS = {"answer": render_answer, "results": render_results, "speed": render_speed}
+# What a document has between two markers of these names.
+BLOCKS = {
+    "answer": render_answer,
+    "models": render_models,
+    "results": render_results,
+    "speed": functools.partial(_render_speeds, targets=False),
+    "targets": render_targets,
+    "speed targets": functools.partial(_render_speeds, targets=True),
+}
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -79,30 +110,33 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def block(text: str, name: str) -> tuple[str, str, str]:
-    """A README's text before a block, the block, and the text after it; the markers belong to the block's sides.
+    """A document's text before a block, the block, and the text after it; the markers belong to the block's sides.
 
     Raises:
         Ham10000Error: If the markers are not there, once each.
     """
     start, end = markers(name)
     if text.count(start) != 1 or text.count(end) != 1:
-        raise Ham10000Error(f"The README needs the line {start!r} and, below it, {end!r}, once each.")
+        raise Ham10000Error(f"The document needs the line {start!r} and, below it, {end!r}, once each.")
     before, _, rest = text.partition(start)
     inside, _, after = rest.partition(end)
     return before + start, inside.strip(), end + after
 
 
-def update_readme(readme: Path, results: Path) -> None:
-    """Renders every block of a README anew.
+def update_document(path: Path, results: Path) -> None:
+    """Renders every block of a document anew.
 
     Raises:
-        Ham10000Error: If a marker is not there; the file stays as it was.
+        Ham10000Error: If it has none, or half of one; the file stays as it was.
     """
-    text = readme.read_text(encoding="utf-8")
-    for name, render in BLOCKS.items():
+    text = path.read_text(encoding="utf-8")
+    names = [name for name in BLOCKS if any(marker in text for marker in markers(name))]
+    if not names:
+        raise Ham10000Error(f"{str(path)!r} has no block to render: add, for one, {' and '.join(markers('answer'))}.")
+    for name in names:
         before, _, after = block(text, name)
-        text = f"{before}\n\n{render(results)}\n\n{after}"
-    atomic_write_text(readme, text)
+        text = f"{before}\n\n{BLOCKS[name](results)}\n\n{after}"
+    atomic_write_text(path, text)
 
 
 @run_cli
@@ -113,18 +147,18 @@ def main(argv: Sequence[str]) -> None:
     collecting = commands.add_parser("collect", help="copy what a finished study found")
     collecting.add_argument("study", type=Path)
     collecting.add_argument("--to", default=Path("examples/results"), type=Path)
-    rendering = commands.add_parser("render", help="print the answer and the tables, or write them into a README")
+    rendering = commands.add_parser("render", help="print all blocks, or write them into documents")
     rendering.add_argument("--results", default=Path("examples/results"), type=Path)
-    rendering.add_argument("--readme", type=Path)
+    rendering.add_argument("--readme", type=Path, nargs="+", default=[])
     for command in (collecting, rendering):
         add_debug_argument(command)
     arguments = parser.parse_args(argv)
     if arguments.command == "collect":
         print(f"Saved     {collect(arguments.study, arguments.to)}, study.md and figures/")
         return
-    if arguments.readme:
-        update_readme(arguments.readme, arguments.results)
-    else:
+    for readme in arguments.readme:
+        update_document(readme, arguments.results)
+    if not arguments.readme:
         print("\n\n".join(render(arguments.results) for render in BLOCKS.values()))
 
 

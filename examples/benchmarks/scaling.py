@@ -2,7 +2,7 @@
 
 python examples/benchmarks/scaling.py --output examples/results/scaling.json
 
-Every number is of the package's own commands or functions on synthetic pictures. The JSON holds all of them, and
+Every number is of the package's own commands or functions on synthetic images. The JSON holds all of them, and
 `scaling.png` beside it shows them.
 """
 
@@ -60,7 +60,7 @@ def batch_scaling(options: argparse.Namespace) -> list[dict[str, float]]:
             fast(pixel_values=pixels).logits.sum().item()
 
         row: dict[str, float] = {"batch_size": batch_size}
-        # Batch norm needs more than one value a channel, which a picture's positions give from batch 1 on.
+        # Batch norm needs more than one value a channel, which an image's positions give from batch 1 on.
         for name, step in (("training", train_step), ("prediction", predict_step)):
             step()
             repeats = max(2, 64 // batch_size)

@@ -1,4 +1,4 @@
-"""Draws `idea.png`, the README's picture: a photograph and its metadata, three variants, seven probabilities.
+"""Draws `idea.png`, the README's image: a photograph and its metadata, three variants, seven probabilities.
 
 The photograph is synthetic and so are the probabilities: it shows what goes where, and no result.
 """
@@ -34,7 +34,7 @@ def arrow(axes: plt.Axes, start: tuple[float, float], end: tuple[float, float], 
 
 
 def draw() -> plt.Figure:
-    """Draws the picture.
+    """Draws the image.
 
     Returns:
         A figure of 8 x 4.2 inches on white, which reads on a light and on a dark page.
@@ -43,9 +43,9 @@ def draw() -> plt.Figure:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 8), ylim=(0, 4.2))
     axes.axis("off")
     lesion = Lesion.draw("mel", np.random.default_rng(3))
-    picture = np.asarray(render(lesion, np.random.default_rng(4), (400, 300)))
-    axes.imshow(picture, extent=(0.2, 1.9, 2.55, 3.83), aspect="auto", zorder=2)
-    axes.text(1.05, 2.38, "picture (here synthetic)", ha="center", fontsize=9, color="#444444")
+    image = np.asarray(render(lesion, np.random.default_rng(4), (400, 300)))
+    axes.imshow(image, extent=(0.2, 1.9, 2.55, 3.83), aspect="auto", zorder=2)
+    axes.text(1.05, 2.38, "image (here synthetic)", ha="center", fontsize=9, color="#444444")
     box(axes, 0.2, 1.45, "age 60\nsex male\nsite back", ORANGE, 1.7, 0.95)
     axes.text(1.05, 0.77, "each field may be unknown", ha="center", fontsize=9, color="#444444")
     for y, text, colour in ((3.4, "image\ntimm backbone", BLUE), (2.3, "fusion\nof both", GREEN)):

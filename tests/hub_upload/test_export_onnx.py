@@ -326,10 +326,10 @@ def test_the_example_refuses_in_one_line(exported: dict[str, Path], tmp_path: Pa
         ([film, black, "--sex", "other"], "unknown sex 'other'; expected one of female, male"),
         ([film, black, "--age", "200"], "age 200 is outside 0..120 years"),
         ([film, black, "--age", "old"], "could not convert string to float: 'old'"),
-        ([film], "this model needs a picture"),
+        ([film], "this model needs an image"),
         ([image, black, "--age", "3"], "this model reads no metadata"),
         ([str(exported["metadata"]), "--sex", "male"], "this model does not read sex, only ['localization', 'age']"),
-        ([film, str(tmp_path / "broken.jpg")], f"cannot read the picture {str(tmp_path / 'broken.jpg')!r}"),
+        ([film, str(tmp_path / "broken.jpg")], f"cannot read the image {str(tmp_path / 'broken.jpg')!r}"),
         ([str(tmp_path), black], "No such file or directory"),
     ]
     for arguments, message in cases:

@@ -29,6 +29,7 @@ from ham10000.training.study.report import (
     results_table,
     short_answer,
     study_markdown,
+    targets_table,
 )
 from ham10000.training.study.resampling import Bootstrap
 from ham10000.training.study.steps import lesions_in_training, matching_rows, report
@@ -308,6 +309,7 @@ def test_the_readme_has_every_variant_baseline_and_target(study: Any, lead: Any)
         assert row["name"] in text
     fusion = lead["variants"]["fusion"]
     assert f"{fusion['metrics']['macro_f1']['estimate']:.3f}" in text
+    text = targets_table(study)
     for target in TARGETS:
         assert target.because in text.replace("&#39;", "'")
     ece = next(target for target in TARGETS if target.above_floor)

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.modeling.image_processing_ham10000 import PICTURE_FORMATS
+from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
 from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.readers import read_source
 from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES
@@ -170,7 +170,7 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         image = stored[index]["image"]
         try:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-            with Image.open(source, formats=PICTURE_FORMATS) as picture:
+            with Image.open(source, formats=IMAGE_FORMATS) as picture:
                 picture.draft("L", (picture.width // 8, picture.height // 8))
                 picture.load()
         # Pillow raises OSError, SyntaxError, ValueError or struct.error, by format and kind of damage.

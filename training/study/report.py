@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, Ham10000Error
-from ham10000.training.evaluation.report import METRIC_TITLES, SUMMARY_METRICS, published_baseline
+from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
 from ham10000.training.study.analysis import Comparison, ProtocolResult, malignant_classes
 from ham10000.training.utils import markdown_text as md
 
@@ -187,6 +187,8 @@ def short_answer(study: Study) -> list[str]:
 
 # The README
 
+README_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "melanoma_sensitivity_at_95_specificity")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -231,7 +233,7 @@ TARGETS = (
 
 
 def targets_table(study: Study) -> str:
-    """Every target of a protocol that was run, with what the image and fusion variants reached."""
+    """Every target of a protocol that was run, with what the image and fusion variants reached, as Markdown."""
     rows = []
     for target in TARGETS:
         variants = study["protocols"].get(target.protocol, {"variants": {}})["variants"]
@@ -245,7 +247,7 @@ def targets_table(study: Study) -> str:
 
 
 def results_table(study: Study) -> str:
-    """The README's tables: the published baseline, every variant and baseline, notes, and the targets.
+    """The README's table: the published baseline, every variant and baseline, and what was scored.
 
     Args:
         study: Content of study.json.
@@ -258,16 +260,16 @@ def results_table(study: Study) -> str:
     """
     check_study(study)
     published = published_baseline()
-    intervals = [md.interval(published["intervals"].get(name)) for name in SUMMARY_METRICS]
+    intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
     rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]]
     for name, protocol in study["protocols"].items():
         for variant, values in protocol["variants"].items():
-            scores = [cell(values["metrics"][key]) for key in SUMMARY_METRICS]
+            scores = [cell(values["metrics"][key]) for key in README_METRICS]
             rows.append([f"ours: {VARIANT_TITLES.get(variant, variant)}", md.escape(name), *scores])
         for baseline in protocol["baselines"]:
-            scores = [cell(baseline["scores"].get(key)) for key in SUMMARY_METRICS]
+            scores = [cell(baseline["scores"].get(key)) for key in README_METRICS]
             rows.append([md.escape(baseline["name"]), md.escape(name), *scores])
-    # Eight columns fit a page only if an interval may be broken.
+    # They fit a page only if an interval may be broken.
     cells = [[text.replace(md.NO_BREAK, " ") for text in row] for row in rows]
     scored = [
         f"{md.escape(name)}: {md.plural(protocol['n_images'], 'image')} of "
@@ -276,12 +278,12 @@ def results_table(study: Study) -> str:
         for name, protocol in study["protocols"].items()
     ]
     notes = (
-        f"{'; '.join(scored)}. 95 % intervals from a bootstrap of lesions and seeds, the published row's of images. "
+        f"{'; '.join(scored)}. Answers by the rule `{study['study']['rule']}`; 95 % intervals from a bootstrap of lesions and seeds, the published row's of images. "
         "Numbers of different protocols do not compare."
     )
-    header = ["model", "protocol", *(METRIC_TITLES[name] for name in SUMMARY_METRICS)]
-    table = md.table(header, cells, align="ll" + "r" * len(SUMMARY_METRICS))
-    return md.join(table, notes, targets_table(study))
+    header = ["model", "protocol", *(METRIC_TITLES[name] for name in README_METRICS)]
+    table = md.table(header, cells, align="ll" + "r" * len(README_METRICS))
+    return md.join(table, notes)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The pipeline for a picture with its metadata: `pipeline("image-metadata-classification", model=...)`."""
+"""The pipeline for an image with its metadata: `pipeline("image-metadata-classification", model=...)`."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -35,7 +35,7 @@ class _NumberedInputs:
 
 
 class Ham10000Pipeline(Pipeline):
-    """Classifies pictures with their metadata, or whichever of the two the checkpoint reads.
+    """Classifies images with their metadata, or whichever of the two the checkpoint reads.
 
     Research software, never for diagnosis. An input is one dict, or a list, iterator or dataset of them, with the keys
 
@@ -48,7 +48,7 @@ class Ham10000Pipeline(Pipeline):
 
     - `top_k`: number of labels returned, at most all; None, the default, returns all.
     - `unknown_values`: what a sex or localization outside the vocabulary is, `"error"` (default) or `"missing"`.
-    - `batch_size`: inputs a forward pass, 1 by default; `num_workers`: processes that decode pictures.
+    - `batch_size`: inputs a forward pass, 1 by default; `num_workers`: processes that decode images.
 
     A call returns, for one dict, a list of `{"label": str, "score": float}` with the highest score first; for a list,
     a list of those; for an iterator or a dataset, an iterator of those. Scores are calibrated by the checkpoint's
@@ -143,7 +143,7 @@ class Ham10000Pipeline(Pipeline):
         if not isinstance(row, Mapping):
             raise Ham10000Error(
                 f'expected a dict such as {{"image": "lesion.jpg", "age": 60}}, got {type(row).__name__}. '
-                'A picture without metadata is {"image": picture}.'
+                'An image without metadata is {"image": image}.'
             )
         # None means absent; under any other key it is still a misspelled key.
         given = {key: value for key, value in row.items() if value is not None or key not in _KEYS}
@@ -160,7 +160,7 @@ class Ham10000Pipeline(Pipeline):
             image = load_image(image)  # once, for the warning and for the model
             if warning := self.processor.image_processor.unlike_training(image):
                 logger.warning(f"{name}: {warning}")
-        # The picture in a list, as otherwise a list of pictures would pass for one.
+        # The image in a list, as otherwise a list of images would pass for one.
         images = None if image is None else [image]
         metadata = None if modality == "image" else given
         return dict(self.processor(images=images, metadata=metadata, unknown_values=unknown_values))

@@ -1,4 +1,4 @@
-"""Turns a picture in any of the usual forms into the backbone's pixel values."""
+"""Turns an image in any of the usual forms into the backbone's pixel values."""
 
 import io
 import math
@@ -20,13 +20,13 @@ _SETTINGS = ("size", "resample", "image_mean", "image_std", "resizer", "image_st
 _RESAMPLES = {int(method): method for method in Image.Resampling}
 # Raster formats only: Pillow hands EPS files, whatever their name, to Ghostscript, which runs the program in them.
 Image.init()  # loads the plugins, of which a build of Pillow may lack some
-PICTURE_FORMATS = tuple({"BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
+IMAGE_FORMATS = tuple({"BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
 # Far above any backbone's; a saved size beyond it is a mistake, or an attempt to exhaust the memory.
 MAX_SIDE = 4096
 
 
 def load_image(image: Any) -> Image.Image:
-    """Opens a picture and brings it to 8-bit RGB, upright as its EXIF orientation says.
+    """Opens an image and brings it to 8-bit RGB, upright as its EXIF orientation says.
 
     Args:
         image: A PIL image of any mode (the first frame of an animated one), a path, encoded bytes, or an array or
@@ -37,11 +37,11 @@ def load_image(image: Any) -> Image.Image:
         An RGB image.
 
     Raises:
-        Ham10000Error: If the picture cannot be read, naming the file or the offending values.
+        Ham10000Error: If the image cannot be read, naming the file or the offending values.
     """
     if isinstance(image, (str, Path)):
         if str(image).startswith(("http://", "https://")):
-            raise Ham10000Error(f"URLs are not fetched, got {str(image)!r}: download the picture and pass its path.")
+            raise Ham10000Error(f"URLs are not fetched, got {str(image)!r}: download the image and pass its path.")
         return _decode(image, f"image file {str(image)!r}")
     if isinstance(image, (bytes, bytearray)):
         return _decode(io.BytesIO(image), f"image of {len(image)} bytes")
@@ -62,7 +62,7 @@ def load_image(image: Any) -> Image.Image:
 
 def _decode(source: Any, name: str) -> Image.Image:
     try:
-        with Image.open(source, formats=PICTURE_FORMATS) as image:
+        with Image.open(source, formats=IMAGE_FORMATS) as image:
             return _to_rgb(image, name)
     except Ham10000Error:
         raise
@@ -72,7 +72,7 @@ def _decode(source: Any, name: str) -> Image.Image:
 
 def _unreadable(name: str, error: Exception) -> Ham10000Error:
     reason = str(error) or type(error).__name__
-    return Ham10000Error(f"Cannot read {name}: {reason}. Expected a complete JPEG, PNG or similar picture.")
+    return Ham10000Error(f"Cannot read {name}: {reason}. Expected a complete JPEG, PNG or similar image.")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -204,7 +204,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         return None if self.image_statistics is None else unlike_warning(load_image(image), self.image_statistics)
 
     def resize(self, image: Any) -> np.ndarray:
-        """Any picture `load_image` reads to (height, width, 3) uint8."""
+        """Any image `load_image` reads to (height, width, 3) uint8."""
         return np.ascontiguousarray(self.resize_planes(image).transpose(1, 2, 0))
 
     def resize_planes(self, image: Any) -> np.ndarray:
@@ -225,10 +225,10 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         return images.float().div(255).sub_(mean).div_(std)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Prepares one picture or a list of them.
+        """Prepares one image or a list of them.
 
         Args:
-            images: One picture or a list, each in a form `load_image` reads; also a 4-D array or tensor.
+            images: One image or a list, each in a form `load_image` reads; also a 4-D array or tensor.
             return_tensors: `"pt"` or None for a float32 tensor, `"np"` for an array.
             **kwargs: None are accepted; settings are the processor's own.
 
@@ -236,7 +236,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             `pixel_values` of shape (batch, 3, height, width).
 
         Raises:
-            Ham10000Error: If a picture cannot be read, or for an unknown argument.
+            Ham10000Error: If an image cannot be read, or for an unknown argument.
         """
         if kwargs:
             raise Ham10000Error(f"Unknown argument(s) {sorted(kwargs)}; change the processor's attributes instead.")
@@ -247,7 +247,7 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         if not isinstance(images, (list, tuple)):
             images = [images]
         if not images:
-            raise Ham10000Error("`images` is empty; expected at least one picture.")
+            raise Ham10000Error("`images` is empty; expected at least one image.")
         resized = torch.from_numpy(np.stack([self.resize(image) for image in images]))  # (B, H, W, 3) uint8
         pixel_values = self.normalize_pixels(resized.permute(0, 3, 1, 2)).contiguous()
         return BatchFeature({"pixel_values": pixel_values.numpy() if return_tensors == "np" else pixel_values})
@@ -277,4 +277,4 @@ def _three_numbers(name: str, values: Any) -> list[float]:
     return numbers
 
 
-__all__ = ["MAX_SIDE", "PICTURE_FORMATS", "Ham10000ImageProcessor", "load_image"]
+__all__ = ["MAX_SIDE", "IMAGE_FORMATS", "Ham10000ImageProcessor", "load_image"]
