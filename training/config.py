@@ -103,10 +103,10 @@ class TrainConfig:
     freeze_backbone: bool = _option(False, "train the rest only, on a backbone that stays as it was loaded")
     image_size: list[int] = _option([224], "side, or height and width, in pixels")
     train_scales: list[float] = _option(
-        [1.0, 1.0], "training pictures' sides in the first and last epoch, as shares of image_size, linear in between"
+        [1.0, 1.0], "training images' sides in the first and last epoch, as shares of image_size, linear in between"
     )
     resizer: Literal["pillow", "torch"] = _option(
-        "torch", "what resizes pictures, in training and in the checkpoint: torch is faster, pillow exactly timm's"
+        "torch", "what resizes images, in training and in the checkpoint: torch is faster, pillow exactly timm's"
     )
 
     epochs: int = _option(14, "epochs at most", group="schedule")
@@ -147,7 +147,7 @@ class TrainConfig:
     augment_color: float = _option(
         0.2, "strength of brightness, contrast, saturation and (a tenth) hue jitter; 0 is off"
     )
-    augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the picture")
+    augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the image")
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option(
         "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware has it", group="machine"
@@ -262,9 +262,9 @@ class TrainConfig:
         return (self.image_size[0], self.image_size[-1])
 
     def train_size(self, epoch: int) -> tuple[int, int]:
-        """(height, width) of the training pictures in an epoch, counted from 0.
+        """(height, width) of the training images in an epoch, counted from 0.
 
-        Small pictures first are EfficientNetV2's progressive learning (Tan & Le, ICML 2021, arXiv:2104.00298);
+        Small images first are EfficientNetV2's progressive learning (Tan & Le, ICML 2021, arXiv:2104.00298);
         training below the size of evaluation follows Touvron et al. (NeurIPS 2019, arXiv:1906.06423).
         """
         first, last = self.train_scales
