@@ -76,12 +76,18 @@ def test_they_are_saved_and_read_back(fitted: Ham10000ImageProcessor, tmp_path: 
     assert Ham10000ImageProcessor(size=32).unlike_training(image) is None
 
 
-def test_the_shipped_ones_are_those_of_the_measurement() -> None:
+def test_the_shipped_ones_are_close_to_those_of_the_measurement() -> None:
+    """The measurement holds images out, the shipped models were trained on all."""
     found = json.loads((ROOT / "examples" / "results" / "unlike_images.json").read_text())
     assert found["accepted"]["test"]["share"] > 0.97
+    spread = np.sqrt(np.diag(np.linalg.inv(found["statistics"]["precision"])))
     for name in ("image", "fusion"):
-        processor = Ham10000Processor.from_pretrained(SHIPPED.with_name(f"ham10000-{name}"))
-        assert processor.image_processor.image_statistics == found["statistics"]
+        shipped = Ham10000Processor.from_pretrained(
+            SHIPPED.with_name(f"ham10000-{name}")
+        ).image_processor.image_statistics
+        difference = np.subtract(shipped["mean"], found["statistics"]["mean"])
+        assert np.abs(difference / spread).max() < 0.1
+        assert shipped["threshold"] == pytest.approx(found["statistics"]["threshold"], rel=0.1)
 
 
 @pytest.mark.parametrize(
