@@ -31,7 +31,6 @@ from ham10000.training.data.loader import (
     TrainLoader,
     class_shares,
     features_of_images,
-    open_frames,
     open_images,
 )
 from ham10000.training.data.sources import label_names, load_data
@@ -233,7 +232,7 @@ def build_engine(
     trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
     caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():
-        frames = open_frames(
+        frames = open_images(
             dataset,
             processor,
             accelerator.device,

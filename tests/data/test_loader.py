@@ -20,7 +20,6 @@ from ham10000.training.data.loader import (
     TrainLoader,
     class_shares,
     epoch_order,
-    open_frames,
     open_images,
 )
 from ham10000.training.data.sources import load_data
@@ -39,7 +38,7 @@ def processor() -> Ham10000Processor:
 
 
 def make_loader(dataset, processor, tmp_path, **options) -> TrainLoader:
-    images = open_frames(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
+    images = open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
     samples = Samples.from_dataset(dataset, processor)
     augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
     settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
@@ -112,7 +111,7 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
         source = datasets.Dataset.from_dict(rows, features=features)
         options = {"train_size": train_size, "short_side": short_side, "progress": False}
         config = Ham10000Config(modality="image", backbone="test_efficientnet")
-        images = open_frames(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
+        images = open_images(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
         return images.images.shape
 
     assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)

@@ -9,6 +9,7 @@ processor's.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +46,7 @@ def interpolation(processor: Ham10000Processor) -> str:
     return "bilinear" if processor.image_processor.resample == 2 else "bicubic"
 
 
-@dataclass(frozen=True)
-class AugmentParameters:
+class AugmentParameters(NamedTuple):
     """The changes of each image of a batch.
 
     Attributes:
@@ -63,16 +63,11 @@ class AugmentParameters:
 
     def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
         """The parameters of some of the images."""
-        return AugmentParameters(self.affine[index], self.brightness[index], self.contrast[index], self.color[index])
+        return AugmentParameters(*(value[index] for value in self))
 
     def to(self, device: torch.device) -> "AugmentParameters":
         """The same on another device."""
-        return AugmentParameters(
-            *(
-                value.to(device, non_blocking=True)
-                for value in (self.affine, self.brightness, self.contrast, self.color)
-            )
-        )
+        return AugmentParameters(*(value.to(device, non_blocking=True) for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
