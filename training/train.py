@@ -24,7 +24,6 @@ from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassificat
 from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import (
     EvalLoader,
     Samples,
@@ -33,7 +32,7 @@ from ham10000.training.data.loader import (
     features_of_images,
     open_images,
 )
-from ham10000.training.data.sources import label_names, load_data
+from ham10000.training.data.sources import DataReport, label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
@@ -410,7 +409,7 @@ def _train(
     engine.folder = begun
     if config.resume:
         engine.restore()
-    accelerator.print(report.to_text())
+    accelerator.print(report)
     accelerator.print(describe_run(config, split, engine))
     if base_model is not None:
         head = "body and classifier" if base_model["head"] else "body; a new classifier, as its labels are others"

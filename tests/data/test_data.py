@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -38,7 +39,7 @@ def test_official_layout(synthetic_folder: Path) -> None:
     assert report.missing["age"] == raw.age.isna().sum() >= 1
     assert data[3]["image"].size == (200, 150)
     assert "unreadable images    not checked" in str(report)
-    json.dumps(report.to_dict())
+    json.dumps(dataclasses.asdict(report))
 
 
 def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
