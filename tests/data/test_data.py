@@ -118,18 +118,6 @@ def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
     assert (len(data), report.unreadable_images) == (219, [victim.stem])
 
 
-def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
-    table = folder / "HAM10000_metadata.csv"
-    pd.read_csv(table, dtype=str)[["image_id", "dx", "sex"]].to_csv(table, index=False)
-    data, report = load_data(str(folder))
-    assert data["lesion_id"][:] == data["image_id"][:]
-    assert set(data["dx_type"]) == set(data["dataset"]) == {"unknown"}
-    assert report.lesions is None
-    assert "220, lesions unknown" in str(report)
-    assert sum("no column for lesion_id" in note for note in report.notes) == 1
-    assert "no row has a value for age, localization; the columns are ['image_id', 'dx', 'sex']" in report.warnings[0]
-
-
 def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match=r"contains nothing, but no table .*synthetic"):
         load_data(str(tmp_path))

@@ -16,7 +16,7 @@ from PIL import Image
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
 from ham10000.training.data.readers import from_splits
-from ham10000.training.data.sources import DataReport, check_rows, load_data, metadata_frame
+from ham10000.training.data.sources import check_rows, load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.inference.inputs import find_images, read_metadata
 from ham10000.training.utils.columns import SITES, DataOptions
@@ -304,7 +304,7 @@ LAYOUTS = [
     Layout(
         older_archive,
         ["ISIC_0000000,nv,55,female,unknown", "ISIC_0000001,bkl,,unknown,unknown"],
-        says=("labels from column diagnosis", "'pigmented benign keratosis' is read"),
+        says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
     ),
     Layout(
         milk10k,
@@ -501,7 +501,8 @@ def test_training_and_prediction_read_a_row_alike(table: str, expected: list[str
 def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: Path) -> None:
     images(tmp_path, "a")
     path = text(tmp_path / "t.csv", "image,dx,Alter,sex", "a,nv,61,M")
-    report: DataReport = load_data(str(path))[1]
+    dataset, report = load_data(str(path))
+    assert [dataset[0][name] for name in ("lesion_id", "dx_type", "dataset")] == ["a", "unknown", "unknown"]
     assert report.warnings[0].startswith("no row has a value for age, localization; the columns are ['image', 'dx',")
     with pytest.raises(Ham10000Error, match="there is no column 'Befund'"):
         load_data(str(path), DataOptions(columns={"dx": "Befund"}))
