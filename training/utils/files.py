@@ -24,9 +24,12 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+if TYPE_CHECKING:  # the demo's Space has no pandas
+    import pandas as pd
 
 # An object of a JSON file, whose keys its file's writer documents.
 JsonObject = dict[str, Any]
@@ -188,11 +191,10 @@ def restore_cell(text: str) -> str:
     return _RESTORE.sub("", text)
 
 
-def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a pandas DataFrame as csv by `atomic_path`, its text escaped, and returns the path.
+def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
+    """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
 
-    Floats are written with the fewest digits that read back as the same number. `Any`, because this file must not
-    import pandas: the demo's Space has none.
+    Floats are written with the fewest digits that read back as the same number.
     """
     texts = {
         name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]
