@@ -246,8 +246,8 @@ JSON_LINES = [
 ]
 
 
-def _read_ages(path: Path) -> Any:
-    return read_metadata(path, ["age"])
+def _read_fields(path: Path) -> Any:
+    return read_metadata(path, ["age", "sex", "localization"])
 
 
 def _to_predict(
@@ -264,7 +264,7 @@ def _to_predict(
         "table to predict",
         name,
         build,
-        lambda path: read_metadata(path, ["age", "sex", "localization"]),
+        _read_fields,
         None if error is None else ("m.csv", *error),
         check if error is None else None,
     )
@@ -282,8 +282,8 @@ PREDICTION = [
     _to_predict("a path with NUL", "path,age\na\0.jpg,1\n", error=("line 2", "path")),
     _to_predict("Latin-1", "image_id,age\né,1\n".encode("latin-1"), error=("UTF-8",)),
     _to_predict("tabs, spaces and capitals", " AGE \tSex\n 60 \tmale\n\n", rows=[_ROW]),
-    Case("table to predict", "absent", lambda folder: folder / "m.csv", _read_ages, ("m.csv", "No such file")),
-    Case("table to predict", "a folder", lambda folder: folder, _read_ages, ("directory",)),
+    Case("table to predict", "absent", lambda folder: folder / "m.csv", _read_fields, ("m.csv", "No such file")),
+    Case("table to predict", "a folder", lambda folder: folder, _read_fields, ("directory",)),
 ]
 
 
