@@ -280,9 +280,8 @@ def make_split(
             without_age[:] = False
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
-    table = frame[["image_id", "lesion_id"]].copy()
-    table["group"] = lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist())
-    table["dx"] = frame["dx"]
+    table = frame[["image_id", "lesion_id", "dx"]].copy()
+    table.insert(2, "group", lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()))
     try:
         _assign(table, grouped=grouped, seed=seed, folds=folds, fold=fold)
     except ValueError as error:

@@ -36,7 +36,7 @@ JsonObject = dict[str, Any]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
-_LEFTOVERS = (".*.tmp*", ".tmp*")
+_LEFTOVERS = (".*.tmp*", "figures/.*.tmp*", ".tmp*", "figures/.tmp*")
 
 # Spreadsheets of East Asian locales take the full-width signs, too.
 _SIGNS = "=+\\-@＝＋－＠"
@@ -70,9 +70,7 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     """
     removed = []
     folder = Path(directory)
-    for path in [
-        path for pattern in _LEFTOVERS for place in ("", "figures/") for path in folder.glob(place + pattern)
-    ]:
+    for path in [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
