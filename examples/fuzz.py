@@ -29,9 +29,8 @@ from safetensors.torch import save
 
 from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
-from ham10000.training.data.checks import check_rows
 from ham10000.training.data.readers import RawSource
-from ham10000.training.data.sources import load_data
+from ham10000.training.data.sources import check_rows, load_data
 from ham10000.training.data.split import load_split, make_split
 from ham10000.training.data.tables import image_dataset, read_table, select_fields
 from ham10000.training.inference.inputs import read_metadata

@@ -108,7 +108,7 @@ def test_every_import_leads_to_a_module() -> None:
         ("training.train", "training.study.runs", False),
         ("training.evaluation.evaluator", "training.engine", False),
         ("training.inference.explanation_plots", "training.evaluation.plots", False),
-        ("training.utils.cli", "training.data.checks", False),
+        ("training.utils.cli", "training.data.sources", False),
         ("modeling.modeling_ham10000", "training.config", False),
         ("training.predict", "hub_upload.bundle", False),
         ("hub_upload.bundle", "training.run_folder", True),

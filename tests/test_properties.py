@@ -27,9 +27,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_score, roc_auc_score
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
-from ham10000.training.data.checks import check_rows
 from ham10000.training.data.readers import RawSource
-from ham10000.training.data.sources import FEATURES
+from ham10000.training.data.sources import FEATURES, check_rows
 from ham10000.training.data.split import Split, load_split, make_split
 from ham10000.training.data.tables import COLUMNS, image_dataset, read_table, string_frame
 from ham10000.training.evaluation.bootstrap import WeightedMetrics
@@ -226,10 +225,10 @@ records = st.fixed_dictionaries(
 def test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row(rows: list[dict[str, str]], lenient: bool) -> None:
     frame = string_frame(pd.DataFrame(rows, dtype=object)[list(COLUMNS)])
     frame["file"], frame["row"] = "t.csv", range(2, len(rows) + 2)
-    options = {"drop_duplicates": lenient, "drop_unknown_labels": lenient, "invalid_to_missing": lenient}
+    fixes = ("drop_duplicates", "drop_unknown_labels", "invalid_to_missing") if lenient else ()
     raw = RawSource("t", frame, image_dataset([]), [False] * len(rows), ours=True)
     try:
-        kept, keep, report = check_rows(raw, DataOptions(), unreadable_images=None, **options)
+        kept, keep, report = check_rows(raw, DataOptions(), unreadable_images=None, fixes=fixes)
     except Ham10000Error as error:
         assert "t.csv, row" in str(error) or "no row is left" in str(error)
         return

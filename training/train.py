@@ -24,17 +24,15 @@ from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassificat
 from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.checks import DataReport
 from ham10000.training.data.loader import (
     EvalLoader,
     Samples,
     TrainLoader,
     class_shares,
     features_of_images,
-    open_frames,
     open_images,
 )
-from ham10000.training.data.sources import label_names, load_data
+from ham10000.training.data.sources import DataReport, label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import Engine, Progress, describe_kept
 from ham10000.training.evaluation.plots import plot_training_curves
@@ -233,7 +231,7 @@ def build_engine(
     trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
     caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
     with accelerator.main_process_first():
-        frames = open_frames(
+        frames = open_images(
             dataset,
             processor,
             accelerator.device,
@@ -411,7 +409,7 @@ def _train(
     engine.folder = begun
     if config.resume:
         engine.restore()
-    accelerator.print(report.to_text())
+    accelerator.print(report)
     accelerator.print(describe_run(config, split, engine))
     if base_model is not None:
         head = "body and classifier" if base_model["head"] else "body; a new classifier, as its labels are others"

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.loader import open_frames
+from ham10000.training.data.loader import open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import make_split
 from ham10000.training.data.synthetic import Lesion, render
@@ -166,7 +166,7 @@ def measure_cache(dataset: datasets.Dataset, options: argparse.Namespace, folder
     def rate() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             seconds = measure_seconds(
-                lambda: open_frames(
+                lambda: open_images(
                     dataset, processor, torch.device("cpu"), train_size=train_size, cache_dir=fresh, progress=False
                 ),
                 options.device,

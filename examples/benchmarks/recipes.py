@@ -43,9 +43,8 @@ from safetensors.torch import load_file
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.checks import DataReport
-from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_frames, open_images
-from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_images
+from ham10000.training.data.sources import DataReport, load_data, metadata_frame
 from ham10000.training.data.split import apply_split, class_weights, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import (
     AVERAGE_PRECISION,
@@ -263,7 +262,7 @@ class Search:
         images: Any = None
         if trial.crops:
             size = processor.image_processor.size
-            images = open_frames(
+            images = open_images(
                 self.data[0],
                 processor,
                 device,

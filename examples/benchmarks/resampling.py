@@ -19,7 +19,7 @@ from benchmark import write_photographs
 from ham10000.modeling import Ham10000Config, create_processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Augment, interpolation
-from ham10000.training.data.loader import open_frames
+from ham10000.training.data.loader import open_images
 from ham10000.training.data.sources import load_data
 
 COLUMNS = 6
@@ -57,7 +57,7 @@ def main() -> None:
             "default": Augment.from_config(defaults, processor),
         }
         with tempfile.TemporaryDirectory() as cache:
-            frames = open_frames(
+            frames = open_images(
                 dataset, processor, torch.device("cpu"), train_size=(size, size), cache_dir=cache, progress=False
             )
             pixels = next(frames.batches([np.arange(len(dataset))]))

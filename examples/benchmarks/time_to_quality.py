@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from ham10000.modeling import LABELS, Ham10000Error, create_processor
 from ham10000.training.config import TrainConfig, read_config_file
-from ham10000.training.data.loader import open_frames
+from ham10000.training.data.loader import open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import apply_split, make_split
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
@@ -145,7 +145,7 @@ def run_ours(options: argparse.Namespace) -> None:
         if not cache_facts.is_file():
             processor = create_processor(config.model_config(), image_size=config.size, resizer=config.resizer)
             start = time.perf_counter()
-            open_frames(
+            open_images(
                 dataset,
                 processor,
                 accelerator.device,

@@ -16,7 +16,7 @@ from ham10000.modeling import Ham10000Config, create_processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Augment, AugmentParameters, mix_batch, working_size
 from ham10000.training.data.cache import cached_images
-from ham10000.training.data.loader import open_frames
+from ham10000.training.data.loader import open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.losses import ClassificationLoss
 
@@ -194,7 +194,7 @@ def compare_with_inference(
     """Each statistic of training images, over that of the images the checkpoint's processor makes."""
     processor = create_processor(CONFIG, image_size=size, resizer="torch")
     device = torch.device("cpu")
-    frames = open_frames(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
+    frames = open_images(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
     pixels = torch.cat(list(frames.batches([np.arange(len(dataset))])))
     drawn = augment.sample(len(dataset), torch.Generator().manual_seed(0), frames.aspect)
     training = augment.apply(pixels, drawn, (size, size))

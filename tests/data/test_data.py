@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -6,18 +7,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from bad_pictures import JPEG
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data import tables
 from ham10000.training.data.__main__ import main
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
-
-
-@pytest.fixture
-def folder(synthetic_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the synthetic folder that a test may damage."""
-    return Path(shutil.copytree(synthetic_folder, tmp_path / "official"))
 
 
 def same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
@@ -38,7 +36,7 @@ def test_official_layout(synthetic_folder: Path) -> None:
     assert report.missing["age"] == raw.age.isna().sum() >= 1
     assert data[3]["image"].size == (200, 150)
     assert "unreadable images    not checked" in str(report)
-    json.dumps(report.to_dict())
+    json.dumps(dataclasses.asdict(report))
 
 
 def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
@@ -107,7 +105,8 @@ def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: 
     assert len(from_splits("x", splits).frame) == 230
 
 
-def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
+def test_truncated_image_is_found_only_when_asked(synthetic_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(synthetic_folder, tmp_path / "official"))
     victim = sorted((folder / "HAM10000_images_part_1").iterdir())[7]
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     assert load_data(str(folder))[1].unreadable_images is None
@@ -115,18 +114,6 @@ def test_truncated_image_is_found_only_when_asked(folder: Path) -> None:
         load_data(str(folder), check_images=True)
     data, report = load_data(str(folder), drop_unreadable=True)
     assert (len(data), report.unreadable_images) == (219, [victim.stem])
-
-
-def test_optional_columns_are_filled_with_a_note(folder: Path) -> None:
-    table = folder / "HAM10000_metadata.csv"
-    pd.read_csv(table, dtype=str)[["image_id", "dx", "sex"]].to_csv(table, index=False)
-    data, report = load_data(str(folder))
-    assert data["lesion_id"][:] == data["image_id"][:]
-    assert set(data["dx_type"]) == set(data["dataset"]) == {"unknown"}
-    assert report.lesions is None
-    assert "220, lesions unknown" in str(report)
-    assert sum("no column for lesion_id" in note for note in report.notes) == 1
-    assert "no row has a value for age, localization; the columns are ['image_id', 'dx', 'sex']" in report.warnings[0]
 
 
 def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
@@ -147,6 +134,69 @@ def test_command_line(synthetic_folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Traceback" not in captured.err
     with pytest.raises(Ham10000Error):
         main(["--data", "nowhere", "--debug"])
+
+
+# Which files of this machine an untrusted table of images may name.
+
+
+def table(data: bytes | None, path: str | None) -> datasets.Dataset:
+    images = [{"bytes": JPEG, "path": "a.jpg"}, {"bytes": data, "path": path}]
+    text = {"image_id": ["a", "b"], "dx": ["nv", "mel"], "age": [50.0, 60.0], "sex": ["male"] * 2}
+    rest = datasets.Dataset.from_dict({**text, "localization": ["back"] * 2})
+    return datasets.concatenate_datasets([tables.image_dataset(images), rest], axis=1)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder, a private image next to it, and the working folder that contains the private one."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "private" / "mine.jpg").write_bytes(JPEG)
+    (tmp_path / "data" / "own.jpg").write_bytes(JPEG)
+    monkeypatch.chdir(tmp_path / "private")
+    return tmp_path
+
+
+def load_table(folders: Path, data: bytes | None, path: str | None) -> datasets.Dataset:
+    # As an untrusted source would write it: `to_parquet` itself looks for the files.
+    pq.write_table(table(data, path).with_format("arrow")[:], folders / "data" / "d.parquet")
+    return load_data(str(folders / "data"), check_images=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "message"),
+    [
+        (None, "HERE/private/mine.jpg", "d.parquet, row 2: image is stored as the path 'HERE/private/mine.jpg'"),
+        (None, "../private/mine.jpg", "d.parquet, row 2: image is stored as the path '../private/mine.jpg'"),
+        (None, "x/../../private/mine.jpg", "d.parquet, row 2: image is stored as the path 'x/../../private/mine.jpg'"),
+        (None, "mine.jpg", "no image file"),  # there is one in the working folder
+        (b"", "HERE/private/mine.jpg", "unreadable image file"),  # empty bytes do not lead to the path
+    ],
+)
+def test_an_image_outside_of_the_folder_is_refused(folders: Path, data: bytes | None, path: str, message: str) -> None:
+    with pytest.raises(Ham10000Error) as caught:
+        load_table(folders, data, path.replace("HERE", str(folders)))
+    assert message.replace("HERE", str(folders)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        *[(None, path) for path in ("own.jpg", "./x/../own.jpg", "HERE/data/own.jpg")],
+        *[(JPEG, path) for path in ("HERE/private/mine.jpg", "../../etc/passwd", None)],  # with bytes a name only
+    ],
+)
+def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes | None, path: str | None) -> None:
+    (folders / "private" / "mine.jpg").unlink()
+    loaded = load_table(folders, data, path and path.replace("HERE", str(folders)))
+    assert [image.size for image in loaded["image"]] == [(40, 30)] * 2
+
+
+def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = datasets.DatasetDict({"train": table(None, str(folders / "private" / "mine.jpg"))})
+    with pytest.raises(Ham10000Error, match="split train, row 2"):
+        from_splits("user/d", splits, roots=tables.downloads())
+    assert from_splits("mine", splits).missing == [False, False]
 
 
 @pytest.mark.shared

@@ -4,7 +4,7 @@ Headers and folder names are those of the published files; images and rows are m
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.data.checks import DataReport, check_rows
+from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
 from ham10000.training.data.readers import from_splits
-from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.sources import check_rows, load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.inference.inputs import find_images, read_metadata
-from ham10000.training.utils.columns import DataOptions
+from ham10000.training.utils.columns import SITES, DataOptions
 
 
 def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
@@ -226,144 +226,124 @@ class Layout:
     """A corpus, and what it must be read as."""
 
     write: Callable[[Path], Path]
-    dx: list[str]
-    labels: list[str] | None = None  # None: HAM10000's
-    ids: list[str] | None = None
-    age: list[float | None] | None = None
-    sex: list[str] | None = None
-    site: list[str] | None = None
+    rows: list[str]  # image_id, dx, age ("" where missing), sex, localization
+    labels: Sequence[str] = LABELS
     lesions: int | None = None
-    says: list[str] = field(default_factory=list)
+    says: tuple[str, ...] = ()
     options: DataOptions = field(default_factory=DataOptions)
     fixes: tuple[str, ...] = ()
 
 
-HAM = {"dx": ["mel", "nv"], "ids": ["I1", "I2"], "age": [60.0, None], "sex": ["male", "unknown"], "lesions": 2}
-ISIC_2019 = ["ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"]
+HAM = {"rows": ["I1,mel,60,male,back", "I2,nv,,unknown,ear"], "lesions": 2}
+ISIC_2018 = ["I1,mel,,unknown,unknown", "I2,nv,,unknown,unknown", "I3,nv,,unknown,unknown"]
+MILK = ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"]
+FOLDERS = ["test_Melanoma_003,mel", "train_Melanoma_001,mel", "train_Nevus_001,nv", "train_Nevus_002,nv"]
 LAYOUTS = [
-    Layout(ham10000, site=["back", "ear"], **HAM),
-    Layout(kaggle, says=["2 image files are copies"], **HAM),
+    Layout(ham10000, **HAM),
+    Layout(kaggle, says=("2 image files are copies",), **HAM),
     Layout(dataverse, **HAM),
     Layout(official_csv_beside_isic_images, **HAM),
     Layout(
         isic2018,
-        ["mel", "nv", "nv"],
-        ids=["I1", "I2", "I3"],
+        ISIC_2018,
         lesions=2,
-        says=[
-            "lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings.csv",
-            "Test_GroundTruth",
-        ],
+        says=("lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings", "Test_GroundTruth"),
     ),
     Layout(
         isic2018_test_file,
-        ["mel"],
-        ids=["T1"],
-        age=[None],
-        says=["no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'"],
+        ["T1,mel,,unknown,unknown"],
+        says=("no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'",),
     ),
     Layout(
         isic2019,
-        ["nv", "scc", "ak"],
-        ISIC_2019,
-        ids=["ISIC_0000000", "ISIC_0000017_downsampled", "ISIC_0073502"],
-        age=[55, None, 70],
-        sex=["female", "unknown", "male"],
-        site=["trunk", "unknown", "face"],
-        lesions=3,
-        says=[
-            "2 rows without lesion_id",
-            "--label_map 'ak=akiec'",
-            "anatom_site_general 'head/neck' is read as 'face' in 1 rows",
+        [
+            "ISIC_0000000,nv,55,female,trunk",
+            "ISIC_0000017_downsampled,scc,,unknown,unknown",
+            "ISIC_0073502,ak,70,male,face",
         ],
+        ["ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"],
+        lesions=3,
+        says=("2 rows without lesion_id", "--label_map 'ak=akiec'", "general 'head/neck' is read as 'face' in 1 rows"),
     ),
     Layout(
         isic2019,
-        ["nv", "akiec"],
+        ["ISIC_0000000,nv,55,female,trunk", "ISIC_0073502,akiec,70,male,face"],
         lesions=2,
         options=DataOptions(label_map={"AK": "akiec"}),
         fixes=("drop_unknown_labels",),
-        says=["dropped because of drop_unknown_labels"],
+        says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
     ),
     Layout(
         isic2020,
-        ["benign", "benign", "malignant"],
+        [
+            "ISIC_2637011,benign,45,male,face",
+            "ISIC_0015719,benign,45,female,upper extremity",
+            "ISIC_0052212,malignant,50,female,lower extremity",
+        ],
         ["benign", "malignant"],
-        age=[45, 45, 50],
-        site=["face", "upper extremity", "lower extremity"],
-        says=["labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"],
+        says=("labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"),
     ),
     Layout(
         isic2020,
-        ["nv", "nv", "mel"],
+        [
+            "ISIC_2637011,nv,45,male,face",
+            "ISIC_0015719,nv,45,female,upper extremity",
+            "ISIC_0052212,mel,50,female,lower extremity",
+        ],
         ["nv", "mel"],
         lesions=2,
-        options=DataOptions(
-            columns={"dx": "target"}, labels=["nv", "mel"], label_map={"0": "nv", "1": "mel"}, group_by="patient_id"
-        ),
-        says=["lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"],
+        options=DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id"),
+        says=("lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"),
     ),
     Layout(
         archive,
-        ["nv", "mel"],
-        age=[45, 50],
-        site=["acral", "lower extremity"],
+        ["ISIC_0024306,nv,45,male,acral", "ISIC_0024307,mel,50,male,lower extremity"],
         lesions=2,
-        says=["1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"],
+        says=("1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"),
     ),
     Layout(
-        older_archive, ["nv", "bkl"], says=["labels from column diagnosis", "'pigmented benign keratosis' is read"]
+        older_archive,
+        ["ISIC_0000000,nv,55,female,unknown", "ISIC_0000001,bkl,,unknown,unknown"],
+        says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
     ),
     Layout(
         milk10k,
-        ["nv", "sccka"],
-        ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"],
-        ids=["ISIC_2", "ISIC_3"],
-        age=[40, 85],
-        site=["trunk", "face"],
+        ["ISIC_2,nv,40,female,trunk", "ISIC_3,sccka,85,male,face"],
+        MILK,
         lesions=2,
-        says=["2 rows whose image_type is not dermoscopic"],
+        says=("2 rows whose image_type is not dermoscopic",),
     ),
     Layout(
         pad_ufes,
+        ["PAT_1516_1765_530,nev,8,unknown,upper extremity", "PAT_46_881_939,scc,55,female,neck"],
         ["nev", "scc"],
-        ["nev", "scc"],
-        ids=["PAT_1516_1765_530", "PAT_46_881_939"],
-        age=[8, 55],
-        sex=["unknown", "female"],
-        site=["upper extremity", "neck"],
         lesions=2,
-        says=["columns that are not used: patient_id, smoke"],
+        says=("columns that are not used: patient_id, smoke",),
     ),
-    Layout(bcn20000, ["scar", "bcc"], ["bcc", "scar"], age=[80, 75], site=["face", "trunk"], lesions=2),
+    Layout(
+        bcn20000, ["ISIC_0053453,scar,80,male,face", "ISIC_0053454,bcc,75,female,trunk"], ["bcc", "scar"], lesions=2
+    ),
     Layout(
         derm7pt,
+        ["Nel026,basal cell carcinoma,,female,face", "Nel028,blue nevus,,male,lower extremity"],
         ["basal cell carcinoma", "blue nevus"],
-        ["basal cell carcinoma", "blue nevus"],
-        ids=["Nel026", "Nel028"],
-        sex=["female", "male"],
-        site=["face", "lower extremity"],
-        says=["no row has a value for age", "seven_point_score"],
+        says=("no row has a value for age", "seven_point_score"),
     ),
     Layout(
         class_folders,
-        ["mel", "mel", "nv", "nv"],
-        ids=["test_Melanoma_003", "train_Melanoma_001", "train_Nevus_001", "train_Nevus_002"],
-        says=["the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"],
+        [f"{row},,unknown,unknown" for row in FOLDERS],
+        says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
     ),
-    Layout(imagefolder, ["scar", "tattoo"], ["scar", "tattoo"], ids=["a", "b"], age=[30, None]),
+    Layout(imagefolder, ["a,scar,30,unknown,unknown", "b,tattoo,,unknown,unknown"], ["scar", "tattoo"]),
     Layout(
         clinic,
-        ["nv", "mel"],
-        ids=["Nävus 1", "Melanom 2"],
-        age=[61, None],
-        sex=["male", "female"],
+        ["Nävus 1,nv,61,male,unknown", "Melanom 2,mel,,female,unknown"],
         options=DataOptions(
             columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
             label_map={"Nävus": "nv", "Melanom": "mel"},
         ),
         fixes=("invalid_to_missing",),
-        says=["Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"],
+        says=("Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"),
     ),
 ]
 
@@ -377,16 +357,11 @@ def test_layout(layout: Layout, tmp_path: Path) -> None:
     source = layout.write(tmp_path)
     dataset, report = load_data(str(source), layout.options, check_images=True, **dict.fromkeys(layout.fixes, True))
     frame = metadata_frame(dataset)
-    assert frame["dx"].tolist() == layout.dx
-    assert report.labels == dataset.features["dx"].names == (layout.labels or list(LABELS))
+    assert report.labels == dataset.features["dx"].names == list(layout.labels)
     assert list(report.class_counts) == report.labels
     assert report.lesions == layout.lesions
-    age = [None if value != value else value for value in frame["age"]]
-    found = {"ids": frame["image_id"].tolist(), "age": age, "sex": frame["sex"].tolist()}
-    found["site"] = frame["localization"].tolist()
-    for name, values in found.items():
-        if (expected := getattr(layout, name)) is not None:
-            assert values == expected, name
+    columns = frame[["image_id", "dx", "age", "sex", "localization"]]
+    assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == layout.rows
     for words in layout.says:
         assert words in str(report), f"{words!r} is not in\n{report}"
     # The image of a row is the one that was written for it.
@@ -425,6 +400,10 @@ def test_junk_changes_nothing(write: Callable[[Path], Path], tmp_path: Path) -> 
     assert metadata_frame(after[0]).equals(metadata_frame(before[0]))
     assert after[1] == before[1]
     assert find_images([source]) == found
+
+
+def test_sites_are_in_our_vocabulary() -> None:
+    assert set(SITES.values()) <= set(LOCALIZATIONS)
 
 
 def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
@@ -522,7 +501,8 @@ def test_training_and_prediction_read_a_row_alike(table: str, expected: list[str
 def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: Path) -> None:
     images(tmp_path, "a")
     path = text(tmp_path / "t.csv", "image,dx,Alter,sex", "a,nv,61,M")
-    report: DataReport = load_data(str(path))[1]
+    dataset, report = load_data(str(path))
+    assert [dataset[0][name] for name in ("lesion_id", "dx_type", "dataset")] == ["a", "unknown", "unknown"]
     assert report.warnings[0].startswith("no row has a value for age, localization; the columns are ['image', 'dx',")
     with pytest.raises(Ham10000Error, match="there is no column 'Befund'"):
         load_data(str(path), DataOptions(columns={"dx": "Befund"}))
@@ -549,3 +529,35 @@ def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:
 def test_wrong_columns_are_named(columns: list[str], message: str) -> None:
     with pytest.raises(Ham10000Error, match=message):
         DataOptions.from_texts(columns)
+
+
+ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the ISIC 2018 test set begins
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("I1,0,0,0,0,0,0,0\n", r"line 2: expected a 1 in one of .* got \['0', '0'"),
+        ("I1,1,0,0,0,0,0,0\nI2,1,1,0,0,0,0,0\n", "line 3"),
+        ("I1,yes,0,0,0,0,0,0\n", "'yes'"),
+        ("I1,0.4,0.6,0,0,0,0,0\n", "'0.4'"),
+    ],
+)
+def test_a_row_that_names_no_class_is_named(tmp_path: Path, rows: str, message: str) -> None:
+    truth = isic2018_test_file(tmp_path)
+    truth.write_text(f"{ONE_HOT}\n{rows}")
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(truth))
+
+
+def test_a_class_outside_of_the_given_labels_is_refused(tmp_path: Path) -> None:
+    message = r"unknown label in 1 row.*'vasc'\], got 'scc'; --label_map.*drop_unknown_labels"
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(isic2019(tmp_path)), DataOptions(labels=LABELS, label_map={"AK": "akiec"}))
+
+
+def test_two_ground_truths_must_be_told_apart(tmp_path: Path) -> None:
+    truth = isic2018_test_file(tmp_path).with_name("Other_GroundTruth.csv")
+    truth.write_text(ONE_HOT)
+    with pytest.raises(Ham10000Error, match=r"several tables of labels.*Other_GroundTruth\.csv"):
+        load_data(str(truth.parent))

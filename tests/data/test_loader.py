@@ -20,7 +20,6 @@ from ham10000.training.data.loader import (
     TrainLoader,
     class_shares,
     epoch_order,
-    open_frames,
     open_images,
 )
 from ham10000.training.data.sources import load_data
@@ -39,7 +38,7 @@ def processor() -> Ham10000Processor:
 
 
 def make_loader(dataset, processor, tmp_path, **options) -> TrainLoader:
-    images = open_frames(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
+    images = open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
     samples = Samples.from_dataset(dataset, processor)
     augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
     settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
@@ -112,7 +111,7 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
         source = datasets.Dataset.from_dict(rows, features=features)
         options = {"train_size": train_size, "short_side": short_side, "progress": False}
         config = Ham10000Config(modality="image", backbone="test_efficientnet")
-        images = open_frames(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
+        images = open_images(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
         return images.images.shape
 
     assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)
@@ -199,11 +198,6 @@ COUNTS = np.array([262, 411, 879, 92, 890, 5364, 114])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS))
 
 
-def test_natural_is_a_permutation() -> None:
-    order = epoch_order(LABELS, "natural", np.random.default_rng(1))
-    assert sorted(order) == list(range(len(LABELS)))
-
-
 def test_square_root_shares_are_kang_et_al_equation_1() -> None:
     # p_j = n_j^q / sum_i n_i^q with q = 1/2.
     expected = [count**0.5 / sum(other**0.5 for other in COUNTS) for count in COUNTS]
@@ -219,13 +213,6 @@ def test_a_class_is_drawn_as_evenly_as_its_share_allows() -> None:
     for label in range(7):
         own = times[label == LABELS]
         assert own.max() - own.min() <= 1, label
-
-
-@pytest.mark.parametrize("sampling", ["natural", "sqrt"])
-def test_the_order_follows_the_generator(sampling: str) -> None:
-    first, same, other = (epoch_order(LABELS, sampling, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert np.array_equal(first, same)
-    assert not np.array_equal(first, other)
 
 
 def test_a_class_without_rows_is_no_error() -> None:

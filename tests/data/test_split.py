@@ -51,11 +51,6 @@ def test_lesion_grouped_is_the_sklearn_fold_and_keeps_every_row(data: datasets.D
     assert split.leakage()["test"]["all"] == split.leakage()["validation"]["all"] == 0
 
 
-def test_folds_cover_every_image_once(data: datasets.Dataset) -> None:
-    tests = [name for fold in range(5) for name in make_split(data, folds=5, fold=fold).ids("test")]
-    assert sorted(tests) == sorted(data["image_id"])
-
-
 def test_lesion_grouped_does_not_depend_on_the_order_of_rows(data: datasets.Dataset) -> None:
     assert make_split(data.shuffle(seed=1)).sha256 == make_split(data).sha256
     assert make_split(data, seed=1).sha256 != make_split(data).sha256
@@ -115,13 +110,6 @@ def test_saved_split_is_read_back(data: datasets.Dataset, protocol: str, tmp_pat
 def test_impossible_splits(data: datasets.Dataset, options: dict, message: str) -> None:
     with pytest.raises(Ham10000Error, match=message):
         make_split(data, **options)
-
-
-def test_lesion_grouped_needs_lesions(data: datasets.Dataset) -> None:
-    table = data.remove_columns("lesion_id").add_column("lesion_id", data["image_id"][:])
-    with pytest.raises(Ham10000Error, match="lesion-grouped needs lesion ids"):
-        make_split(table)
-    assert make_split(table, "image-stratified").sizes["test"] > 0
 
 
 @pytest.mark.shared

@@ -14,7 +14,6 @@ from sklearn.preprocessing import StandardScaler
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, SEXES, Ham10000Error
 from ham10000.training.data import synthetic
 from ham10000.training.data.sources import load_data
-from ham10000.training.data.split import make_split
 
 
 def draw_metadata(n_images: int, seed: int = 0) -> pd.DataFrame:
@@ -54,7 +53,10 @@ def test_exact_size_and_every_class(size: int) -> None:
     assert set(frame["dx"]) == set(LABELS)
 
 
-def test_too_few_images() -> None:
+def test_the_number_of_images() -> None:
+    _, report = load_data("synthetic", synthetic_size=7)
+    assert report.rows == 7
+    assert "not patients" in " ".join(report.notes)
     with pytest.raises(Ham10000Error, match="6 synthetic images cannot contain 7 classes"):
         synthetic.make_synthetic(6)
 
@@ -88,15 +90,6 @@ def test_lesions_keep_their_metadata_and_look_alike() -> None:
     first = Image.open(io.BytesIO(rows[0]["image"]["bytes"]))
     assert (first.format, first.mode, first.size) == ("JPEG", "RGB", (200, 150))
     assert len({row["image"]["bytes"] for row in rows}) == 60
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_default_size_can_be_split_by_either_protocol(seed: int) -> None:
-    data, report = load_data("synthetic", synthetic_size=150)
-    assert report.rows == 150
-    assert "not patients" in " ".join(report.notes)
-    for protocol in ("lesion-grouped", "image-stratified"):
-        make_split(data, protocol, seed=seed, folds=5)
 
 
 def test_learnable_and_not_trivial() -> None:

@@ -1,13 +1,19 @@
 """An evaluation's files: complete, strict, and enough to reproduce every number."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.data.sources import load_data, metadata_frame
+from ham10000.training.data.split import make_split
+from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS, softmax
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_training_curves
 from ham10000.training.evaluation.report import (
@@ -17,6 +23,7 @@ from ham10000.training.evaluation.report import (
     read_predictions,
     write_evaluation,
 )
+from ham10000.training.inference.output import ISIC_COLUMNS
 from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic_write_text, read_json
 from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
 
@@ -176,3 +183,32 @@ def test_environment_is_strict_json() -> None:
     assert 100 < peak_rss_mib() < 20_000
     git = git_state()
     assert git is None or len(git["commit"]) == 40
+
+
+def test_a_source_is_scored_with_one_command_and_submitted(
+    synthetic_folder: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, submission = tmp_path / "checkpoint", tmp_path / "submission.csv"
+    shutil.copytree(tiny_checkpoints["metadata"], checkpoint)
+    options = ["--checkpoint", str(checkpoint), "--data", str(synthetic_folder), "--split", "all"]
+    options += ["--n_resamples", "50", "--isic_submission", str(submission), "--tables", str(tmp_path / "paper")]
+    assert evaluate(options) == 0, capsys.readouterr().err
+    assert "was trained on" not in capsys.readouterr().out
+    # As the official file of the ISIC 2018 test set begins.
+    assert submission.read_text().startswith("image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n")
+    table, columns = pd.read_csv(submission), list(ISIC_COLUMNS)
+    np.testing.assert_allclose(table[columns].sum(axis=1), 1, atol=1e-6)
+    predicted = [ISIC_COLUMNS[name] for name in table[columns].idxmax(axis=1)]
+    dataset, _ = load_data(str(synthetic_folder))
+    assert table["image"].tolist() == dataset["image_id"][:]
+    results = json.loads((checkpoint / "evaluation_all" / "eval_results.json").read_text())
+    # The challenge's score is the mean recall over classes.
+    expected = balanced_accuracy_score(metadata_frame(dataset)["dx"], predicted)
+    assert results["metrics"]["balanced_accuracy"] == pytest.approx(expected)
+    rows = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert rows.loc["balanced accuracy", "estimate"] == pytest.approx(expected)
+
+    split = make_split(dataset)
+    split.save(checkpoint)
+    assert evaluate(options) == 0
+    assert f"was trained on {split.sizes['train']} of these images" in capsys.readouterr().out

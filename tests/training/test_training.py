@@ -18,7 +18,7 @@ from transformers import AutoModel, get_cosine_schedule_with_warmup
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_frames, open_images
+from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split
 from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
@@ -277,7 +277,7 @@ def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path) -> None
     accelerator = Accelerator(cpu=True)
     processor = create_processor(config.model_config(), image_size=32)
     options: dict = {"cache_dir": tmp_path / "cache", "progress": False}
-    frames = open_frames(dataset, processor, accelerator.device, train_size=(32, 32), **options)
+    frames = open_images(dataset, processor, accelerator.device, train_size=(32, 32), **options)
     images = open_images(dataset, processor, accelerator.device, **options)
     samples = Samples.from_dataset(dataset, processor)
     assert len(samples.labels.unique()) > 2

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_text(split: "Split") -> str:
-    """Describes a split in plain text.
-
-    Args:
-        split: From `make_split` or `load_split`.
-
-    Returns:
-        Its sizes, class counts, class weights to four decimals, and its leak.
-    """
+def _split_text(split: "Split") -> str:
+    """The sizes of a split, its class counts, class weights to four decimals, and its leak, as plain text."""
     from ham10000.training.data.split import SPLITS, leakage_text
 
     folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
@@ -147,11 +141,9 @@ def main(argv: Sequence[str]) -> None:
         print(f"wrote {split.save(options.save_split)}", file=sys.stderr)
     if options.json:
         weights = {kind: split.class_weights(kind).round(6).tolist() for kind in ("balanced", "sqrt")}
-        print(
-            json.dumps({"report": report.to_dict(), "split": {**split.summary(), "class_weights": weights}}, indent=2)
-        )
+        print(json.dumps({"report": asdict(report), "split": {**split.summary(), "class_weights": weights}}, indent=2))
     else:
-        print(split_text(split))
+        print(_split_text(split))
 
 
 if __name__ == "__main__":

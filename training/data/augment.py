@@ -9,6 +9,7 @@ processor's.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +46,7 @@ def interpolation(processor: Ham10000Processor) -> str:
     return "bilinear" if processor.image_processor.resample == 2 else "bicubic"
 
 
-@dataclass(frozen=True)
-class AugmentParameters:
+class AugmentParameters(NamedTuple):
     """The changes of each image of a batch.
 
     Attributes:
@@ -63,16 +63,11 @@ class AugmentParameters:
 
     def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
         """The parameters of some of the images."""
-        return AugmentParameters(self.affine[index], self.brightness[index], self.contrast[index], self.color[index])
+        return AugmentParameters(*(value[index] for value in self))
 
     def to(self, device: torch.device) -> "AugmentParameters":
         """The same on another device."""
-        return AugmentParameters(
-            *(
-                value.to(device, non_blocking=True)
-                for value in (self.affine, self.brightness, self.contrast, self.color)
-            )
-        )
+        return AugmentParameters(*(value.to(device, non_blocking=True) for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +140,10 @@ class Augment:
         sign_y = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if self.flip else torch.ones(batch_size)
         cos, sin = torch.cos(angle), torch.sin(angle)
         affine = torch.stack(
-            [
-                torch.stack([width * sign_x * cos, -height * sign_y * sin / aspect, center_x], dim=1),
-                torch.stack([width * sign_x * sin * aspect, height * sign_y * cos, center_y], dim=1),
-            ],
+            [width * sign_x * cos, -height * sign_y * sin / aspect, center_x]
+            + [width * sign_x * sin * aspect, height * sign_y * cos, center_y],
             dim=1,
-        )  # (B, 2, 3)
+        ).view(-1, 2, 3)
         jitter = self.color_jitter
         return AugmentParameters(
             affine=affine,
@@ -178,7 +171,9 @@ class Augment:
         """
         frame = (images.shape[2], images.shape[3])
         size = size or frame
-        output = self._warp(images, parameters, size) if self.warps else self._resize(images, size).float()
+        # Where the geometry stays, training images are the processor's.
+        warps = self.flip or self.rotation > 0 or self.min_area < 1
+        output = self._warp(images, parameters, size) if warps else self._resize(images, size).float()
         if not self.color_jitter:
             return output
         # Brightness b, then contrast c about the mean grey m, then the chroma matrix M, which leaves greys alone:
@@ -189,11 +184,6 @@ class Augment:
         matrix = (brightness * contrast).view(-1, 1, 1) * parameters.color
         shift = ((1 - contrast) * mean_grey).view(-1, 1, 1)
         return torch.bmm(matrix, output.flatten(2)).add_(shift).clamp_(0, 255).view_as(output)
-
-    @property
-    def warps(self) -> bool:
-        """Whether the geometry changes at all; where not, training images are the processor's."""
-        return self.flip or self.rotation > 0 or self.min_area < 1
 
     def _warp(self, images: torch.Tensor, parameters: AugmentParameters, size: tuple[int, int]) -> torch.Tensor:
         frame = (images.shape[2], images.shape[3])

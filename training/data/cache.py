@@ -1,6 +1,5 @@
 """The image cache: every image decoded and resized once, as one uint8 array on disk."""
 
-import contextlib
 import copy
 import errno
 import hashlib
@@ -16,7 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -187,19 +186,14 @@ def _is_whole(path: Path, header: bytes, size: int) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _one_builder(path: Path) -> Iterator[None]:
-    """Holds a lock that ends with its process, however that ends."""
+def _one_builder(path: Path) -> AcquireReturnProxy:
+    """Takes a lock that ends with its process, however that ends."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         tqdm.write(f"Another process is building {path.name}; waiting for it.", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _build(

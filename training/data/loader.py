@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import datasets
@@ -73,15 +73,15 @@ class CachedImages:
         images: (rows, 3, height, width) uint8.
         image_ids: Their names.
         device: Where batches are wanted.
-        resident_share: The largest share of the free GPU memory the resident tensor may take.
     """
 
-    def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device, *, resident_share: float = 0.5):
+    def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device):
         self._position = {image_id: row for row, image_id in enumerate(image_ids)}
         self.images = images
         self.device = device
         self.resident: torch.Tensor | None = None
-        if device.type == "cuda" and images.nbytes < resident_share * torch.cuda.mem_get_info(device)[0]:
+        # Half of the free memory is left to training.
+        if device.type == "cuda" and images.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
             self.resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
     @property
@@ -107,15 +107,21 @@ def open_images(
     processor: Ham10000Processor,
     device: torch.device,
     *,
+    train_size: tuple[int, int] | None = None,
+    short_side: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CachedImages | None:
-    """Opens a dataset's images as the checkpoint's processor makes them, for prediction and validation.
+    """Opens a dataset's images: as the checkpoint's processor makes them, or, to train on, as frames for `Augment`.
 
     Args:
-        dataset: The rows that are predicted.
+        dataset: The rows that are predicted; for frames the whole source, all splits, so that one cache serves every
+            protocol and fold.
         processor: The checkpoint's; a metadata-only one needs no images.
         device: Where batches are wanted.
+        train_size: (height, width) of the largest training images, for frames: at the images' own aspect, with more
+            pixels than the network reads.
+        short_side: Of frames, as in `frame_processor`.
         cache_dir: Folder of the caches.
         progress: Whether to show a progress bar while a cache is built.
 
@@ -124,38 +130,10 @@ def open_images(
     """
     if "pixel_values" not in processor.model_input_names:
         return None
-    images = cached_images(dataset, processor.image_processor, cache_dir=cache_dir, progress=progress)
-    return CachedImages(images, dataset["image_id"][:], device)
-
-
-def open_frames(
-    dataset: datasets.Dataset,
-    processor: Ham10000Processor,
-    device: torch.device,
-    *,
-    train_size: tuple[int, int],
-    short_side: int | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-) -> CachedImages | None:
-    """Opens a dataset's images as frames for `Augment`: at their own aspect, with more pixels than the network reads.
-
-    Args:
-        dataset: The whole source, all splits, so that one cache serves every protocol and fold.
-        processor: As in `open_images`.
-        device: Where batches are wanted.
-        train_size: (height, width) of the largest training images.
-        short_side: As in `frame_processor`.
-        cache_dir: Folder of the caches.
-        progress: As in `open_images`.
-
-    Returns:
-        The frames, or None for the metadata variant.
-    """
-    if "pixel_values" not in processor.model_input_names:
-        return None
-    frames = frame_processor(dataset, processor.image_processor, train_size, short_side)
-    images = cached_images(dataset, frames, cache_dir=cache_dir, progress=progress)
+    image_processor = processor.image_processor
+    if train_size:
+        image_processor = frame_processor(dataset, image_processor, train_size, short_side)
+    images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
 
 
@@ -187,31 +165,25 @@ def mix_seeds(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
+@dataclass(eq=False)
 class _Loader:
     """Shared by training and evaluation: rows to batches on the device."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        images: CachedImages | None,
-        processor: Ham10000Processor,
-        device: torch.device,
-        *,
-        batch_size: int = 64,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
-    ):
-        self.samples = samples
-        self.images = images
-        self.normalize = processor.image_processor.normalize_pixels
-        self.device = device
-        self.batch_size = batch_size
-        self.rank, self.world_size = rank, world_size
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.rows = None if images is None else images.rows(samples.image_ids)
-        self.labels = samples.labels.to(device)
-        self.metadata = None if samples.metadata is None else samples.metadata.to(device)
+    samples: Samples
+    images: CachedImages | None
+    processor: Ham10000Processor
+    device: torch.device
+    _: KW_ONLY
+    batch_size: int = 64
+    rank: int = 0
+    world_size: int = 1
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.rows = None if self.images is None else self.images.rows(self.samples.image_ids)
+        self.labels = self.samples.labels.to(self.device)
+        self.metadata = None if self.samples.metadata is None else self.samples.metadata.to(self.device)
 
     def _pictures(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor | None]:
         if self.images is None or self.rows is None:
@@ -221,7 +193,8 @@ class _Loader:
     def _batch(self, index: np.ndarray, pixels: torch.Tensor | None) -> Batch:
         """Normalises last: `pixels` are uint8, or augmented floats in 0..255."""
         if pixels is not None:
-            pixels = self.normalize(pixels).contiguous(memory_format=self.memory_format)
+            pixels = self.processor.image_processor.normalize_pixels(pixels)
+            pixels = pixels.contiguous(memory_format=self.memory_format)
         chosen = torch.from_numpy(index).to(self.device)
         metadata = None if self.metadata is None else self.metadata[chosen]
         return Batch(pixels, metadata, self.labels[chosen])
@@ -270,6 +243,7 @@ def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> 
     return rng.permutation(np.concatenate(drawn))
 
 
+@dataclass(eq=False)
 class TrainLoader(_Loader):
     """Shuffled, augmented batches.
 
@@ -279,7 +253,7 @@ class TrainLoader(_Loader):
 
     Args:
         samples: The training rows.
-        images: From `open_frames`, or None.
+        images: From `open_images`, or None.
         processor: Normalises the images.
         device: Where batches are wanted.
         augment: The augmentation.
@@ -296,46 +270,24 @@ class TrainLoader(_Loader):
         Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
     """
 
-    def __init__(  # each is an option of the run, or of its place among processes
-        self,
-        samples: Samples,
-        images: CachedImages | None,
-        processor: Ham10000Processor,
-        device: torch.device,
-        *,
-        augment: Augment,
-        batch_size: int,
-        micro_batches: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
-        size: Callable[[int], tuple[int, int]] | None = None,
-        sampling: str = "natural",
-    ):
-        super().__init__(
-            samples,
-            images,
-            processor,
-            device,
-            batch_size=min(batch_size, len(samples)),
-            rank=rank,
-            world_size=world_size,
-            channels_last=channels_last,
-        )
-        if batch_size % (world_size * micro_batches):
+    _: KW_ONLY
+    augment: Augment
+    micro_batches: int = 1
+    seed: int = 0
+    size: Callable[[int], tuple[int, int]] | None = None
+    sampling: str = "natural"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = self.world_size * self.micro_batches
+        if self.batch_size % parts:
             raise Ham10000Error(
-                f"batch_size {batch_size} counts the samples of a step over all processes; it must be a multiple of "
-                f"{world_size} processes times {micro_batches} gradient accumulation steps."
+                f"batch_size {self.batch_size} counts the samples of a step over all processes; it must be a multiple "
+                f"of {self.world_size} processes times {self.micro_batches} gradient accumulation steps."
             )
-        if self.batch_size < world_size * micro_batches:
-            raise Ham10000Error(f"{len(samples)} training rows are too few for {world_size * micro_batches} parts.")
-        self.augment = augment
-        self.micro_batches = micro_batches
-        self.seed = seed
-        sides = processor.image_processor.size
-        self.size = size or (lambda _: (sides["height"], sides["width"]))
-        self.sampling = sampling
+        self.batch_size = min(self.batch_size, len(self.samples))
+        if self.batch_size < parts:
+            raise Ham10000Error(f"{len(self.samples)} training rows are too few for {parts} parts.")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -362,11 +314,12 @@ class TrainLoader(_Loader):
         Yields:
             The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
         """
-        order, size = self.order(epoch), self.size(epoch)
+        order, sides = self.order(epoch), self.processor.image_processor.size
+        size = self.size(epoch) if self.size else (sides["height"], sides["width"])
         numbers = range(start_step, self.steps_per_epoch)
         steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in numbers]
         first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
-        shares = [np.arange(self.batch_size)[first + part :: parts] for part in range(self.micro_batches)]
+        shares = [np.arange(first + part, self.batch_size, parts) for part in range(self.micro_batches)]
         pictures = self._pictures([index[share] for index in steps for share in shares])
         aspect = 1.0 if self.images is None else self.images.aspect
         for step, index in zip(numbers, steps, strict=True):

@@ -27,8 +27,6 @@ from ham10000.training.data.tables import (
 from ham10000.training.utils.columns import DataOptions, candidates, match_columns, read_rows, spelled
 from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible
 
-DEFAULT_SYNTHETIC_SIZE = 800
-
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
@@ -111,7 +109,7 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
     _, _, number = source.partition(":")
     if number and not number.isdecimal():
         raise Ham10000Error(f"`{source}`: expected `synthetic:N` with N the number of images, got {number!r}.")
-    n_images = int(number) if number else size or DEFAULT_SYNTHETIC_SIZE
+    n_images = int(number) if number else size or 800
     rows = make_synthetic(n_images, seed=seed)
     images = [row.pop("image") for row in rows]
     frame = string_frame(pd.DataFrame(rows))
@@ -172,7 +170,7 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
     names = [str(table.relative_to(folder)) for table in tables]
     if len(training) != 1:
         raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of these files as the source.")
-    raw = _read_tables(source, training, _root(training[0], folder), options)
+    raw = _read_tables(source, training, folder, options)
     if others := [name for table, name in zip(tables, names, strict=True) if table != training[0]]:
         raw.notes.append(
             f"read is {training[0].relative_to(folder)}; to use another, give the file: {', '.join(others)}"
@@ -180,9 +178,9 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
     return raw
 
 
-def _root(table: Path, folder: Path | None = None) -> Path:
+def _root(table: Path) -> Path:
     """The folder below which a table's images lie: ISIC puts each ground truth into a folder next to its images."""
-    return folder or (table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent)
+    return table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent
 
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:

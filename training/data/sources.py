@@ -1,43 +1,103 @@
-"""One `datasets.Dataset` of checked rows from any source of HAM10000."""
+"""One `datasets.Dataset` of checked rows from any source of HAM10000, and the report of what was found in it."""
 
 import io
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
-from ham10000.training.data.checks import DataReport, check_rows
-from ham10000.training.data.readers import read_source
-from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES
+from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
+from ham10000.training.data.readers import RawSource, read_source
+from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES, read_labels
 from ham10000.training.utils.cli import progress_bar
-from ham10000.training.utils.columns import DataOptions
+from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
+from ham10000.training.utils.markdown_text import plain
 
 
 def features_of(labels: Sequence[str] = LABELS) -> datasets.Features:
     """The columns of every dataset, with `dx` as an index into the labels."""
-    text = datasets.Value("string")
-    return datasets.Features(
-        {
-            **IMAGE_FEATURES,
-            "image_id": text,
-            "lesion_id": text,
-            "dx": datasets.ClassLabel(names=list(labels)),
-            "dx_type": text,
-            "age": datasets.Value("float32"),
-            "sex": text,
-            "localization": text,
-            "dataset": text,
-        }
-    )
+    texts = dict.fromkeys(COLUMNS, datasets.Value("string"))
+    others = {"dx": datasets.ClassLabel(names=list(labels)), "age": datasets.Value("float32")}
+    return datasets.Features({**IMAGE_FEATURES, **texts, **others})
 
 
 FEATURES = features_of()
+
+
+@dataclass
+class DataReport:
+    """The content of a source, and what was found wrong with it.
+
+    The counts are of the rows that were kept; the lists name what was found, kept or not.
+
+    Attributes:
+        source: The source as the user wrote it.
+        rows: Number of images.
+        lesions: Number of lesions; None where the source does not say which images show one lesion.
+        labels: The label set, in the order of the class ids.
+        class_counts: Images per class, in the order of `labels`.
+        images_per_lesion: Number of lesions by their number of images; empty where lesions are unknown.
+        missing: Number of rows without a value, per metadata field.
+        duplicate_image_ids: Image ids that occur more than once.
+        missing_images: Image ids without an image.
+        unreadable_images: Image ids whose image cannot be decoded; None where that was not checked.
+        unknown_labels: Values of dx that are no class, with their counts.
+        unknown_sexes: Values of sex outside the vocabulary, with their counts.
+        unknown_localizations: Values of localization outside the vocabulary, with their counts.
+        invalid_ages: Values of age that are no number in 0..120 years, with their counts.
+        inconsistent_lesions: Lesion ids whose images carry different diagnoses.
+        warnings: What is probably not as the user means it, one sentence each.
+        notes: One sentence for each decision and for each thing that was dropped.
+    """
+
+    source: str
+    rows: int = 0
+    lesions: int | None = None
+    labels: list[str] = field(default_factory=list)
+    class_counts: dict[str, int] = field(default_factory=dict)
+    images_per_lesion: dict[int, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    duplicate_image_ids: list[str] = field(default_factory=list)
+    missing_images: list[str] = field(default_factory=list)
+    unreadable_images: list[str] | None = None
+    unknown_labels: dict[str, int] = field(default_factory=dict)
+    unknown_sexes: dict[str, int] = field(default_factory=dict)
+    unknown_localizations: dict[str, int] = field(default_factory=dict)
+    invalid_ages: dict[str, int] = field(default_factory=dict)
+    inconsistent_lesions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
+        per_lesion = ", ".join(f"{count:,} with {images}" for images, count in self.images_per_lesion.items())
+        missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
+        unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
+        lines = [
+            f"source               {self.source}",
+            f"images               {self.rows:,}{lesions}",
+            f"images per lesion    {per_lesion or 'unknown'}",
+            "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
+            f"missing values       {missing}",
+            f"duplicate image ids  {_counted(self.duplicate_image_ids)}",
+            f"missing images       {_counted(self.missing_images)}",
+            f"unreadable images    {unreadable}",
+            f"unknown labels       {_counted(self.unknown_labels)}",
+            f"unknown sexes        {_counted(self.unknown_sexes)}",
+            f"unknown sites        {_counted(self.unknown_localizations)}",
+            f"invalid ages         {_counted(self.invalid_ages)}",
+            f"lesions with two dx  {_counted(self.inconsistent_lesions)}",
+        ]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
 def load_data(
@@ -86,15 +146,10 @@ def load_data(
     unreadable = (
         _unreadable(raw.images, np.array(raw.missing, dtype=bool)) if check_images or drop_unreadable else None
     )
-    rows, keep, report = check_rows(
-        raw,
-        options,
-        unreadable_images=unreadable,
-        drop_unreadable=drop_unreadable,
-        drop_duplicates=drop_duplicates,
-        drop_unknown_labels=drop_unknown_labels,
-        invalid_to_missing=invalid_to_missing,
-    )
+    asked = {"drop_unreadable": drop_unreadable, "drop_duplicates": drop_duplicates}
+    asked |= {"drop_unknown_labels": drop_unknown_labels, "invalid_to_missing": invalid_to_missing}
+    fixes = [name for name, is_asked in asked.items() if is_asked]
+    rows, keep, report = check_rows(raw, options, unreadable_images=unreadable, fixes=fixes)
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
     columns = {name: rows[name].tolist() for name in COLUMNS}
     columns["age"] = [None if age != age else age for age in columns["age"]]
@@ -182,3 +237,197 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
         results = pool.map(fails, range(len(stored)))
         bar = progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")
         return np.array(list(bar), dtype=bool)
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _counted(values: list[str] | dict[str, int], limit: int = 5) -> str:
+    """`"7 (a, b, ...)"`, or `"none"`."""
+    if not values:
+        return "none"
+    total = sum(values.values()) if isinstance(values, dict) else len(values)
+    shown = [repr(value) for value in list(values)[:limit]]
+    return f"{total:,} ({', '.join(shown)}{', ...' if len(values) > limit else ''})"
+
+
+class _Checks:
+    """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
+
+    def __init__(self, frame: pd.DataFrame, notes: list[str], columns: dict[str, str], fixes: Collection[str]) -> None:
+        self.frame = frame
+        self.columns = columns
+        self.fixes = fixes
+        self.keep = np.ones(len(frame), dtype=bool)
+        self.notes = notes
+        self.problems: list[str] = []
+
+    def name(self, column: str) -> str:
+        """The source's own name of a column."""
+        return self.columns.get(column, column)
+
+    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str, limit: int = 5) -> None:
+        """Records rows `bad` as a problem: each with file, row, image id, field and value."""
+        if not bad.any():
+            return
+        rows = self.frame[bad]
+        where = [
+            f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
+            f"{self.name(column)} = {row[column]!r}"
+            for row in rows.head(limit).to_dict("records")
+        ]
+        if len(rows) > limit:
+            where.append(f"    ... and {len(rows) - limit:,} more")
+        self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
+
+    def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
+        """Drops rows where `option` is one of the fixes, with a note; otherwise they are a problem."""
+        if option not in self.fixes:
+            remedy = f"Correct them, or drop them: --data_fixes {option} (ham10000-data: --{option})."
+            self.problem(bad, column, what, expected, remedy)
+        elif bad.any():
+            examples = _counted(list(self.frame["image_id"][bad]))
+            self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
+            self.keep &= ~bad
+
+
+def lesions_known(rows: pd.DataFrame) -> bool:
+    """Whether a table says which images show one lesion; an image without a lesion id has its own id as that."""
+    return bool((rows["lesion_id"] != rows["image_id"]).any())
+
+
+def check_rows(
+    raw: RawSource,
+    options: DataOptions,
+    *,
+    unreadable_images: np.ndarray | None,
+    fixes: Collection[str] = (),
+) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
+    """Checks and normalises every row.
+
+    Args:
+        raw: The rows as they were read; its notes come first in the report.
+        options: The label set and its map.
+        unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
+        fixes: Which of `load_data`'s options to drop rows or read values as missing were given.
+
+    Returns:
+        The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and
+        "unknown" where missing), a (rows,) bool mask of the kept rows, and the report.
+
+    Raises:
+        Ham10000Error: One error that lists every problem for which no option was given.
+    """
+    source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
+    frame = raw.frame.copy()
+    checks = _Checks(frame, list(raw.notes), raw.columns, fixes)
+    report = DataReport(source, notes=checks.notes)
+    if frame.empty:
+        raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
+
+    _check_ids(frame, checks)
+    duplicated = frame["image_id"].duplicated().to_numpy()
+    report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
+    ours = raw.ours or "drop_unknown_labels" in fixes
+    report.labels, frame["dx"], notes = read_labels(
+        frame["dx"], options, raw.declared, name=checks.name("dx"), ours=ours
+    )
+    checks.notes += notes
+    unknown = ~frame["dx"].isin(report.labels).to_numpy()
+    report.unknown_labels = _counts(frame["dx"][unknown])
+    others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
+    remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
+    expected = f"expected one of {report.labels}, got {others}; {remedy}"
+    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    # Copies of one image that disagree cannot be dropped: nobody here knows which of them is right.
+    for name in ("dx", "lesion_id"):
+        conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
+        expected = f"all rows of an image id must have the same {name}"
+        checks.problem(conflict, name, f"one image id with different {name}", expected, "Correct the rows.")
+    expected = "every image id must occur once"
+    checks.drop(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+    _check_values(frame, checks, report)
+
+    report.missing_images = list(frame["image_id"][missing_images])
+    for bad, what in ((missing_images, "no image file"), (unreadable_images, "unreadable image file")):
+        if bad is not None:
+            where = f" below {raw.looked}" if raw.looked and bad is missing_images else ""
+            expected = f"every row needs an image that can be decoded{where}"
+            checks.drop(bad, "image_id", what, expected, option="drop_unreadable")
+    if unreadable_images is not None:
+        report.unreadable_images = list(frame["image_id"][unreadable_images])
+    if checks.problems:
+        raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(checks.problems))
+
+    kept = frame[checks.keep].reset_index(drop=True)
+    if kept.empty:
+        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
+    _count(kept, report, raw)
+    return kept, checks.keep, report
+
+
+def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
+    empty = frame["image_id"].str.lower().isin(MISSING_VALUES).to_numpy()
+    checks.problem(empty, "image_id", "no image_id", "every row needs one", "Fill it in.")
+    # Image ids become file names: of the cache, of an export, of predictions.
+    unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
+    expected = "expected an id without '/', '\\' or '..'"
+    checks.problem(unsafe, "image_id", "image_id with a path in it", expected, "Give the file's bare name.")
+    for name in ("lesion_id", "dx_type", "dataset"):
+        control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
+        expected = "expected text without line breaks and control characters"
+        checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
+
+
+def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> None:
+    remedy = (
+        "Correct them, or read them as missing: --data_fixes invalid_to_missing (ham10000-data: --invalid_to_missing)."
+    )
+
+    def check(name: str, bad: np.ndarray, expected: str) -> dict[str, int]:
+        found = _counts(frame[name][bad])
+        if found and "invalid_to_missing" in checks.fixes:
+            checks.notes.append(f"read as missing because of invalid_to_missing: {name} {_counted(found)}")
+        elif found:
+            checks.problem(bad, name, f"invalid {name}", expected, remedy)
+        return found
+
+    missing = frame["age"].str.lower().isin(MISSING_VALUES).to_numpy()
+    years = pd.to_numeric(frame["age"], errors="coerce")
+    invalid = ~missing & ~years.between(0, MAX_AGE).to_numpy()
+    report.invalid_ages = check("age", invalid, f"expected years from 0 to {MAX_AGE}, or nothing if unknown")
+    # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
+    frame["age"] = years.where(~missing & ~invalid)
+
+    for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
+        values = frame[name].str.strip().str.lower()
+        values = values.where(~values.isin(MISSING_VALUES), "unknown")
+        checks.notes += spelling_notes(name, values, checks.name(name))
+        values = values.map(lambda value, name=name: read_value(name, value))
+        invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
+        found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
+        if name == "sex":
+            report.unknown_sexes = found
+        else:
+            report.unknown_localizations = found
+        frame[name] = values.mask(invalid, "unknown")
+
+
+def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
+    report.rows = len(kept)
+    counts = Counter(kept["dx"])
+    report.class_counts = {label: counts[label] for label in report.labels}
+    if lesions_known(kept):
+        report.lesions = int(kept["lesion_id"].nunique())
+        report.images_per_lesion = dict(sorted(Counter(Counter(kept["lesion_id"]).values()).items()))
+    report.missing = {
+        name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
+    }
+    if absent := [name for name, count in report.missing.items() if count == len(kept)]:
+        columns = f"the columns are {raw.header}. Where one of them has it, name it: --columns {absent[0]}=COLUMN"
+        report.warnings.append(f"no row has a value for {', '.join(absent)}; {columns if raw.header else 'no table'}")
+    varied = kept.groupby("lesion_id")["dx"].nunique()
+    report.inconsistent_lesions = sorted(str(lesion) for lesion in varied.index[varied > 1])
+    if report.inconsistent_lesions:
+        report.notes.append("lesions whose images carry different dx are kept as they are")

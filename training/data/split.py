@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.config import PROTOCOLS
-from ham10000.training.data.checks import lesions_known
-from ham10000.training.data.sources import label_names, metadata_frame
+from ham10000.training.data.sources import label_names, lesions_known, metadata_frame
 from ham10000.training.utils.files import JsonObject, atomic_write_json, restore_cell, write_table
 
 SPLITS = ("train", "validation", "test")
@@ -121,18 +119,9 @@ class Split:
 
     def summary(self) -> JsonObject:
         """The content of `split.json`, as plain values."""
-        return {
-            "protocol": self.protocol,
-            "seed": self.seed,
-            "folds": self.folds,
-            "fold": self.fold,
-            "sha256": self.sha256,
-            "sizes": self.sizes,
-            "class_counts": self.class_counts,
-            "leakage": self.leakage(),
-            "dropped": self.dropped,
-            "labels": self.labels,
-        }
+        first = {name: getattr(self, name) for name in ("protocol", "seed", "folds", "fold", "sha256", "sizes")}
+        last = {"leakage": self.leakage(), "dropped": self.dropped, "labels": self.labels}
+        return {**first, "class_counts": self.class_counts, **last}
 
     def save(self, directory: str | Path) -> Path:
         """Writes the assignment, each file complete or not at all.
@@ -157,11 +146,10 @@ class Split:
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
-        lacking = {
-            part: [label for label, count in counts.items() if not count]
-            for part, counts in self.class_counts.items()
-            if not all(counts.values())
+        absent = {
+            part: [dx for dx, count in counts.items() if not count] for part, counts in self.class_counts.items()
         }
+        lacking = {part: labels for part, labels in absent.items() if labels}
         if lacking:
             raise Ham10000Error(f"Classes without an image, per split: {lacking}. {self._advice()}")
         if self.protocol == "lesion-grouped":
@@ -236,22 +224,6 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     return [root(lesion) for lesion in lesion_id]
 
 
-def photographs_per_lesion(dataset: datasets.Dataset, rows: pd.DataFrame) -> list[int]:
-    """Counts the photographs of each row's lesion in the whole dataset.
-
-    Args:
-        dataset: The whole source, with `lesion_id` and `image_id`.
-        rows: Some of its rows, with `image_id`.
-
-    Returns:
-        One count for each row.
-    """
-    image_ids = dataset["image_id"][:]
-    groups = lesion_groups(dataset["lesion_id"][:], image_ids)
-    counts, group_of = Counter(groups), dict(zip(image_ids, groups, strict=True))
-    return [counts[group_of[image_id]] for image_id in rows["image_id"]]
-
-
 def make_split(
     dataset: datasets.Dataset,
     protocol: str = "lesion-grouped",
@@ -308,9 +280,8 @@ def make_split(
             without_age[:] = False
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
-    table = frame[["image_id", "lesion_id"]].copy()
-    table["group"] = lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist())
-    table["dx"] = frame["dx"]
+    table = frame[["image_id", "lesion_id", "dx"]].copy()
+    table.insert(2, "group", lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()))
     try:
         _assign(table, grouped=grouped, seed=seed, folds=folds, fold=fold)
     except ValueError as error:

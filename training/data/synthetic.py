@@ -15,6 +15,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 
+# One photograph: `image` and the csv's columns.
+Photograph = dict[str, Any]
+
 # Lesions per class and lesions by their number of images, counted on HAM10000 (Tschandl et al. 2018).
 _LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
 _IMAGES_PER_LESION = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
@@ -23,13 +26,8 @@ _MEAN_IMAGES = sum(k * n for k, n in _IMAGES_PER_LESION.items()) / sum(_IMAGES_P
 # With the true shares, 800 images would contain 6 dermatofibromas: too few for a train, validation and test side.
 MIN_LESIONS_PER_CLASS = 15
 
-_AGES = dict(
-    zip(
-        range(0, 90, 5),
-        (39, 86, 41, 77, 169, 247, 464, 753, 985, 1299, 1187, 1009, 803, 731, 756, 618, 404, 290),
-        strict=True,
-    )
-)
+_AGE_COUNTS = (39, 86, 41, 77, 169, 247, 464, 753, 985, 1299, 1187, 1009, 803, 731, 756, 618, 404, 290)
+_AGES = dict(zip(range(0, 90, 5), _AGE_COUNTS, strict=True))
 _SITES = {"back": 2192, "lower extremity": 2077, "trunk": 1404, "upper extremity": 1118, "abdomen": 1022}
 _SITES |= {"face": 745, "chest": 407, "foot": 319, "unknown": 234, "neck": 168, "scalp": 128}
 _SITES |= {"hand": 90, "ear": 56, "genital": 48, "acral": 7}
@@ -70,7 +68,7 @@ _COLLECTION_COUNTS = {
 }
 
 
-def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] = (200, 150)) -> list[dict[str, Any]]:
+def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] = (200, 150)) -> list[Photograph]:
     """Generates photographs with metadata; the same arguments give the same bytes.
 
     Classes have HAM10000's shares of lesions, except that each has at least `MIN_LESIONS_PER_CLASS` lesions (or a
@@ -97,7 +95,7 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
     metadata = [_draw_metadata(dx, rng) for dx in classes]
     metadata[classes.index("nv")]["age"] = None
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Photograph] = []
     for number, (dx, fields, count) in enumerate(zip(classes, metadata, repeats, strict=True)):
         lesion = Lesion.draw(dx, np.random.default_rng([seed, number, 1]))
         for view in range(count):
@@ -132,7 +130,7 @@ def _draw_repeats(n_lesions: int, n_images: int, rng: np.random.Generator) -> np
     return repeats
 
 
-def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, Any]:
+def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, str | float | None]:
     ages = {age: count * np.exp(_AGE_TILT[dx] * (age - 50) / 20) for age, count in _AGES.items()}
     sites = {site: count * _SITE_TILT[dx].get(site, 1.0) for site, count in _SITES.items()}
     age = float(_choose(ages, rng))
@@ -148,7 +146,9 @@ def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _choose(weights: Mapping[Any, float], rng: np.random.Generator, size: int | None = None) -> Any:
+def _choose(
+    weights: Mapping[str, float] | Mapping[int, float], rng: np.random.Generator, size: int | None = None
+) -> np.ndarray:
     values = np.array(list(weights.values()), dtype=np.float64)
     return rng.choice(np.array(list(weights)), size=size, p=values / values.sum())
 

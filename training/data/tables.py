@@ -40,56 +40,15 @@ _SPELLINGS = {
 LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
 
 
-@dataclass
-class LabelSet:
-    """The labels of a source, as they are read.
-
-    Attributes:
-        labels: The set, in the order of the class ids.
-        dx: The label of each row; one that is not in the set stays as it was written.
-        notes: A sentence for each decision.
-    """
-
-    labels: list[str]
-    dx: pd.Series
-    notes: list[str]
-
-
 def one_hot_columns(header: Sequence[str]) -> list[str]:
     """The columns of ISIC's classes, or none."""
     found = [name for name in header if name in _ONE_HOT]
     return found if len(found) > 1 else []
 
 
-def labels_from_one_hot(frame: pd.DataFrame, names: Sequence[str], origin: str | Path, lines: list[int]) -> list[str]:
-    """Reads the label of each row from ISIC's one-hot columns.
-
-    Args:
-        frame: String columns.
-        names: The one-hot columns.
-        origin: The file, for messages.
-        lines: Line of each row in it.
-
-    Returns:
-        The name of each row's column in lower case.
-
-    Raises:
-        Ham10000Error: For a row that names no class, or several, or a value that is neither 0 nor 1.
-    """
-    numbers = frame[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
-    if bad.any():
-        row = int(bad.argmax())
-        raise Ham10000Error(
-            f"{origin}, line {lines[row]}: expected a 1 in one of {list(names)} and 0 in the others, got "
-            f"{frame[list(names)].iloc[row].tolist()}."
-        )
-    return [names[index].lower() for index in numbers.argmax(axis=1)]
-
-
 def read_labels(
     values: pd.Series, options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
-) -> LabelSet:
+) -> tuple[list[str], pd.Series, list[str]]:
     """Reads the labels of a source and finds the set they form.
 
     Args:
@@ -100,7 +59,9 @@ def read_labels(
         ours: The set is HAM10000's, whatever the rows say.
 
     Returns:
-        HAM10000's seven where every label can be read as one; otherwise the source's own in lower case, sorted.
+        The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
+        source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
+        sentence for each decision.
 
     Raises:
         Ham10000Error: Where `label_map` names a label that does not occur.
@@ -135,7 +96,7 @@ def read_labels(
     for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
         notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
     dx = words.map(read)
-    return LabelSet(labels, dx.where(dx.notna(), values), notes)
+    return labels, dx.where(dx.notna(), values), notes
 
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
@@ -182,13 +143,9 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
     Raises:
         Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
     """
-    if path.suffix.lower() == ".jsonl":
-        return _read_jsonl(path)
-    header, rows, lines = read_rows(path)
-    return pd.DataFrame(rows, columns=header, dtype=object), lines
-
-
-def _read_jsonl(path: Path) -> tuple[pd.DataFrame, list[int]]:
+    if path.suffix.lower() != ".jsonl":
+        header, cells, lines = read_rows(path)
+        return pd.DataFrame(cells, columns=header, dtype=object), lines
     rows, lines = [], []
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
@@ -226,7 +183,8 @@ def select_fields(
         The fields. Without a lesion id an image counts as its own lesion, with a note.
 
     Raises:
-        Ham10000Error: Where the image or the label has no column, or a column that was named does not exist.
+        Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
+            ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
     """
     options, header = options or DataOptions(), [str(name) for name in raw.columns]
     try:
@@ -243,7 +201,15 @@ def select_fields(
         )
     texts = string_frame(raw)
     if one_hot and len(texts):
-        texts["dx"] = labels_from_one_hot(texts, one_hot, origin, lines)
+        numbers = texts[one_hot].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
+        if bad.any():
+            row = int(bad.argmax())
+            raise Ham10000Error(
+                f"{origin}, line {lines[row]}: expected a 1 in one of {one_hot} and 0 in the others, got "
+                f"{texts[one_hot].iloc[row].tolist()}."
+            )
+        texts["dx"] = [one_hot[index].lower() for index in numbers.argmax(axis=1)]
     frame = pd.DataFrame(index=texts.index)
     for name in COLUMNS:
         column = columns.get(name, "dx" if name == "dx" else "")

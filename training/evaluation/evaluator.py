@@ -14,7 +14,7 @@ import torch
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
-from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
+from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
@@ -127,7 +127,9 @@ def evaluate_checkpoint(  # each is an option of the command line
     seconds = time.perf_counter() - start
 
     frame = metadata_frame(rows)
-    frame["photographs"] = photographs_per_lesion(dataset, frame)
+    # Photographs of each image's lesion in the whole source, not in the scored part alone.
+    groups = pd.Series(lesion_groups(dataset["lesion_id"][:], dataset["image_id"][:]), dataset["image_id"][:])
+    frame["photographs"] = frame["image_id"].map(groups.map(groups.value_counts()))
     resampling = {"n_resamples": n_resamples, "seed": seed}
     results, table = _score(frame, samples, probabilities, config, positive, resampling)
     context = {

@@ -12,9 +12,8 @@ from accelerate import Accelerator
 
 from ham10000.modeling import LABELS, Ham10000Error, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.checks import DataReport, check_rows
 from ham10000.training.data.readers import read_source
-from ham10000.training.data.sources import metadata_frame
+from ham10000.training.data.sources import DataReport, check_rows, metadata_frame
 from ham10000.training.data.split import lesion_groups
 from ham10000.training.run_folder import RunFile, portable_training
 from ham10000.training.study.analysis import Inputs, analyse_protocol
@@ -101,8 +100,7 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
         return metadata_frame(load_configured(base)[0])
     raw = read_source(base.data, base.data_options())
     raw.missing = [False] * len(raw.frame)
-    fixes = dict.fromkeys(base.data_fixes, True)
-    frame, _, _ = check_rows(raw, base.data_options(), unreadable_images=None, **fixes)
+    frame, _, _ = check_rows(raw, base.data_options(), unreadable_images=None, fixes=base.data_fixes)
     return frame
 
 

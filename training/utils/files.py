@@ -24,16 +24,19 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+if TYPE_CHECKING:  # the demo's Space has no pandas
+    import pandas as pd
 
 # An object of a JSON file, whose keys its file's writer documents.
 JsonObject = dict[str, Any]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
-_LEFTOVERS = (".*.tmp*", ".tmp*")
+_LEFTOVERS = (".*.tmp*", "figures/.*.tmp*", ".tmp*", "figures/.tmp*")
 
 # Spreadsheets of East Asian locales take the full-width signs, too.
 _SIGNS = "=+\\-@＝＋－＠"
@@ -67,9 +70,7 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     """
     removed = []
     folder = Path(directory)
-    for path in [
-        path for pattern in _LEFTOVERS for place in ("", "figures/") for path in folder.glob(place + pattern)
-    ]:
+    for path in [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
@@ -188,11 +189,10 @@ def restore_cell(text: str) -> str:
     return _RESTORE.sub("", text)
 
 
-def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a pandas DataFrame as csv by `atomic_path`, its text escaped, and returns the path.
+def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
+    """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
 
-    Floats are written with the fewest digits that read back as the same number. `Any`, because this file must not
-    import pandas: the demo's Space has none.
+    Floats are written with the fewest digits that read back as the same number.
     """
     texts = {
         name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]

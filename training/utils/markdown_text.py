@@ -160,28 +160,3 @@ def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Te
     ours = (bounds, bullets, code, decimal, fence, interval, p_phrase, p_text, percent, plural, words)
     environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
     return environment.get_template(path.name)
-
-
-__all__ = [
-    "ABSENT",
-    "NO_BREAK",
-    "bounds",
-    "bullets",
-    "code",
-    "decimal",
-    "defined",
-    "escape",
-    "fence",
-    "interval",
-    "join",
-    "markdown_template",
-    "leaves_out_zero",
-    "p_phrase",
-    "p_text",
-    "percent",
-    "plain",
-    "plural",
-    "section",
-    "table",
-    "words",
-]
