@@ -8,12 +8,12 @@ from sklearn.metrics import log_loss
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
-    bias_corrected_interval,
     bootstrap_distribution,
     cluster_weights,
+    metric_interval,
     percentile_interval,
 )
-from ham10000.training.evaluation.calibration import (
+from ham10000.training.evaluation.decision import (
     TEMPERATURE_RANGE,
     fit_temperature,
     fit_vector_scaling,
@@ -129,8 +129,8 @@ def test_the_interval_of_the_ece_is_moved_by_its_bias() -> None:
     estimate, values = bootstrap_distribution(labels, probabilities, weights, ["ece"])
     plain = percentile_interval(estimate["ece"], values["ece"])
     assert values["ece"].mean() > estimate["ece"] + 0.01
-    found = bias_corrected_interval(estimate["ece"], values["ece"])
-    assert bias_corrected_interval(0.1, values["ece"] + 1).high >= 0.1
+    found = metric_interval("ece", estimate["ece"], values["ece"])
+    assert metric_interval("ece", 0.1, values["ece"] + 1).high >= 0.1
     assert 0 <= found.low <= estimate["ece"] <= found.high
     bias = (
         bootstrap(

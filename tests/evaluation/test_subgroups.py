@@ -11,11 +11,17 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALIGNANT, Ham10000Error
-from ham10000.training.evaluation.comparison import compare_predictions, paired_differences
+from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.comparison import (
+    FIELDS,
+    MIN_MALIGNANT_LESIONS,
+    assign_groups,
+    compare_predictions,
+    subgroup_results,
+)
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.plots import _subgroup_finding, plot_subgroups
 from ham10000.training.evaluation.report import predictions_table
-from ham10000.training.evaluation.subgroups import FIELDS, MIN_MALIGNANT_LESIONS, assign_groups, subgroup_results
 
 N = 700
 MALIGNANT_IDS = [LABELS.index(name) for name in MALIGNANT]
@@ -108,8 +114,6 @@ def test_subgroups_equal_scikit_learn_on_their_rows() -> None:
 
 def test_one_group_of_all_has_the_interval_of_the_whole_set() -> None:
     """The whole set's bootstrap is tested on its own; a group of everybody must agree with it."""
-    from ham10000.training.evaluation.bootstrap import cluster_bootstrap
-
     inputs = make()
     inputs["metadata"]["sex"] = "male"
     (row,) = subgroup_results(**inputs, n_resamples=300, seed=3)["fields"]["sex"]
@@ -198,17 +202,17 @@ def test_paired_differences_equal_the_metrics_difference(tmp_path: Path) -> None
         assert 0 < row["low"] < row["estimate"] < row["high"]
 
 
-def test_pairing_narrows_the_interval_and_the_same_model_differs_by_nothing() -> None:
-    from ham10000.training.evaluation.bootstrap import cluster_bootstrap
-
+def test_pairing_narrows_the_interval_and_the_same_model_differs_by_nothing(tmp_path: Path) -> None:
     inputs = make()
-    arguments = (inputs["labels"], inputs["probabilities"])
-    same = paired_differences(*arguments, inputs["probabilities"], inputs["lesion_groups"], n_resamples=100)
+    path = write(tmp_path / "a.csv", inputs)
+    same = compare_predictions(path, path, n_resamples=100)["differences"]
     assert all(row["estimate"] == row["low"] == row["high"] == 0 for row in same.values())
     nearly = inputs["probabilities"].copy()
     nearly[:20] = np.roll(nearly[:20], 1, axis=1)
-    paired = paired_differences(*arguments, nearly, inputs["lesion_groups"], n_resamples=300)["accuracy"]
-    single = cluster_bootstrap(*arguments, inputs["lesion_groups"], ["accuracy"], n_resamples=300)["accuracy"]
+    other = write(tmp_path / "b.csv", inputs | {"probabilities": nearly})
+    paired = compare_predictions(path, other, n_resamples=300)["differences"]["accuracy"]
+    arguments = (inputs["labels"], inputs["probabilities"], inputs["lesion_groups"])
+    single = cluster_bootstrap(*arguments, ["accuracy"], n_resamples=300)["accuracy"]
     assert paired["high"] - paired["low"] < 0.6 * (single.high - single.low)
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Config, create_processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
-from ham10000.training.evaluation.subgroups import subgroup_results
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 N_IMAGES = 240

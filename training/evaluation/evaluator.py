@@ -16,6 +16,7 @@ from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
@@ -24,7 +25,6 @@ from ham10000.training.evaluation.report import (
     predictions_table,
     write_evaluation,
 )
-from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json

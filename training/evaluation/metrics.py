@@ -8,13 +8,10 @@ import evaluate
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score, roc_curve
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.utils.files import JsonObject
-
-if TYPE_CHECKING:
-    from transformers import EvalPrediction
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -256,13 +253,10 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
     Returns:
         The sensitivity in [0, 1], or None where there is no positive or no negative.
     """
-    positives, negatives = np.sort(scores[positive]), np.sort(scores[~positive])
-    if len(positives) == 0 or len(negatives) == 0:
+    if positive.all() or not positive.any():
         return None
-    thresholds = np.append(np.unique(scores), np.inf)
-    false_positives = len(negatives) - np.searchsorted(negatives, thresholds, side="left")
-    lowest = thresholds[NEGATIVES_PER_FALSE_POSITIVE * false_positives <= len(negatives)][0]
-    return float((positives >= lowest).mean())
+    false_positive_rate, sensitivity, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return float(sensitivity[false_positive_rate <= 1 / NEGATIVES_PER_FALSE_POSITIVE].max())
 
 
 def compute_metrics(

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000ForImageClassification, create_processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import fit_thresholds
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
-from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, save_checkpoint
 from ham10000.training.study.analysis import Inputs
