@@ -24,7 +24,7 @@ from ham10000.modeling import (
     create_processor,
 )
 from ham10000.training.inference.inputs import Sample, find_images
-from ham10000.training.inference.output import DISCLAIMER, format_csv, format_table
+from ham10000.training.inference.output import DISCLAIMER, Predictions, format_csv, format_table
 from ham10000.training.inference.prediction import load_checkpoint, predict
 from ham10000.training.predict import main
 
@@ -269,14 +269,13 @@ def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: 
     assert " ".join(captured.out.split()).endswith(DISCLAIMER)
 
 
-def test_names_cannot_disturb_the_terminal_or_a_spreadsheet(checkpoints: dict[str, str]) -> None:
-    model, processor = load_checkpoint(checkpoints["metadata"])
-    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg", None, {}), Sample("x" * 90 + ".jpg", None, {})]
-    probabilities = predict(model, processor, None, [{}, {}])
-    table = format_table(samples, probabilities, model, processor)
+def test_names_cannot_disturb_the_terminal_or_a_spreadsheet() -> None:
+    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg"), Sample("x" * 90 + ".jpg")]
+    predictions = Predictions(samples, np.full((2, 7), 1 / 7), np.zeros(2, dtype=int))
+    table = format_table(predictions)
     assert "\x1b" not in table
     assert max(len(line) for line in table.splitlines()) < 130
-    rows = list(csv.reader(io.StringIO(format_csv(samples, probabilities))))
+    rows = list(csv.reader(io.StringIO(format_csv(predictions))))
     assert rows[1][0] == "'" + str(samples[0].name)
 
 
@@ -471,6 +470,15 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     first, second = run_json(capsys, str(white), str(pictures / "b.jpg"), *fusion)
     assert first["warning"].startswith("This image is unlike those the model was trained on")
     assert second["warning"] is None
+
+
+def test_each_image_is_decoded_once(
+    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or open_image(path, **options))
+    run_json(capsys, str(pictures), "--checkpoint", checkpoints["image"])
+    assert sorted(opened) == sorted(find_images([pictures]))
 
 
 def test_calibration_is_claimed_only_as_measured(

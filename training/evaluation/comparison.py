@@ -68,7 +68,7 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
     bands = pd.cut(ages, [*_AGE_BANDS.values(), np.inf], right=False, labels=[*_AGE_BANDS])
     sites = metadata["localization"].replace(_SITE_TO_GROUP).to_numpy()
     sexes = metadata["sex"].to_numpy()
-    groups = pd.DataFrame({"age": bands.add_categories(UNKNOWN).fillna(UNKNOWN), "sex": sexes, "site": sites})
+    groups = pd.DataFrame({"age": bands.add_categories([UNKNOWN]).fillna(UNKNOWN), "sex": sexes, "site": sites})
     for field in ("sex", "site"):
         unknown = sorted(set(groups[field]) - set(FIELDS[field]))
         if unknown:
