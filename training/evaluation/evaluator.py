@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
+from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split, photographs_per_lesion
@@ -123,13 +123,15 @@ def evaluate_checkpoint(  # each is an option of the command line
     samples = Samples.from_dataset(rows, processor)
     loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
     start = time.perf_counter()
-    probabilities = _predict(model, loader, views, precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
     seconds = time.perf_counter() - start
 
     frame = metadata_frame(rows)
     frame["photographs"] = photographs_per_lesion(dataset, frame)
-    resampling = {"n_resamples": n_resamples, "seed": seed}
-    results, table = _score(frame, samples, probabilities, config, positive, resampling)
+    results, table = _score(frame, samples, probabilities, config, positive, n_resamples, seed)
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
@@ -148,25 +150,19 @@ def evaluate_checkpoint(  # each is an option of the command line
     return output_dir, {**results, **context}
 
 
-def _predict(model: Ham10000ForImageClassification, loader: EvalLoader, views: int, precision: str) -> np.ndarray:
-    """Probabilities (N, K) of the rows of a loader."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, loader.device.type, dtype)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-    return softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
-
-
 def _score(
     frame: pd.DataFrame,
     samples: Samples,
     probabilities: np.ndarray,
     config: Ham10000Config,
     positive: str | None,
-    resampling: dict[str, Any],
+    n_resamples: int,
+    seed: int,
 ) -> tuple[JsonObject, pd.DataFrame]:
     """The results of an evaluation and the table of its predictions."""
     labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
     groups = lesion_groups(lesion_ids, samples.image_ids)
+    resampling: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     columns: dict[str, Any] = {
         "image_ids": samples.image_ids,
         "lesion_groups": groups,

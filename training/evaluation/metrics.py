@@ -150,28 +150,12 @@ def softmax(logits: ArrayLike) -> np.ndarray:
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
-    """Index of the equal-width bin ((b - 1) / n_bins, b / n_bins] each confidence falls in; 0 joins the first.
-
-    Args:
-        confidence: Probabilities (N,).
-        n_bins: Number of bins over [0, 1].
-
-    Returns:
-        Bin indices (N,) in 0…n_bins - 1.
-    """
+    """Index (N,) of the equal-width bin ((b - 1) / n_bins, b / n_bins] of each confidence (N,); 0 joins the first."""
     return np.digitize(confidence, np.linspace(0, 1, n_bins + 1)[1:-1], right=True)
 
 
 def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each image's hit (0 or 1) minus the probability of its top label; sums of it per bin make the ECE.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        Gaps (N,) in [-1, 1].
-    """
+    """Each image's hit (0 or 1) minus the probability of its top label (N,); sums of it per bin make the ECE."""
     return (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
 
 
@@ -217,29 +201,13 @@ def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -
 
 
 def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """-log of the probability of the true class, in nats; 0 is read as the float64 epsilon, as scikit-learn does.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        One value per image (N,).
-    """
+    """-log of the true class's probability (N,), in nats; 0 is read as the float64 epsilon, as scikit-learn does."""
     true = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.clip(true, np.finfo(np.float64).eps, 1))
 
 
 def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Brier's original score (1950): squared differences to the one-hot label, summed over the classes.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        One value per image (N,) in [0, 2].
-    """
+    """Brier's original score (1950), in [0, 2]: squared differences to the one-hot label, summed over the classes."""
     return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 

@@ -40,14 +40,8 @@ CONFIDENCE = 0.95
 _STALE_SECONDS = 600.0
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
 # What tables and comparisons of several models show.
-SUMMARY_METRICS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "auroc_macro",
-    "ece",
-    sensitivity_metric(DEFAULT_POSITIVE),
-)
+_SENSITIVITY = sensitivity_metric(DEFAULT_POSITIVE)
+SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", _SENSITIVITY)
 # What a decision rule changes; `ham10000-evaluate` shows them for each rule.
 DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
@@ -329,12 +323,13 @@ def format_results(results: JsonObject) -> str:
             f"  {label:<{width}} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
             f"{_cell(cells['f1']):<21}  {auroc}"
         )
-    for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
-        if gap:
-            lines.append(
-                f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
-                f"{_cell(gap['difference'])}"
-            )
+    gaps = results.get("subgroups", {}).get("largest_gaps", {})
+    lines += [
+        f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
+        f"{_cell(gap['difference'])}"
+        for field, gap in gaps.items()
+        if gap
+    ]
     return "\n".join(lines)
 
 

@@ -91,11 +91,8 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
             _draw_age_sweep(sweep, effects)
         else:
             _draw_probabilities(part.subplots(), effects)
-    if explanation.warning:
-        text = textwrap.fill(plain(explanation.warning), 130)
-        figure.suptitle(f"{text}\n{_title(explanation)}", x=0.012, ha="left", fontsize=10, linespacing=1.4)
-    else:
-        figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
+    size = 10 if explanation.warning else 12
+    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=size, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
     if path is not None:
         with warnings.catch_warnings():
@@ -106,17 +103,15 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
 
 
 def _title(explanation: Explanation) -> str:
-    """The answer, and what it was given."""
+    """The answer, or the warning in its place, and what it was given."""
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
     total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""
     given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
     answer = f"Predicted: {effects.labels[best]} {effects.baseline[best]:.1%}{total}; {explanation.calibration}"
-    lines = (
-        "" if explanation.warning else answer,
-        "; ".join(part for part in (shown_name(explanation.name), given) if part),
-    )
-    return "\n".join(plain(line) for line in lines if line)
+    lines = textwrap.wrap(plain(explanation.warning), 130) if explanation.warning else [plain(answer)]
+    lines.append(plain("; ".join(part for part in (shown_name(explanation.name), given) if part)))
+    return "\n".join(filter(None, lines))
 
 
 def _draw_images(part: SubFigure, explanation: Explanation) -> None:
