@@ -77,7 +77,7 @@ def predictions(data: datasets.Dataset) -> tuple[dict[str, Any], pd.DataFrame]:
     common = {"image_ids": frame["image_id"].tolist(), "labels": labels, "probabilities": probabilities}
     groups = frame["lesion_id"].tolist()
     table = predictions_table(**common, lesion_ids=groups, lesion_groups=groups, metadata=frame)
-    return evaluate_predictions(**common, lesion_groups=groups, n_resamples=20), table
+    return evaluate_predictions(table, n_resamples=20), table
 
 
 def test_an_export_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from ham10000.training.evaluation.paper import (
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
 
 N = 420
-IDS = [str(row) for row in range(N)]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +34,14 @@ def predicted() -> tuple[np.ndarray, np.ndarray, list[str]]:
     logits = rng.normal(size=(N, 7)) + 1.5 * np.eye(7)[labels]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return labels, probabilities, [f"L{row // 2}" for row in range(N)]
+
+
+def table_of(predicted: tuple[np.ndarray, np.ndarray, list[str]]) -> pd.DataFrame:
+    labels, probabilities, groups = predicted
+    ids = [str(row) for row in range(N)]
+    return predictions_table(
+        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +79,7 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     table = operating_points(targets(labels, probabilities, LABELS, MALIGNANT), cluster_weights(groups, 100))
     assert table["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
     row = table[(table["target"] == "mel") & (table["least specificity"] == 0.95)].iloc[0]
-    columns = {"image_ids": IDS, "lesion_groups": groups, "labels": labels, "probabilities": probabilities}
-    results = evaluate_predictions(**columns, n_resamples=50)
+    results = evaluate_predictions(table_of(predicted), n_resamples=50)
     assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
     assert row["low"] <= row["sensitivity"] <= row["high"]
     flagged = melanoma.scores >= row["threshold"]
@@ -99,11 +105,9 @@ def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
 def test_the_files_of_a_paper(
     malignant: tuple[str, ...], predicted: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path
 ) -> None:
-    labels, probabilities, groups = predicted
-    columns = {"image_ids": IDS, "lesion_groups": groups, "labels": labels, "probabilities": probabilities}
-    results = evaluate_predictions(**columns, n_resamples=50)
+    results = evaluate_predictions(table_of(predicted), n_resamples=50)
     results |= {"data": "a|b.csv", "split": {"name": "all"}}
-    predictions_table(**columns, lesion_ids=groups).to_csv(tmp_path / "predictions.csv", index=False)
+    table_of(predicted).to_csv(tmp_path / "predictions.csv", index=False)
     written = write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
     names = {path.name for path in written}
     tables = {

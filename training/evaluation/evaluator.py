@@ -4,7 +4,6 @@ import contextlib
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -162,25 +161,26 @@ def _score(
     """The results of an evaluation and the table of its predictions."""
     labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
     groups = lesion_groups(lesion_ids, samples.image_ids)
-    resampling: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    columns: dict[str, Any] = {
-        "image_ids": samples.image_ids,
-        "lesion_groups": groups,
-        "labels": labels,
-        "probabilities": probabilities,
-        "label_names": config.label_names,
-    }
-    results = evaluate_predictions(**columns, positive=positive, **resampling)
+    table = predictions_table(
+        image_ids=samples.image_ids,
+        lesion_ids=lesion_ids,
+        lesion_groups=groups,
+        labels=labels,
+        probabilities=probabilities,
+        label_names=config.label_names,
+        metadata=frame,
+    )
+    results = evaluate_predictions(table, positive=positive, n_resamples=n_resamples, seed=seed)
     malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
     results["subgroups"] = subgroup_results(
-        frame, labels, probabilities, groups, malignant_ids=malignant_ids, **resampling
+        frame, labels, probabilities, groups, malignant_ids=malignant_ids, n_resamples=n_resamples, seed=seed
     )
     if config.class_prior is not None:
         results["decisions"] = {}
         for rule in RULES:
             decided = decide(probabilities, config.class_prior, rule)
             intervals = cluster_bootstrap(
-                labels, decided, groups, DECISION_METRICS, **resampling, label_names=config.label_names
+                labels, decided, groups, DECISION_METRICS, n_resamples, seed=seed, label_names=config.label_names
             )
             results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
-    return results, predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
+    return results, table

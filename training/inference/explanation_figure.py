@@ -165,8 +165,9 @@ def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
         axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
     labels = [effects.labels[index] for index in order]
-    names = [_long_name(label, effects.descriptions[label]) for label in labels]
-    axes.set_yticks(positions, names, fontsize=9)
+    # By both names, or by the only one.
+    both = {label: f"{text} ({label})" if text != label else label for label, text in effects.descriptions.items()}
+    axes.set_yticks(positions, [plain(both[label]).replace(" / ", " /\n") for label in labels], fontsize=9)
     for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
         if label in effects.malignant:
             tick.set_color(OKABE_ITO["vermilion"])
@@ -176,11 +177,6 @@ def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
     if effects.malignant:
         text = plain(f"In colour: counted in the malignant total ({' + '.join(effects.malignant)})")
         axes.set_xlabel(text, fontsize=10, color=GREY)
-
-
-def _long_name(label: str, description: str) -> str:
-    """A class by both names, or by its only one."""
-    return plain(label if description == label else f"{description} ({label})").replace(" / ", " /\n")
 
 
 def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -134,13 +133,15 @@ def _write_results(
 ) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions, probabilities = fitted.predictions, fitted.probabilities[0]
-    columns: dict[str, Any] = {
-        "image_ids": predictions.image_ids.tolist(),
-        "lesion_groups": predictions.groups,
-        "labels": predictions.labels,
-        "probabilities": probabilities,
-    }
-    results = evaluate_predictions(**columns, n_resamples=inputs.study.n_resamples)
+    table = predictions_table(
+        image_ids=predictions.image_ids.tolist(),
+        lesion_ids=predictions.lesion_ids.tolist(),
+        lesion_groups=predictions.groups,
+        labels=predictions.labels,
+        probabilities=probabilities,
+        metadata=inputs.frame,
+    )
+    results = evaluate_predictions(table, n_resamples=inputs.study.n_resamples)
     results["subgroups"] = subgroup_results(
         inputs.frame, predictions.labels, probabilities, predictions.groups, n_resamples=inputs.study.n_resamples
     )
@@ -163,7 +164,6 @@ def _write_results(
         "precision": "fp32",
         "environment": environment(),
     }
-    table = predictions_table(**columns, lesion_ids=predictions.lesion_ids.tolist(), metadata=inputs.frame)
     write_evaluation(directory, results, table, context)
 
 
