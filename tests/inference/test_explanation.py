@@ -12,14 +12,7 @@ from scipy.stats import spearmanr
 from skin import knows_skin
 from torch import nn
 
-from ham10000.modeling import (
-    LABELS,
-    LOCALIZATIONS,
-    Ham10000Config,
-    Ham10000Error,
-    create_model,
-    create_processor,
-)
+from ham10000.modeling import LABELS, LOCALIZATIONS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
 from ham10000.training.inference.output import DISCLAIMER

@@ -114,9 +114,9 @@ def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, s
 
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
     """A marker with a label, for a legend."""
-    return Line2D(
-        [], [], color=colour, marker=shape, label=label, **({"linestyle": "none", "markersize": 7} | options)
-    )
+    point = Line2D([], [], color=colour, marker=shape, label=label, linestyle="none", markersize=7)
+    point.set(**options)
+    return point
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:

@@ -129,7 +129,7 @@ def predictions_table(
     *,
     image_ids: Sequence[str],
     lesion_ids: Sequence[str],
-    lesion_groups: Sequence[str],
+    lesion_groups: Sequence[str] | np.ndarray,
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
