@@ -259,15 +259,15 @@ def _check_options(options: argparse.Namespace, config: "Ham10000Config") -> Non
         raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
     if options.format == "isic":
         check_submission_labels(labels)
-    options.thresholds = None
-    if options.coverage is not None:
-        options.thresholds = saved_thresholds(config.conformal_thresholds, options.coverage)
     if options.decision is None:
         options.decision = "balanced" if options.format == "isic" and prior is not None else "probable"
     if options.decision == "balanced" and prior is None:
         raise Ham10000Error(
             f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
         )
+    options.thresholds = None
+    if options.coverage is not None:
+        options.thresholds = saved_thresholds(config.conformal_thresholds, options.coverage)
 
 
 def _explain(

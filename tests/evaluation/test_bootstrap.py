@@ -11,13 +11,15 @@ from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
     AVERAGE_PRECISION,
     PER_CLASS_STATISTICS,
-    STATISTICS,
     bootstrap_distribution,
     cluster_bootstrap,
     cluster_weights,
     percentile_interval,
+    statistics_of,
 )
 from ham10000.training.evaluation.metrics import compute_metrics, sensitivity_metric, softmax
+
+STATISTICS = statistics_of(LABELS)
 
 
 def make_data(n: int, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -34,7 +34,6 @@ def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
     return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
 
 
-STATISTICS = statistics_of(LABELS)
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 

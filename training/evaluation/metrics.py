@@ -16,7 +16,6 @@ from ham10000.training.utils.files import JsonObject
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-N_CLASSES = len(LABELS)
 # The class whose sensitivity has its own row, where a label set has it.
 DEFAULT_POSITIVE = "mel"
 SENSITIVITY = "sensitivity_at_95_specificity"
@@ -72,7 +71,7 @@ def headline_metrics(positive: str | None = DEFAULT_POSITIVE) -> tuple[str, ...]
 HEADLINE_METRICS = headline_metrics()
 
 
-def validate_labels(labels: ArrayLike, n_classes: int = N_CLASSES) -> np.ndarray:
+def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarray:
     """Checks class ids.
 
     Args:
@@ -317,7 +316,7 @@ def trainer_compute_metrics(eval_pred: "EvalPrediction") -> dict[str, float]:
     predictions = eval_pred.predictions
     logits = predictions[0] if isinstance(predictions, (tuple, list)) else predictions
     n_classes = np.shape(logits)[-1]
-    names = LABELS if n_classes == N_CLASSES else [str(index) for index in range(n_classes)]
+    names = LABELS if n_classes == len(LABELS) else [str(index) for index in range(n_classes)]
     metrics = compute_metrics(eval_pred.label_ids, softmax(logits), names)
     return {name: metrics[name] for name in headline_metrics(metrics["positive"]) if metrics[name] is not None}
 
