@@ -21,7 +21,7 @@ from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.plots import _subgroup_finding
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, read_predictions
 from ham10000.training.inference.inputs import Sample, read_metadata
-from ham10000.training.inference.output import format_csv, format_submission
+from ham10000.training.inference.output import Predictions, format_csv, format_submission
 from ham10000.training.utils.figures import new_figure, plain
 from ham10000.training.utils.files import write_table
 from ham10000.training.utils.markdown_text import code, escape, table
@@ -77,7 +77,7 @@ def predictions(data: datasets.Dataset) -> tuple[dict[str, Any], pd.DataFrame]:
     common = {"image_ids": frame["image_id"].tolist(), "labels": labels, "probabilities": probabilities}
     groups = frame["lesion_id"].tolist()
     table = predictions_table(**common, lesion_ids=groups, lesion_groups=groups, metadata=frame)
-    return evaluate_predictions(**common, lesion_groups=groups, n_resamples=20), table
+    return evaluate_predictions(table, n_resamples=20), table
 
 
 def test_an_export_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
@@ -124,7 +124,9 @@ def test_a_file_without_strange_values_is_the_csv_of_pandas(tmp_path: Path) -> N
 
 def test_the_csv_of_a_prediction_is_inert(tmp_path: Path) -> None:
     samples = [Sample(name) for name in HOSTILE]
-    (tmp_path / "p.csv").write_text(format_csv(samples, np.full((len(samples), 7), 1 / 7)), encoding="utf-8")
+    probabilities = np.full((len(samples), 7), 1 / 7)
+    text = format_csv(Predictions(samples, probabilities, probabilities.argmax(axis=1)))
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
     assert_inert(tmp_path / "p.csv")
 
 

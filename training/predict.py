@@ -1,7 +1,6 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
-import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING
 from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress_bar, run_cli
 
 if TYPE_CHECKING:
-    import numpy as np
+    from PIL.Image import Image
 
     from ham10000.modeling import Ham10000Config, Ham10000ForImageClassification, Ham10000Processor
     from ham10000.training.inference.inputs import Sample
-    from ham10000.training.inference.output import Answer
+    from ham10000.training.inference.output import Predictions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,26 +115,20 @@ def main(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
-    from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
-    from ham10000.training.inference import output
-    from ham10000.training.inference.explanation import UNKNOWN, describe_metadata
     from ham10000.training.inference.inputs import collect_samples
-    from ham10000.training.inference.prediction import predict
+    from ham10000.training.inference.output import write_output
     from ham10000.training.utils.columns import DataOptions
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    output_format = options.format or {".json": "json", ".csv": "csv"}.get(Path(options.output or "").suffix, "table")
+    suffix = Path(options.output or "").suffix
+    options.format = options.format or {".json": "json", ".csv": "csv"}.get(suffix, "table")
     if options.output and Path(options.output).is_dir():
         raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
     if options.explain is None and options.explain_class:
         raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
     model, processor = _load(options)
-    labels, unknown_values, prior = model.config.label_names, options.unknown_values, model.config.class_prior
-    _check_options(options, model.config, output_format)
-    thresholds = None
-    if options.coverage is not None:
-        thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
+    _check_options(options, model.config)
     samples = collect_samples(
         processor,
         options.inputs,
@@ -143,50 +136,19 @@ def main(argv: Sequence[str]) -> None:
         options.metadata,
         checkpoint=options.checkpoint,
         columns=DataOptions.from_texts(options.columns).columns,
-        unknown_values=unknown_values,
+        unknown_values=options.unknown_values,
     )
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
         from ham10000.training.inference.explanation_figure import explanation_paths
 
         paths = explanation_paths(samples, options.explain)
-    samples = [
-        sample
-        if sample.image is None
-        else dataclasses.replace(sample, warning=processor.image_processor.unlike_training(sample.image))
-        for sample in samples
-    ]
-    fast = model
-    if options.precision is not None or options.backend != "torch":
-        from ham10000.training.inference.fast import optimize_for_inference
-        from ham10000.training.utils.hardware import keep_freed_memory
-
-        if model.device.type == "cpu":
-            keep_freed_memory()
-        fast = optimize_for_inference(model, options.precision or "auto", backend=options.backend)
-    images = [sample.image for sample in samples if sample.image is not None] or None
-    metadata = [sample.metadata or {} for sample in samples] if any(s.metadata is not None for s in samples) else None
-    probabilities = predict(
-        fast, processor, images, metadata, options.batch_size, unknown_values=unknown_values, progress=True
-    )
-    answer = output.Answer(
-        decide(probabilities, prior, options.decision),
-        None if thresholds is None else prediction_sets(probabilities, thresholds),
-        options.coverage,
-        labels,
-    )
-    without = None
-    if output_format == "table" and len(samples) == 1 and model.config.modality == "fusion":
-        shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
-        if set(shown.values()) != {UNKNOWN}:
-            without = predict(fast, processor, images)
-    options.format = output_format
-    text = _format(samples, probabilities, model, processor, answer, without, options)
+    text = _format(_predict(model, processor, samples, options), options)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
         _explain(model, processor, list(zip(samples, paths, strict=True)), options)
-    output.write_output(text, options.output)
-    if output_format != "table" or options.output:
+    write_output(text, options.output)
+    if options.format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
 
 
@@ -203,45 +165,89 @@ def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification,
     return load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
 
 
-def _format(
-    samples: "Sequence[Sample]",
-    probabilities: "np.ndarray",
+def _predict(
     model: "Ham10000ForImageClassification",
     processor: "Ham10000Processor",
-    answer: "Answer",
-    without: "np.ndarray | None",
+    samples: "Sequence[Sample]",
     options: argparse.Namespace,
-) -> str:
-    """The predictions in the format of the options; `without` are those with the metadata unknown, for the table."""
-    from ham10000.training.evaluation.decision import balanced_probabilities
-    from ham10000.training.inference import output
+) -> "Predictions":
+    """Predicts with the plain model or its fast copy; each image is decoded once, for the model and the warning."""
+    from ham10000.modeling import load_image
+    from ham10000.training.evaluation.decision import decide, prediction_sets
+    from ham10000.training.inference.explanation import UNKNOWN, describe_metadata
+    from ham10000.training.inference.output import Predictions
+    from ham10000.training.inference.prediction import calibration_of, predict
 
-    labels = model.config.label_names
-    if options.format == "json":
-        return output.format_json(samples, probabilities, model, answer=answer, top_k=options.top_k)
-    if options.format == "csv":
-        return output.format_csv(samples, probabilities, labels, answer=answer)
-    if options.format == "isic":
-        if options.decision == "balanced":
-            probabilities = balanced_probabilities(probabilities, model.config.class_prior)
-        return output.format_isic(samples, probabilities, labels)
-    terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
-    return output.format_table(
+    fast = model
+    if options.precision is not None or options.backend != "torch":
+        from ham10000.training.inference.fast import optimize_for_inference
+        from ham10000.training.utils.hardware import keep_freed_memory
+
+        if model.device.type == "cpu":
+            keep_freed_memory()
+        fast = optimize_for_inference(model, options.precision or "auto", backend=options.backend)
+
+    def opened(sample: "Sample") -> "Image":
+        image = load_image(sample.image)
+        sample.warning = processor.image_processor.unlike_training(image)
+        return image
+
+    config, unknown_values = model.config, options.unknown_values
+    images = samples if config.uses_image else None
+    metadata = [sample.metadata or {} for sample in samples] if any(s.metadata is not None for s in samples) else None
+    probabilities = predict(
+        fast,
+        processor,
+        images,
+        metadata,
+        options.batch_size,
+        unknown_values=unknown_values,
+        progress=True,
+        decode=opened,
+    )
+    given, unknown = {}, None
+    if len(samples) == 1 and config.uses_metadata:
+        given = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
+        if options.format == "table" and config.uses_image and set(given.values()) != {UNKNOWN}:
+            (unknown,) = predict(fast, processor, images, decode=opened)
+    return Predictions(
         samples,
         probabilities,
-        model,
-        processor,
-        answer=answer,
-        metadata_unknown=without,
-        top_k=options.top_k,
-        unknown_values=options.unknown_values,
-        width=output.DEFAULT_WIDTH if options.output else terminal,
+        decide(probabilities, config.class_prior, options.decision),
+        config,
+        calibration_of(model),
+        None if options.thresholds is None else prediction_sets(probabilities, options.thresholds),
+        options.coverage,
+        given,
+        unknown,
     )
 
 
-def _check_options(options: argparse.Namespace, config: "Ham10000Config", output_format: str) -> None:
-    """Refuses options that do not fit the model, before anything is read, and fills in the rule of decision."""
+def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
+    """The predictions in the format of the options."""
+    from ham10000.training.evaluation.decision import balanced_probabilities
+    from ham10000.training.inference import output
+
+    if options.format == "json":
+        return output.format_json(predictions, options.top_k)
+    if options.format == "csv":
+        return output.format_csv(predictions)
+    if options.format == "isic":
+        probabilities, config = predictions.probabilities, predictions.config
+        if options.decision == "balanced":
+            probabilities = balanced_probabilities(probabilities, config.class_prior)
+        # The ids are the images' file names without folder and suffix.
+        names = [Path(s.name or "").stem if s.image else s.name or "" for s in predictions.samples]
+        return output.format_submission(names, probabilities, config.label_names)
+    terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
+    width = output.DEFAULT_WIDTH if options.output else terminal
+    return output.format_table(predictions, options.top_k, width)
+
+
+def _check_options(options: argparse.Namespace, config: "Ham10000Config") -> None:
+    """Refuses options that do not fit the model, before anything is read; fills in decision rule and thresholds."""
     from ham10000.modeling import Ham10000Error
+    from ham10000.training.evaluation.decision import saved_thresholds
     from ham10000.training.inference.output import check_submission_labels
 
     labels, prior = config.label_names, config.class_prior
@@ -251,14 +257,17 @@ def _check_options(options: argparse.Namespace, config: "Ham10000Config", output
         )
     if options.explain_class not in (None, *labels):
         raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
-    if output_format == "isic":
+    if options.format == "isic":
         check_submission_labels(labels)
     if options.decision is None:
-        options.decision = "balanced" if output_format == "isic" and prior is not None else "probable"
+        options.decision = "balanced" if options.format == "isic" and prior is not None else "probable"
     if options.decision == "balanced" and prior is None:
         raise Ham10000Error(
             f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
         )
+    options.thresholds = None
+    if options.coverage is not None:
+        options.thresholds = saved_thresholds(config.conformal_thresholds, options.coverage)
 
 
 def _explain(
@@ -271,14 +280,10 @@ def _explain(
     from ham10000.training.inference.explanation import explain
     from ham10000.training.inference.explanation_figure import plot_explanation
 
-    label, unknown_values = options.explain_class, options.unknown_values
     for sample, path in progress_bar(iterable=samples, desc="Explaining", unit="image", disable=len(samples) == 1):
         name = sample.name if sample.image is None else sample.image.name
-        metadata = sample.metadata or None
-        explanation = explain(
-            model, processor, sample.image, metadata, label=label, name=name, unknown_values=unknown_values
-        )
-        plot_explanation(explanation, path)
+        asked = {"label": options.explain_class, "name": name, "unknown_values": options.unknown_values}
+        plot_explanation(explain(model, processor, sample.image, sample.metadata or None, **asked), path)
     print(f"wrote {path if len(samples) == 1 else f'{len(samples)} figures to {path.parent}'}", file=sys.stderr)
 
 

@@ -33,9 +33,11 @@ def make_inputs(n: int = 120) -> dict:
     labels = np.arange(n) % 7
     logits = generator.normal(size=(n, 7)).astype(np.float32)
     logits[np.arange(n), labels] += 1
+    groups = [f"HAM_{i // 14 * 7 + i % 7:07d}" for i in range(n)]
     return {
         "image_ids": [f"ISIC_{i:07d}" for i in range(n)],
-        "lesion_groups": [f"HAM_{i // 14 * 7 + i % 7:07d}" for i in range(n)],
+        "lesion_ids": groups,
+        "lesion_groups": groups,
         "labels": labels,
         "probabilities": softmax(logits),
     }
@@ -44,8 +46,8 @@ def make_inputs(n: int = 120) -> dict:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
     inputs = make_inputs()
-    results = evaluate_predictions(**inputs, n_resamples=200, seed=1)
-    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    table = predictions_table(**inputs)
+    results = evaluate_predictions(table, n_resamples=200, seed=1)
     output_dir = tmp_path_factory.mktemp("runs") / "fusion"
     path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
     assert path == output_dir / "eval_results.json"
@@ -77,15 +79,8 @@ def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict, dict
     output_dir, inputs, results = written
     table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
     np.testing.assert_array_equal(probabilities, inputs["probabilities"])
-    again = evaluate_predictions(
-        image_ids=table["image_id"].tolist(),
-        lesion_groups=table["lesion_group"].tolist(),
-        labels=labels,
-        probabilities=probabilities,
-        n_resamples=200,
-        seed=1,
-    )
-    assert again == results
+    np.testing.assert_array_equal(labels, inputs["labels"])
+    assert evaluate_predictions(table, n_resamples=200, seed=1) == results
     assert table.columns.tolist() == [
         *("image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"),
         *(f"p_{label}" for label in LABELS),
@@ -107,8 +102,8 @@ def test_a_class_without_images(tmp_path: Path) -> None:
     inputs = make_inputs()
     kept = np.flatnonzero(inputs["labels"] != 3)
     inputs = {name: np.asarray(values)[kept] for name, values in inputs.items()}
-    results = evaluate_predictions(**inputs, n_resamples=50)
-    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    table = predictions_table(**inputs)
+    results = evaluate_predictions(table, n_resamples=50)
     write_evaluation(tmp_path, results, table)
     text = format_results(results)
     assert "undefined" in text
@@ -117,11 +112,11 @@ def test_a_class_without_images(tmp_path: Path) -> None:
 
 def test_bad_input_is_named(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
     inputs, results = make_inputs(), written[2]
-    table = predictions_table(**inputs, lesion_ids=inputs["lesion_groups"])
+    table = predictions_table(**inputs)
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
-        evaluate_predictions(**(inputs | {"image_ids": ["ISIC_0000000"] * 120}), n_resamples=5)
+        evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
     with pytest.raises(Ham10000Error, match="119 image ids"):
-        evaluate_predictions(**(inputs | {"image_ids": inputs["image_ids"][1:]}), n_resamples=5)
+        predictions_table(**(inputs | {"image_ids": inputs["image_ids"][1:]}))
     with pytest.raises(Ham10000Error, match=r"overwrite the result\(s\) \['metrics'\]"):
         write_evaluation(tmp_path, results, table, context={"metrics": {}})
     with pytest.raises(Ham10000Error, match="strict JSON"):

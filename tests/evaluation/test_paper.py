@@ -25,11 +25,11 @@ from ham10000.training.evaluation.paper import (
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
 
 N = 420
-COLUMNS = ("sensitivity", "low", "high")
+Predicted = tuple[np.ndarray, np.ndarray, list[str]]  # labels, probabilities, lesions
 
 
 @pytest.fixture(scope="module")
-def predicted() -> tuple[np.ndarray, np.ndarray, list[str]]:
+def predicted() -> Predicted:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 7, N)
     logits = rng.normal(size=(N, 7)) + 1.5 * np.eye(7)[labels]
@@ -37,8 +37,16 @@ def predicted() -> tuple[np.ndarray, np.ndarray, list[str]]:
     return labels, probabilities, [f"L{row // 2}" for row in range(N)]
 
 
+def table_of(predicted: Predicted) -> pd.DataFrame:
+    labels, probabilities, groups = predicted
+    ids = [str(row) for row in range(N)]
+    return predictions_table(
+        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
+    )
+
+
 @pytest.fixture(scope="module")
-def melanoma(predicted: tuple[np.ndarray, np.ndarray, list[str]]) -> Target:
+def melanoma(predicted: Predicted) -> Target:
     labels, probabilities, _ = predicted
     return next(target for target in targets(labels, probabilities, LABELS, MALIGNANT) if target.name == "mel")
 
@@ -55,9 +63,7 @@ def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
         assert found[column] in precisions[recalls == smallest]
 
 
-def test_a_resample_is_the_curve_of_the_lesions_drawn(
-    melanoma: Target, predicted: tuple[np.ndarray, np.ndarray, list[str]]
-) -> None:
+def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, predicted: Predicted) -> None:
     weights = cluster_weights(predicted[2], 5)
     for found, counts in zip(resampled(true_positive_rate, melanoma, weights), weights.counts, strict=True):
         rows = np.repeat(np.arange(N), counts[weights.index])  # every lesion drawn, with all its images
@@ -66,16 +72,13 @@ def test_a_resample_is_the_curve_of_the_lesions_drawn(
 
 
 def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
-    predicted: tuple[np.ndarray, np.ndarray, list[str]], melanoma: Target
+    predicted: Predicted, melanoma: Target
 ) -> None:
     labels, probabilities, groups = predicted
     table = operating_points(targets(labels, probabilities, LABELS, MALIGNANT), cluster_weights(groups, 100))
     assert table["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
     row = table[(table["target"] == "mel") & (table["least specificity"] == 0.95)].iloc[0]
-    results = evaluate_predictions(
-        image_ids=[str(k) for k in range(N)], lesion_groups=groups, labels=labels, probabilities=probabilities,
-        n_resamples=50,
-    )  # fmt: skip
+    results = evaluate_predictions(table_of(predicted), n_resamples=50)
     assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
     assert row["low"] <= row["sensitivity"] <= row["high"]
     flagged = melanoma.scores >= row["threshold"]
@@ -98,20 +101,10 @@ def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
 
 
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
-def test_the_files_of_a_paper(
-    malignant: tuple[str, ...], predicted: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path
-) -> None:
-    labels, probabilities, groups = predicted
-    results = evaluate_predictions(
-        image_ids=[str(k) for k in range(N)], lesion_groups=groups, labels=labels, probabilities=probabilities,
-        n_resamples=50,
-    )  # fmt: skip
+def test_the_files_of_a_paper(malignant: tuple[str, ...], predicted: Predicted, tmp_path: Path) -> None:
+    results = evaluate_predictions(table_of(predicted), n_resamples=50)
     results |= {"data": "a|b.csv", "split": {"name": "all"}}
-    ids = [str(k) for k in range(N)]
-    table = predictions_table(
-        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
-    )
-    table.to_csv(tmp_path / "predictions.csv", index=False)
+    table_of(predicted).to_csv(tmp_path / "predictions.csv", index=False)
     written = write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
     names = {path.name for path in written}
     tables = {

@@ -12,15 +12,7 @@ from scipy.stats import spearmanr
 from skin import knows_skin
 from torch import nn
 
-from ham10000.modeling import (
-    LABELS,
-    LOCALIZATIONS,
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    create_model,
-    create_processor,
-)
+from ham10000.modeling import LABELS, LOCALIZATIONS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
 from ham10000.training.inference.output import DISCLAIMER
@@ -84,18 +76,13 @@ def test_grad_cam_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def rank_correlations(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-    """Spearman's, over the pixels of each pair of maps (batch, height, width)."""
-    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
-    return np.array([spearmanr(a, b).statistic for a, b in pairs])
-
-
 def test_grad_cam_in_bf16_follows_fp32() -> None:
     model, _ = build("image", "test_resnet")
     expected = grad_cam(model, noise(), [4, 1, 2], signed=True)
     rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2], signed=True)
     assert rounded.dtype == torch.float32
-    assert rank_correlations(expected, rounded).min() > 0.95
+    pairs = zip(expected.flatten(1).numpy(), rounded.flatten(1).numpy(), strict=True)
+    assert min(spearmanr(*pair).statistic for pair in pairs) > 0.95
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
@@ -237,20 +224,6 @@ def test_overlay() -> None:
     assert changed[:10, 50:].mean() > 50
     assert changed[20:].max() == 0
     assert changed[:, :30].max() == 0
-
-
-def test_maps_depend_on_the_weights() -> None:
-    """Adebayo et al. 2018 (arXiv:1810.03292): the maps of a random network do not resemble the model's."""
-    model, _ = build("fusion", "test_resnet")
-    pixels, classes = noise(4), [4] * 4
-    original = grad_cam(model, pixels, classes, signed=True)
-    assert torch.equal(grad_cam(model, pixels, classes, signed=True), original)
-    correlations = []
-    for seed in range(5):  # borders give any two networks' maps a pattern in common, with either sign
-        torch.manual_seed(seed)
-        fresh = Ham10000ForImageClassification(model.config).eval()
-        correlations.append(rank_correlations(original, grad_cam(fresh, pixels, classes, signed=True)))
-    assert np.mean(correlations) < 0.5
 
 
 @pytest.mark.parametrize("modality", ["metadata", "fusion"])

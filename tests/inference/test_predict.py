@@ -24,16 +24,18 @@ from ham10000.modeling import (
     create_processor,
 )
 from ham10000.training.inference.inputs import Sample, find_images
-from ham10000.training.inference.output import DISCLAIMER, format_csv, format_table
+from ham10000.training.inference.output import DISCLAIMER, Predictions, format_csv, format_table
 from ham10000.training.inference.prediction import load_checkpoint, predict
 from ham10000.training.predict import main
 
+Checkpoints = dict[str, str]
+Capture = pytest.CaptureFixture[str]
 BACK = {"age": "60", "sex": "male", "localization": "back"}
 FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """An untrained checkpoint of each variant, the fusion one with a temperature; read-only for tests."""
     folder, paths = tmp_path_factory.mktemp("checkpoints"), {}
     torch.manual_seed(0)
@@ -77,7 +79,7 @@ def direct(checkpoint: str, **inputs: Any) -> np.ndarray:
     return logits.double().softmax(-1).numpy()
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+def run_json(capsys: Capture, *argv: str) -> list[dict[str, Any]]:
     assert main([*argv, "--format", "json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -86,7 +88,12 @@ def shares(records: list[dict[str, Any]]) -> np.ndarray:
     return np.array([[record["probabilities"][label] for label in LABELS] for record in records])
 
 
-def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def class_rows(table: str) -> list[list[str]]:
+    """The words of each line of a table that begins with a label."""
+    return [words for line in table.splitlines() if (words := line.split()) and words[0] in LABELS]
+
+
+def fails(capsys: Capture, *argv: str) -> str:
     assert main(list(argv)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -95,7 +102,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_predict_equals_model_and_processor(modality: str, checkpoints: dict[str, str], pictures: Path) -> None:
+def test_predict_equals_model_and_processor(modality: str, checkpoints: Checkpoints, pictures: Path) -> None:
     model, processor = load_checkpoint(checkpoints[modality])
     inputs: dict[str, Any] = {}
     if modality != "metadata":
@@ -110,7 +117,7 @@ def test_predict_equals_model_and_processor(modality: str, checkpoints: dict[str
     assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-3
 
 
-def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) -> None:
+def test_predict_batches_and_modes(checkpoints: Checkpoints, pictures: Path) -> None:
     model, processor = load_checkpoint(checkpoints["fusion"])
     images = find_images([pictures])
     whole = predict(model, processor, images, [BACK] * 4)
@@ -132,9 +139,7 @@ def test_predict_batches_and_modes(checkpoints: dict[str, str], pictures: Path) 
             predict(model, processor, *arguments)
 
 
-def test_the_fast_path_gives_the_same_probabilities(
-    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_fast_path_gives_the_same_probabilities(checkpoints: Checkpoints, pictures: Path, capsys: Capture) -> None:
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
     plain = shares(run_json(capsys, *argv))
     np.testing.assert_allclose(shares(run_json(capsys, *argv, "--precision", "fp32")), plain, rtol=1e-3, atol=1e-5)
@@ -148,7 +153,7 @@ def test_find_images(pictures: Path) -> None:
 
 
 def test_table_of_one_picture(
-    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, pictures: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     picture = pictures / "b.jpg"
@@ -160,7 +165,7 @@ def test_table_of_one_picture(
     config = Ham10000Config()
     assert "age 60, sex male, localization unknown" in lines
     assert f"Predicted: {best}, {config.label_descriptions[best]}" in lines
-    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in LABELS]
+    rows = class_rows(captured.out)
     assert [row[0] for row in rows] == [LABELS[index] for index in np.argsort(-expected)]
     for row in rows:
         assert f"{expected[LABELS.index(row[0])]:.1%}" in row
@@ -183,7 +188,7 @@ def test_table_of_one_picture(
 
     assert main([str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2"]) == 0
     out = capsys.readouterr().out
-    rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in LABELS]
+    rows = class_rows(out)
     assert len(rows) == 2
     # The longest bar belongs to the first class, and its length is its share of 30 blocks.
     share = direct(checkpoints["image"], images=[picture])[0].max()
@@ -194,7 +199,7 @@ def test_table_of_one_picture(
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_table_fits_the_terminal(
-    columns: int, checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    columns: int, checkpoints: Checkpoints, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for argv in ([str(pictures / "b.jpg"), *FLAGS], [str(pictures)]):
@@ -205,7 +210,7 @@ def test_table_fits_the_terminal(
         assert max(len(line) for line in numbers) < columns
 
 
-def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_in_ascii(checkpoints: Checkpoints, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars without block characters keep the columns behind them in place."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
@@ -218,9 +223,7 @@ def test_table_in_ascii(checkpoints: dict[str, str], pictures: Path, monkeypatch
     assert len(ends) == 1
 
 
-def test_explain(
-    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain(checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     picture, fusion = pictures / "b.jpg", ["--checkpoint", checkpoints["fusion"]]
     figure = tmp_path / "new" / "out.png"
     expected = run_json(capsys, str(picture), *fusion, *FLAGS)
@@ -256,7 +259,7 @@ def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
     assert [path.name for path in explanation_paths(samples, str(tmp_path / "new"))] == expected
 
 
-def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_a_folder(checkpoints: Checkpoints, pictures: Path, capsys: Capture) -> None:
     assert main([str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2"]) == 0
     captured = capsys.readouterr()
     expected = direct(checkpoints["image"], images=find_images([pictures]))
@@ -269,20 +272,17 @@ def test_table_of_a_folder(checkpoints: dict[str, str], pictures: Path, capsys: 
     assert " ".join(captured.out.split()).endswith(DISCLAIMER)
 
 
-def test_names_cannot_disturb_the_terminal_or_a_spreadsheet(checkpoints: dict[str, str]) -> None:
-    model, processor = load_checkpoint(checkpoints["metadata"])
-    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg", None, {}), Sample("x" * 90 + ".jpg", None, {})]
-    probabilities = predict(model, processor, None, [{}, {}])
-    table = format_table(samples, probabilities, model, processor)
+def test_names_cannot_disturb_the_terminal_or_a_spreadsheet() -> None:
+    samples = [Sample("=cmd|' /C calc'!A0\x1b[2J.jpg"), Sample("x" * 90 + ".jpg")]
+    predictions = Predictions(samples, np.full((2, 7), 1 / 7), np.zeros(2, dtype=int))
+    table = format_table(predictions)
     assert "\x1b" not in table
     assert max(len(line) for line in table.splitlines()) < 130
-    rows = list(csv.reader(io.StringIO(format_csv(samples, probabilities))))
+    rows = list(csv.reader(io.StringIO(format_csv(predictions))))
     assert rows[1][0] == "'" + str(samples[0].name)
 
 
-def test_json_and_csv_files(
-    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_and_csv_files(checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
     records = run_json(capsys, *argv)
     assert [record["image"] for record in records] == [str(path) for path in find_images([pictures])]
@@ -332,12 +332,7 @@ def test_json_and_csv_files(
 
 @pytest.mark.parametrize(("column", "delimiter"), [("image_id", ","), ("file", "\t"), ("path", ";")])
 def test_csv_metadata_equals_flags(
-    column: str,
-    delimiter: str,
-    checkpoints: dict[str, str],
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    column: str, delimiter: str, checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     paths = find_images([pictures])
     names = {"image_id": [path.stem for path in paths], "file": [path.name for path in paths], "path": map(str, paths)}
@@ -353,9 +348,7 @@ def test_csv_metadata_equals_flags(
     assert captured.err.count("lesion_id, DX ignored") == 1
 
 
-def test_csv_with_missing_values(
-    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_csv_with_missing_values(checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
     message = fails(capsys, *argv)
@@ -371,7 +364,7 @@ def test_csv_with_missing_values(
     np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
 
 
-def test_metadata_only(checkpoints: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_only(checkpoints: Checkpoints, tmp_path: Path, capsys: Capture) -> None:
     checkpoint = ["--checkpoint", checkpoints["metadata"]]
     (record,) = run_json(capsys, *checkpoint, *FLAGS)
     assert record["image"] is None
@@ -403,20 +396,14 @@ def test_metadata_only(checkpoints: dict[str, str], tmp_path: Path, capsys: pyte
     ],
 )
 def test_input_errors(
-    modality: str,
-    inputs: str,
-    message: str,
-    checkpoints: dict[str, str],
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    modality: str, inputs: str, message: str, checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     names = {"B": str(pictures / "b.jpg"), "EMPTY": str(tmp_path)}
     argv = [names.get(word, word) for word in inputs.split()]
     assert message in fails(capsys, *argv, "--checkpoint", checkpoints[modality])
 
 
-def test_checkpoint_names(checkpoints: dict[str, str], tmp_path: Path) -> None:
+def test_checkpoint_names(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """What is wrong within a folder is in `bad_checkpoints.py`."""
     for name in (str(tmp_path / "absent"), "absent", "./absent", "a/b/c"):
         with pytest.raises(Ham10000Error, match="There is no folder"):
@@ -428,7 +415,7 @@ def test_checkpoint_names(checkpoints: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_the_parser_refuses_and_debug_shows_the_traceback(
-    checkpoints: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Checkpoints, pictures: Path, capsys: Capture
 ) -> None:
     assert "from 1 to 7" in fails(capsys, str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "8")
     for argv in (["--format", "xml"], ["--json", "--csv"]):
@@ -445,7 +432,7 @@ def test_the_parser_refuses_and_debug_shows_the_traceback(
         ("main(sys.argv[1:])", {"captum", "datasets", "evaluate", "matplotlib", "pandas", "sklearn"}),
     ],
 )
-def test_starts_without_what_it_does_not_need(call: str, absent: set[str], checkpoints: dict[str, str]) -> None:
+def test_starts_without_what_it_does_not_need(call: str, absent: set[str], checkpoints: Checkpoints) -> None:
     code = f"import sys\nfrom ham10000.training.predict import *\n{call}\nsys.exit({absent} & set(sys.modules) or 0)"
     command = [sys.executable, "-c", code, "--checkpoint", checkpoints["metadata"], *FLAGS, "--json"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -453,7 +440,7 @@ def test_starts_without_what_it_does_not_need(call: str, absent: set[str], check
 
 
 def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
-    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     white = tmp_path / "white.png"
     Image.new("RGB", (60, 40), "white").save(white)
@@ -473,8 +460,17 @@ def test_an_image_unlike_the_training_data_gets_a_warning_and_no_answer(
     assert second["warning"] is None
 
 
+def test_each_image_is_decoded_once(
+    checkpoints: Checkpoints, pictures: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or open_image(path, **options))
+    run_json(capsys, str(pictures), "--checkpoint", checkpoints["image"])
+    assert sorted(opened) == sorted(find_images([pictures]))
+
+
 def test_calibration_is_claimed_only_as_measured(
-    checkpoints: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     checkpoint = shutil.copytree(checkpoints["fusion"], tmp_path / "measured")
     evaluation = {"temperature": 0.25, "metrics": {"ece": 0.0518}, "split": {"name": "test"}}

@@ -13,9 +13,9 @@ from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Config, create_processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
-from ham10000.training.evaluation.subgroups import subgroup_results
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 N_IMAGES = 240
@@ -132,13 +132,13 @@ def write_run(
     if not evaluated:
         return folder
     columns = _predictions(seed, prefix)
-    results = evaluate_predictions(**columns, n_resamples=50)
+    table = predictions_table(**columns, lesion_ids=columns["lesion_groups"])
+    results = evaluate_predictions(table, n_resamples=50)
     results["subgroups"] = subgroup_results(
         _metadata(), columns["labels"], columns["probabilities"], columns["lesion_groups"], n_resamples=50
     )
     results |= {"data": "HAM10000", "split": {"name": "test", **split_summary()}, "views": 1}
     write_json(folder / "eval_results.json", results)
-    table = predictions_table(**columns, lesion_ids=columns["lesion_groups"])
     table.to_csv(folder / "predictions.csv", index=False)
     (folder / "figures").mkdir()
     for name in FIGURES:

@@ -111,10 +111,7 @@ def main(argv: Sequence[str]) -> None:
         malignant = model.config.malignant_labels or []
         write_paper(arguments.tables, results, output_dir / RunFile.PREDICTIONS, malignant, training)
     split = results["split"]
-    if arguments.split == "all":
-        scored = dataset
-    else:
-        scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
+    scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
     if known := images_trained_on(checkpoint, scored):
         print(
             f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"

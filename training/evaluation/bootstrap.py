@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,12 +34,11 @@ def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
     return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
 
 
-STATISTICS = statistics_of(LABELS)
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Division that gives NaN, silently, where the denominator is 0."""
+    """NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
 
 
@@ -151,23 +150,20 @@ class WeightedMetrics:
         ).reshape(n_clusters, n_classes**2)  # (C, K * K)
         self._sums: dict[str, np.ndarray] = {}
         self._rankings: dict[int, _Ranking] = {}
-        if probabilities is not None:
-            self._prepare_probabilities(labels, probabilities, n_clusters)
-
-    def _prepare_probabilities(self, labels: np.ndarray, probabilities: np.ndarray, n_clusters: int) -> None:
+        if probabilities is None:
+            return
         for name, values in (
             ("nll", negative_log_likelihoods(labels, probabilities)),
             ("brier", brier_scores(labels, probabilities)),
         ):
-            self._sums[name] = np.bincount(self._index, weights=values, minlength=n_clusters)  # (C,)
-        bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
+            self._sums[name] = np.bincount(index, weights=values, minlength=n_clusters)  # (C,)
+        bins = index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
         self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
-        ranked = set()
         for k, label in enumerate(self.label_names):
             wanted = {"auroc_macro", AVERAGE_PRECISION, f"auroc:{label}", sensitivity_metric(label)}
-            ranked |= {k} if wanted & set(self.names) else set()
-        self._rankings = {k: _Ranking(labels == k, probabilities[:, k]) for k in sorted(ranked)}
+            if wanted & set(self.names):
+                self._rankings[k] = _Ranking(labels == k, probabilities[:, k])
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Evaluates all the statistics under B weight vectors.
@@ -196,31 +192,33 @@ class WeightedMetrics:
         recall, precision = _divide(hits, support), _divide(hits, predicted)
         f1 = np.nan_to_num(_divide(2 * hits, support + predicted), nan=0.0)
         present_f1 = np.where(support == 0, np.nan, f1)
-        values = {
+        per_class = {"precision": precision, "recall": recall, "f1": present_f1}
+        return {
             "accuracy": hits.sum(axis=1) / support.sum(axis=1),
             "macro_f1": _nan_mean(present_f1),
             "weighted_f1": (f1 * support).sum(axis=1) / support.sum(axis=1),
             "balanced_accuracy": _nan_mean(recall),
+            **{
+                f"{name}:{label}": table[:, k]
+                for name, table in per_class.items()
+                for k, label in enumerate(self.label_names)
+            },
         }
-        per_class = {"precision": precision, "recall": recall, "f1": present_f1}
-        for name, table in per_class.items():
-            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
-        return values
 
     def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        values, aurocs = {}, {}
+        values = {}
         for k, ranking in self._rankings.items():
             label = self.label_names[k]
             if (name := sensitivity_metric(label)) in self.names:
                 values[name] = ranking.sensitivity_at_95_specificity(weights)
             if {"auroc_macro", f"auroc:{label}"} & set(self.names):
-                values[f"auroc:{label}"] = aurocs[k] = ranking.auroc(weights)
+                values[f"auroc:{label}"] = ranking.auroc(weights)
+        # Either macro metric has every class ranked.
         if AVERAGE_PRECISION in self.names:
-            values[AVERAGE_PRECISION] = _nan_mean(
-                np.stack([self._rankings[k].average_precision(weights) for k in range(len(self.label_names))], axis=1)
-            )
+            table = np.stack([ranking.average_precision(weights) for ranking in self._rankings.values()], axis=1)
+            values[AVERAGE_PRECISION] = _nan_mean(table)
         if "auroc_macro" in self.names:
-            macro = _nan_mean(np.stack([aurocs[k] for k in range(len(self.label_names))], axis=1))
+            macro = _nan_mean(np.stack([values[f"auroc:{label}"] for label in self.label_names], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
         return values
 
@@ -342,10 +340,10 @@ def percentile_interval(estimate: float, values: np.ndarray, confidence: float =
     return Interval(float(estimate), float(low), float(high), len(defined))
 
 
-def bias_corrected_interval(
-    estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
+def metric_interval(
+    name: str, estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
 ) -> Interval:
-    """Percentile interval of an ECE, moved by the bootstrap's own estimate of its bias.
+    """The interval of a metric by its name: percentile, and for the ECE moved by its bias.
 
     A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
     high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
@@ -353,36 +351,21 @@ def bias_corrected_interval(
     sample's size, so it is read next to `ece_floor`.
 
     Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out.
-        confidence: Coverage in (0, 1).
-        lowest: The least value the figure can have; minus infinity for a difference of two ECEs.
-
-    Returns:
-        The interval, not below `lowest`; without bounds where something is undefined.
-    """
-    defined = values[~np.isnan(values)]
-    if math.isnan(estimate) or len(defined) == 0:
-        return Interval(None if math.isnan(estimate) else float(estimate), None, None, 0)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) - (defined.mean() - estimate)
-    return Interval(float(estimate), float(min(max(low, lowest), estimate)), float(max(high, estimate)), len(defined))
-
-
-def metric_interval(
-    name: str, estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
-) -> Interval:
-    """The interval of a metric by its name: bias-corrected for the ECE, percentile for the others.
-
-    Args:
         name: Name of the metric.
         estimate: As in `percentile_interval`.
         values: As there.
         confidence: As there.
-        lowest: As in `bias_corrected_interval`.
+        lowest: The least value an ECE can have; minus infinity for a difference of two.
+
+    Raises:
+        Ham10000Error: As there.
     """
-    if name == "ece":
-        return bias_corrected_interval(estimate, values, confidence, lowest=lowest)
-    return percentile_interval(estimate, values, confidence)
+    plain = percentile_interval(estimate, values, confidence)
+    if name != "ece" or plain.low is None or plain.high is None:
+        return plain
+    bias = float(values[~np.isnan(values)].mean() - estimate)
+    low, high = max(plain.low - bias, lowest), plain.high - bias
+    return replace(plain, low=min(low, float(estimate)), high=max(high, float(estimate)))
 
 
 def bootstrap_distribution(

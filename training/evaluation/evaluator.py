@@ -4,18 +4,18 @@ import contextlib
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 import torch
 
-from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
+from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import (
@@ -24,7 +24,6 @@ from ham10000.training.evaluation.report import (
     predictions_table,
     write_evaluation,
 )
-from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json
@@ -123,15 +122,17 @@ def evaluate_checkpoint(  # each is an option of the command line
     samples = Samples.from_dataset(rows, processor)
     loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
     start = time.perf_counter()
-    probabilities = _predict(model, loader, views, precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    probabilities = softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
     seconds = time.perf_counter() - start
 
     frame = metadata_frame(rows)
     # Photographs of each image's lesion in the whole source, not in the scored part alone.
     groups = pd.Series(lesion_groups(dataset["lesion_id"][:], dataset["image_id"][:]), dataset["image_id"][:])
     frame["photographs"] = frame["image_id"].map(groups.map(groups.value_counts()))
-    resampling = {"n_resamples": n_resamples, "seed": seed}
-    results, table = _score(frame, samples, probabilities, config, positive, resampling)
+    results, table = _score(frame, samples, probabilities, config, positive, n_resamples, seed)
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
@@ -150,43 +151,38 @@ def evaluate_checkpoint(  # each is an option of the command line
     return output_dir, {**results, **context}
 
 
-def _predict(model: Ham10000ForImageClassification, loader: EvalLoader, views: int, precision: str) -> np.ndarray:
-    """Probabilities (N, K) of the rows of a loader."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    autocast = contextlib.nullcontext if dtype is None else partial(torch.autocast, loader.device.type, dtype)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-    return softmax(predict_logits(model, loader, autocast=autocast, views=views, progress=True))
-
-
 def _score(
     frame: pd.DataFrame,
     samples: Samples,
     probabilities: np.ndarray,
     config: Ham10000Config,
     positive: str | None,
-    resampling: dict[str, Any],
+    n_resamples: int,
+    seed: int,
 ) -> tuple[JsonObject, pd.DataFrame]:
     """The results of an evaluation and the table of its predictions."""
     labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
     groups = lesion_groups(lesion_ids, samples.image_ids)
-    columns: dict[str, Any] = {
-        "image_ids": samples.image_ids,
-        "lesion_groups": groups,
-        "labels": labels,
-        "probabilities": probabilities,
-        "label_names": config.label_names,
-    }
-    results = evaluate_predictions(**columns, positive=positive, **resampling)
+    table = predictions_table(
+        image_ids=samples.image_ids,
+        lesion_ids=lesion_ids,
+        lesion_groups=groups,
+        labels=labels,
+        probabilities=probabilities,
+        label_names=config.label_names,
+        metadata=frame,
+    )
+    results = evaluate_predictions(table, positive=positive, n_resamples=n_resamples, seed=seed)
     malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
     results["subgroups"] = subgroup_results(
-        frame, labels, probabilities, groups, malignant_ids=malignant_ids, **resampling
+        frame, labels, probabilities, groups, malignant_ids=malignant_ids, n_resamples=n_resamples, seed=seed
     )
     if config.class_prior is not None:
         results["decisions"] = {}
         for rule in RULES:
             decided = decide(probabilities, config.class_prior, rule)
             intervals = cluster_bootstrap(
-                labels, decided, groups, DECISION_METRICS, **resampling, label_names=config.label_names
+                labels, decided, groups, DECISION_METRICS, n_resamples, seed=seed, label_names=config.label_names
             )
             results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
-    return results, predictions_table(**columns, lesion_ids=lesion_ids, metadata=frame)
+    return results, table

@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score, roc_curve
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.utils.files import JsonObject
@@ -16,10 +16,6 @@ from ham10000.training.utils.files import JsonObject
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-if TYPE_CHECKING:
-    from transformers import EvalPrediction
-
-N_CLASSES = len(LABELS)
 # The class whose sensitivity has its own row, where a label set has it.
 DEFAULT_POSITIVE = "mel"
 SENSITIVITY = "sensitivity_at_95_specificity"
@@ -75,7 +71,7 @@ def headline_metrics(positive: str | None = DEFAULT_POSITIVE) -> tuple[str, ...]
 HEADLINE_METRICS = headline_metrics()
 
 
-def validate_labels(labels: ArrayLike, n_classes: int = N_CLASSES) -> np.ndarray:
+def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarray:
     """Checks class ids.
 
     Args:
@@ -153,28 +149,12 @@ def softmax(logits: ArrayLike) -> np.ndarray:
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
-    """Index of the equal-width bin ((b - 1) / n_bins, b / n_bins] each confidence falls in; 0 joins the first.
-
-    Args:
-        confidence: Probabilities (N,).
-        n_bins: Number of bins over [0, 1].
-
-    Returns:
-        Bin indices (N,) in 0…n_bins - 1.
-    """
+    """Index (N,) of the equal-width bin ((b - 1) / n_bins, b / n_bins] of each confidence (N,); 0 joins the first."""
     return np.digitize(confidence, np.linspace(0, 1, n_bins + 1)[1:-1], right=True)
 
 
 def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each image's hit (0 or 1) minus the probability of its top label; sums of it per bin make the ECE.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        Gaps (N,) in [-1, 1].
-    """
+    """Each image's hit (0 or 1) minus the probability of its top label (N,); sums of it per bin make the ECE."""
     return (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
 
 
@@ -220,29 +200,13 @@ def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -
 
 
 def negative_log_likelihoods(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """-log of the probability of the true class, in nats; 0 is read as the float64 epsilon, as scikit-learn does.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        One value per image (N,).
-    """
+    """-log of the true class's probability (N,), in nats; 0 is read as the float64 epsilon, as scikit-learn does."""
     true = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.clip(true, np.finfo(np.float64).eps, 1))
 
 
 def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Brier's original score (1950): squared differences to the one-hot label, summed over the classes.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-
-    Returns:
-        One value per image (N,) in [0, 2].
-    """
+    """Brier's original score (1950), in [0, 2]: squared differences to the one-hot label, summed over the classes."""
     return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 
@@ -256,13 +220,10 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
     Returns:
         The sensitivity in [0, 1], or None where there is no positive or no negative.
     """
-    positives, negatives = np.sort(scores[positive]), np.sort(scores[~positive])
-    if len(positives) == 0 or len(negatives) == 0:
+    if positive.all() or not positive.any():
         return None
-    thresholds = np.append(np.unique(scores), np.inf)
-    false_positives = len(negatives) - np.searchsorted(negatives, thresholds, side="left")
-    lowest = thresholds[NEGATIVES_PER_FALSE_POSITIVE * false_positives <= len(negatives)][0]
-    return float((positives >= lowest).mean())
+    false_positive_rate, sensitivity, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return float(sensitivity[false_positive_rate <= 1 / NEGATIVES_PER_FALSE_POSITIVE].max())
 
 
 def compute_metrics(
@@ -355,7 +316,7 @@ def trainer_compute_metrics(eval_pred: "EvalPrediction") -> dict[str, float]:
     predictions = eval_pred.predictions
     logits = predictions[0] if isinstance(predictions, (tuple, list)) else predictions
     n_classes = np.shape(logits)[-1]
-    names = LABELS if n_classes == N_CLASSES else [str(index) for index in range(n_classes)]
+    names = LABELS if n_classes == len(LABELS) else [str(index) for index in range(n_classes)]
     metrics = compute_metrics(eval_pred.label_ids, softmax(logits), names)
     return {name: metrics[name] for name in headline_metrics(metrics["positive"]) if metrics[name] is not None}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
@@ -23,12 +22,7 @@ from ham10000.training.evaluation.plots import (
     plot_subgroups,
     set_title,
 )
-from ham10000.training.evaluation.report import (
-    interval_metrics,
-    metric_title,
-    predicted_labels,
-    read_predictions,
-)
+from ham10000.training.evaluation.report import interval_metrics, metric_title, predicted_labels, read_predictions
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
@@ -41,7 +35,6 @@ FORMATS = (".pdf", ".svg")
 N_RESAMPLES = 200
 _GRID = np.linspace(0, 1, 101)
 _COLOURS = (OKABE_ITO["vermilion"], OKABE_ITO["blue"])
-
 
 Curve = Callable[..., np.ndarray]
 
@@ -153,8 +146,8 @@ def net_benefit(target: Target) -> pd.DataFrame:
     )
 
 
-def draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figure:
-    """Draws ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
+def _draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figure:
+    """ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
     figure, (left, right) = panels(2, 3.6)
     bold = [all_targets[0], *(target for target in all_targets[1:] if target.name == "mel")]
     for target in (target for target in all_targets if target not in bold):
@@ -163,29 +156,25 @@ def draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figur
     for target, colour in zip(bold, _COLOURS, strict=False):
         area = auc(*roc_curve(target.positive, target.scores)[:2])
         average = average_precision_score(target.positive, target.scores)
-        _with_band(left, true_positive_rate, target, weights, colour, f"{plain(target.name)}: AUROC {area:.3f}")
-        _with_band(right, precision, target, weights, colour, f"{plain(target.name)}: average precision {average:.3f}")
+        for axes, curve, score in (
+            (left, true_positive_rate, f"AUROC {area:.3f}"),
+            (right, precision, f"average precision {average:.3f}"),
+        ):
+            low, high = np.quantile(resampled(curve, target, weights), [0.025, 0.975], axis=0)
+            axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=f"{plain(target.name)}: {score}")
     left.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
     style_axes(left, xlabel="1 - specificity", ylabel="sensitivity")
     style_axes(right, xlabel="recall", ylabel="precision")
     for axes in (left, right):
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    handles = [
-        line for axes in (left, right) for line in axes.get_lines() if not str(line.get_label()).startswith("_")
-    ]
-    legend_below(figure, handles)
+    legend_below(figure, [line for axes in (left, right) for line in axes.get_legend_handles_labels()[0]])
     set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
     return figure
 
 
-def _with_band(axes: Axes, curve: Curve, target: Target, weights: ClusterWeights, colour: str, label: str) -> None:
-    low, high = np.quantile(resampled(curve, target, weights), [0.025, 0.975], axis=0)
-    axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=label)
-
-
-def draw_decision_curve(target: Target) -> Figure:
-    """Draws the net benefit of the model against flagging all and flagging none."""
+def _draw_decision_curve(target: Target) -> Figure:
+    """The net benefit of the model against flagging all and flagging none."""
     table = net_benefit(target)
     figure = new_figure(8, 4)
     axes = figure.subplots()
@@ -222,13 +211,13 @@ def write_curves(
     points = operating_points(all_targets, weights)
     write_latex_table(points, directory / f"operating_points{suffix}", f"Operating points, {scored}")
     write_table(net_benefit(all_targets[0]), directory / f"decision_curve{suffix}.csv")
-    figures = {"curves": draw_curves(all_targets, weights), "decision_curve": draw_decision_curve(all_targets[0])}
+    figures = {"curves": _draw_curves(all_targets, weights), "decision_curve": _draw_decision_curve(all_targets[0])}
     for name, figure in figures.items():
         for kind in FORMATS:
             save_figure(figure, directory / f"{name}{suffix}{kind}")
 
 
-def result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
+def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
     """The headline metrics and those of each class, with their intervals, of an `eval_results.json`."""
     metrics, intervals = results["metrics"], results["intervals"]
     rows = [
@@ -275,7 +264,7 @@ def write_paper(
     weights = cluster_weights(scored_images["lesion_group"], n_resamples)
     found = targets(labels, probabilities, names, malignant)
     scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions; 95 % intervals."
-    for name, table in result_tables(results).items():
+    for name, table in _result_tables(results).items():
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}")
     write_curves(directory, found, weights, scored)
     for kind in FORMATS:

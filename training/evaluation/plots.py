@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from ham10000.training.utils.markdown_text import defined
 # Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
 _BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
 _LARGEST_TITLE, _SMALLEST_TITLE = 12.0, 8.5
-_MARK: dict[str, Any] = {"linestyle": "none", "markersize": 7}
 # Opaque, because lines may pass behind it.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
 
@@ -114,7 +114,9 @@ def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, s
 
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
     """A marker with a label, for a legend."""
-    return Line2D([], [], color=colour, marker=shape, label=label, **(_MARK | options))
+    point = Line2D([], [], color=colour, marker=shape, label=label, linestyle="none", markersize=7)
+    point.set(**options)
+    return point
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:
@@ -123,7 +125,6 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) ->
 
 
 def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """The confusion with the most images, as text."""
     errors = confusion - np.diag(np.diag(confusion))
     if not errors.any():
         return "no image is misread"
@@ -149,17 +150,16 @@ def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], tit
     share = confusion / np.maximum(support, 1)
     figure = new_figure(8, 7)
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap=_BLUES, vmin=0, vmax=1)
+    image, write = axes.imshow(share, cmap=_BLUES, vmin=0, vmax=1), partial(axes.text, ha="center", va="center")
     for row, column in np.ndindex(*confusion.shape):
-        if confusion[row, column] == 0:
-            axes.text(column, row, "0", ha="center", va="center", fontsize=10, color="#B5B5B5")
+        count, part = confusion[row, column], share[row, column]
+        if count == 0:
+            write(column, row, "0", fontsize=10, color="#B5B5B5")
             continue
-        colour = "white" if share[row, column] > 0.55 else "black"
-        axes.text(
-            column, row - 0.1, f"{confusion[row, column]:,}", ha="center", va="center", fontsize=12, color=colour
-        )
-        percent = f"{share[row, column]:.0%}" if share[row, column] >= 0.005 else "<1%"
-        axes.text(column, row + 0.24, percent, ha="center", va="center", fontsize=9, color=colour)
+        colour = "white" if part > 0.55 else "black"
+        write(column, row - 0.1, f"{count:,}", fontsize=12, color=colour)
+        percent = f"{part:.0%}" if part >= 0.005 else "<1%"
+        write(column, row + 0.24, percent, fontsize=9, color=colour)
     finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion, names)}"
     style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
     # Long names would run into each other side by side.
@@ -235,13 +235,6 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     return save_figure(figure, path)
 
 
-def _lines(axes: Axes, history: pd.DataFrame, series: Iterable[tuple[str, str, str, str]]) -> None:
-    for name, label, colour, marker in series:
-        if history[name].notna().any():
-            (line,) = axes.plot(history["epoch"], history[name], f"{marker}-", label=label, markersize=4.5)
-            line.set(color=OKABE_ITO[colour], linewidth=1.8)
-
-
 def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[str], kept: int | None = None) -> Path:
     """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
 
@@ -259,25 +252,26 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
     """
     if not history:
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
-    losses = (("train_loss", "training", "orange", "s"), ("validation_loss", "validation", "blue", "o"))
-    scores = (
-        ("validation_macro_f1", "macro-F1", "blue", "o"),
-        ("validation_balanced_accuracy", "balanced accuracy", "green", "^"),
-    )
-    rates = (("learning_rate", "learning rate", "purple", "D"),)
-    columns = ["epoch", *(name for name, *_ in (*losses, *scores, *rates))]
-    table = pd.DataFrame(history, columns=columns).astype(float)
+    series = {  # of the history, to panel, label, colour and marker
+        "train_loss": ("loss", "training", "orange", "s"),
+        "validation_loss": ("loss", "validation", "blue", "o"),
+        "validation_macro_f1": ("score", "macro-F1", "blue", "o"),
+        "validation_balanced_accuracy": ("score", "balanced accuracy", "green", "^"),
+        "learning_rate": ("rate", "learning rate", "purple", "D"),
+    }
+    table = pd.DataFrame(history, columns=["epoch", *series]).astype(float)
     epochs, macro_f1 = table["epoch"], table["validation_macro_f1"]
     figure = new_figure(8, 6)
     has_scores = bool(macro_f1.notna().any())
     # A run that trained on validation has no scores: no empty panel for them.
     top = ("loss", "score" if has_scores else "loss")
     panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
-    _lines(panels["loss"], table, losses)
+    for name, (panel, label, colour, marker) in series.items():
+        if panel in panels and table[name].notna().any():
+            (line,) = panels[panel].plot(epochs, table[name], f"{marker}-", label=label, markersize=4.5)
+            line.set(color=OKABE_ITO[colour], linewidth=1.8)
     if has_scores:
-        _lines(panels["score"], table, scores)
         style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
-    _lines(panels["rate"], table, rates)
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)
@@ -286,8 +280,8 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
     if has_scores:
         row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
         finding = f"Validation macro-F1 {macro_f1[row]:.3f} at epoch {epochs[row]:g} of {len(history)}, which is kept"
-        for panel in panels.values():
-            panel.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+        for axes in panels.values():
+            axes.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
         panels["score"].plot(
             epochs[row], macro_f1[row], "o", markersize=11, fillstyle="none", color="black", label="kept"
         )
@@ -295,8 +289,8 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
         if panels[name].get_legend_handles_labels()[1]:
             # Above the panel: within it some line is always covered.
             panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
-    for panel in panels.values():
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in panels.values():
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_title(figure, finding)
     return save_figure(figure, path)
 
@@ -333,7 +327,6 @@ def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
 
 
 def _subgroup_finding(subgroups: JsonObject) -> str:
-    """The largest difference between two groups, as text."""
     gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
     if not gaps:
         return "Too few groups with enough malignant lesions to compare"

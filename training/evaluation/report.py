@@ -40,14 +40,8 @@ CONFIDENCE = 0.95
 _STALE_SECONDS = 600.0
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
 # What tables and comparisons of several models show.
-SUMMARY_METRICS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "auroc_macro",
-    "ece",
-    sensitivity_metric(DEFAULT_POSITIVE),
-)
+_SENSITIVITY = sensitivity_metric(DEFAULT_POSITIVE)
+SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", _SENSITIVITY)
 # What a decision rule changes; `ham10000-evaluate` shows them for each rule.
 DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
@@ -74,24 +68,12 @@ def interval_metrics(results: JsonObject) -> list[str]:
 
 
 def evaluate_predictions(
-    *,
-    image_ids: Sequence[str],
-    lesion_groups: Sequence[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    label_names: Sequence[str] = LABELS,
-    positive: str | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    predictions: pd.DataFrame, *, positive: str | None = None, n_resamples: int = 2000, seed: int = 0
 ) -> JsonObject:
     """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
 
     Args:
-        image_ids: Image ids (N,), each once.
-        lesion_groups: Lesion of each image (N,), known duplicates merged; what the bootstrap resamples.
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-        label_names: The K labels in the order of their ids.
+        predictions: Result of `predictions_table`; the bootstrap resamples its lesion groups.
         positive: Class of the sensitivity row; by default mel, where the label set has it.
         n_resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
@@ -101,19 +83,15 @@ def evaluate_predictions(
         label to recall and f1, in the same form) and `bootstrap` (how they were made). Strict JSON as it stands.
 
     Raises:
-        Ham10000Error: For lengths that differ, a duplicated image, or fewer than two lesions.
+        Ham10000Error: For a duplicated image, or fewer than two lesions.
     """
-    if not len(image_ids) == len(lesion_groups) == len(labels):
-        raise Ham10000Error(
-            f"Got {len(image_ids)} image ids, {len(lesion_groups)} lesion groups and {len(labels)} labels; "
-            "expected one of each per image."
-        )
-    ids = pd.Series(list(image_ids))
+    ids, lesion_groups = predictions["image_id"], predictions["lesion_group"]
     if ids.duplicated().any():
         raise Ham10000Error(
             f"Image {ids[ids.duplicated()].iloc[0]!r} is duplicated ({int(ids.duplicated().sum())} repeated rows): "
             "padded batches must be trimmed before the evaluation."
         )
+    label_names, (labels, probabilities) = predicted_labels(predictions), _labels_and_probabilities(predictions)
     metrics = compute_metrics(labels, probabilities, label_names, positive)
     headline = headline_metrics(metrics["positive"])
     per_class = [f"{name}:{label}" for label in label_names for name in _PER_CLASS_WITH_INTERVALS]
@@ -140,7 +118,7 @@ def evaluate_predictions(
             "method": "percentile, lesions resampled with replacement; ECE bias-corrected",
             "confidence": CONFIDENCE,
             "n_resamples": n_resamples,
-            "n_lesions": int(pd.Series(list(lesion_groups)).nunique()),
+            "n_lesions": lesion_groups.nunique(),
             "seed": seed,
             "note": "a resample without a class averages the others",
         },
@@ -151,7 +129,7 @@ def predictions_table(
     *,
     image_ids: Sequence[str],
     lesion_ids: Sequence[str],
-    lesion_groups: Sequence[str],
+    lesion_groups: Sequence[str] | np.ndarray,
     labels: np.ndarray,
     probabilities: np.ndarray,
     label_names: Sequence[str] = LABELS,
@@ -173,8 +151,13 @@ def predictions_table(
         one p_LABEL per label, in the order given.
 
     Raises:
-        Ham10000Error: For bad labels or probabilities.
+        Ham10000Error: For bad labels or probabilities, or lengths that differ.
     """
+    if not len(image_ids) == len(lesion_groups) == len(labels):
+        raise Ham10000Error(
+            f"Got {len(image_ids)} image ids, {len(lesion_groups)} lesion groups and {len(labels)} labels; "
+            "expected one of each per image."
+        )
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     names, predicted = np.array(label_names), probabilities.argmax(axis=1)
@@ -195,6 +178,13 @@ def predictions_table(
 def predicted_labels(table: pd.DataFrame) -> list[str]:
     """The label set of a `predictions.csv`, in the order of the class ids."""
     return [str(name).removeprefix(_PROBABILITY) for name in table.columns if str(name).startswith(_PROBABILITY)]
+
+
+def _labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    names = predicted_labels(table)
+    labels = table["dx"].map({label: k for k, label in enumerate(names)}).to_numpy(dtype=np.int64)
+    probabilities = table[[f"{_PROBABILITY}{label}" for label in names]].to_numpy(dtype=np.float64)
+    return labels, np.ascontiguousarray(probabilities)  # rows are summed in one order, whatever the table's layout
 
 
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -222,8 +212,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
         raise Ham10000Error(f"{path} lacks the column(s) {missing}; is it the predictions.csv of an evaluation?")
     if unknown := sorted(set(table["dx"]) - set(names)):
         raise Ham10000Error(f"{path} has unknown dx {unknown}; expected some of {names}.")
-    labels = table["dx"].map({label: k for k, label in enumerate(names)}).to_numpy(dtype=np.int64)
-    probabilities = table[[f"{_PROBABILITY}{label}" for label in names]].to_numpy(dtype=np.float64)
+    labels, probabilities = _labels_and_probabilities(table)
     return table, labels, validate_probabilities(probabilities, len(labels))
 
 
@@ -329,12 +318,13 @@ def format_results(results: JsonObject) -> str:
             f"  {label:<{width}} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
             f"{_cell(cells['f1']):<21}  {auroc}"
         )
-    for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
-        if gap:
-            lines.append(
-                f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
-                f"{_cell(gap['difference'])}"
-            )
+    gaps = results.get("subgroups", {}).get("largest_gaps", {})
+    lines += [
+        f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
+        f"{_cell(gap['difference'])}"
+        for field, gap in gaps.items()
+        if gap
+    ]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,18 @@ from ham10000.modeling import (
     Ham10000Processor,
     load_image,
 )
-from ham10000.training.inference.prediction import Calibration, calibration_of
+from ham10000.training.inference.prediction import Calibration, calibration_of, evaluating
 
 # `ham10000-predict` imports this file: nothing here may import datasets, pandas, scikit-learn or matplotlib.
 
 SWEEP_AGES = tuple(range(0, 90, 5))  # HAM10000's ages: multiples of 5 from 0 to 85
 UNKNOWN = "unknown"
 ALL_FIELDS = "all fields"
+
+
+def malignant_total(probabilities: np.ndarray, labels: Sequence[str], malignant: Iterable[str]) -> float:
+    """The sum of the probabilities (classes,), in the order of the labels, of the malignant ones."""
+    return float(sum(probabilities[labels.index(label)] for label in malignant))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +76,7 @@ class MetadataEffects:
 
     def malignant_total(self, probabilities: np.ndarray | None = None) -> float:
         """The sum of the probabilities (classes,), by default those of the baseline, of the malignant classes."""
-        row = self.baseline if probabilities is None else probabilities
-        return float(sum(row[self.labels.index(label)] for label in self.malignant))
+        return malignant_total(self.baseline if probabilities is None else probabilities, self.labels, self.malignant)
 
     def unknown(self, field: str = ALL_FIELDS) -> np.ndarray | None:
         """(classes,) probabilities with a field, by default all, unknown; None if the model lacks the field."""
@@ -85,19 +89,10 @@ class MetadataEffects:
         return [row for row in self.rows if row.field == field and row.value != UNKNOWN]
 
 
-def logits_from_embeddings(
+def _logits(
     model: Ham10000ForImageClassification, image: torch.Tensor | None, metadata: torch.Tensor | None
 ) -> torch.Tensor:
-    """Runs the model's forward from the image embedding on.
-
-    Args:
-        model: A model of any variant.
-        image: (batch, backbone features); None for the metadata variant.
-        metadata: (batch, fields) raw values; None for the image variant.
-
-    Returns:
-        (batch, classes) logits, divided by the temperature.
-    """
+    """Runs the model's forward from the image embedding (batch, features) and the raw metadata (batch, fields) on."""
     features = image
     if metadata is not None:
         encoded = model.encode_metadata(metadata)
@@ -129,7 +124,7 @@ def _vocabulary(processor: Ham10000Processor, field: str) -> Sequence[str]:
 
 
 def _shown(processor: Ham10000Processor, field: str, value: float) -> str:
-    if value != value:
+    if np.isnan(value):
         return UNKNOWN
     return f"{value:g}" if field == "age" else _vocabulary(processor, field)[int(value)]
 
@@ -175,17 +170,13 @@ def metadata_effects(
         given = describe_metadata(processor, metadata, unknown_values=unknown_values)
         changes, table = _changed_rows(processor, metadata or {}, unknown_values)
         table = table.to(model.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         embedding = None
         if image is not None:
             pixel_values = processor.image_processor(image)["pixel_values"].to(model.device)
             embedding = model.encode_image(pixel_values.to(next(model.backbone.parameters()).dtype))  # (1, C)
             embedding = embedding.to(model.classifier.weight.dtype).expand(1 + len(changes), -1)
-        logits = logits_from_embeddings(model, embedding, table)
-    finally:
-        model.train(was_training)
+        logits = _logits(model, embedding, table)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, 7)
     rows = (MetadataEffect(*change, row) for change, row in zip(changes, probabilities[1:], strict=True))
     return MetadataEffects(
@@ -281,7 +272,9 @@ def explain(
         if model.config.uses_metadata:
             rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
         maps = grad_cam(model, pixel_values, [names.index(name) for name in chosen], rows)
-        heatmaps = dict(zip(chosen, resize_heatmaps(maps, loaded.size), strict=True))
+        # Undoes the processor's resize, which neither crops nor keeps the aspect: the maps then lie on the image.
+        maps = nn.functional.interpolate(maps[:, None], loaded.size[::-1], mode="bilinear", antialias=True)
+        heatmaps = dict(zip(chosen, maps[:, 0].clamp(0, 1).numpy(), strict=True))
     warning = None if loaded is None else processor.image_processor.unlike_training(loaded)
     return Explanation(effects, loaded, heatmaps, name, calibration_of(model), warning)
 
@@ -326,32 +319,26 @@ def grad_cam(
     backbone, device = model.backbone, model.device
     dtype = next(backbone.parameters()).dtype
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
+    # An inference tensor can have no gradient; its clone outside of inference mode can.
+    with evaluating(model), torch.inference_mode(False):
+        if model.config.uses_metadata and metadata is None:
+            metadata = torch.full((len(pixel_values), len(model.config.metadata_fields)), float("nan"))
+        rows = None if metadata is None else metadata.to(device).clone()
+        # The gradient is needed down to the feature map only, so the backbone keeps no activations.
+        with torch.no_grad():
+            features = backbone.forward_features(pixel_values.to(device, dtype).clone())
+        dimension = _channel_dimension(model, features)
 
-    was_training = model.training
-    model.eval()
-    try:
-        # An inference tensor can have no gradient; its clone outside of inference mode can.
-        with torch.inference_mode(False):
-            if model.config.uses_metadata and metadata is None:
-                metadata = torch.full((len(pixel_values), len(model.config.metadata_fields)), float("nan"))
-            rows = None if metadata is None else metadata.to(device).clone()
-            # The gradient is needed down to the feature map only, so the backbone keeps no activations.
-            with torch.no_grad():
-                features = backbone.forward_features(pixel_values.to(device, dtype).clone())
-            dimension = _channel_dimension(model, features)
+        def score(feature_map: torch.Tensor) -> torch.Tensor:
+            """(batch, channels, h, w) to (batch, classes) logits."""
+            mapped = layer(feature_map).movedim(1, dimension).to(dtype)
+            embedding = backbone.forward_head(mapped).to(model.classifier.weight.dtype)
+            return _logits(model, embedding, rows).float()
 
-            def score(feature_map: torch.Tensor) -> torch.Tensor:
-                """(batch, channels, h, w) to (batch, classes) logits."""
-                mapped = layer(feature_map).movedim(1, dimension).to(dtype)
-                embedding = backbone.forward_head(mapped).to(model.classifier.weight.dtype)
-                return logits_from_embeddings(model, embedding, rows).float()
-
-            # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
-            maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
-                features.movedim(dimension, 1).float(), target=targets.to(device).clone(), relu_attributions=not signed
-            )  # (B, 1, h, w)
-    finally:
-        model.train(was_training)
+        # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
+        maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
+            features.movedim(dimension, 1).float(), target=targets.to(device).clone(), relu_attributions=not signed
+        )  # (B, 1, h, w)
     size = tuple(pixel_values.shape[-2:])
     enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
     strongest = enlarged.abs().amax(dim=(1, 2), keepdim=True)
@@ -393,17 +380,3 @@ def _channel_dimension(model: Ham10000ForImageClassification, features: object) 
         f"The backbone {model.config.backbone!r} gives features of shape {shape}, not a spatial feature map (batch, "
         "channels, height, width), so Grad-CAM cannot say where it looks; use a convolutional backbone."
     )
-
-
-def resize_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Undoes the processor's resize, which neither crops nor keeps the aspect: the maps then lie on the image.
-
-    Args:
-        heatmaps: (batch, height, width), from `grad_cam`.
-        size: Width and height of the image in pixels, as in PIL.
-
-    Returns:
-        (batch, image height, image width) float32 in [0, 1].
-    """
-    resized = nn.functional.interpolate(heatmaps[:, None], size[::-1], mode="bilinear", antialias=True)
-    return resized[:, 0].clamp(0, 1).numpy()

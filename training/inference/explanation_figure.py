@@ -91,11 +91,8 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
             _draw_age_sweep(sweep, effects)
         else:
             _draw_probabilities(part.subplots(), effects)
-    if explanation.warning:
-        text = textwrap.fill(plain(explanation.warning), 130)
-        figure.suptitle(f"{text}\n{_title(explanation)}", x=0.012, ha="left", fontsize=10, linespacing=1.4)
-    else:
-        figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=12, linespacing=1.4)
+    size = 10 if explanation.warning else 12
+    figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=size, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
     if path is not None:
         with warnings.catch_warnings():
@@ -106,17 +103,15 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
 
 
 def _title(explanation: Explanation) -> str:
-    """The answer, and what it was given."""
+    """The answer, or the warning in its place, and what it was given."""
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
     total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""
     given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
     answer = f"Predicted: {effects.labels[best]} {effects.baseline[best]:.1%}{total}; {explanation.calibration}"
-    lines = (
-        "" if explanation.warning else answer,
-        "; ".join(part for part in (shown_name(explanation.name), given) if part),
-    )
-    return "\n".join(plain(line) for line in lines if line)
+    lines = textwrap.wrap(plain(explanation.warning), 130) if explanation.warning else [plain(answer)]
+    lines.append(plain("; ".join(part for part in (shown_name(explanation.name), given) if part)))
+    return "\n".join(filter(None, lines))
 
 
 def _draw_images(part: SubFigure, explanation: Explanation) -> None:
@@ -170,8 +165,9 @@ def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
         axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
     labels = [effects.labels[index] for index in order]
-    names = [_long_name(label, effects.descriptions[label]) for label in labels]
-    axes.set_yticks(positions, names, fontsize=9)
+    # By both names, or by the only one.
+    both = {label: f"{text} ({label})" if text != label else label for label, text in effects.descriptions.items()}
+    axes.set_yticks(positions, [plain(both[label]).replace(" / ", " /\n") for label in labels], fontsize=9)
     for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
         if label in effects.malignant:
             tick.set_color(OKABE_ITO["vermilion"])
@@ -181,11 +177,6 @@ def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
     if effects.malignant:
         text = plain(f"In colour: counted in the malignant total ({' + '.join(effects.malignant)})")
         axes.set_xlabel(text, fontsize=10, color=GREY)
-
-
-def _long_name(label: str, description: str) -> str:
-    """A class by both names, or by its only one."""
-    return plain(label if description == label else f"{description} ({label})").replace(" / ", " /\n")
 
 
 def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:

@@ -1,6 +1,7 @@
 """A copy of a model that only predicts, for speed: batch norm folded, channels last, bf16 if wanted."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -65,7 +66,11 @@ def optimize_for_inference(
         pairs = _convolutions_before_norms(fast.backbone, example)
         expected = model.backbone(example)
         for convolution, norm in pairs:
-            _fold(convolution, norm)
+            fused = fuse_conv_bn_eval(convolution, norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
+            # What else timm's norms do, drop out and activate, stays.
+            rest = [module for name in ("drop", "act") if (module := getattr(norm, name, None)) is not None]
+            setattr(norm, "forward", nn.Sequential(*rest).forward)  # noqa: B010 (a method, to mypy)
         difference = (fast.backbone(example) - expected).abs().max()
     if difference > FOLDING_TOLERANCE * expected.abs().max():
         fast = copy.deepcopy(model)
@@ -77,18 +82,18 @@ def optimize_for_inference(
     return fast
 
 
-def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.Module]]:
+def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """The pairs in which a batch norm reads what a convolution wrote, and nobody else does; found by running it."""
-    written: dict[int, tuple[nn.Module, torch.Tensor]] = {}
-    pairs: list[tuple[nn.Module, nn.Module]] = []
-    uses: dict[nn.Module, int] = {}
+    written: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    uses: Counter[nn.Module] = Counter()
 
-    def after_convolution(module: nn.Module, _: object, output: torch.Tensor) -> None:
+    def after_convolution(module: nn.Conv2d, _: object, output: torch.Tensor) -> None:
         written[id(output)] = (module, output)  # holding the output keeps its id its own
-        uses[module] = uses.get(module, 0) + 1
+        uses[module] += 1
 
-    def before_norm(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        uses[module] = uses.get(module, 0) + 1
+    def before_norm(module: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
+        uses[module] += 1
         if id(inputs[0]) in written:
             pairs.append((written[id(inputs[0])][0], module))
 
@@ -104,27 +109,6 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
         for handle in handles:
             handle.remove()
     return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
-
-
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
-    """Moves a norm into the convolution before it; what else the norm does (timm's act after norm) stays."""
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    fused = fuse_conv_bn_eval(convolution, norm)
-    convolution.weight, convolution.bias = fused.weight, fused.bias
-    norm.__class__ = _identity_class(type(norm))
-
-
-def _identity_class(norm: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    """The same module without the normalisation: timm's variants drop out and activate after it."""
-
-    def forward(self: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-        for name in ("drop", "act"):
-            if (module := getattr(self, name, None)) is not None:
-                x = module(x)
-        return x
-
-    return type(f"{norm.__name__}Folded", (norm,), {"forward": forward})
 
 
 class OpenVinoBackbone(nn.Module):

@@ -202,8 +202,15 @@ def collect_samples(
     else:
         samples = [Sample(None, None, flags, "command line")]
     for sample in samples:
-        if sample.metadata:
-            _check_metadata(sample, processor, unknown_values)
+        if not sample.metadata:
+            continue
+        try:
+            processor.encode_metadata([sample.metadata], unknown_values=unknown_values)
+        except Ham10000Error as error:
+            # The processor's complaint, with the place where the user can correct it.
+            message = str(error).removeprefix("Metadata row 0: ")
+            message = message.replace("unknown_values='missing'", "--unknown_values missing")
+            raise Ham10000Error(f"{sample.origin}: {message}") from error
     return samples
 
 
@@ -230,16 +237,6 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
     if without:
         print(f"note: {problem}, whose metadata is unknown", file=sys.stderr)
     return samples
-
-
-def _check_metadata(sample: Sample, processor: Ham10000Processor, unknown_values: str) -> None:
-    """Raises the processor's complaint about a row with the place where the user can correct it."""
-    try:
-        processor.encode_metadata([sample.metadata or {}], unknown_values=unknown_values)
-    except Ham10000Error as error:
-        message = str(error).removeprefix("Metadata row 0: ")
-        message = message.replace("unknown_values='missing'", "--unknown_values missing")
-        raise Ham10000Error(f"{sample.origin}: {message}") from error
 
 
 def _text(path: Path) -> str:

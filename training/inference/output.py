@@ -6,19 +6,19 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.inference.explanation import describe_metadata
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
+from ham10000.training.inference.explanation import malignant_total
 from ham10000.training.inference.inputs import Sample
-from ham10000.training.inference.prediction import calibration_of
+from ham10000.training.inference.prediction import Calibration
 from ham10000.training.utils.cli import DISCLAIMER
-from ham10000.training.utils.files import atomic_write_text, escape_cell
+from ham10000.training.utils.files import JsonObject, atomic_write_text, escape_cell
 
 DEFAULT_WIDTH = 100
 _NAME_WIDTH = 44
@@ -32,39 +32,48 @@ _ASCII_BLOCKS = str.maketrans({"█": "#", "…": "~"} | dict.fromkeys("▏▎�
 ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL": "bkl", "DF": "df", "VASC": "vasc"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer for each sample, next to its probabilities.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says about some samples.
 
     Attributes:
-        labels: (samples,) class ids by the decision rule.
-        sets: (samples, K) bool prediction sets, or None.
+        samples: The samples that were predicted.
+        probabilities: (samples, classes), by the checkpoint's temperature.
+        answers: (samples,) class ids by the decision rule.
+        config: Gives the labels and their plain names.
+        calibration: What is known about the probabilities.
+        sets: (samples, classes) bool prediction sets, or None.
         coverage: What the sets promise in every class, for images like the training data.
-        names: The K labels in the order of their ids.
+        given: Of a single sample, its metadata as the model reads it, by field; may be empty.
+        unknown: Of a single sample, (classes,) probabilities with its metadata unknown; None not to compare.
     """
 
-    labels: np.ndarray
+    samples: Sequence[Sample]
+    probabilities: np.ndarray
+    answers: np.ndarray
+    config: Ham10000Config = dataclasses.field(default_factory=Ham10000Config)
+    calibration: Calibration = Calibration()
     sets: np.ndarray | None = None
     coverage: float | None = None
-    names: Sequence[str] = LABELS
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unknown: np.ndarray | None = None
 
     def named_set(self, row: int) -> list[str]:
         """Names of the classes in a sample's set."""
-        return [] if self.sets is None else [self.names[int(k)] for k in np.flatnonzero(self.sets[row])]
+        return [] if self.sets is None else [self.config.label_names[int(k)] for k in np.flatnonzero(self.sets[row])]
 
     def set_text(self, row: int) -> str:
         """A sample's set as names with blanks between, or semicolons where a name has a blank itself."""
-        return ("; " if any(" " in name for name in self.names) else " ").join(self.named_set(row))
+        return ("; " if any(" " in name for name in self.config.label_names) else " ").join(self.named_set(row))
 
     def sentence(self, row: int) -> str:
         """A sample's set as text."""
         names = self.set_text(row) or "empty, the image is unlike every class"
         return f"{self.coverage:.0%} set: {names}"
 
-
-def malignant_total(row: np.ndarray, config: Ham10000Config) -> float:
-    """The sum of the probabilities (classes,) of the malignant classes of a model; 0 where it has none."""
-    return float(sum(row[config.label_names.index(label)] for label in config.malignant_labels or ()))
+    def malignant_total(self, probabilities: np.ndarray) -> float:
+        """The sum of the probabilities (classes,) of the malignant classes; 0 where the model has none."""
+        return malignant_total(probabilities, self.config.label_names, self.config.malignant_labels or ())
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -79,66 +88,29 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
     return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
-def format_table(
-    samples: Sequence[Sample],
-    probabilities: np.ndarray,
-    model: Ham10000ForImageClassification,
-    processor: Ham10000Processor,
-    *,
-    answer: Answer | None = None,
-    metadata_unknown: np.ndarray | None = None,
-    top_k: int | None = None,
-    unknown_values: str = "error",
-    width: int = DEFAULT_WIDTH,
-) -> str:
+def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
     Args:
-        samples: The samples that were predicted.
-        probabilities: (samples, classes).
-        model: Gives the labels, their plain names and what is known of the calibration.
-        processor: Gives the meaning of the metadata.
-        answer: The answers; by default the most probable classes.
-        metadata_unknown: (1, classes) probabilities of the one sample with its metadata unknown; None to leave the
-            comparison out.
+        predictions: The predictions.
         top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
-        unknown_values: As the samples were predicted.
         width: Columns of the terminal; below 80 lines are broken by it.
 
     Returns:
         Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
-    config = model.config
-    answer = answer or Answer(probabilities.argmax(axis=1), names=config.label_names)
-    if len(samples) == 1:
-        lines = [shown_name(samples[0].name)] if samples[0].name else []
-        if processor.metadata_fields and config.uses_metadata:
-            shown = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
-            lines.append(", ".join(f"{field} {value}" for field, value in shown.items()))
-        others = None if metadata_unknown is None else metadata_unknown[0]
-        if samples[0].warning:
-            lines += ["", *textwrap.wrap(f"WARNING: {samples[0].warning}", width)]
-        # No answer next to a warning.
-        lines += _one(probabilities[0], others, config, top_k, width, None if samples[0].warning else answer)
-    else:
-        lines = _several(samples, probabilities, config, top_k, width, answer)
+    lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
     # Sentences are broken between words here, not within them by the terminal.
-    sentences = [textwrap.fill(text, width) for text in (f"Probabilities: {calibration_of(model)}.", DISCLAIMER)]
+    sentences = [textwrap.fill(text, width) for text in (f"Probabilities: {predictions.calibration}.", DISCLAIMER)]
     return "\n".join([*lines, "", *sentences]) + "\n"
 
 
-def _one(
-    row: np.ndarray,
-    unknown: np.ndarray | None,
-    config: Ham10000Config,
-    top_k: int | None,
-    width: int,
-    answer: Answer | None,
-) -> list[str]:
+def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
     """The bars of one sample and, on their right, the probabilities without its metadata."""
-    order = np.argsort(-row, kind="stable")
-    labels, descriptions = config.label_names, config.label_descriptions or {}
+    (sample,), (row,), (answer,) = predictions.samples, predictions.probabilities, predictions.answers
+    labels, descriptions = predictions.config.label_names, predictions.config.label_descriptions or {}
+    malignant, unknown = predictions.config.malignant_labels or [], predictions.unknown
     label_width = max(6, *map(len, labels))
     compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
@@ -154,71 +126,67 @@ def _one(
     described = {
         label: label if descriptions[label] == label else f"{label}, {descriptions[label]}" for label in labels
     }
-    lines = [""]
-    if answer is not None:
-        lines += [f"Predicted: {described[labels[answer.labels[0]]]}"]
-        lines += ["", answer.sentence(0), ""] if answer.sets is not None else [""]
+    lines = [shown_name(sample.name)] if sample.name else []
+    if predictions.given:
+        lines.append(", ".join(f"{field} {value}" for field, value in predictions.given.items()))
+    if sample.warning:  # no answer next to it
+        lines += ["", *textwrap.wrap(f"WARNING: {sample.warning}", width), ""]
+    else:
+        lines += ["", f"Predicted: {described[labels[answer]]}", ""]
+        lines += [predictions.sentence(0), ""] if predictions.sets is not None else []
     if unknown is not None:
         head = f"  {'metadata':<{name_width + label_width + 1}} {'given':>7}"
         lines.append(f"{head}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}")
-    for index in order[:top_k]:
+    for index in np.argsort(-row, kind="stable")[:top_k]:
         label = labels[index]
         name = "" if descriptions[label] == label else _cut(descriptions[label], name_width)
         lines.append(line(f"{label:<{label_width}} {name}", row[index], None if unknown is None else unknown[index]))
-    if config.malignant_labels:
-        total = None if unknown is None else malignant_total(unknown, config)
-        title = f"malignant total ({' + '.join(config.malignant_labels)})"
-        lines += ["", line(_cut(title, name_width + label_width + 1), malignant_total(row, config), total)]
-    if unknown is not None and answer is not None:
-        best, other_best = labels[answer.labels[0]], labels[int(unknown.argmax())]
+    if malignant:
+        total = None if unknown is None else predictions.malignant_total(unknown)
+        title = _cut(f"malignant total ({' + '.join(malignant)})", name_width + label_width + 1)
+        lines += ["", line(title, predictions.malignant_total(row), total)]
+    if unknown is not None and not sample.warning:
+        best, other_best = labels[answer], labels[int(unknown.argmax())]
         same = f"also be {best}" if other_best == best else f"be {described[other_best]}"
         text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
         lines += ["", *textwrap.wrap(text, width)]
     return lines
 
 
-def _several(
-    samples: Sequence[Sample],
-    probabilities: np.ndarray,
-    config: Ham10000Config,
-    top_k: int | None,
-    width: int,
-    answer: Answer,
-) -> list[str]:
+def _several(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
     """One line per sample: its name, the class with its share, the malignant total, the class's plain name."""
-    labels, descriptions = config.label_names, config.label_descriptions or {}
+    labels, descriptions = predictions.config.label_names, predictions.config.label_descriptions or {}
+    malignant = predictions.config.malignant_labels or []
     label_width = max(5, *map(len, labels))
-    with_total = "  malignant" if config.malignant_labels else ""
-    fixed = f"  {'label':<{label_width}}  share  {'':<{_COMPACT_BAR}}{with_total}  "
+    fixed = f"  {'label':<{label_width}}  share  {'':<{_COMPACT_BAR}}{'  malignant' if malignant else ''}  "
     room = width - len(fixed) - 1
-    names = [sample.name or "" for sample in samples]
+    names = [sample.name or "" for sample in predictions.samples]
     if len({Path(name).parent for name in names}) == 1:
         names = [Path(name).name for name in names]
     names = [shown_name(name, max(20, room - _LEAST_CLASS)) for name in names]
     name_width = max(len("sample"), *map(len, names))
     lines = [f"{'sample':<{name_width}}{fixed}name"]
-    for number, (name, row, sample) in enumerate(zip(names, probabilities, samples, strict=True)):
+    for number, (name, row, sample) in enumerate(
+        zip(names, predictions.probabilities, predictions.samples, strict=True)
+    ):
         if sample.warning:  # no answer next to it
             lines.append(f"{name:<{name_width}}  {'?':<{label_width}}  WARNING: {sample.warning.partition(':')[0]}")
             continue
-        first = int(answer.labels[number])
+        first = int(predictions.answers[number])
         ranks = [index for index in np.argsort(-row, kind="stable") if index != first]
         label, share = labels[first], row[first]
         others = ", ".join(f"{labels[index]} {row[index]:.1%}" for index in ranks[: (top_k or 1) - 1])
         # Whoever asks for more classes gets longer lines, not fewer words.
         text = f"{descriptions[label]}; then {others}" if others else _cut(descriptions[label], room - name_width)
-        if answer.sets is not None:
-            text = answer.sentence(number)
+        if predictions.sets is not None:
+            text = predictions.sentence(number)
         bar = f"{_bar(share, _COMPACT_BAR):<{_COMPACT_BAR}}"
-        total = f"  {malignant_total(row, config):>9.1%}" if config.malignant_labels else ""
+        total = f"  {predictions.malignant_total(row):>9.1%}" if malignant else ""
         lines.append(f"{name:<{name_width}}  {label:<{label_width}} {share:>6.1%}  {bar}{total}  {text}")
-    if config.malignant_labels:
-        lines += ["", f"malignant: total of {' + '.join(config.malignant_labels)}"]
-    return lines
+    return lines + (["", f"malignant: total of {' + '.join(malignant)}"] if malignant else [])
 
 
 def _cut(text: str, width: int) -> str:
-    """The beginning of a text that is too long."""
     return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
@@ -227,102 +195,59 @@ def _bar(share: float, width: int) -> str:
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
-def format_json(
-    samples: Sequence[Sample],
-    probabilities: np.ndarray,
-    model: Ham10000ForImageClassification,
-    *,
-    answer: Answer | None = None,
-    top_k: int | None = None,
-) -> str:
+def format_json(predictions: Predictions, top_k: int | None = None) -> str:
     """Formats as a JSON list of `{"image", "label", "probabilities", "malignant_total", "calibration", "warning"}`.
 
-    `warning` says why the prediction is worth nothing, else it is null; a model without malignant labels has no
-    `malignant_total`; `calibration` has `temperature`, the measured `ece` with its
-    `part`, and `of_another_run` (see `Calibration`). With prediction sets each also has `"prediction_set"` and
-    `"coverage"`.
+    `image` is null where metadata came from flags; `warning` says why the prediction is worth nothing, else it is
+    null; a model without malignant labels has no `malignant_total`; `calibration` has `temperature`, the measured
+    `ece` with its `part`, and `of_another_run` (see `Calibration`). With prediction sets each also has
+    `"prediction_set"` and `"coverage"`.
 
     Args:
-        samples: The samples that were predicted; `image` is null where metadata came from flags.
-        probabilities: (samples, classes), by the checkpoint's temperature.
-        model: From `load_checkpoint`, which knows what was measured of the calibration.
-        answer: The answers; by default the most probable classes.
+        predictions: The predictions.
         top_k: Number of classes kept in `probabilities`; by default all, the most probable first.
 
     Returns:
         JSON in ASCII, which every terminal can print.
     """
-    records, config, labels = [], model.config, model.config.label_names
-    answer = answer or Answer(probabilities.argmax(axis=1), names=labels)
-    calibration = dataclasses.asdict(calibration_of(model))
-    for number, (sample, row) in enumerate(zip(samples, probabilities, strict=True)):
-        order = np.argsort(-row, kind="stable")
-        records.append(
-            {
-                "image": sample.name,
-                "label": labels[answer.labels[number]],
-                "probabilities": {labels[index]: float(row[index]) for index in order[:top_k]},
-                **({"malignant_total": malignant_total(row, config)} if config.malignant_labels else {}),
-                "calibration": calibration,
-                "warning": sample.warning,
-            }
-            | (
-                {}
-                if answer.sets is None
-                else {"prediction_set": answer.named_set(number), "coverage": answer.coverage}
-            )
-        )
+    records, labels = [], predictions.config.label_names
+    for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
+        record: JsonObject = {
+            "image": sample.name,
+            "label": labels[predictions.answers[number]],
+            "probabilities": {labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top_k]},
+        }
+        if predictions.config.malignant_labels:
+            record["malignant_total"] = predictions.malignant_total(row)
+        record |= {"calibration": dataclasses.asdict(predictions.calibration), "warning": sample.warning}
+        if predictions.sets is not None:
+            record |= {"prediction_set": predictions.named_set(number), "coverage": predictions.coverage}
+        records.append(record)
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
 
 
-def format_csv(
-    samples: Sequence[Sample],
-    probabilities: np.ndarray,
-    label_names: Sequence[str] = LABELS,
-    *,
-    answer: Answer | None = None,
-) -> str:
+def format_csv(predictions: Predictions) -> str:
     """Formats as csv with the columns image, label, one p_LABEL per label, with every digit, and warning.
 
-    File names may come from untrusted sources: one that a spreadsheet would run as a formula gets a leading
-    apostrophe (`spreadsheet.escape_cell`).
+    With prediction sets there is a column `set`, see `Predictions.set_text`. File names may come from untrusted
+    sources: one that a spreadsheet would run as a formula gets a leading apostrophe (`files.escape_cell`).
 
     Args:
-        samples: The samples that were predicted.
-        probabilities: (samples, classes).
-        label_names: The labels in the order of their ids.
-        answer: The answers; by default the most probable classes. With sets there is a column `set`, see
-            `Answer.set_text`.
+        predictions: The predictions.
     """
-    answer = answer or Answer(probabilities.argmax(axis=1), names=label_names)
-    with_sets = answer.sets is not None
+    labels, with_sets = predictions.config.label_names, predictions.sets is not None
     text = io.StringIO()
-    names = [escape_cell(sample.name or "") for sample in samples]
+    names = [escape_cell(sample.name or "") for sample in predictions.samples]
     # Python before 3.13 leaves a carriage return without quotes.
     quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
     writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     sets = ["set"] if with_sets else []
-    writer.writerow(["image", "label", *(f"p_{label}" for label in label_names), *sets, "warning"])
-    for number, (name, row, sample) in enumerate(zip(names, probabilities, samples, strict=True)):
-        sets = [escape_cell(answer.set_text(number))] if with_sets else []
-        label = escape_cell(label_names[answer.labels[number]])
-        writer.writerow([name, label, *row.tolist(), *sets, sample.warning or ""])
+    writer.writerow(["image", "label", *(f"p_{label}" for label in labels), *sets, "warning"])
+    for number, (name, row) in enumerate(zip(names, predictions.probabilities, strict=True)):
+        sets = [escape_cell(predictions.set_text(number))] if with_sets else []
+        label = escape_cell(labels[predictions.answers[number]])
+        writer.writerow([name, label, *row.tolist(), *sets, predictions.samples[number].warning or ""])
     return text.getvalue()
-
-
-def format_isic(samples: Sequence[Sample], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
-    """Formats as a submission to ISIC 2018, task 3; the ids are the images' file names without folder and suffix.
-
-    Args:
-        samples: The samples that were predicted.
-        probabilities: (samples, classes).
-        label_names: The seven labels in the order of their ids.
-
-    Raises:
-        Ham10000Error: For other labels than HAM10000's, a sample without a name, or two with the same name.
-    """
-    names = [Path(sample.name or "").stem if sample.image else sample.name or "" for sample in samples]
-    return format_submission(names, probabilities, label_names)
 
 
 def write_output(text: str, path: str | None = None) -> None:

@@ -10,18 +10,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from PIL import Image
 from safetensors import SafetensorError
 
-from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import (
+    Ham10000Config,
+    Ham10000Error,
+    Ham10000ForImageClassification,
+    Ham10000Processor,
+    load_image,
+)
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -132,8 +142,8 @@ def load_checkpoint(
         >>> model, processor = load_checkpoint("runs/fusion")
         >>> predict(model, processor, ["lesion.jpg"], [{"age": 60, "sex": "male"}])
     """
-    folder = Path(checkpoint).expanduser()
-    name, is_folder = str(checkpoint), folder.is_dir()
+    folder, name = Path(checkpoint).expanduser(), str(checkpoint)
+    is_folder = folder.is_dir()
     if is_folder and revision is not None:
         raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
     if is_folder and not (folder / "config.json").is_file():
@@ -217,6 +227,17 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
             )
 
 
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode for a while: in training mode it drops features and metadata at random."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def predict(
     model: Ham10000ForImageClassification,
@@ -227,6 +248,7 @@ def predict(
     *,
     unknown_values: str = "error",
     progress: bool = False,
+    decode: Callable[[Any], Image.Image] = load_image,
 ) -> np.ndarray:
     """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
 
@@ -238,6 +260,7 @@ def predict(
         batch_size: Samples per step.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
         progress: Whether to show a progress bar on stderr, if there is more than one batch.
+        decode: What turns an item of `images` into an image, in one of several threads.
 
     Returns:
         (samples, classes) float64 probabilities in the order of `model.config.label_names`, the logits divided by the
@@ -258,21 +281,16 @@ def predict(
         encoded = processor(metadata=list(metadata), unknown_values=unknown_values)["metadata"]
     count = len(images if images is not None else metadata or ())
     parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
-    pixels = iter([None] * len(parts)) if images is None else _batches(images, parts, model, processor)
-    was_training = model.training
-    model.eval()
+    pixels = iter([None] * len(parts)) if images is None else _batches(images, parts, model, processor, decode)
     logits = []
-    try:
-        disable = not progress or count <= batch_size
-        with progress_bar(total=count, desc="Predicting", unit="image", disable=disable) as bar:
-            for part, pixel_values in zip(parts, pixels, strict=True):
-                inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
-                if pixel_values is not None:
-                    inputs["pixel_values"] = pixel_values
-                logits.append(model(**inputs).logits)
-                bar.update(len(logits[-1]))
-    finally:
-        model.train(was_training)
+    disable = not progress or count <= batch_size
+    with evaluating(model), progress_bar(total=count, desc="Predicting", unit="image", disable=disable) as bar:
+        for part, pixel_values in zip(parts, pixels, strict=True):
+            inputs = {} if encoded is None else {"metadata": encoded[part].to(model.device)}
+            if pixel_values is not None:
+                inputs["pixel_values"] = pixel_values
+            logits.append(model(**inputs).logits)
+            bar.update(len(logits[-1]))
     return torch.cat(logits).cpu().double().softmax(dim=-1).numpy()
 
 
@@ -281,6 +299,7 @@ def _batches(
     parts: Sequence[slice],
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
+    decode: Callable[[Any], Image.Image],
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
@@ -288,6 +307,9 @@ def _batches(
     so one that shares its core with a decoder delays them all.
     """
     image_processor = processor.image_processor
+
+    def read(item: object) -> np.ndarray:
+        return image_processor.resize(decode(item))
 
     def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
         stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
@@ -299,7 +321,7 @@ def _batches(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for part in parts:
-                waiting.append([pool.submit(image_processor.resize, image) for image in images[part]])
+                waiting.append([pool.submit(read, image) for image in images[part]])
                 if len(waiting) > lookahead:
                     yield collect(waiting.popleft())
             yield from map(collect, waiting)
@@ -322,7 +344,7 @@ def predict_logits(
     model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,

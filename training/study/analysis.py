@@ -8,9 +8,14 @@ import pandas as pd
 import torch
 
 from ham10000.modeling import MALIGNANT, Ham10000Config
-from ham10000.training.evaluation.comparison import bootstrap_p_value, holm, mcnemar_mid_p, smallest_detectable
+from ham10000.training.evaluation.comparison import (
+    bootstrap_p_value,
+    holm,
+    mcnemar_mid_p,
+    smallest_detectable,
+    subgroup_results,
+)
 from ham10000.training.evaluation.metrics import ece_floor, softmax
-from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.study.baselines import Baseline, baseline_rows
 from ham10000.training.study.config import STUDY_RULES, StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_conformal

@@ -4,16 +4,15 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000ForImageClassification, create_processor
 from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import fit_thresholds
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
-from ham10000.training.evaluation.subgroups import subgroup_results
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, save_checkpoint
 from ham10000.training.study.analysis import Inputs
@@ -134,13 +133,15 @@ def _write_results(
 ) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions, probabilities = fitted.predictions, fitted.probabilities[0]
-    columns: dict[str, Any] = {
-        "image_ids": predictions.image_ids.tolist(),
-        "lesion_groups": predictions.groups,
-        "labels": predictions.labels,
-        "probabilities": probabilities,
-    }
-    results = evaluate_predictions(**columns, n_resamples=inputs.study.n_resamples)
+    table = predictions_table(
+        image_ids=predictions.image_ids.tolist(),
+        lesion_ids=predictions.lesion_ids.tolist(),
+        lesion_groups=predictions.groups,
+        labels=predictions.labels,
+        probabilities=probabilities,
+        metadata=inputs.frame,
+    )
+    results = evaluate_predictions(table, n_resamples=inputs.study.n_resamples)
     results["subgroups"] = subgroup_results(
         inputs.frame, predictions.labels, probabilities, predictions.groups, n_resamples=inputs.study.n_resamples
     )
@@ -163,7 +164,6 @@ def _write_results(
         "precision": "fp32",
         "environment": environment(),
     }
-    table = predictions_table(**columns, lesion_ids=predictions.lesion_ids.tolist(), metadata=inputs.frame)
     write_evaluation(directory, results, table, context)
 
 

@@ -99,7 +99,7 @@ class Bootstrap:
         Args:
             predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
                 predictions stand for every seed.
-            metrics: Names in `bootstrap.STATISTICS`.
+            metrics: Names in `bootstrap.statistics_of`.
 
         Returns:
             Metric to sample.
