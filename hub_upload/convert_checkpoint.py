@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
-from ham10000.hub_upload.verify_checkpoint import fixed_inputs
+from ham10000.hub_upload.export_onnx import fixed_inputs
 from ham10000.modeling import (
     LABELS,
     Ham10000Config,

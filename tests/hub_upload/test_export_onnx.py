@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from stranger import without
 from torch import nn
 
 from ham10000.hub_upload import export_onnx as module
@@ -222,15 +223,8 @@ def test_wrong_places_are_one_message(
 
 
 # Runs the example where importing torch and everything above it fails.
-WITHOUT_TORCH = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "torchvision", "transformers", "timm", "ham10000", "safetensors", "onnx"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+WITHOUT_TORCH = without("torch", "torchvision", "transformers", "timm", "ham10000", "safetensors", "onnx")
+WITHOUT_TORCH += """
 import json, runpy
 example = runpy.run_path(sys.argv[1])
 print(json.dumps([example["predict"](*case) for case in json.load(sys.stdin)]))
@@ -279,10 +273,7 @@ def test_the_example_needs_no_torch_and_agrees_with_the_processor(exported: dict
             EXAMPLE,
             exported["film"],
             pictures[0],
-            "--age",
-            "35.5",
-            "--sex",
-            "male",
+            *["--age", "35.5", "--sex", "male"],
         ],
         input=json.dumps([(str(exported[kind]), picture, row) for kind, picture, row in cases]),
         capture_output=True,
