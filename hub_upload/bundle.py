@@ -40,25 +40,13 @@ from ham10000.training.utils.files import atomic_write_json, atomic_write_text, 
 
 # What the code files of a bundle import, by the names the package index knows.
 _PACKAGES = ("huggingface-hub", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
-_COPIED = ("split.csv", "split.json", "eval_results.json", "history.json", "conversion.json")
-# Runs in a fresh interpreter. The finder makes every import of this package fail there, installed or not, so the code
-# that runs is the copy in the checkpoint folder.
+_COPIED = (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.EVALUATION, RunFile.HISTORY, RunFile.CONVERSION)
+# Runs in a fresh interpreter where every import of this package fails, installed or not, so the code that runs is the
+# copy in the checkpoint folder.
 _STRANGER = """
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ham10000":
-            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
-
-sys.meta_path.insert(0, Absent())
-try:
-    import ham10000.modeling
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("the package can still be imported")
-
+sys.modules["ham10000"] = None
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
@@ -132,7 +120,6 @@ def assemble_bundle(
     repo_id: str,
     revision: str,
     siblings: Sequence[Sibling] = (),
-    base_model: str | None = None,
     max_shard_size: str | None = None,
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
@@ -145,10 +132,9 @@ def assemble_bundle(
         repo_id: Hub id it will have; the card's examples name it.
         revision: What the card's examples pin.
         siblings: Other variants, for the card's comparison.
-        base_model: Hub id of the pretrained backbone, where the run's files do not tell.
         max_shard_size: Such as `"2GB"`: weights above it are split.
         onnx: Also export `onnx/model.onnx`.
-        stated: What the run's files cannot know of the data, for the card.
+        stated: What the run's files cannot know, for the card.
 
     Raises:
         Ham10000Error: If the run is not finished, its files are damaged, or saving changed a weight.
@@ -174,7 +160,7 @@ def assemble_bundle(
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
-        atomic_write_json(folder / "train_config.json", portable_training(run.training))
+        atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))
     for name in run.figures:
         (folder / "figures").mkdir(exist_ok=True)
         _copy_figure(checkpoint / "figures" / name, folder / "figures" / name)
@@ -182,9 +168,7 @@ def assemble_bundle(
     atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
-    card = render_model_card(
-        run, repo_id=repo_id, revision=revision, siblings=siblings, base_model=base_model, has_onnx=onnx, stated=stated
-    )
+    card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
     atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():

@@ -135,10 +135,9 @@ def push(argv: Sequence[str]) -> None:
             repo_id=arguments.repo_id,
             revision=arguments.tag,
             siblings=sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality)),
-            base_model=arguments.base_model,
             max_shard_size=arguments.max_shard_size,
             onnx=arguments.onnx,
-            stated=Stated(arguments.dataset_name, arguments.license),
+            stated=Stated(arguments.dataset_name, arguments.license, arguments.base_model),
         )
         compared = verify_checkpoint(bundle)
         print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")

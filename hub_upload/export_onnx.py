@@ -19,9 +19,9 @@ from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint
+from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import restore_mode
 
-ONNX_FILE = "onnx/model.onnx"
 TOLERANCE = 1e-4
 # A protobuf message cannot be larger than 2 GiB; larger weights go to a second file, `<name>.data`.
 _LARGEST_FILE = 2**31 - 2**24
@@ -70,7 +70,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
     checkpoint = Path(checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")
-    output = checkpoint / ONNX_FILE if output is None else Path(output).expanduser()
+    output = checkpoint / RunFile.ONNX if output is None else Path(output).expanduser()
     if output.is_dir():
         raise Ham10000Error(f"{str(output)!r} is a folder; --output names a file, such as model.onnx.")
     model, processor = load_checkpoint(checkpoint)
@@ -201,4 +201,4 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-__all__ = ["ONNX_FILE", "TOLERANCE", "compare_onnx", "export_onnx"]
+__all__ = ["TOLERANCE", "compare_onnx", "export_onnx", "fixed_inputs"]

@@ -94,15 +94,17 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
 
 
 class Stated(NamedTuple):
-    """What whoever publishes a model says of its data, as no file of the run knows it.
+    """What whoever publishes a model says of it, as no file of the run knows it.
 
     Attributes:
         dataset_name: Name, or Hub id, of the training data.
         license: Licence of the weights, by the Hub's identifier.
+        base_model: Hub id of the weights the backbone started from, if they came from a local file.
     """
 
     dataset_name: str | None = None
     license: str | None = None
+    base_model: str | None = None
 
 
 NOTHING_STATED = Stated()
@@ -150,7 +152,7 @@ def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
     ]
 
 
-def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bool, stated: Stated) -> ModelCardData:
+def _card_data(run: RunFiles, repo_id: str, has_onnx: bool, stated: Stated) -> ModelCardData:
     """The front matter, which the Hub indexes."""
     eval_results = _eval_results(run, stated)
     tags = {
@@ -165,7 +167,7 @@ def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bo
         license=_weights_license(run, stated),
         library_name="transformers",
         pipeline_tag=_TASKS[run.modality][0],
-        base_model=_base_model(run, base_model),
+        base_model=_base_model(run, stated.base_model),
         datasets=None if run.synthetic_training else [_dataset_name(run, stated)],
         metrics=sorted({result.metric_type for result in eval_results}) or None,
         tags=["dermoscopy", "dermatology", "medical", "research-only", *(tag for tag, holds in tags.items() if holds)],
@@ -308,7 +310,6 @@ def render_model_card(
     repo_id: str,
     revision: str,
     siblings: Sequence[Sibling] = (),
-    base_model: str | None = None,
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
@@ -321,9 +322,8 @@ def render_model_card(
         repo_id: Repository the card is for, such as `user/ham10000-fusion`.
         revision: Tag or commit that every example pins.
         siblings: Other variants to compare with.
-        base_model: Hub id of the weights the backbone started from, if they came from a local file.
         has_onnx: Whether the repository has `onnx/model.onnx`.
-        stated: What the run's files cannot know of the data.
+        stated: What the run's files cannot know.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.
@@ -346,7 +346,7 @@ def render_model_card(
         setting=_setting,
     )
     card = template.render(
-        front_matter=_card_data(run, repo_id, base_model, has_onnx, stated).to_yaml().strip(),
+        front_matter=_card_data(run, repo_id, has_onnx, stated).to_yaml().strip(),
         research_banner=RESEARCH_BANNER,
         run=run,
         repo_id=repo_id,

@@ -193,15 +193,8 @@ def _one_message(step: str, token: str) -> Iterator[None]:
         raise Ham10000Error(f"{step} failed: {explain(error, token)}") from None
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves.
-
-    Args:
-        folder: The finished folder.
-
-    Raises:
-        Ham10000Error: If there is none.
-    """
+def _list_files(folder: Path) -> dict[str, Path]:
+    """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     if not files:
@@ -313,7 +306,7 @@ class Release:
             )
         if not commit_message.strip():
             raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
-        files, token = list_files(Path(folder)), find_token(self.api)
+        files, token = _list_files(folder), find_token(self.api)
         release = self
         if create_pr and self.tag is not None:
             print(f"A pull request is not a release, so tag {self.tag} is not set")

@@ -25,9 +25,8 @@ from card_runs import (
 )
 from huggingface_hub import ModelCard
 from PIL import Image
-from stranger import without
 
-from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.model_card import Stated, render_model_card
 from ham10000.hub_upload.run_files import Sibling, read_run
 from ham10000.modeling import LABELS, Ham10000Config, create_model, create_processor
 from ham10000.training.evaluation.comparison import compare_predictions
@@ -163,7 +162,7 @@ def test_base_model(tmp_path: Path, cards: dict[str, str], runs: dict[str, Path]
     local = write_run(tmp_path / "run", "image", evaluated=False, pretrained="/home/anna/weights/b0.safetensors")
     assert ModelCard(render(local)).data.base_model is None
     assert "`b0.safetensors`" in render(local)
-    assert ModelCard(render(local, base_model="timm/b0.in1k")).data.base_model == "timm/b0.in1k"
+    assert ModelCard(render(local, stated=Stated(base_model="timm/b0.in1k"))).data.base_model == "timm/b0.in1k"
 
 
 @pytest.mark.parametrize("kind", ["image", "metadata", "fusion"])
@@ -403,7 +402,7 @@ def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
     code = "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [sys.executable, "-c", without("ham10000") + code],
+        [sys.executable, "-c", f"import sys; sys.modules['ham10000'] = None\n{code}"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

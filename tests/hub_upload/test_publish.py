@@ -429,30 +429,16 @@ def test_fault(
         assert hub.uploaded_bytes() - sent < 100_000  # the weights had arrived, and are not sent twice
 
 
-ADVICE = {
-    400: "Correct what the Hub complains about",
-    401: "log in with `hf auth login`",
-    402: "huggingface.co/pricing",
-    403: "a token with write access",
-    404: "check the repository id",
-    409: "wait a minute",
-    412: "Somebody else pushed",
-    413: "smaller shards",
-    429: "wait a few minutes",
-    500: "The Hub has a fault",
-    501: "trying again will not help",
-    502: "The Hub has a fault",
-}
-
-
-@pytest.mark.parametrize("status", ADVICE)
-def test_every_status_has_its_advice(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(402, "co/pricing"), (404, "check the repository id"), (413, "smaller shards"), (502, "The Hub has a fault")],
+)
+def test_a_status_that_no_other_test_meets_has_its_advice(status: int, advice: str) -> None:
     error = HfHubHTTPError("x", response=httpx2.Response(status, request=httpx2.Request("POST", "http://hub/x")))
     message = explain(error, WRITER)
     assert f"the Hub answered {status} " in message
-    assert ADVICE[status] in message
-    assert ("a rerun completes" in message) == (status != 501)
-    assert (AGAIN in message) == (status not in (402, 501))
+    assert advice in message
+    assert (AGAIN in message) == (status != 402)
 
 
 def trees(hub: HubServer) -> dict[str, Any]:
