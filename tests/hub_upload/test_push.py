@@ -1,6 +1,5 @@
 """The whole way of a model: trained, evaluated, pushed to a Hub, loaded by its id by a stranger, used."""
 
-import ast
 import copy
 import json
 import os
@@ -19,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling, requirements
+from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error
@@ -160,22 +159,6 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     saved, trained = (load_file(folder / "model.safetensors") for folder in (bundle, runs["fusion"]))
     assert saved.keys() == trained.keys()
     assert all(torch.equal(saved[name], trained[name]) for name in saved)
-
-
-def test_requirements_are_those_of_the_code_files(bundle: Path) -> None:
-    """Every package that a published file imports is asked for, with a floor."""
-    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
-    imported = set()
-    for path in bundle.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add((node.module or "").split(".")[0])
-    wanted = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)}
-    lines = requirements().splitlines()
-    assert wanted <= {line.split(">=")[0] for line in lines}
-    assert all(">=" in line for line in lines)
 
 
 def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path: Path) -> None:

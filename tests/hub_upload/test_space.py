@@ -13,6 +13,7 @@ import yaml
 from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi
 
+from ham10000.hub_upload import handler
 from ham10000.hub_upload.bundle import requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
@@ -49,12 +50,17 @@ def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
     assert "`user/ham10000-fusion` at `v2.0`" in body
 
 
-def test_every_import_of_the_folder_is_in_it_or_required(space: Path) -> None:
+@pytest.mark.parametrize("kind", ["space", "bundle"])
+def test_every_import_of_a_published_folder_is_in_it_or_required(
+    kind: str, space: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
     """Read from the files themselves, and not by the function that chose them."""
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
-    required = {line.split(">=")[0] for line in (space / "requirements.txt").read_text().splitlines()}
-    assert all(">=" in line for line in (space / "requirements.txt").read_text().splitlines())
-    for path in space.rglob("*.py"):
+    folder = space if kind == "space" else tiny_checkpoints["fusion"]
+    lines = ((space / "requirements.txt").read_text() if kind == "space" else requirements()).splitlines()
+    required = {line.split(">=")[0] for line in lines}
+    assert all(">=" in line for line in lines)
+    for path in (*folder.rglob("*.py"), Path(handler.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
