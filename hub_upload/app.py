@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Before gradio is imported, which reads it then: this page tells nobody that it was opened.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -49,6 +49,7 @@ from ham10000.training.inference.explanation_figure import overlay_heatmap
 from ham10000.training.inference.output import DISCLAIMER, points
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, calibration_of, load_checkpoint
 from ham10000.training.utils.cli import add_debug_argument, run_cli
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import bullets, escape, join, percent, table, words
 
 try:
@@ -134,19 +135,27 @@ class Chosen:
     error: str = ""
 
 
-def load_models(references: Sequence[str]) -> list[DemoModel]:
+def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
     """Loads what is compared.
 
     Args:
-        references: A checkpoint folder or `user/name@revision` each.
+        references: A checkpoint folder or `user/name@revision` each; by default those that come with the source tree.
 
     Returns:
         The models in that order.
 
     Raises:
-        Ham10000Error: For a checkpoint that cannot be loaded, a Hub id without a revision, or models of different
-            label sets.
+        Ham10000Error: If there is none, a checkpoint cannot be loaded, a Hub id has no revision, or the models have
+            different label sets.
     """
+    folders = [SHIPPED_CHECKPOINTS / f"ham10000-{name}" for name in MODALITIES]
+    references = references or [str(path) for path in folders if path.is_dir()]
+    if not references:
+        raise Ham10000Error(
+            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Run `make demo`, which "
+            "trains small ones on synthetic images, then give --checkpoints runs/demo/image runs/demo/metadata "
+            "runs/demo/fusion; or give Hub ids with their revision, such as user/ham10000-fusion@v1.0."
+        )
     models: list[DemoModel] = []
     for reference in references:
         match = None if Path(reference).exists() else _REFERENCE.fullmatch(reference)
@@ -172,30 +181,10 @@ def load_models(references: Sequence[str]) -> list[DemoModel]:
     return models
 
 
-def choose_checkpoints(given: Sequence[str] | None) -> list[str]:
-    """Returns the values of `--checkpoints`, without any those that come with the source tree.
-
-    Raises:
-        Ham10000Error: If there is none; the message says how to get some.
-    """
-    folders = [SHIPPED_CHECKPOINTS / f"ham10000-{name}" for name in MODALITIES]
-    found = list(given or []) or [str(path) for path in folders if path.is_dir()]
-    if not found:
-        raise Ham10000Error(
-            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Run `make demo`, which "
-            "trains small ones on synthetic images, then give --checkpoints runs/demo/image runs/demo/metadata "
-            "runs/demo/fusion; or give Hub ids with their revision, such as user/ham10000-fusion@v1.0."
-        )
-    return found
-
-
-def sample_images() -> list[tuple[str, Image.Image]]:
-    """One synthetic image of each class with its label; the same ones every time."""
-    samples = []
-    for number, label in enumerate(LABELS):
-        rng = np.random.default_rng((3, number))
-        samples.append((label, render(Lesion.draw(label, rng), rng, (400, 300))))
-    return samples
+def sample_images() -> dict[str, Image.Image]:
+    """One synthetic image of each class by its label; the same ones every time."""
+    generators = {label: np.random.default_rng((3, number)) for number, label in enumerate(LABELS)}
+    return {label: render(Lesion.draw(label, rng), rng, (400, 300)) for label, rng in generators.items()}
 
 
 def read_upload(path: str | None) -> Chosen:
@@ -285,18 +274,16 @@ def summary(shown: DemoModel, answered: Answer, *, warned: bool = False) -> str:
 
 def _misses(shown: DemoModel) -> list[str]:
     """How many images of each malignant class the evaluation called something else; nothing without one."""
-    evaluation = None if shown.run is None else shown.run.evaluation
-    labels, malignant = shown.model.config.label_names, shown.model.config.malignant_labels
-    if evaluation is None or not malignant:
+    if shown.run is None or shown.run.evaluation is None:
         return []
-    matrix = np.asarray(evaluation["metrics"]["confusion_matrix"])
-    counts = {label: (int(matrix[i].sum() - matrix[i, i]), int(matrix[i].sum())) for i, label in enumerate(labels)}
+    evaluation, labels = shown.run.evaluation, shown.model.config.label_names
+    parts = []
     # Melanoma first, which costs the most.
-    parts = [
-        f"{escape(label)} {counts[label][0]} of {counts[label][1]} ({percent(counts[label][0] / counts[label][1], 0)})"
-        for label in sorted(malignant, key=lambda name: name != "mel")
-        if counts[label][1]
-    ]
+    for label in sorted(shown.model.config.malignant_labels or (), key=lambda name: name != "mel"):
+        row = evaluation["metrics"]["confusion_matrix"][labels.index(label)]
+        total, missed = sum(row), sum(row) - row[labels.index(label)]
+        if total:
+            parts.append(f"{escape(label)} {missed} of {total} ({percent(missed / total, 0)})")
     return [f"**Missed** on its {escape(evaluation['split']['name'])} images: {', '.join(parts)}"] if parts else []
 
 
@@ -331,12 +318,6 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
     return join("**What the metadata changed**", table(head, rows))
 
 
-def _unlike_training(models: Sequence[DemoModel], image: Image.Image | None) -> str | None:
-    """The first warning of a model whose training images the image is unlike."""
-    readers = (shown.processor.image_processor for shown in models if shown.model.config.uses_image)
-    return None if image is None else next(filter(None, (reader.unlike_training(image) for reader in readers)), None)
-
-
 def results(
     models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
 ) -> list[object]:
@@ -357,10 +338,12 @@ def results(
     given = {"age": age, "sex": sex, "localization": site}
     metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
+    readers = [shown.processor.image_processor for shown in models if shown.model.config.uses_image]
     updates: list[object] = []
     unlike, error = None, chosen.error
     try:
-        unlike = _unlike_training(models, chosen.image)
+        if chosen.image is not None:
+            unlike = next(filter(None, (reader.unlike_training(chosen.image) for reader in readers)), None)
         for shown in models:
             answered = answer(shown, chosen.image, metadata, names.get(label))
             effects, explained = answered.effects, answered.label and shown.shown(answered.label)
@@ -388,7 +371,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     Returns:
         The page, not yet served; `serve` adds theme and style.
     """
-    first, samples = models[0], dict(sample_images())
+    first, samples = models[0], sample_images()
     readers = [shown.processor for shown in models if shown.model.config.uses_metadata]
     sexes = list(dict.fromkeys(name for one in readers for name in one.sex_vocabulary)) or list(SEXES)
     sites = list(dict.fromkeys(name for one in readers for name in one.localization_vocabulary)) or list(LOCALIZATIONS)
@@ -443,8 +426,8 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                             ]
                 with gr.Accordion("What these numbers are, and are not", open=False):
                     gr.Markdown(_ABOUT)
-        hidden: dict[str, Any] = {"api_visibility": "private"}
-        options: dict[str, Any] = {"inputs": [chosen, age, sex, site, label, varied], "outputs": outputs, **hidden}
+        hidden: JsonObject = {"api_visibility": "private"}
+        options = hidden | {"inputs": [chosen, age, sex, site, label, varied], "outputs": outputs}
         options |= {"fn": functools.partial(results, models), "show_progress": "minimal"}
         file.upload(read_upload, file, chosen, show_progress="hidden", **hidden).then(**options)
         file.clear(Chosen, None, chosen, show_progress="hidden", **hidden).then(**options)
@@ -506,8 +489,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--host", help="default: this machine only; 0.0.0.0 for everyone who can reach it")
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
-    models = load_models(choose_checkpoints(arguments.checkpoints))
-    serve(build_page(models), port=arguments.port, host=arguments.host)
+    serve(build_page(load_models(arguments.checkpoints or ())), port=arguments.port, host=arguments.host)
 
 
 __all__ = ["DemoModel", "answer", "build_page", "load_models", "main", "read_upload", "results", "serve"]

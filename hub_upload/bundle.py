@@ -1,4 +1,4 @@
-"""Assembles what is published: one flat folder that loads anywhere and says where it comes from.
+"""Assembles what is published, one flat folder that says where it comes from, and proves that it loads anywhere.
 
 bundle/
     README.md                                the model card, rendered from the files below
@@ -14,39 +14,58 @@ bundle/
 """
 
 import importlib.metadata
+import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
-from ham10000.hub_upload.export_onnx import export_onnx
+from ham10000.hub_upload.export_onnx import export_onnx, fixed_inputs
 from ham10000.hub_upload.model_card import NOTHING_STATED, Stated, render_model_card
 from ham10000.hub_upload.publish import seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.run_folder import portable_training, save_model, stored_dtype
+from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
 
 # What the code files of a bundle import, by the names the package index knows.
-RUNTIME_PACKAGES = (
-    "huggingface-hub",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "timm",
-    "torch",
-    "torchvision",
-    "transformers",
-)
-_COPIED = ("split.csv", "split.json", "eval_results.json", "history.json", "conversion.json")
+_PACKAGES = ("huggingface-hub", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
+_COPIED = (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.EVALUATION, RunFile.HISTORY, RunFile.CONVERSION)
+# Runs in a fresh interpreter where every import of this package fails, installed or not, so the code that runs is the
+# copy in the checkpoint folder.
+_STRANGER = """
+import sys
+
+sys.modules["ham10000"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
+
+folder, inputs_file, outputs_file = sys.argv[1:]
+inputs = load_file(inputs_file)
+logits = {}
+for auto_class in (AutoModel, AutoModelForImageClassification):
+    model = auto_class.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    with torch.inference_mode():
+        logits[auto_class.__name__] = model(**inputs).logits
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "ham10000"
+assert AutoProcessor.from_pretrained(folder, trust_remote_code=True).model_input_names == sorted(inputs, reverse=True)
+AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+save_file(logits, outputs_file)
+"""
 
 
-def requirements(packages: Iterable[str] = RUNTIME_PACKAGES) -> str:
+def requirements(packages: Iterable[str] = _PACKAGES) -> str:
     """The content of a `requirements.txt`, with the floors this package was tested with.
 
     Args:
@@ -69,28 +88,29 @@ def requirements(packages: Iterable[str] = RUNTIME_PACKAGES) -> str:
     return "".join(f"{declared[name]}\n" for name in names)
 
 
-def find_sibling(run: RunFiles, folder: Path, repo_id: str | None) -> Sibling:
-    """Reads another variant and compares it with this run, where both predicted the same images.
+def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
+    """Reads another variant and compares it with a run, where both predicted the same images of the same split.
 
     Args:
+        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published. By default its id follows
+            from `repo_id` by the naming scheme `user/name-<modality>`, or is unknown.
         run: The run the card is about.
-        folder: The other run's folder.
-        repo_id: Where the other one is published.
+        repo_id: Its Hub id.
 
-    Returns:
-        The sibling; without a comparison where one of the two has no predictions, or they are of different splits.
+    Raises:
+        Ham10000Error: If the folder is not a run.
     """
-    other = read_run(folder)
+    folder, _, name = argument.partition("=")
+    other, ending = read_run(folder), f"-{run.modality}"
+    if not name and repo_id.endswith(ending):
+        name = f"{repo_id.removesuffix(ending)}-{other.modality}"
+    predictions = [one.folder / RunFile.PREDICTIONS for one in (run, other)]
     comparison = None
-    ours, theirs = run.folder / "predictions.csv", folder / "predictions.csv"
-    if run.evaluation and other.evaluation and ours.is_file() and theirs.is_file():
-        splits = [
-            (evaluation["split"].get("sha256"), evaluation["split"]["name"])
-            for evaluation in (run.evaluation, other.evaluation)
-        ]
-        if splits[0] == splits[1]:
-            comparison = compare_predictions(ours, theirs)
-    return Sibling(run=other, repo_id=repo_id, comparison=comparison)
+    if run.evaluation and other.evaluation and all(path.is_file() for path in predictions):
+        split, other_split = run.evaluation["split"], other.evaluation["split"]
+        if (split["name"], split.get("sha256")) == (other_split["name"], other_split.get("sha256")):
+            comparison = compare_predictions(*predictions)
+    return Sibling(other, name or None, comparison)
 
 
 def assemble_bundle(
@@ -100,7 +120,6 @@ def assemble_bundle(
     repo_id: str,
     revision: str,
     siblings: Sequence[Sibling] = (),
-    base_model: str | None = None,
     max_shard_size: str | None = None,
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
@@ -113,10 +132,9 @@ def assemble_bundle(
         repo_id: Hub id it will have; the card's examples name it.
         revision: What the card's examples pin.
         siblings: Other variants, for the card's comparison.
-        base_model: Hub id of the pretrained backbone, where the run's files do not tell.
         max_shard_size: Such as `"2GB"`: weights above it are split.
         onnx: Also export `onnx/model.onnx`.
-        stated: What the run's files cannot know of the data, for the card.
+        stated: What the run's files cannot know, for the card.
 
     Raises:
         Ham10000Error: If the run is not finished, its files are damaged, or saving changed a weight.
@@ -142,7 +160,7 @@ def assemble_bundle(
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
-        atomic_write_json(folder / "train_config.json", portable_training(run.training))
+        atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))
     for name in run.figures:
         (folder / "figures").mkdir(exist_ok=True)
         _copy_figure(checkpoint / "figures" / name, folder / "figures" / name)
@@ -150,9 +168,7 @@ def assemble_bundle(
     atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
-    card = render_model_card(
-        run, repo_id=repo_id, revision=revision, siblings=siblings, base_model=base_model, has_onnx=onnx, stated=stated
-    )
+    card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
     atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():
@@ -183,4 +199,56 @@ def describe_tree(folder: Path) -> str:
     return "\n".join([*lines, f"  {sum(sizes):>13,}  bytes in {len(paths)} files"])
 
 
-__all__ = ["RUNTIME_PACKAGES", "assemble_bundle", "describe_tree", "find_sibling", "requirements"]
+def verify_checkpoint(checkpoint: str | Path) -> dict[str, int]:
+    """Loads a checkpoint in a process that cannot import this package and compares logits bit for bit.
+
+    Args:
+        checkpoint: Folder written by `save_pretrained` of model and processor.
+
+    Returns:
+        `{"images": n, "logits": n}`, the numbers compared.
+
+    Raises:
+        Ham10000Error: If the clean process fails to load the folder, or its logits differ in any bit.
+    """
+    checkpoint = Path(checkpoint).resolve()
+    if not (checkpoint / "config.json").is_file():
+        raise Ham10000Error(f"{str(checkpoint)!r} holds no config.json; expected a checkpoint folder.")
+    try:
+        processor = Ham10000Processor.from_pretrained(checkpoint)
+        model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
+    except OSError as error:  # transformers' error for a file that is not there
+        raise Ham10000Error(f"{str(checkpoint)!r} is no complete checkpoint folder: {error}") from error
+    inputs = fixed_inputs(processor)
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs_file, outputs_file = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        save_file(inputs, inputs_file)
+        # An own module cache: the copy of the code under test must come from the folder, not from an earlier load.
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
+        }
+        process = subprocess.run(
+            [sys.executable, "-c", _STRANGER, str(checkpoint), str(inputs_file), str(outputs_file)],
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            env=environment,
+        )
+        if process.returncode != 0:
+            raise Ham10000Error(
+                f"{str(checkpoint)!r} does not load without this package:\n{process.stderr.strip()[-2000:]}"
+            )
+        actual = load_file(outputs_file)
+    for name, logits in actual.items():
+        if not torch.equal(logits, expected):
+            difference = (logits - expected).abs().max().item()
+            raise Ham10000Error(f"Logits of {name} with remote code differ by up to {difference:g}.")
+    return {"images": len(expected), "logits": expected.numel() * len(actual)}
+
+
+__all__ = ["assemble_bundle", "describe_tree", "read_sibling", "requirements", "verify_checkpoint"]

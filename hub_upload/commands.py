@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 if TYPE_CHECKING:
-    from ham10000.hub_upload.run_files import RunFiles, Sibling
+    from ham10000.hub_upload.publish import Release
+
+
+def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    add_debug_argument(parser)
+    return parser
 
 
 def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that both kinds of publishing have."""
-    epilog = "The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument."
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    """A parser with the options that both kinds of publishing have, and values for those that one kind has."""
+    token = "The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument."
+    parser = _parser(prog, description, token)
     parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--dry_run", action="store_true", help="assemble, check, show the files, upload nothing")
@@ -29,12 +35,11 @@ def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept"
     )
-    add_debug_argument(parser)
+    parser.set_defaults(tag=None, revision="main", create_pr=False)
     return parser
 
 
-def push_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `ham10000-push`."""
+def _push_parser() -> argparse.ArgumentParser:
     parser = _publishing_parser(
         "ham10000-push",
         "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
@@ -65,69 +70,26 @@ def push_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def sibling_repo_id(repo_id: str, run: "RunFiles", other: "RunFiles") -> str | None:
-    """The id of another variant by the naming scheme `user/name-<modality>`, or None where it is not followed."""
-    ending = f"-{run.modality}"
-    return f"{repo_id.removesuffix(ending)}-{other.modality}" if repo_id.endswith(ending) else None
-
-
-def read_siblings(arguments: Sequence[str], run: "RunFiles", repo_id: str) -> "list[Sibling]":
-    """Parses `RUN[=REPO_ID]` and reads the runs.
-
-    Args:
-        arguments: Values of `--sibling`.
-        run: The run that is published.
-        repo_id: Its Hub id.
-
-    Returns:
-        One sibling each, in the order of `MODALITIES`.
-
-    Raises:
-        Ham10000Error: If a folder is no run.
-    """
-    from ham10000.hub_upload.bundle import find_sibling
-    from ham10000.hub_upload.run_files import read_run
-    from ham10000.modeling import MODALITIES
-
-    siblings = []
-    for argument in arguments:
-        folder, _, name = argument.partition("=")
-        other = read_run(Path(folder))
-        siblings.append(find_sibling(run, Path(folder), name or sibling_repo_id(repo_id, run, other)))
-    return sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality))
-
-
-def _check_first(arguments: argparse.Namespace, tag: str | None, revision: str) -> None:
+def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release":
     """Refuses, before minutes of work, what cannot be published."""
     from huggingface_hub import HfApi
 
-    from ham10000.hub_upload.publish import check_names, find_token, limit_waiting
+    from ham10000.hub_upload.publish import Release, find_token, limit_waiting
     from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
     limit_waiting()
-    check_names(arguments.repo_id, tag=tag, revision=revision)
+    api = HfApi(library_name="ham10000")
+    release = Release(api, arguments.repo_id, arguments.tag, arguments.revision, repo_type)
     if arguments.output_dir is not None and arguments.output_dir.exists():
         raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
     if not arguments.dry_run:
-        find_token(HfApi())
+        find_token(api)
+    return release
 
 
-def _deliver(
-    folder: Path,
-    arguments: argparse.Namespace,
-    *,
-    message: str,
-    try_it: str,
-    tag: str | None = None,
-    revision: str = "main",
-    create_pr: bool = False,
-    repo_type: str = "model",
-) -> None:
+def _deliver(folder: Path, release: "Release", arguments: argparse.Namespace, message: str, try_it: str) -> None:
     """Shows a finished folder, keeps it and publishes it, as the options ask; in `try_it` `{}` is the kept folder."""
-    from huggingface_hub import HfApi
-
     from ham10000.hub_upload.bundle import describe_tree
-    from ham10000.hub_upload.publish import keep_edited_card, publish_folder
 
     print(describe_tree(folder))
     if arguments.output_dir is not None:
@@ -136,19 +98,13 @@ def _deliver(
     if arguments.dry_run:
         print("Dry run   nothing was uploaded")
         return
-    api = HfApi(library_name="ham10000")
     if not arguments.replace_card:
-        keep_edited_card(folder, arguments.repo_id, api=api, tag=tag, revision=revision, repo_type=repo_type)
-    published = publish_folder(
+        release.keep_edited_card(folder)
+    published = release.publish(
         folder,
-        arguments.repo_id,
-        api=api,
-        tag=tag,
-        revision=revision,
-        private=arguments.private,
-        create_pr=create_pr,
         commit_message=arguments.message or message,
-        repo_type=repo_type,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
     )
     print(f"Published {published.url}")
 
@@ -157,19 +113,19 @@ def _deliver(
 def push(argv: Sequence[str]) -> None:
     """Command line of `ham10000-push`."""
     if "--space" in argv:
-        publish_space([argument for argument in argv if argument != "--space"])
+        _publish_space([argument for argument in argv if argument != "--space"])
         return
-    arguments = push_parser().parse_args(argv)
+    arguments = _push_parser().parse_args(argv)
     from transformers.utils import logging
 
-    from ham10000.hub_upload.bundle import assemble_bundle
+    from ham10000.hub_upload.bundle import assemble_bundle, read_sibling, verify_checkpoint
     from ham10000.hub_upload.model_card import Stated
     from ham10000.hub_upload.run_files import read_run
-    from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+    from ham10000.modeling import MODALITIES
 
     logging.disable_progress_bar()
-    _check_first(arguments, arguments.tag, arguments.revision)
-    siblings = read_siblings(arguments.sibling, read_run(arguments.checkpoint), arguments.repo_id)
+    release, run = _prepare_release(arguments, "model"), read_run(arguments.checkpoint)
+    siblings = [read_sibling(argument, run, arguments.repo_id) for argument in arguments.sibling]
     with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
         bundle = Path(scratch, "bundle")
         print(f"Assemble  {arguments.checkpoint}", flush=True)
@@ -178,27 +134,23 @@ def push(argv: Sequence[str]) -> None:
             bundle,
             repo_id=arguments.repo_id,
             revision=arguments.tag,
-            siblings=siblings,
-            base_model=arguments.base_model,
+            siblings=sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality)),
             max_shard_size=arguments.max_shard_size,
             onnx=arguments.onnx,
-            stated=Stated(arguments.dataset_name, arguments.license),
+            stated=Stated(arguments.dataset_name, arguments.license, arguments.base_model),
         )
         compared = verify_checkpoint(bundle)
         print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")
-        _deliver(
-            bundle,
-            arguments,
-            message=f"Publish {arguments.tag}",
-            try_it="the card: {}/README.md",
-            tag=arguments.tag,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-        )
+        _deliver(bundle, release, arguments, f"Publish {arguments.tag}", "the card: {}/README.md")
 
 
-def space_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `ham10000-space`."""
+@run_cli
+def space(argv: Sequence[str]) -> None:
+    """Command line of `ham10000-space`."""
+    _publish_space(argv)
+
+
+def _publish_space(argv: Sequence[str]) -> None:
     parser = _publishing_parser(
         "ham10000-space",
         "Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
@@ -208,45 +160,26 @@ def space_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
     parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
-    return parser
-
-
-def publish_space(argv: Sequence[str]) -> None:
-    """Does what the command line of `ham10000-space`, or of `ham10000-push --space`, asks for.
-
-    Args:
-        argv: The options, without the program's name.
-
-    Raises:
-        Ham10000Error: For a name or a model without a revision, a folder that exists, or a Hub that refuses.
-    """
-    arguments = space_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     from ham10000.hub_upload.space import assemble_space
 
-    _check_first(arguments, None, "main")
+    release = _prepare_release(arguments, "space")
     with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
         folder = Path(scratch, "space")
         assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
-        _deliver(folder, arguments, message="Publish the demo", try_it="try it: python {}/app.py", repo_type="space")
-
-
-@run_cli
-def space(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-space`."""
-    publish_space(argv)
+        _deliver(folder, release, arguments, "Publish the demo", "try it: python {}/app.py")
 
 
 @run_cli
 def verify(argv: Sequence[str]) -> None:
     """Command line of `ham10000-verify`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-verify",
-        description="Proves that a checkpoint folder loads, with equal logits, where this package is not installed.",
+    parser = _parser(
+        "ham10000-verify",
+        "Proves that a checkpoint folder loads, with equal logits, where this package is not installed.",
     )
     parser.add_argument("checkpoint", help="checkpoint folder")
-    add_debug_argument(parser)
     arguments = parser.parse_args(argv)
-    from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+    from ham10000.hub_upload.bundle import verify_checkpoint
 
     compared = verify_checkpoint(arguments.checkpoint)
     print(
@@ -258,15 +191,14 @@ def verify(argv: Sequence[str]) -> None:
 @run_cli
 def convert(argv: Sequence[str]) -> None:
     """Command line of `ham10000-convert`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-convert",
-        description="Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a "
+    parser = _parser(
+        "ham10000-convert",
+        "Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a "
         "checkpoint folder.",
     )
     parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
     parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
-    add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     from transformers.utils import logging
 
@@ -285,13 +217,12 @@ def convert(argv: Sequence[str]) -> None:
 @run_cli
 def export(argv: Sequence[str]) -> None:
     """Command line of `ham10000-export-onnx`."""
-    parser = argparse.ArgumentParser(
-        prog="ham10000-export-onnx",
-        description="Writes a checkpoint as one ONNX file that runs without torch; any batch size, NaN is missing.",
+    parser = _parser(
+        "ham10000-export-onnx",
+        "Writes a checkpoint as one ONNX file that runs without torch; any batch size, NaN is missing.",
     )
     parser.add_argument("checkpoint", help="checkpoint folder")
     parser.add_argument("--output", help="file to write (default: onnx/model.onnx in the checkpoint)")
-    add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     from transformers.utils import logging
 
@@ -302,15 +233,4 @@ def export(argv: Sequence[str]) -> None:
     print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
-__all__ = [
-    "convert",
-    "export",
-    "publish_space",
-    "push",
-    "push_parser",
-    "read_siblings",
-    "sibling_repo_id",
-    "space",
-    "space_parser",
-    "verify",
-]
+__all__ = ["convert", "export", "push", "space", "verify"]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
-from ham10000.hub_upload.verify_checkpoint import fixed_inputs
+from ham10000.hub_upload.export_onnx import fixed_inputs
 from ham10000.modeling import (
     LABELS,
     Ham10000Config,
@@ -117,17 +117,8 @@ def _check_class_order(entries: Mapping[str, object], path: Path) -> None:
                 )
 
 
-def build_networks(
-    backbone: str | None = None,
-) -> tuple[nn.Module, Ham10000ForImageClassification, Ham10000Processor]:
-    """The network the weights come from and this package's, untrained, in evaluation mode.
-
-    Args:
-        backbone: A network of timm, with its own preprocessing, or None for torchvision's EfficientNetV2-S.
-
-    Returns:
-        The reference, this package's model, and its processor.
-    """
+def _build_networks(backbone: str | None) -> tuple[nn.Module, Ham10000ForImageClassification, Ham10000Processor]:
+    """The network that the weights come from, and this one with its processor: untrained, in evaluation mode."""
     if backbone is not None:
         config = Ham10000Config(modality="image", backbone=backbone, backbone_kwargs={})
         model = Ham10000ForImageClassification(config).eval()
@@ -182,7 +173,7 @@ def convert_checkpoint(
         raise Ham10000Error(f"{str(output_dir)!r} exists and is not an empty folder; choose another --output_dir.")
     weights, form = read_weights(checkpoint)
     architecture = "torchvision efficientnet_v2_s" if backbone is None else f"timm {backbone}"
-    reference, model, processor = build_networks(backbone)
+    reference, model, processor = _build_networks(backbone)
     try:
         reference.load_state_dict(weights)
         # Both networks register the same layers in the same order; the order of the file is not used.
@@ -221,4 +212,4 @@ def convert_checkpoint(
     return record
 
 
-__all__ = ["build_networks", "convert_checkpoint", "read_weights"]
+__all__ = ["convert_checkpoint", "read_weights"]

@@ -11,21 +11,42 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from ham10000.hub_upload.verify_checkpoint import fixed_inputs
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint
+from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import restore_mode
 
-ONNX_FILE = "onnx/model.onnx"
 TOLERANCE = 1e-4
 # A protobuf message cannot be larger than 2 GiB; larger weights go to a second file, `<name>.data`.
 _LARGEST_FILE = 2**31 - 2**24
+
+
+def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Seeded inputs of a checkpoint's own shape: three images and rows, one of them with missing values.
+
+    Args:
+        processor: The checkpoint's processor.
+        seed: Seed of the pixel values.
+
+    Returns:
+        `pixel_values` (3, 3, height, width) and `metadata` (3, fields), as far as the variant reads them.
+    """
+    inputs = {}
+    if "pixel_values" in processor.model_input_names:
+        size = processor.image_processor.size
+        generator = torch.Generator().manual_seed(seed)
+        inputs["pixel_values"] = torch.randn(3, 3, size["height"], size["width"], generator=generator)
+    if "metadata" in processor.model_input_names:
+        rows = [{"age": 60, "sex": "male", "localization": "back"}, {"age": 0, "sex": "female"}, {}]
+        rows = [{key: value for key, value in row.items() if key in processor.metadata_fields} for row in rows]
+        inputs["metadata"] = processor.encode_metadata(rows)
+    return inputs
 
 
 def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Path:
@@ -49,7 +70,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
     checkpoint = Path(checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")
-    output = checkpoint / ONNX_FILE if output is None else Path(output).expanduser()
+    output = checkpoint / RunFile.ONNX if output is None else Path(output).expanduser()
     if output.is_dir():
         raise Ham10000Error(f"{str(output)!r} is a folder; --output names a file, such as model.onnx.")
     model, processor = load_checkpoint(checkpoint)
@@ -133,7 +154,7 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
     batch = torch.export.Dim("batch")
     try:
         with _quiet(), torch.no_grad():
-            program: Any = torch.onnx.export(
+            program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs=inputs,
                 input_names=list(inputs),
@@ -142,11 +163,12 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
                 dynamo=True,
                 verbose=False,
             )
+            assert program is not None  # as it is without dynamo
             # The exporter notes down where each line of source code lies on this machine.
-            for graph in (program.model.graph, *program.model.functions.values()):
-                for node in graph.all_nodes():
-                    node.metadata_props.clear()
-                    node.doc_string = None
+            functions = program.model.functions.values()
+            for node in chain(program.model.graph.all_nodes(), *(function.all_nodes() for function in functions)):
+                node.metadata_props.clear()
+                node.doc_string = None
             size = sum(value.nbytes for value in model.state_dict().values())
             program.save(file, external_data=size > _LARGEST_FILE)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
@@ -179,4 +201,4 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-__all__ = ["ONNX_FILE", "TOLERANCE", "compare_onnx", "export_onnx"]
+__all__ = ["TOLERANCE", "compare_onnx", "export_onnx", "fixed_inputs"]

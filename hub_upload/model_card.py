@@ -4,9 +4,8 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import timm
@@ -24,6 +23,7 @@ from ham10000.training.evaluation.report import (
     published_baseline,
 )
 from ham10000.training.run_folder import portable_training
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import escape, fence, markdown_template, percent, plain
 
 RESEARCH_BANNER = (
@@ -50,35 +50,27 @@ _EXAMPLE_ROW = {"age": 60, "sex": "male", "localization": "back"}
 _NOT_REPRODUCED = ("data", "output_dir", "cache_dir", "split_file", "trackers", "resume", "overwrite")
 
 
-def _count(value: Any) -> str:
+def _count(value: object) -> str:
     """A whole number with thousands separators; what is not a number is escaped."""
     return f"{value:,}" if isinstance(value, int) else escape(value)
 
 
 def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is readable."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     """A setting of a run as the table of all settings shows it, not escaped."""
     if value is None or value == [] or value == "":
         return "not set"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _reading(difference: dict[str, Any], metric: str, this: str, *, chance: bool = False) -> str:
-    """States whether a paired difference of a metric, `this` minus another model, is one.
-
-    Args:
-        difference: Its interval.
-        metric: Its name.
-        this: The model.
-        chance: Whether the other model does no better than guessing: a gain over it is no verdict.
-    """
-    if chance:
+def _reading(difference: JsonObject, metric: str, this: str, *, chance: bool = False) -> str:
+    """States whether a paired difference of a metric, `this` minus another model, is one."""
+    if chance:  # the other model does no better than guessing: a gain over it is no verdict
         return "no verdict: the other model is at chance"
     if difference["estimate"] is None or difference["low"] is None:
         return "undefined here"
@@ -102,15 +94,17 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
 
 
 class Stated(NamedTuple):
-    """What whoever publishes a model says of its data, as no file of the run knows it.
+    """What whoever publishes a model says of it, as no file of the run knows it.
 
     Attributes:
         dataset_name: Name, or Hub id, of the training data.
         license: Licence of the weights, by the Hub's identifier.
+        base_model: Hub id of the weights the backbone started from, if they came from a local file.
     """
 
     dataset_name: str | None = None
     license: str | None = None
+    base_model: str | None = None
 
 
 NOTHING_STATED = Stated()
@@ -135,8 +129,7 @@ def _dataset_name(run: RunFiles, stated: Stated) -> str:
 def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
     if run.evaluation is None:
         return []
-    task_type, task_name = _TASKS[run.modality]
-    split, metrics = run.evaluation["split"], run.evaluation["metrics"]
+    split, metrics, (task_type, task_name) = run.evaluation["split"], run.evaluation["metrics"], _TASKS[run.modality]
     protocol = plain(split.get("protocol", "no split"))
     dataset = DATASET if run.ham10000_evaluation else plain(run.evaluation["data"])
     if not run.ham10000_evaluation and run.training and split.get("sha256") == run.training["split"]["sha256"]:
@@ -159,7 +152,7 @@ def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
     ]
 
 
-def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bool, stated: Stated) -> ModelCardData:
+def _card_data(run: RunFiles, repo_id: str, has_onnx: bool, stated: Stated) -> ModelCardData:
     """The front matter, which the Hub indexes."""
     eval_results = _eval_results(run, stated)
     tags = {
@@ -174,7 +167,7 @@ def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bo
         license=_weights_license(run, stated),
         library_name="transformers",
         pipeline_tag=_TASKS[run.modality][0],
-        base_model=_base_model(run, base_model),
+        base_model=_base_model(run, stated.base_model),
         datasets=None if run.synthetic_training else [_dataset_name(run, stated)],
         metrics=sorted({result.metric_type for result in eval_results}) or None,
         tags=["dermoscopy", "dermatology", "medical", "research-only", *(tag for tag, holds in tags.items() if holds)],
@@ -183,68 +176,29 @@ def _card_data(run: RunFiles, repo_id: str, base_model: str | None, has_onnx: bo
     )
 
 
-@dataclass(frozen=True)
-class _Results:
+def _count_results(metrics: JsonObject, malignant_labels: Sequence[str]) -> JsonObject:
     """What a card says of an evaluation and its file does not state; the counts are images."""
-
-    melanomas: int
-    melanomas_found: int
-    melanoma_errors: list[str]  # what the others are called, such as `nv (24)`, the most frequent first
-    malignant: int
-    missed: int  # malignant ones that are assigned to a benign class
-    benign: int
-    false_alarms: int  # benign ones that are assigned to a malignant class
-    best: str  # class with the highest recall
-    worst: str
-    overlooked: list[str]  # malignant classes with a recall below 0.8, with their recall
-
-    @classmethod
-    def from_metrics(cls, metrics: dict[str, Any], malignant_labels: Sequence[str]) -> "_Results":
-        matrix, labels = np.array(metrics["confusion_matrix"]), list(metrics["per_class"])  # (true, predicted class)
-        malignant = np.isin(labels, malignant_labels)
-        melanoma = labels.index("mel") if "mel" in labels else None
-        row = np.zeros(len(labels), dtype=int) if melanoma is None else matrix[melanoma]
-        errors = sorted(zip(row.tolist(), labels, strict=True), reverse=True)
-        recall = {label: metrics["per_class"][label]["recall"] for label in labels}
-        scored = [label for label in labels if metrics["per_class"][label]["support"]]
-        # Without malignant classes there are no benign ones either.
-        benign = ~malignant if malignant.any() else malignant
-        return cls(
-            melanomas=int(row.sum()),
-            melanomas_found=0 if melanoma is None else int(row[melanoma]),
-            melanoma_errors=[f"{label} ({_count(number)})" for number, label in errors if number and label != "mel"],
-            malignant=int(matrix[malignant].sum()),
-            missed=int(matrix[malignant][:, benign].sum()),
-            benign=int(matrix[benign].sum()),
-            false_alarms=int(matrix[benign][:, malignant].sum()),
-            best=max(scored, key=recall.__getitem__),
-            worst=min(scored, key=recall.__getitem__),
-            overlooked=[
-                f"{label} ({percent(recall[label], 0)})"
-                for label in malignant_labels
-                if label in scored and recall[label] < 0.8
-            ],
-        )
-
-
-class _ComparisonRow(NamedTuple):
-    name: str
-    repo_id: str | None
-    protocol: str
-    leak: float | None
-    intervals: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """An evaluated model compared with its siblings and the published baseline."""
-
-    others: list[str]  # what it is compared with, for the heading
-    rows: list[_ComparisonRow]  # the model, the evaluated siblings, the published baseline
-    with_published: bool
-    same_images: bool  # whether the siblings were scored on the same images by the same protocol
-    # Modality of a sibling, `Sibling.comparison` with it, and whether the sibling is at chance.
-    paired: list[tuple[str, dict[str, Any], bool]]
+    matrix, labels = np.array(metrics["confusion_matrix"]), list(metrics["per_class"])  # (true, predicted class)
+    malignant = np.isin(labels, malignant_labels)
+    # Without malignant classes there are no benign ones either.
+    benign = ~malignant if malignant.any() else malignant
+    melanoma = np.array(labels) == "mel"
+    of_melanomas = matrix[melanoma].sum(axis=0).tolist()  # by predicted class
+    errors = sorted(zip(of_melanomas, labels, strict=True), reverse=True)
+    recall = {label: row["recall"] for label, row in metrics["per_class"].items() if row["support"]}
+    missed = [label for label in malignant_labels if recall.get(label, 1) < 0.8]
+    return {
+        "melanomas": sum(of_melanomas),
+        "melanomas_found": int(matrix[melanoma][:, melanoma].sum()),
+        "melanoma_errors": [f"{label} ({_count(number)})" for number, label in errors if number and label != "mel"],
+        "malignant": int(matrix[malignant].sum()),
+        "missed": int(matrix[malignant][:, benign].sum()),
+        "benign": int(matrix[benign].sum()),
+        "false_alarms": int(matrix[benign][:, malignant].sum()),
+        "best": max(recall, key=recall.__getitem__),
+        "worst": min(recall, key=recall.__getitem__),
+        "overlooked": [f"{label} ({percent(recall[label], 0)})" for label in missed],
+    }
 
 
 def _variant_name(run: RunFiles) -> str:
@@ -255,42 +209,44 @@ def _variant_name(run: RunFiles) -> str:
     return f"{run.modality}, {run.config['backbone']}, {height if height == width else f'{height} x {width}'} px"
 
 
-def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> _Comparison | None:
-    same = [sibling for sibling in siblings if sibling.run.config["id2label"] == run.config["id2label"]]
-    evaluated = [sibling for sibling in same if sibling.run.evaluation is not None]
+def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
+    """An evaluated model compared with its siblings and the published baseline; None where there are none."""
+    evaluated = [
+        (sibling, sibling.run.evaluation)
+        for sibling in siblings
+        if sibling.run.evaluation is not None and sibling.run.config["id2label"] == run.config["id2label"]
+    ]
     # A result on other images has nothing to do with a published one.
     with_published = run.ham10000_training and run.ham10000_evaluation and not run.synthetic
     if run.evaluation is None or not (evaluated or with_published):
         return None
     rows, scored_on = [], set()
-    for other, repo_id in [(run, None), *((sibling.run, sibling.repo_id) for sibling in evaluated)]:
-        assert other.evaluation is not None
-        split = other.evaluation["split"]
+    for other, repo_id, evaluation in [
+        (run, None, run.evaluation),
+        *((sibling.run, sibling.repo_id, evaluation) for sibling, evaluation in evaluated),
+    ]:
+        split = evaluation["split"]
         scored_on.add((split.get("protocol"), split.get("sha256"), split["name"]))
         leak = split.get("leakage", {}).get(split["name"], {}).get("all")
-        intervals = other.evaluation["intervals"]
-        rows.append(_ComparisonRow(_variant_name(other), repo_id, split.get("protocol", "none"), leak, intervals))
-    if with_published:
-        published = published_baseline()
-        leak, intervals = published["leak"], published["intervals"]
-        rows.append(_ComparisonRow(published["name"], None, published["protocol"], leak, intervals))
-    return _Comparison(
-        others=["its siblings"] * bool(evaluated) + ["the published baseline"] * with_published,
-        rows=rows,
-        with_published=with_published,
-        same_images=len(scored_on) == 1,
-        paired=[
-            (sibling.run.modality, sibling.comparison, at_chance(sibling.run.evaluation))
-            for sibling in evaluated
-            if sibling.comparison is not None and sibling.run.evaluation is not None
-        ]
+        row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": evaluation["intervals"]}
+        rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
+    return {
+        "others": ["its siblings"] * bool(evaluated) + ["the published baseline"] * with_published,
+        "rows": rows + [published_baseline() | {"repo_id": None}] * with_published,
+        "with_published": with_published,
+        "same_images": len(scored_on) == 1,  # by the same protocol
         # The study's own verdict, over its seeds and corrected for its family, is in the card.
-        if "study" not in run.evaluation
-        else [],
-    )
+        "paired": []
+        if "study" in run.evaluation
+        else [
+            (sibling.run.modality, sibling.comparison, at_chance(evaluation))
+            for sibling, evaluation in evaluated
+            if sibling.comparison is not None
+        ],
+    }
 
 
-def reproduce_command(training: dict[str, Any], *, ham10000: bool = True) -> str:
+def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
     """Returns the commands that train and evaluate such a model again.
 
     Args:
@@ -334,9 +290,9 @@ def _training_context(run: RunFiles) -> dict[str, object]:
         return {"training": None}
     training = portable_training(run.training)
     split = training["split"]
-    parts: tuple[str, ...] = ("train", "validation") if run.trained_on_validation else ("train",)
+    parts = ["train", *["validation"] * run.trained_on_validation]
     if training["config"].get("train_on_all"):
-        parts = ("train", "validation", "test")
+        parts = ["train", "validation", "test"]
     return {
         "training": training,
         "settings": training["config"],
@@ -354,7 +310,6 @@ def render_model_card(
     repo_id: str,
     revision: str,
     siblings: Sequence[Sibling] = (),
-    base_model: str | None = None,
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
@@ -367,9 +322,8 @@ def render_model_card(
         repo_id: Repository the card is for, such as `user/ham10000-fusion`.
         revision: Tag or commit that every example pins.
         siblings: Other variants to compare with.
-        base_model: Hub id of the weights the backbone started from, if they came from a local file.
         has_onnx: Whether the repository has `onnx/model.onnx`.
-        stated: What the run's files cannot know of the data.
+        stated: What the run's files cannot know.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.
@@ -392,7 +346,7 @@ def render_model_card(
         setting=_setting,
     )
     card = template.render(
-        front_matter=_card_data(run, repo_id, base_model, has_onnx, stated).to_yaml().strip(),
+        front_matter=_card_data(run, repo_id, has_onnx, stated).to_yaml().strip(),
         research_banner=RESEARCH_BANNER,
         run=run,
         repo_id=repo_id,
@@ -415,9 +369,7 @@ def render_model_card(
         backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
         resample=Image.Resampling(image["resample"]).name.lower() if image else None,
         evaluation=run.evaluation,
-        results=_Results.from_metrics(run.evaluation["metrics"], config["malignant_labels"])
-        if run.evaluation
-        else None,
+        results=run.evaluation and _count_results(run.evaluation["metrics"], config["malignant_labels"]),
         comparison=_compare(run, siblings),
         **_training_context(run),
     )

@@ -3,17 +3,15 @@
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import (
     CommitOperationAdd,
-    CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
     get_session,
@@ -25,6 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.utils.files import JsonObject
 
 # What a release owns in its repository. A file of these names that the new release no longer has belongs to an earlier
 # release, such as a shard of weights that are one file now, and is deleted. Every other file is the user's.
@@ -150,49 +149,6 @@ def is_edited(card: str) -> bool:
     return seal is None or hashlib.sha256(card[: seal.start()].encode()).hexdigest() != seal[1]
 
 
-def keep_edited_card(
-    folder: Path, repo_id: str, *, api: HfApi, tag: str | None = None, revision: str = "main", repo_type: str = "model"
-) -> bool:
-    """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
-
-    Args:
-        folder: What will be published, with a rendered README.md.
-        repo_id: As in `publish_folder`, like all that follow.
-        api: The client.
-        tag: Name of the release.
-        revision: The branch.
-        repo_type: `"model"` or `"space"`.
-
-    Returns:
-        Whether the card is kept; then a note is printed.
-
-    Raises:
-        Ham10000Error: If the Hub does not tell.
-    """
-    ours = folder / "README.md"
-    with _one_message(f"Reading the card of {repo_id!r}", find_token(api)), tempfile.TemporaryDirectory() as scratch:
-        if not api.repo_exists(repo_id, repo_type=repo_type):
-            return False
-        refs = api.list_repo_refs(repo_id, repo_type=repo_type)
-        commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
-        commit = commits.get(tag or "") or commits.get(revision) or commits["main"]
-        try:
-            theirs = Path(
-                api.hf_hub_download(repo_id, ours.name, repo_type=repo_type, revision=commit, local_dir=scratch)
-            )
-        except EntryNotFoundError:
-            return False
-        card = theirs.read_bytes()
-        if card == ours.read_bytes() or not is_edited(card.decode("utf-8", errors="replace")):
-            return False
-        shutil.copyfile(theirs, ours)
-    print(
-        f"note: the card of {repo_id} was edited on the Hub, or not written by this package; it is kept as it is. "
-        "--replace_card puts the new one in its place"
-    )
-    return True
-
-
 def redact(text: str, token: str) -> str:
     """Replaces the token, and whatever looks like one, by asterisks."""
     text = text.replace(token, "***") if token else text
@@ -237,15 +193,8 @@ def _one_message(step: str, token: str) -> Iterator[None]:
         raise Ham10000Error(f"{step} failed: {explain(error, token)}") from None
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves.
-
-    Args:
-        folder: The finished folder.
-
-    Raises:
-        Ham10000Error: If there is none.
-    """
+def _list_files(folder: Path) -> dict[str, Path]:
+    """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     if not files:
@@ -269,156 +218,183 @@ def _has_content(file: Path, remote: RepoFile) -> bool:
         return hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() == remote.blob_id
 
 
-def _compare(
-    api: HfApi, repo_id: str, repo_type: str, commit: str, files: dict[str, Path]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The paths that a commit on top of `commit` must upload, and those it must delete."""
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
-    remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    uploads = [path for path, file in files.items() if path not in remote or not _has_content(file, remote[path])]
-    deletions = [path for path in remote if path not in files and is_owned(path, repo_type)]
-    return tuple(uploads), tuple(deletions)
+@dataclass(frozen=True)
+class Release:
+    """A place on the Hub for a finished folder.
 
-
-def publish_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    api: HfApi,
-    tag: str | None = "v1.0",
-    revision: str = "main",
-    private: bool = False,
-    create_pr: bool = False,
-    commit_message: str,
-    repo_type: str = "model",
-) -> Published:
-    """Uploads a finished folder as one commit, and tags it.
-
-    The same folder again makes no commit, and a run that was cut off is completed by running it again. Not done by
-    `HfApi.upload_folder`: where hf_xet is installed, that makes several commits.
-
-    Args:
-        folder: What to publish, complete.
-        repo_id: `user/name`; the repository is created if it is absent.
+    Attributes:
         api: The client, with its token (else that of `hf auth login` or `HF_TOKEN`).
+        repo_id: `user/name`; the repository is created if it is absent.
         tag: Name of the release, or None.
         revision: Branch, created from main if it is absent.
-        private: Create the repository as private. An existing one keeps its visibility.
-        create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
-        commit_message: First line of the commit's message.
         repo_type: `"model"`, or `"space"` for a Gradio Space.
 
-    Returns:
-        Where the folder is now.
-
     Raises:
-        Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
+        Ham10000Error: If a name is not valid.
     """
-    check_names(repo_id, tag=tag, revision=revision)
-    if create_pr and revision != "main":
-        raise Ham10000Error(f"A pull request is always opened against main; expected no revision, got {revision!r}.")
-    if not commit_message.strip():
-        raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
-    files, token = list_files(Path(folder)), find_token(api)
-    if create_pr and tag is not None:
-        print(f"A pull request is not a release, so tag {tag} is not set")
-        tag = None
-    with _one_message(f"Publishing {repo_id!r}", token):
-        return _publish(api, repo_id, repo_type, files, tag, revision, private, create_pr, commit_message)
 
+    api: HfApi
+    repo_id: str
+    tag: str | None = "v1.0"
+    revision: str = "main"
+    repo_type: str = "model"
 
-def _publish(
-    api: HfApi,
-    repo_id: str,
-    repo_type: str,
-    files: dict[str, Path],
-    tag: str | None,
-    revision: str,
-    private: bool,
-    create_pr: bool,
-    commit_message: str,
-) -> Published:
-    if not create_pr and not api.repo_exists(repo_id, repo_type=repo_type):
-        sdk = "gradio" if repo_type == "space" else None
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
-    is_private = api.repo_info(repo_id, repo_type=repo_type).private
-    if private and not is_private:
-        raise Ham10000Error(
-            f"{repo_id!r} exists and is public, but a private release was asked for; nothing was uploaded. Make it "
-            "private in its settings on the Hub, or publish under another name."
+    def __post_init__(self) -> None:
+        check_names(self.repo_id, tag=self.tag, revision=self.revision)
+
+    @property
+    def _where(self) -> JsonObject:
+        return {"repo_id": self.repo_id, "repo_type": self.repo_type}
+
+    def keep_edited_card(self, folder: Path) -> bool:
+        """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
+
+        Args:
+            folder: What will be published, with a rendered README.md.
+
+        Returns:
+            Whether the card is kept; then a note is printed.
+
+        Raises:
+            Ham10000Error: If the Hub does not tell.
+        """
+        api, where = self.api, self._where
+        step, ours = f"Reading the card of {self.repo_id!r}", folder / "README.md"
+        with _one_message(step, find_token(api)), tempfile.TemporaryDirectory() as scratch:
+            if not api.repo_exists(**where):
+                return False
+            refs = api.list_repo_refs(**where)
+            commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+            commit = commits.get(self.tag or "") or commits.get(self.revision) or commits["main"]
+            try:
+                theirs = api.hf_hub_download(filename=ours.name, revision=commit, local_dir=scratch, **where)
+            except EntryNotFoundError:
+                return False
+            card = Path(theirs).read_bytes()
+            if card == ours.read_bytes() or not is_edited(card.decode("utf-8", errors="replace")):
+                return False
+            ours.write_bytes(card)
+        print(
+            f"note: the card of {self.repo_id} was edited on the Hub, or not written by this package; it is kept as "
+            "it is. --replace_card puts the new one in its place"
         )
-    if is_private and not private:
-        print(f"{repo_id} is private, and stays so")
-    refs = api.list_repo_refs(repo_id, repo_type=repo_type)
-    branches, tags = ({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
-    for name, others, kind in ((tag, branches, "branch"), (revision, tags, "tag")):
-        if name in others:
-            raise Ham10000Error(f"{repo_id!r} has a {kind} named {name!r} already; choose another name.")
+        return True
 
-    page = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
-    page += "" if repo_type == "space" else f"/tree/{tag or revision}"
-    if tag in tags:
-        if any(_compare(api, repo_id, repo_type, tags[tag], files)):
+    def publish(
+        self, folder: Path, *, commit_message: str, private: bool = False, create_pr: bool = False
+    ) -> Published:
+        """Uploads a finished folder as one commit, and tags it.
+
+        The same folder again makes no commit, and a run that was cut off is completed by running it again. Not done by
+        `HfApi.upload_folder`: where hf_xet is installed, that makes several commits.
+
+        Args:
+            folder: What to publish, complete.
+            commit_message: First line of the commit's message.
+            private: Create the repository as private. An existing one keeps its visibility.
+            create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
+
+        Returns:
+            Where the folder is now.
+
+        Raises:
+            Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
+        """
+        if create_pr and self.revision != "main":
             raise Ham10000Error(
-                f"{repo_id!r} has a release {tag!r} with other files (commit {tags[tag][:10]}); nothing was uploaded. "
-                "A release never changes: give this one a new tag."
+                f"A pull request is always opened against main; expected no revision, got {self.revision!r}."
             )
-        print(f"Release {tag} of {repo_id} has these files already; nothing to do")
-        return Published(page, tags[tag])
+        if not commit_message.strip():
+            raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
+        files, token = _list_files(folder), find_token(self.api)
+        release = self
+        if create_pr and self.tag is not None:
+            print(f"A pull request is not a release, so tag {self.tag} is not set")
+            release = replace(self, tag=None)
+        with _one_message(f"Publishing {self.repo_id!r}", token):
+            return release._publish(files, commit_message, private, create_pr)
 
-    commit = branches.get(revision) or branches["main"]
-    if revision not in branches:
-        api.create_branch(repo_id, branch=revision, revision=commit, repo_type=repo_type)
-    uploads, deletions = _compare(api, repo_id, repo_type, commit, files)
-    if create_pr and (uploads or deletions):
-        # One whose answer was lost, perhaps.
-        for pull in api.get_repo_discussions(
-            repo_id, discussion_type="pull_request", discussion_status="open", repo_type=repo_type
+    def _publish(self, files: dict[str, Path], commit_message: str, private: bool, create_pr: bool) -> Published:
+        api, where, repo_id, tag, revision = self.api, self._where, self.repo_id, self.tag, self.revision
+        if not create_pr and not api.repo_exists(**where):
+            sdk = "gradio" if self.repo_type == "space" else None
+            api.create_repo(private=private, exist_ok=True, space_sdk=sdk, **where)
+        is_private = api.repo_info(**where).private
+        if private and not is_private:
+            raise Ham10000Error(
+                f"{repo_id!r} exists and is public, but a private release was asked for; nothing was uploaded. Make "
+                "it private in its settings on the Hub, or publish under another name."
+            )
+        if is_private and not private:
+            print(f"{repo_id} is private, and stays so")
+        refs = api.list_repo_refs(**where)
+        branches, tags = ({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
+        for name, others, kind in ((tag, branches, "branch"), (revision, tags, "tag")):
+            if name in others:
+                raise Ham10000Error(f"{repo_id!r} has a {kind} named {name!r} already; choose another name.")
+
+        is_space = self.repo_type == "space"
+        page = f"{api.endpoint}/spaces/{repo_id}" if is_space else f"{api.endpoint}/{repo_id}/tree/{tag or revision}"
+        if tag in tags:
+            if any(self._compare(files, tags[tag])):
+                raise Ham10000Error(
+                    f"{repo_id!r} has a release {tag!r} with other files (commit {tags[tag][:10]}); nothing was "
+                    "uploaded. A release never changes: give this one a new tag."
+                )
+            print(f"Release {tag} of {repo_id} has these files already; nothing to do")
+            return Published(page, tags[tag])
+
+        commit = branches.get(revision) or branches["main"]
+        if revision not in branches:
+            api.create_branch(branch=revision, revision=commit, **where)
+        uploads, deletions = self._compare(files, commit)
+        if create_pr and (uploads or deletions) and (proposed := self._find_pull_request(files, commit_message)):
+            return proposed
+        if uploads or deletions:
+            count = f"{len(uploads)} of {len(files)}"
+            print(f"Uploading {count} files to {repo_id}, deleting {len(deletions)}", flush=True)
+            info = api.create_commit(
+                operations=[
+                    *(CommitOperationDelete(path, is_folder=False) for path in deletions),
+                    *(CommitOperationAdd(path, files[path]) for path in uploads),
+                ],
+                commit_message=commit_message,
+                revision=revision,
+                parent_commit=commit,  # the Hub refuses the commit if somebody else pushed in the meantime
+                create_pr=create_pr,
+                **where,
+            )
+            commit, page = info.oid, info.pr_url or page
+            print(f"Committed {commit[:10]} to {'a pull request' if create_pr else revision}")
+        # The Hub silently leaves out files that the repository's .gitignore names.
+        if missing := () if create_pr else self._compare(files, commit)[0]:
+            raise Ham10000Error(
+                f"Commit {commit[:10]} of {repo_id!r} lacks {', '.join(missing)}, so it was not tagged. The "
+                "repository's .gitignore names them: take them out of it and run the same command again."
+            )
+        if tag:
+            api.create_tag(tag=tag, revision=commit, **where)
+            print(f"Tagged {tag}")
+        return Published(page, commit, uploads, deletions)
+
+    def _find_pull_request(self, files: dict[str, Path], title: str) -> Published | None:
+        """An open pull request of that title with these files: one whose answer was lost, perhaps."""
+        for pull in self.api.get_repo_discussions(
+            discussion_type="pull_request", discussion_status="open", **self._where
         ):
-            proposed = f"refs/pr/{pull.num}"
-            if pull.title == commit_message and not any(_compare(api, repo_id, repo_type, proposed, files)):
-                print(f"Pull request {pull.num} of {repo_id} has these files already; nothing to do")
-                return Published(pull.url, api.repo_info(repo_id, revision=proposed, repo_type=repo_type).sha or "")
-    if uploads or deletions:
-        print(f"Uploading {len(uploads)} of {len(files)} files to {repo_id}, deleting {len(deletions)}", flush=True)
-        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
-            *(CommitOperationDelete(path, is_folder=False) for path in deletions),
-            *(CommitOperationAdd(path, files[path]) for path in uploads),
-        ]
-        info = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message,
-            revision=revision,
-            parent_commit=commit,  # the Hub refuses the commit if somebody else pushed in the meantime
-            create_pr=create_pr,
-            repo_type=repo_type,
-        )
-        commit, page = info.oid, info.pr_url or page
-        print(f"Committed {commit[:10]} to {'a pull request' if create_pr else revision}")
-    # The Hub silently leaves out files that the repository's .gitignore names.
-    missing = () if create_pr else _compare(api, repo_id, repo_type, commit, files)[0]
-    if missing:
-        raise Ham10000Error(
-            f"Commit {commit[:10]} of {repo_id!r} lacks {', '.join(missing)}, so it was not tagged. The repository's "
-            ".gitignore names them: take them out of it and run the same command again."
-        )
-    if tag:
-        api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
-        print(f"Tagged {tag}")
-    return Published(page, commit, uploads, deletions)
+            reference = f"refs/pr/{pull.num}"
+            if pull.title == title and not any(self._compare(files, reference)):
+                print(f"Pull request {pull.num} of {self.repo_id} has these files already; nothing to do")
+                return Published(pull.url, self.api.repo_info(revision=reference, **self._where).sha or "")
+        return None
+
+    def _compare(self, files: dict[str, Path], commit: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The paths that a commit on top of `commit` must upload, and those it must delete."""
+        tree = self.api.list_repo_tree(recursive=True, revision=commit, **self._where)
+        remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        uploads = [path for path, file in files.items() if path not in remote or not _has_content(file, remote[path])]
+        deletions = [path for path in remote if path not in files and is_owned(path, self.repo_type)]
+        return tuple(uploads), tuple(deletions)
 
 
-__all__ = [
-    "Published",
-    "check_names",
-    "find_token",
-    "is_edited",
-    "is_owned",
-    "keep_edited_card",
-    "limit_waiting",
-    "list_files",
-    "publish_folder",
-    "redact",
-    "seal_card",
-]
+__all__ = ["Published", "Release", "check_names", "find_token", "limit_waiting", "redact", "seal_card"]

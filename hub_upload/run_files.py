@@ -1,6 +1,5 @@
 """The files of a run, read once and checked: what a model card is rendered from."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
 from ham10000.training.run_folder import RunFile, image_origin, trained_on_validation
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
 _REQUIRED = {
@@ -49,12 +48,12 @@ class RunFiles:
     """
 
     folder: Path
-    config: dict[str, Any]
-    processor: dict[str, Any]
-    training: dict[str, Any] | None
-    evaluation: dict[str, Any] | None
-    history: list[dict[str, Any]] | None
-    conversion: dict[str, Any] | None
+    config: JsonObject
+    processor: JsonObject
+    training: JsonObject | None
+    evaluation: JsonObject | None
+    history: list[JsonObject] | None
+    conversion: JsonObject | None
     figures: tuple[str, ...]
     synthetic_training: bool
     synthetic_evaluation: bool
@@ -89,7 +88,7 @@ class Sibling:
 
     run: RunFiles
     repo_id: str | None = None
-    comparison: dict[str, Any] | None = None
+    comparison: JsonObject | None = None
 
 
 def read_run(folder: str | Path) -> RunFiles:
@@ -106,36 +105,19 @@ def read_run(folder: str | Path) -> RunFiles:
             the message names the file.
     """
     folder = Path(folder)
-    raw_config = _read(folder, RunFile.CONFIG, required=True)
-    where, model_type = repr(str(folder / RunFile.CONFIG)), raw_config.get("model_type")
-    if model_type != "ham10000":
-        raise Ham10000Error(f"{where}: model_type is {model_type!r}, expected 'ham10000'.")
+    config, where = _read(folder, RunFile.CONFIG, required=True), repr(str(folder / RunFile.CONFIG))
+    if config.get("model_type") != "ham10000":
+        raise Ham10000Error(f"{where}: model_type is {config.get('model_type')!r}, expected 'ham10000'.")
     try:
-        config = Ham10000Config.from_dict(copy.deepcopy(raw_config)).to_dict()
+        config = Ham10000Config.from_dict(config).to_dict()
     except (Ham10000Error, StrictDataclassError) as error:
         raise Ham10000Error(f"{where}: {error}") from error
-    training = _read(folder, RunFile.TRAINING)
-    evaluation = _read(folder, RunFile.EVALUATION)
-    synthetic_training = training is not None and (
-        _names_synthetic(training["config"]["data"]) or image_origin(folder / RunFile.SPLIT) == "synthetic"
-    )
-    synthetic_evaluation = evaluation is not None and (
-        _names_synthetic(evaluation["data"])
-        or image_origin(folder / RunFile.PREDICTIONS) == "synthetic"
-        or (synthetic_training and training["split"]["sha256"] == evaluation["split"].get("sha256"))
-    )
-    same_split = (
-        training is not None
-        and evaluation is not None
-        and (training["split"]["sha256"] == evaluation["split"].get("sha256"))
-    )
+    training, evaluation = _read(folder, RunFile.TRAINING), _read(folder, RunFile.EVALUATION)
+    trained_on, scored_on = image_origin(folder / RunFile.SPLIT), image_origin(folder / RunFile.PREDICTIONS)
     same_labels = set(config["label2id"]) == set(LABELS)
-    ham10000_training = same_labels and (
-        training is None or synthetic_training or image_origin(folder / RunFile.SPLIT) == "HAM10000"
-    )
-    ham10000_evaluation = same_labels and (
-        (same_split and ham10000_training) or image_origin(folder / RunFile.PREDICTIONS) in ("synthetic", "HAM10000")
-    )
+    same_split = bool(training and evaluation) and training["split"]["sha256"] == evaluation["split"].get("sha256")
+    synthetic_training = training is not None and _is_synthetic(training["config"]["data"], trained_on)
+    ham10000_training = same_labels and (training is None or synthetic_training or trained_on == "HAM10000")
     return RunFiles(
         folder=folder,
         config=config,
@@ -146,9 +128,10 @@ def read_run(folder: str | Path) -> RunFiles:
         conversion=_read(folder, RunFile.CONVERSION),
         figures=tuple(sorted(path.name for path in folder.glob("figures/*.png"))),
         synthetic_training=synthetic_training,
-        synthetic_evaluation=synthetic_evaluation,
+        synthetic_evaluation=evaluation is not None
+        and (_is_synthetic(evaluation["data"], scored_on) or (synthetic_training and same_split)),
         ham10000_training=ham10000_training,
-        ham10000_evaluation=ham10000_evaluation,
+        ham10000_evaluation=same_labels and ((same_split and ham10000_training) or scored_on is not None),
     )
 
 
@@ -166,8 +149,8 @@ def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False)
     return value
 
 
-def _names_synthetic(data: object) -> bool:
-    return isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:"))
+def _is_synthetic(data: object, origin: str | None) -> bool:
+    return origin == "synthetic" or str(data).partition(":")[0] == "synthetic"
 
 
 __all__ = ["RunFiles", "Sibling", "read_run"]

@@ -9,15 +9,16 @@ space/
 ham10000-space --repo_id user/ham10000-demo --model user/ham10000-image@v1.0 --model user/ham10000-fusion@v1.0
 """
 
-import ast
-import importlib.util
+import importlib.metadata
 import shutil
 import sys
 from collections.abc import Sequence
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+import ham10000.modeling
 from ham10000.hub_upload.bundle import requirements
 from ham10000.hub_upload.model_card import RESEARCH_BANNER
 from ham10000.hub_upload.publish import check_names, seal_card
@@ -40,87 +41,23 @@ if __name__ == "__main__":
 _PYTHON = "3.11"
 
 
-def module_file(name: str) -> Path | None:
-    """The file of a module of this package; None for a package, which is a folder, or something else."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
-
-
-def needed_modules(start: str = _PAGE) -> tuple[dict[str, Path], set[str]]:
-    """What a module imports, directly or not, at its top or within its functions.
-
-    Args:
-        start: Full name of a module of this package.
+def needed_modules() -> tuple[dict[str, Path], set[str]]:
+    """What the page imports, directly or not, at the top of a module or within its functions.
 
     Returns:
         The modules of this package by full name, and the top names of other packages, standard library left out.
     """
-    files: dict[str, Path] = {}
-    others: set[str] = set()
-    waiting = [start]
-    while waiting:
-        name = waiting.pop()
-        file = None if name in files else module_file(name)
-        if file is None:
-            continue
-        files[name] = file
-        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [package, name.rpartition(".")[0]]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = ".".join(filter(None, [package if node.level else "", node.module]))
-                found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            waiting += [module for module in found if module.startswith("ham10000.")]
-            others |= {module.split(".")[0] for module in found}
-    return files, others - set(sys.stdlib_module_names) - {"ham10000"}
+    (folder,) = ham10000.modeling.__path__
+    finder = ModuleFinder(path=[])  # where it finds no package but ours
+    vars(finder.add_module("ham10000"))["__path__"] = [str(Path(folder).parent)]
+    finder.import_hook(_PAGE)
+    files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
+    others = {name.split(".")[0] for name in finder.badmodules} - set(sys.stdlib_module_names) - {"ham10000"}
+    return {name: Path(file) for name, file in files.items() if file is not None}, others
 
 
-def space_requirements(imported: set[str]) -> str:
-    """The content of `requirements.txt`.
-
-    Args:
-        imported: Top names of what is imported.
-
-    Returns:
-        One line each, with the floor that this package declares, in alphabetical order.
-
-    Raises:
-        Ham10000Error: If the installed package does not declare one of them.
-    """
-    return requirements(sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported))
-
-
-def parse_model(text: str) -> tuple[str, str]:
-    """Splits `user/name@revision`.
-
-    Raises:
-        Ham10000Error: If it is not of that form; a Space shows a release that cannot change under it.
-    """
-    repo_id, at, revision = text.partition("@")
-    if not at:
-        raise Ham10000Error(f"--model {text!r} has no revision; expected user/name@v1.0, so that it cannot change.")
-    check_names(repo_id, tag=None, revision=revision)
-    return repo_id, revision
-
-
-def render_readme(title: str, models: Sequence[tuple[str, str]], licence: str) -> str:
-    """The Space's README.md, whose head the Hub reads as its settings.
-
-    Args:
-        title: As the Hub shows it.
-        models: Ids and revisions.
-        licence: Of the Space, such as `apache-2.0`.
-
-    Returns:
-        Markdown with YAML front matter, ending in a newline.
-    """
+def _render_readme(title: str, models: Sequence[tuple[str, str]], licence: str) -> str:
+    """The Space's README.md, whose head the Hub reads as its settings."""
     head = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -162,11 +99,18 @@ def assemble_space(
     """
     if not models:
         raise Ham10000Error("A Space needs at least one model: --model user/ham10000-fusion@v1.0.")
-    chosen = [parse_model(model) for model in models]
+    chosen = []
+    for model in models:
+        repo_id, at, revision = model.partition("@")
+        if not at:  # a Space shows a release that cannot change under it
+            expected = "expected user/name@v1.0, so that it cannot change"
+            raise Ham10000Error(f"--model {model!r} has no revision; {expected}.")
+        check_names(repo_id, tag=None, revision=revision)
+        chosen.append((repo_id, revision))
     if folder.exists() and any(folder.iterdir()):
         raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
-    files, others = needed_modules()
-    required = space_requirements(others)
+    files, imported = needed_modules()
+    required = requirements(sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported))
     for name, file in files.items():
         target = folder.joinpath(*name.split("."))
         target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
@@ -181,13 +125,7 @@ def assemble_space(
     listed = "".join(f'    "{model}",\n' for model in models)
     atomic_write_text(folder / "app.py", _APP.format(models=f"[\n{listed}]"))
     atomic_write_text(folder / "requirements.txt", required)
-    atomic_write_text(folder / "README.md", seal_card(render_readme(title, chosen, licence)))
+    atomic_write_text(folder / "README.md", seal_card(_render_readme(title, chosen, licence)))
 
 
-__all__ = [
-    "assemble_space",
-    "needed_modules",
-    "parse_model",
-    "render_readme",
-    "space_requirements",
-]
+__all__ = ["assemble_space", "needed_modules"]

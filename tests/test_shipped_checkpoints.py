@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from ham10000.hub_upload.verify_checkpoint import verify_checkpoint
+from ham10000.hub_upload.bundle import verify_checkpoint
 from ham10000.modeling import MODALITIES
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split

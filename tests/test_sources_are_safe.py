@@ -63,7 +63,7 @@ def test_the_search_finds(line: str, tmp_path: Path) -> None:
 CALL = re.compile(r"(?:from_pretrained|pipeline|load_checkpoint|snapshot_download)\((?:[^()]|\([^()]*\))*\)")
 HUB_ID = re.compile(r"""["']user/[\w.-]+["']|\{repo_id\}|\{sibling\.repo_id\}""")
 # Folders made and read in the same process: the verification, and the endpoint's handler inside its repository.
-OF_FOLDERS = {"verify_checkpoint.py", "handler.py"}
+OF_FOLDERS = {"bundle.py", "handler.py"}
 
 
 def unpinned(text: str) -> list[str]:

@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra app")
 
 from ham10000.hub_upload import app
 
-SAMPLES = dict(app.sample_images())
+SAMPLES = app.sample_images()
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def choose(page: Any, label: str, steps: int) -> None:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "lesion.png"
-    dict(sample_images())["mel"].save(path)
+    sample_images()["mel"].save(path)
     return path
 
 

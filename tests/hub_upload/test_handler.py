@@ -76,17 +76,13 @@ TOOLKIT = """
 import importlib.util, json, os, sys
 from pathlib import Path
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ham10000":
-            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
+sys.modules["ham10000"] = None
 
 def no_network(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
         print("A connection was opened:", event, arguments, file=sys.stderr, flush=True)
         os._exit(3)
 
-sys.meta_path.insert(0, Absent())
 sys.addaudithook(no_network)
 spec = importlib.util.spec_from_file_location("handler", Path(sys.argv[1], "handler.py"))
 module = importlib.util.module_from_spec(spec)

@@ -26,7 +26,7 @@ from card_runs import (
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ham10000.hub_upload.model_card import render_model_card
+from ham10000.hub_upload.model_card import Stated, render_model_card
 from ham10000.hub_upload.run_files import Sibling, read_run
 from ham10000.modeling import LABELS, Ham10000Config, create_model, create_processor
 from ham10000.training.evaluation.comparison import compare_predictions
@@ -162,7 +162,7 @@ def test_base_model(tmp_path: Path, cards: dict[str, str], runs: dict[str, Path]
     local = write_run(tmp_path / "run", "image", evaluated=False, pretrained="/home/anna/weights/b0.safetensors")
     assert ModelCard(render(local)).data.base_model is None
     assert "`b0.safetensors`" in render(local)
-    assert ModelCard(render(local, base_model="timm/b0.in1k")).data.base_model == "timm/b0.in1k"
+    assert ModelCard(render(local, stated=Stated(base_model="timm/b0.in1k"))).data.base_model == "timm/b0.in1k"
 
 
 @pytest.mark.parametrize("kind", ["image", "metadata", "fusion"])
@@ -399,26 +399,14 @@ def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
     blocks = python_blocks(render(folder))
     assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
     assert all('"v1.0"' in block for block in blocks)
-    absent = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'ham10000':\n"
-        "            raise ModuleNotFoundError(name, name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-    )
-    code = absent + "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
+    code = "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"import sys; sys.modules['ham10000'] = None\n{code}"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={
-            **os.environ,
-            "HF_MODULES_CACHE": str(tmp_path / "modules"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
+        env=os.environ | environment,
     )
     assert process.returncode == 0, process.stderr[-2000:]
     printed = process.stdout.split("-----\n")

@@ -1,13 +1,11 @@
 """The whole way of a model: trained, evaluated, pushed to a Hub, loaded by its id by a stranger, used."""
 
-import ast
 import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from hub_server import WRITER, HubServer
-from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModel
 
-from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, find_sibling, requirements
+from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error
@@ -36,13 +33,7 @@ PUSH = "from ham10000.hub_upload.commands import push; raise SystemExit(push())"
 # Runs where this package cannot be imported, as on a stranger's machine; prints what each repository predicts.
 STRANGER = """
 import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ham10000":
-            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules["ham10000"] = None
 import torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -57,7 +48,7 @@ for modality in ("image", "metadata", "fusion"):
         results[modality] = model(**inputs).logits.double().softmax(-1)[0].tolist()
 classify = pipeline("image-metadata-classification", model="user/ham10000-fusion", **source)
 results["pipeline"] = {row["label"]: row["score"] for row in classify({"image": picture, **row})}
-assert not any(name.split(".")[0] == "ham10000" for name in sys.modules)
+assert not any(name.startswith("ham10000.") for name in sys.modules)
 print(json.dumps(results))
 """
 
@@ -76,12 +67,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> di
         assert evaluate(["--checkpoint", folder, "--n_resamples", "50", *common]) == 0
     AcceleratorState._reset_state(True)
     return {modality: parent / modality for modality in MODALITIES}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server:
-        yield server
 
 
 @pytest.fixture
@@ -144,8 +129,11 @@ def assemble(run: Path, folder: Path, **options: Any) -> Path:
 @pytest.fixture(scope="module")
 def bundle(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = read_run(runs["fusion"])
-    siblings = [find_sibling(run, runs[name], f"user/ham10000-{name}") for name in ("image", "metadata")]
+    siblings = [read_sibling(str(runs[name]), run, "user/ham10000-fusion") for name in ("image", "metadata")]
     assert all(sibling.comparison for sibling in siblings)
+    assert [sibling.repo_id for sibling in siblings] == ["user/ham10000-image", "user/ham10000-metadata"]
+    assert read_sibling(f"{runs['image']}=user/x", run, "user/ham10000-fusion").repo_id == "user/x"
+    assert read_sibling(str(runs["image"]), run, "user/mine").repo_id is None
     return assemble(runs["fusion"], tmp_path_factory.mktemp("bundle") / "fusion", siblings=siblings)
 
 
@@ -171,34 +159,6 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     saved, trained = (load_file(folder / "model.safetensors") for folder in (bundle, runs["fusion"]))
     assert saved.keys() == trained.keys()
     assert all(torch.equal(saved[name], trained[name]) for name in saved)
-
-
-def test_the_card_states_the_evaluation(bundle: Path, runs: dict[str, Path]) -> None:
-    metrics = json.loads((runs["fusion"] / "eval_results.json").read_text())["metrics"]
-    results = {
-        result.metric_name: result.metric_value for result in ModelCard.load(bundle / "README.md").data.eval_results
-    }
-    assert any(value == pytest.approx(metrics["macro_f1"], abs=1e-4) for value in results.values())
-    text = (bundle / "README.md").read_text()
-    assert f"{metrics['macro_f1']:.3f}" in text
-    assert "user/ham10000-image" in text
-    assert 'revision="v1.0"' in text
-
-
-def test_requirements_are_those_of_the_code_files(bundle: Path) -> None:
-    """Every package that a published file imports is asked for, with a floor."""
-    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
-    imported = set()
-    for path in bundle.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add((node.module or "").split(".")[0])
-    wanted = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)}
-    lines = requirements().splitlines()
-    assert wanted <= {line.split(">=")[0] for line in lines}
-    assert all(">=" in line for line in lines)
 
 
 def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -263,13 +223,3 @@ def test_mistakes_are_one_message(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-
-
-def test_weights_that_do_not_survive_saving_are_noticed(runs: dict[str, Path], tmp_path: Path) -> None:
-    """A damaged copy in the bundle must not be published: planted by a shard that is changed after saving."""
-    folder = shutil.copytree(runs["metadata"], tmp_path / "run")
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["classifier.bias"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Ham10000Error, match=r"classifier\.bias"):
-        assemble(folder, tmp_path / "bundle")

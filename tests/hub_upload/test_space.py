@@ -5,18 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import WRITER, HubServer
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
+from ham10000.hub_upload import handler
+from ham10000.hub_upload.bundle import requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
-from ham10000.hub_upload.publish import publish_folder
-from ham10000.hub_upload.space import assemble_space, needed_modules, space_requirements
+from ham10000.hub_upload.publish import Release
+from ham10000.hub_upload.space import assemble_space, needed_modules
 from ham10000.modeling import MODALITIES, Ham10000Error
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
@@ -32,14 +34,6 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with HubServer(tmp_path / "server") as server:
-        yield server
-
-
 def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
     _, head, body = (space / "README.md").read_text().split("---\n", 2)
     settings = yaml.safe_load(head)
@@ -50,26 +44,23 @@ def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
     assert settings["sdk_version"].split(".")[0] == "6"
     # The Hub's own limits, https://huggingface.co/docs/hub/spaces-config-reference
     assert len(settings["short_description"]) <= 60
-    assert {settings["colorFrom"], settings["colorTo"]} <= {
-        "red",
-        "yellow",
-        "green",
-        "blue",
-        "indigo",
-        "purple",
-        "pink",
-        "gray",
-    }
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {settings["colorFrom"], settings["colorTo"]} <= colours
     assert "Not a medical device" in body
     assert "`user/ham10000-fusion` at `v2.0`" in body
 
 
-def test_every_import_of_the_folder_is_in_it_or_required(space: Path) -> None:
+@pytest.mark.parametrize("kind", ["space", "bundle"])
+def test_every_import_of_a_published_folder_is_in_it_or_required(
+    kind: str, space: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
     """Read from the files themselves, and not by the function that chose them."""
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
-    required = {line.split(">=")[0] for line in (space / "requirements.txt").read_text().splitlines()}
-    assert all(">=" in line for line in (space / "requirements.txt").read_text().splitlines())
-    for path in space.rglob("*.py"):
+    folder = space if kind == "space" else tiny_checkpoints["fusion"]
+    lines = ((space / "requirements.txt").read_text() if kind == "space" else requirements()).splitlines()
+    required = {line.split(">=")[0] for line in lines}
+    assert all(">=" in line for line in lines)
+    for path in (*folder.rglob("*.py"), Path(handler.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -88,7 +79,7 @@ def test_no_tool_of_development_is_taken_along() -> None:
     assert not others & {"pandas", "pytest", "accelerate", "onnx", "openvino"}
     assert "ham10000.training.train" not in files
     with pytest.raises(Ham10000Error, match=r"declares no requirement on \['nonesuch'\]"):
-        space_requirements({"nonesuch"})
+        requirements(["nonesuch"])
 
 
 def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -119,57 +110,34 @@ def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str
     assert all(Path(file).is_relative_to(space) for file in found["files"])
 
 
-def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path) -> None:
-    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
-    published = publish_folder(space, SPACE, **options)
-    assert published.uploaded
-    assert published.url == f"{hub.url}/spaces/{SPACE}"
-    state = hub.state.snapshot()
-    assert list(state) == [f"spaces/{SPACE}"]
-    files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes"}
-    assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
-    assert hub.count("POST .*/commit/") == 1
-    assert not publish_folder(space, SPACE, **options).uploaded
-    assert hub.state.snapshot() == state
-
-
-def test_a_module_that_is_gone_goes_from_the_space_and_the_users_file_stays(
-    hub: HubServer, space: Path, tmp_path: Path
-) -> None:
-    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
+def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path, tmp_path: Path) -> None:
+    """A module of an earlier release goes, and the user's own file stays."""
+    release = Release(HfApi(endpoint=hub.url, token=WRITER), SPACE, tag=None, repo_type="space")
     earlier = tmp_path / "earlier"
     (earlier / "ham10000").mkdir(parents=True)
     (earlier / "ham10000" / "gone.py").write_text("# an earlier release's\n")
     (earlier / "picture.png").write_bytes(b"the user's")
-    publish_folder(earlier, SPACE, **options)
-    assert publish_folder(space, SPACE, **options).deleted == ("ham10000/gone.py",)
-    assert "picture.png" in hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]
+    assert release.publish(earlier, commit_message="x").url == f"{hub.url}/spaces/{SPACE}"
+    assert release.publish(space, commit_message="x").deleted == ("ham10000/gone.py",)
+    state = hub.state.snapshot()
+    assert list(state) == [f"spaces/{SPACE}"]
+    files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes", "picture.png"}
+    assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
+    assert hub.count("POST .*/commit/") == 2
+    assert not release.publish(space, commit_message="x").uploaded
+    assert hub.state.snapshot() == state
 
 
-def test_a_refused_commit_leaves_nothing_half_published(hub: HubServer, space: Path) -> None:
-    options = {"api": HfApi(endpoint=hub.url, token=WRITER), "tag": None, "commit_message": "x", "repo_type": "space"}
-    hub.fail("POST .*/commit/", status=403)
-    with pytest.raises(Ham10000Error, match="A commit arrives complete or not at all"):
-        publish_folder(space, SPACE, **options)
-    assert list(hub.state.snapshot()[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) == [".gitattributes"]
-    assert "app.py" in publish_folder(space, SPACE, **options).uploaded
-
-
-def test_dry_run_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [main, lambda argv: push(["--space", *argv])], ids=["space", "push --space"])
+def test_dry_run_writes_the_folder(
+    command: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir", str(tmp_path / "space")]
-    assert main(arguments) == 0
+    assert command(arguments) == 0
     assert "nothing was uploaded" in capsys.readouterr().out
     assert 'MODELS = [\n    "user/ham10000-image@v1.0",\n]' in (tmp_path / "space" / "app.py").read_text()
-    assert main(arguments) == 2
+    assert command(arguments) == 2
     assert "exists; give --output_dir" in capsys.readouterr().err
-
-
-def test_push_takes_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir"]
-    assert main([*arguments, str(tmp_path / "one")]) == push(["--space", *arguments, str(tmp_path / "two")]) == 0
-    listings = capsys.readouterr().out.split("Dry run")
-    assert listings[0].split("Saved")[0] == listings[1].removeprefix("   nothing was uploaded\n").split("Saved")[0]
-    assert (tmp_path / "one" / "app.py").read_text() == (tmp_path / "two" / "app.py").read_text()
 
 
 @pytest.mark.parametrize("model", ["user/ham10000-image", "ham10000-image@v1.0", "user/x@../v1"])

@@ -9,6 +9,7 @@ recorded (`server.requests`); faults are scripted (`server.fail`).
 """
 
 import contextlib
+import itertools
 import json
 import re
 import socket
@@ -39,23 +40,21 @@ class Request:
     path: str
     sent: int
     user: str | None
-    status: int | None = None  # None: it got no answer
 
 
 @dataclass
 class Fault:
-    """See `HubServer.fail`."""
+    """What becomes of the next `times` requests whose "METHOD /path" the pattern `match` is found in."""
 
     match: str
-    times: int
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    message: str = "scripted fault"
-    html: bool = False
-    cut_after: int | None = None
-    lose_answer: bool = False
-    kill: bool = False
-    before: Callable[[], None] | None = None
+    status: int | None = None  # answer this, and do nothing else
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)  # of that answer
+    html: bool = False  # a web page as the body of that answer
+    cut_after: int | None = None  # read so many bytes of the body, then reset the connection
+    lose_answer: bool = False  # do what was asked, then reset the connection
+    kill: bool = False  # kill the server before the request has any effect
+    before: Callable[[], None] | None = None  # call this, then handle the request as usual
 
 
 class _Cut(Exception):
@@ -107,19 +106,9 @@ class HubServer:
         for connection in connections:
             _reset(connection)
 
-    def fail(self, match: str, status: int | None = None, times: int = 1, **options: Any) -> None:
-        """Scripts a fault for the next `times` requests whose "METHOD /path" the pattern `match` is found in.
-
-        Args:
-            match: Regular expression, for instance `"POST .*/commit/"`.
-            status: Answer this status, and do nothing else.
-            times: For how many requests.
-            **options: `headers` and `message` of that answer; `html`: a web page as its body; `cut_after`: read so
-                many bytes of the body, then reset the connection; `lose_answer`: do what was asked, then reset the
-                connection; `kill`: kill the server before the request has any effect; `before`: call this, then
-                handle the request as usual.
-        """
-        self.faults.append(Fault(match, times, status, **options))
+    def fail(self, match: str, **options: Any) -> None:
+        """Scripts a `Fault`."""
+        self.faults.append(Fault(match, **options))
 
     def fault(self, request: str) -> Fault | None:
         with self.lock:
@@ -188,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.html:
                     self.answer(fault.status, b"<html>please log in</html>", {"Content-Type": "text/html"})
                 else:
-                    self.answer_error(Refused(fault.status, fault.message), fault.headers)
+                    self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
                 return
             if fault is not None and fault.before is not None:
                 fault.before()
@@ -226,7 +215,6 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.record.status = status
         self.send_response(status)
         headers = {"Content-Length": str(len(body)), **(headers or {})}
         for name, value in headers.items():
@@ -296,18 +284,12 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
             return self.json({**info, "gated": False, "disabled": False, "siblings": siblings})
         if verb == "refs":
-            kinds = {"branches": "refs/heads/", "converts": "refs/convert/", "tags": "refs/tags/"}
-            kinds["pullRequests"] = "refs/pr/"
-            return self.json(
-                {
-                    kind: [
-                        {"name": name.removeprefix(prefix), "ref": name, "targetCommit": commit}
-                        for name, commit in repo.refs.items()
-                        if name.startswith(prefix)
-                    ]
-                    for kind, prefix in kinds.items()
-                }
-            )
+            kinds = {"branches": "heads", "converts": "convert", "tags": "tags", "pullRequests": "pr"}
+            found: dict[str, list[dict[str, str]]] = {kind: [] for kind in kinds}
+            for (kind, folder), (ref, commit) in itertools.product(kinds.items(), repo.refs.items()):
+                if ref.startswith(prefix := f"refs/{folder}/"):
+                    found[kind].append({"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit})
+            return self.json(found)
         if verb == "discussions":
             pulls = [
                 {
