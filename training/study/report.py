@@ -278,8 +278,8 @@ def results_table(study: Study) -> str:
         for name, protocol in study["protocols"].items()
     ]
     notes = (
-        f"{'; '.join(scored)}. Answers by the rule `{study['study']['rule']}`; 95 % intervals from a bootstrap of lesions and seeds, the published row's of images. "
-        "Numbers of different protocols do not compare."
+        f"{'; '.join(scored)}. Answers by the rule `{study['study']['rule']}`; 95 % intervals from a bootstrap of "
+        "lesions and seeds, the published row's of images. Numbers of different protocols do not compare."
     )
     header = ["model", "protocol", *(METRIC_TITLES[name] for name in README_METRICS)]
     table = md.table(header, cells, align="ll" + "r" * len(README_METRICS))

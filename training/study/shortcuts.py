@@ -171,13 +171,18 @@ def shortcut_results(
     everything = fields["all"]["unknown"]
     total = _macro_f1(bootstrap, _hidden_answers(fitted, metadata, rule)[:, None])
     results["missing"].append({"share": 1.0, "macro_f1": total.summary(), "flips": everything["flips"]})
+    results["named"] = _named(fields)
+    return results
+
+
+def _named(fields: dict[str, dict[str, Effect]]) -> list[str]:
+    """Corrects the p-values of the single fields by Holm, and names those whose shuffling costs macro-F1."""
     single = [field for field in fields if field != "all"]
     for kind in ("shuffled", "unknown"):
         corrected = holm([fields[field][kind]["p"] for field in single])
         for field, p in zip(single, corrected, strict=True):
             fields[field][kind]["p_holm"] = p
-    results["named"] = [field for field in single if _matters(fields[field]["shuffled"])]
-    return results
+    return [field for field in single if _matters(fields[field]["shuffled"])]
 
 
 def _hidden_answers(fitted: CrossFitted, metadata: torch.Tensor, rule: str) -> np.ndarray:
