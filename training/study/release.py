@@ -2,8 +2,10 @@
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -83,7 +85,7 @@ def write_release(
     image = variants["image"].predictions
     folders = []
     for variant in RELEASED:
-        model, processor = image_model, image_processor
+        model, processor, start = image_model, image_processor, time.perf_counter()
         if variant != "image":
             seed = image.seeds[0]
             head = fit_variant(
@@ -100,9 +102,9 @@ def write_release(
             f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities[0], coverage).tolist()
             for coverage in study.coverages
         }
-        directory = folder / f"ham10000-{variant}"
+        directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
-        _describe(directory, run, model, study, variant, made_by)
+        _describe(directory, run, model, study, variant, {"made_by": made_by, "seconds": seconds})
         _write_results(directory, run, fitted, inputs, {"data": Path(data).name, "study": {"answer": list(answer)}})
         folders.append(directory)
     return folders
@@ -114,17 +116,20 @@ def _describe(
     model: Ham10000ForImageClassification,
     study: StudyConfig,
     variant: str,
-    made_by: str,
+    made: Mapping[str, Any],
 ) -> None:
     """Copies what the run on all images says of itself, with what is another model's put right."""
-    for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.HISTORY):
+    for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, *([] if variant == "metadata" else [RunFile.HISTORY])):
         shutil.copyfile(run / name, directory / name)
     training = read_json(run / RunFile.TRAINING)
     training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
     training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    training["made_by"] = made_by
+    training["made_by"] = made["made_by"]
     if variant != "image":
-        training["head"] = dataclasses.asdict(study.heads) | {"fitted_on": "out-of-fold image logits of all images"}
+        training["head"] = dataclasses.asdict(study.heads)
+        # The image model is a part of fusion, and none of the metadata model.
+        training["training_seconds"] = made["seconds"] + training["training_seconds"] * (variant == "fusion")
+        training["median_images_per_second"] = None
     atomic_write_json(directory / RunFile.TRAINING, training)
 
 
