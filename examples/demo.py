@@ -3,7 +3,7 @@
 The model trained on the real data, in examples/checkpoints, answers too.
 
     runs/demo/
-    ├── data/                        1,600 synthetic photographs in HAM10000's own layout
+    ├── data/                        1,000 synthetic photographs in HAM10000's own layout
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
     ├── images/                      a few photographs that none of them was trained on
     ├── predictions.csv              the fusion model's answer to these
@@ -108,7 +108,7 @@ def main() -> None:
     start = time.perf_counter()
     shutil.rmtree(ROOT, ignore_errors=True)
     print("Demo on SYNTHETIC data: it shows that everything works. Its numbers mean nothing about skin.")
-    run("ham10000-data", data_main, f"--data synthetic:1600 --export {DATA}")
+    run("ham10000-data", data_main, f"--data synthetic:1000 --export {DATA}")
     common = f"--data {DATA} --cache_dir {ROOT / 'cache'}"
     for modality in MODALITIES:
         output = f"--output_dir {ROOT / modality}"

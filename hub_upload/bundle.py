@@ -180,7 +180,7 @@ def _copy_figure(source: Path, to: Path) -> None:
     try:
         with Image.open(source) as picture:
             picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
-    except OSError:  # not a picture that Pillow reads; it is published as it is
+    except OSError:  # not an image that Pillow reads; it is published as it is
         shutil.copyfile(source, to)
 
 

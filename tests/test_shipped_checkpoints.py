@@ -5,6 +5,9 @@
 
 import hashlib
 import json
+import re
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from ham10000.training.utils.markdown_text import escape
 
 PINS = Path(__file__).with_name("shipped_outputs.json")
 MODELING = Path(__file__).parents[1] / "modeling"
+README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parents[1] / "examples" / "results"
 LARGEST = 13_000_000  # bytes of a whole folder, as the issue has it
 
@@ -85,7 +89,7 @@ def test_a_folder_is_a_complete_small_repository(modality: str) -> None:
 
     trained = json.loads((folder / "train_config.json").read_text(encoding="utf-8"))
     assert trained["config"]["train_on_all"]
-    assert trained["split"]["sizes"]["train"] == 10_015
+    assert sum(trained["split"]["sizes"].values()) == 10_015
     assert trained["finished"]
     assert load_split(folder).sha256 == trained["split"]["sha256"]
 
@@ -107,6 +111,22 @@ def test_predict_uses_the_fusion_model_where_none_is_named(
     assert "ham10000-fusion, the model that comes with this package" in printed.err
     assert predict_main([str(image), *options, "--checkpoint", str(shipped_checkpoint())]) == 0
     assert capsys.readouterr().out == printed.out
+
+
+@pytest.mark.shared
+def test_the_readmes_prediction_is_what_is_printed(
+    shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = shared_dir.glob("ham10000/*/ISIC_0027419.jpg")
+    shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    block = re.search(
+        r"^    \$ ham10000-predict (.*)\n((?:    .*\n|\n)+)", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert block
+    assert predict_main(block[1].split()) == 0
+    assert textwrap.dedent(block[2]).strip() == capsys.readouterr().out.strip()
 
 
 def test_an_installation_without_checkpoints_says_what_to_do(

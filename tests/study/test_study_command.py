@@ -1,6 +1,7 @@
 """The study as a user runs it: image runs, report and release from the command line, on tiny networks."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.data.sources import load_data
 from ham10000.training.evaluation.metrics import softmax
-from ham10000.training.inference.prediction import load_checkpoint, predict
+from ham10000.training.inference.prediction import calibration_of, load_checkpoint, predict
 from ham10000.training.predict import main as predict_main
 from ham10000.training.study.command import main, parse_study
 from ham10000.training.study.runs import locate_runs, plan_runs
@@ -120,6 +121,7 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
         model, _ = load_checkpoint(folder)
         assert model.config.modality == modality
         assert model.config.temperature != 1
+        assert re.search(r"\(T = [\d.]+\); ECE 0\.\d{3} by cross-validation$", str(calibration_of(model)))
         assert sum(model.config.class_prior) == pytest.approx(1)
         assert set(model.config.conformal_thresholds) == {"0.8", "0.9", "0.95"}
         with safe_open(folder / "model.safetensors", framework="pt") as file:

@@ -114,7 +114,7 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
     images = [row.pop("image") for row in rows]
     frame = string_frame(pd.DataFrame(rows))
     frame["file"], frame["row"] = source, range(1, len(frame) + 1)
-    notes = [f"synthetic pictures and metadata, not patients: {n_images} images, generator seed {seed}"]
+    notes = [f"synthetic data, not patients: {n_images} images, generator seed {seed}"]
     return RawSource(source, frame, image_dataset(images), [False] * len(frame), notes, ours=True)
 
 

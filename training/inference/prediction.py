@@ -47,7 +47,7 @@ class Calibration:
     Attributes:
         temperature: The logits are divided by it; 1 where none was fitted.
         ece: Expected calibration error in [0, 1] that its evaluation measured at this temperature; None without one.
-        part: The part of the data it was measured on, such as `test`.
+        part: The part of the data it was measured on, such as `test`, or `cross-validation`.
         of_another_run: Whether the temperature was fitted on another run, because this one left no images for it.
     """
 
@@ -60,7 +60,8 @@ class Calibration:
         scaled = "not temperature-scaled"
         if self.temperature != 1:
             scaled = f"temperature-scaled (T = {self.temperature:.3g}{', of another run' * self.of_another_run})"
-        measured = "calibration error not measured" if self.ece is None else f"ECE {self.ece:.3f} on {self.part}"
+        where = f"{'by' if self.part == 'cross-validation' else 'on'} {self.part}"
+        measured = "calibration error not measured" if self.ece is None else f"ECE {self.ece:.3f} {where}"
         return f"{scaled}; {measured}"
 
 
@@ -84,6 +85,7 @@ def _read_calibration(checkpoint: str, revision: str | None, temperature: float)
     if evaluation.get("temperature") == temperature:
         ece, part = evaluation.get("metrics", {}).get("ece"), evaluation.get("split", {}).get("name")
     other = temperature != 1 and bool(training.get("config", {}).get("train_on_validation"))
+    other = other and "estimated_by" not in evaluation
     return Calibration(temperature, ece, part, other)
 
 

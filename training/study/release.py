@@ -105,7 +105,8 @@ def write_release(
         directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
         _describe(directory, run, model, study, variant, {"made_by": made_by, "seconds": seconds})
-        _write_results(directory, run, fitted, inputs, {"data": Path(data).name, "study": {"answer": list(answer)}})
+        told = {"data": Path(data).name, "study": {"answer": list(answer)}, "temperature": model.config.temperature}
+        _write_results(directory, run, fitted, inputs, told)
         folders.append(directory)
     return folders
 
