@@ -127,7 +127,7 @@ def test_snippets_of_the_guide_to_using_run(tmp_path: Path, monkeypatch: pytest.
     assert names["probabilities"].shape == (2, 7)
     assert names["features"].shape == (2, 1280)
     with torch.inference_mode():
-        expected = decide(model(**inputs).logits.softmax(-1).numpy(), "balanced", np.array(model.config.class_prior))
+        expected = decide(model(**inputs).logits.softmax(-1).numpy(), model.config.class_prior, "balanced")
     assert names["labels"] == [model.config.id2label[k] for k in expected.tolist()]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import pipeline
 
-# Memory for the decoded pictures of a request is bounded by this many, however long its list is.
+# Memory for the decoded images of a request is bounded by this many, however long its list is.
 BATCH_SIZE = 16
 _PARAMETERS = ("top_k", "unknown_values")
 
@@ -41,9 +41,9 @@ class EndpointHandler:
         Args:
             data: `{"inputs": ..., "parameters": {...}}`. `inputs` is one input or a list of them, and an input is
 
-                - a picture: base64 text, a `data:` URL, encoded bytes, or the PIL image that the toolkit makes of a
+                - an image: base64 text, a `data:` URL, encoded bytes, or the PIL image that the toolkit makes of a
                   request with an image for its body; text is never taken for a path and never fetched;
-                - a dict with any of `image` (a picture as above), `age` in years, `sex` and `localization`, as far as
+                - a dict with any of `image` (an image as above), `age` in years, `sex` and `localization`, as far as
                   the checkpoint reads them; what is absent or null is missing, which is legal for metadata.
 
                 `parameters` may hold `top_k` (1 to all labels) and `unknown_values` (`"error"` or `"missing"`).
@@ -73,28 +73,28 @@ class EndpointHandler:
 def _read_input(value: Any, name: str) -> dict[str, Any]:
     """One input of a request as the pipeline takes it; it checks the rest."""
     if not isinstance(value, dict):
-        return {"image": _read_picture(value, name)}
+        return {"image": _read_image(value, name)}
     if value.get("image") is None:
         return value
-    return {**value, "image": _read_picture(value["image"], name)}
+    return {**value, "image": _read_image(value["image"], name)}
 
 
-def _read_picture(value: Any, name: str) -> Image.Image | bytes:
+def _read_image(value: Any, name: str) -> Image.Image | bytes:
     if isinstance(value, (Image.Image, bytes, bytearray)):
         return value if isinstance(value, Image.Image) else bytes(value)
     if not isinstance(value, str):
         raise ValueError(f"{name}: the image must be base64 text, got {type(value).__name__}.")
     text = value.strip()
     if text.lower().startswith(("http://", "https://")):
-        raise ValueError(f"{name}: URLs are not fetched, got {text[:100]!r}; send the picture itself as base64.")
+        raise ValueError(f"{name}: URLs are not fetched, got {text[:100]!r}; send the image itself as base64.")
     if text.lower().startswith("data:"):
         header, _, text = text.partition(",")
         if not header.lower().endswith(";base64"):
             raise ValueError(f"{name}: a data: URL must be base64, got {header[:100]!r}.")
     try:
-        picture = base64.b64decode("".join(text.split()), validate=True)  # MIME breaks it into lines
+        image = base64.b64decode("".join(text.split()), validate=True)  # MIME breaks it into lines
     except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
         raise ValueError(f"{name}: the image is not valid base64 ({error}): {text[:40]!r}.") from error
-    if not picture:
+    if not image:
         raise ValueError(f"{name}: the image is empty.")
-    return picture
+    return image
