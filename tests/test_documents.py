@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 import torch
 from command_lines import ROOT, code_blocks, command_lines, parse_command
