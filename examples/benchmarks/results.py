@@ -82,7 +82,7 @@ def render_models(results: Path) -> str:
             continue
         evaluation, run = (read_json(folder / file) for file in (RunFile.EVALUATION, RunFile.TRAINING))
         scores = [interval(evaluation["intervals"][metric]) for metric in ("macro_f1", "balanced_accuracy")]
-        size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.2g} MB"
+        size = f"{(folder / 'model.safetensors').stat().st_size / 1e3:,.0f} kB"
         rows.append([f"[{name}](examples/checkpoints/{folder.name})", f"{run['parameters']:,}", size, *scores])
     return table(["model", "parameters", "weights", "macro-F1", "balanced accuracy"], rows, align="lrrrr")
 
