@@ -21,7 +21,7 @@ from PIL import Image
 
 from ham10000.training.data.__main__ import main as data_main
 from ham10000.training.evaluation.__main__ import main as evaluate_main
-from ham10000.training.evaluation.decision import fit_temperature
+from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import RunFile

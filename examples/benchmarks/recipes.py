@@ -52,7 +52,7 @@ from ham10000.training.evaluation.bootstrap import (
     cluster_weights,
     percentile_interval,
 )
-from ham10000.training.evaluation.decision import fit_temperature
+from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.prediction import VIEWS, load_checkpoint, predict_logits
 from ham10000.training.losses import answered_prior

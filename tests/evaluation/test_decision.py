@@ -16,15 +16,13 @@ from ham10000.training.evaluation.bootstrap import (
     metric_interval,
     percentile_interval,
 )
+from ham10000.training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_vector_scaling
 from ham10000.training.evaluation.decision import (
     COVERAGES,
     RULES,
-    TEMPERATURE_RANGE,
     balanced_probabilities,
     decide,
-    fit_temperature,
     fit_thresholds,
-    fit_vector_scaling,
     prediction_sets,
     saved_thresholds,
 )

@@ -84,7 +84,7 @@ def test_rule_set_and_misses_come_from_the_checkpoint(tiny_checkpoints: dict[str
     assert "90% prediction set: akiec and bcc" in text
     per_class = json.loads((folder / "eval_results.json").read_text())["metrics"]["per_class"]
     missed, support = 1 - per_class["mel"]["recall"], per_class["mel"]["support"]
-    assert f"test images: mel {missed * support:.0f} of {support} ({100 * missed:.0f}\u00a0%)" in text
+    assert f"cross-validation images: mel {missed * support:.0f} of {support} ({100 * missed:.0f}\u00a0%)" in text
     warned = app.summary(shown, answered, warned=True)
     assert "prediction set" not in warned
     assert "balanced rule" not in warned

@@ -210,7 +210,7 @@ WRONG = [
     ("image", {"image": "GOOD", "age": 60, "sex": "male"}, "image-only .* leave 'age', 'sex' out"),
     ("image", {"image": "GOOD", "agee": None}, "image-only .* leave 'agee' out"),
     ("metadata", {"image": "GOOD", "age": 60}, "metadata-only and reads no image"),
-    ("fusion", "lesion.jpg", r'expected a dict such as .* got str\. .*\{"image": picture\}'),
+    ("fusion", "lesion.jpg", r'expected a dict such as .* got str\. .*\{"image": image\}'),
     ("metadata", [ROW], "expected a dict such as .* got list"),
     ("fusion", {"image": "absent.jpg"}, "absent.jpg"),
     ("fusion", {"image": b"no picture"}, "image of 10 bytes"),

@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from study_tables import example_frame, example_image
 
 from ham10000.modeling import LABELS, Ham10000Error
-from ham10000.training.evaluation.decision import fit_vector_scaling
+from ham10000.training.evaluation.calibration import fit_vector_scaling
 from ham10000.training.study.baselines import baseline_rows
 from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study_config
 from ham10000.training.study.figures import DRAW

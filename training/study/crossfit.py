@@ -8,7 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.decision import decide, fit_thresholds, fit_vector_scaling, prediction_sets
+from ham10000.training.evaluation.calibration import fit_vector_scaling
+from ham10000.training.evaluation.decision import decide, fit_thresholds, prediction_sets
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.study.config import TRAINED
 from ham10000.training.study.heads import Head, HeadSettings, fit_variant

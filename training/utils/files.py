@@ -24,12 +24,9 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
-
-if TYPE_CHECKING:  # the demo's Space has no pandas
-    import pandas as pd
 
 # An object of a JSON file, whose keys its file's writer documents.
 JsonObject = dict[str, Any]
@@ -189,7 +186,7 @@ def restore_cell(text: str) -> str:
     return _RESTORE.sub("", text)
 
 
-def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
+def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
     """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
 
     Floats are written with the fewest digits that read back as the same number.
