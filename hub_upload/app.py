@@ -71,7 +71,8 @@ _CSS = """
 #ham-notice * { color: #fff; margin: 0; text-align: center; font-weight: 600; }
 .gradio-container > .main { padding-top: 3.4rem !important; }
 #ham-samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); gap: .5rem; }
-#ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; font-size: .68rem; font-weight: 400; line-height: 1.2; }
+#ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; line-height: 1.2; }
+#ham-samples button { font-size: .68rem; font-weight: 400; }
 #ham-samples img { width: 100%; height: auto; margin: 0; }
 [id^=ham-model] :is(th, td) { padding: .35rem .5rem !important; word-break: normal; overflow-wrap: normal; }
 @media (max-width: 600px) { #ham-notice * { font-size: .75rem; line-height: 1.3; } }
