@@ -399,7 +399,7 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
         differs = rows[name].to_numpy() != split.table[name].to_numpy()
         if differs.any():
             image_id = split.table["image_id"][differs].iloc[0]
-            options = {"lesion_id": "--group_by", "dx": "--labels, --label_map"}[name]
+            options = {"lesion_id": "--group_by", "dx": "--label_map"}[name]
             raise Ham10000Error(
                 f"The {name} of {int(differs.sum())} images is another in the split, such as {image_id!r}. Give the "
                 f"{options} and --columns that the split was made with, or make the split again."
