@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from study_tables import small_report
 
 from ham10000.modeling import LABELS
-from ham10000.training.study.report import short_answer, study_markdown
+from ham10000.training.study.report import largest_fall, short_answer, study_markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,3 +99,19 @@ def test_the_headline_follows_from_the_published_predictions() -> None:
     for row in protocol["comparisons"]:
         difference = scores[lead, row["model"]] - scores[lead, row["other"]]
         assert row["metrics"]["macro_f1"]["estimate"]["estimate"] == pytest.approx(difference)
+
+
+def test_the_fall_in_the_answer_is_the_largest_of_the_age_bands() -> None:
+    study = json.loads((ROOT / "examples" / "results" / "study.json").read_text(encoding="utf-8"))
+    protocol = study["protocols"]["lesion-grouped"]
+    found = {}
+    for variant in ("control", "fusion"):
+        for row in protocol["variants"][variant]["subgroups"]["fields"]["age"]:
+            if not row["too_few"]:
+                found.setdefault(row["group"], []).append(row["malignant_sensitivity"]["estimate"])
+    group = max(found, key=lambda name: found[name][0] - found[name][1])
+    fall = largest_fall(protocol)
+    assert fall is not None
+    assert (fall["group"], fall["before"], fall["after"]) == (group, *found[group])
+    equal = {"variants": {"control": protocol["variants"]["control"], "fusion": protocol["variants"]["control"]}}
+    assert largest_fall(equal) is None

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -104,7 +103,7 @@ def write_release(
         }
         directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
-        _describe(directory, run, model, study, variant, {"made_by": made_by, "seconds": seconds})
+        _describe(directory, run, model, study, variant, made_by, seconds)
         told = {"data": Path(data).name, "study": {"answer": list(answer)}, "temperature": model.config.temperature}
         _write_results(directory, run, fitted, inputs, told)
         folders.append(directory)
@@ -117,7 +116,8 @@ def _describe(
     model: Ham10000ForImageClassification,
     study: StudyConfig,
     variant: str,
-    made: Mapping[str, Any],
+    made_by: str,
+    seconds: float,
 ) -> None:
     """Copies what the run on all images says of itself, with what is another model's put right."""
     for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, *([] if variant == "metadata" else [RunFile.HISTORY])):
@@ -125,11 +125,11 @@ def _describe(
     training = read_json(run / RunFile.TRAINING)
     training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
     training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    training["made_by"] = made["made_by"]
+    training["made_by"] = made_by
     if variant != "image":
         training["head"] = dataclasses.asdict(study.heads)
         # The image model is a part of fusion, and none of the metadata model.
-        training["training_seconds"] = made["seconds"] + training["training_seconds"] * (variant == "fusion")
+        training["training_seconds"] = seconds + training["training_seconds"] * (variant == "fusion")
         training["median_images_per_second"] = None
     atomic_write_json(directory / RunFile.TRAINING, training)
 
