@@ -3,6 +3,7 @@
 Only the benchmark uses it, as what this package is measured against.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,21 +23,19 @@ class Photographs(Dataset):
         paths: Image files.
         labels: Class ids.
         image_size: Side in pixels.
+        augmented: False only resizes, as for validation.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], image_size: int):
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], image_size: int, augmented: bool = True):
         self.paths, self.labels = list(paths), list(labels)
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize((image_size, image_size)),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomVerticalFlip(),
-                transforms.RandomRotation(20),
-                transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02),
-                transforms.ToTensor(),
-                _NORMALIZE,
-            ]
-        )
+        changes = [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomRotation(20),
+            transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02),
+        ]
+        resize = transforms.Resize((image_size, image_size))
+        self.transform = transforms.Compose([resize, *changes * augmented, transforms.ToTensor(), _NORMALIZE])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,7 +45,7 @@ class Photographs(Dataset):
 
 
 class BaselineTraining:
-    """A network of torchvision, AdamW, weighted cross-entropy, a DataLoader with two workers.
+    """A network of torchvision, AdamW, weighted cross-entropy, a DataLoader with a worker for each core.
 
     Args:
         network: Name of a model of torchvision; the baseline's is `efficientnet_v2_s`.
@@ -64,7 +63,7 @@ class BaselineTraining:
             photographs,
             batch_size=batch_size,
             sampler=RandomSampler(photographs, replacement=True, num_samples=1000 * batch_size),
-            num_workers=2,
+            num_workers=os.cpu_count() or 1,
             pin_memory=device.type == "cuda",
         )
 

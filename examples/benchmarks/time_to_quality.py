@@ -15,6 +15,7 @@ Interrupted, either side goes on after its last finished epoch when the same com
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -26,7 +27,7 @@ import numpy as np
 import timm
 import torch
 from accelerate.utils import set_seed
-from benchmark_baseline import Photographs, predict_plainly
+from benchmark_baseline import Photographs
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, log_loss
 from torch import nn
@@ -40,6 +41,7 @@ from ham10000.training.data.split import apply_split, make_split
 from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.evaluator import evaluate_checkpoint
 from ham10000.training.evaluation.report import read_predictions
+from ham10000.training.inference.prediction import choose_device
 from ham10000.training.run_folder import load_training_state, save_training_state
 from ham10000.training.train import build_accelerator, train
 from ham10000.training.utils.cli import add_debug_argument, run_cli
@@ -66,8 +68,17 @@ def _files(rows: datasets.Dataset) -> list[Path]:
     return [Path(image["path"]) for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
 
 
+@torch.no_grad()
+def _predict(model: nn.Module, photographs: Photographs) -> np.ndarray:
+    """Probabilities (images, classes), in order."""
+    device = next(model.parameters()).device
+    loader = DataLoader(photographs, batch_size=64, num_workers=os.cpu_count() or 1)
+    return torch.cat([model(images.to(device)).softmax(1).cpu() for images, _ in loader]).numpy()
+
+
 def run_baseline(options: argparse.Namespace) -> None:
     """Trains the baseline's recipe as its card has it: PIL and torchvision image by image, DataLoader, fp32."""
+    device, workers = choose_device("auto"), os.cpu_count() or 1
     folder = options.work / "baseline"
     folder.mkdir(parents=True, exist_ok=True)
     dataset, _ = load_data(options.data)
@@ -83,29 +94,33 @@ def run_baseline(options: argparse.Namespace) -> None:
     model = timm.create_model(options.backbone, num_classes=len(LABELS))
     weights = load_file(options.pretrained)
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("classifier.")}, strict=False)
-    model.train()
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0)
     if history:
         history = load_training_state(folder, {"model": model}, optimizer)["history"]
     counts = np.bincount(labels["train"], minlength=len(LABELS))
-    loss = nn.CrossEntropyLoss(weight=torch.tensor(counts.sum() / (len(LABELS) * counts), dtype=torch.float32))
+    weight = torch.tensor(counts.sum() / (len(LABELS) * counts), dtype=torch.float32, device=device)
+    loss = nn.CrossEntropyLoss(weight=weight)
     for epoch in range(len(history), options.epochs):
         loader = DataLoader(
             Photographs(files["train"], labels["train"].tolist(), IMAGE_SIZE),
             batch_size=BATCH_SIZE,
             shuffle=True,
             generator=torch.Generator().manual_seed(epoch),
-            num_workers=2,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
             drop_last=True,
         )
         start = time.perf_counter()
         for images, target in loader:
             optimizer.zero_grad()
-            loss(model(images), target).backward()
+            loss(model(images.to(device, non_blocking=True)), target.to(device, non_blocking=True)).backward()
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         probabilities = {
-            part: predict_plainly(model.eval(), files[part], IMAGE_SIZE, 64, torch.device("cpu")).numpy()
+            part: _predict(model.eval(), Photographs(files[part], labels[part].tolist(), IMAGE_SIZE, augmented=False))
             for part in ("validation", "test")
         }
         model.train()
