@@ -17,8 +17,8 @@ DOCUMENTS = ["README.md", "examples/checkpoints/README.md"]
 DOCUMENTS += [f"examples/guides/{name}.md" for name in ("use", "training", "own_data", "study", "publishing")]
 # Only the networks are smaller and the schedules shorter than what is written.
 TINY = "--backbone test_efficientnet --backbone_kwargs {} --pretrained none --image_size 32 --train_scales 1 1"
-TINY += " --epochs 1 --cache_size 32 --batch_size 20 --trackers none --cache_dir cache"
-FINE_TUNED = "--image_size 64 --epochs 1 --trackers none --cache_dir cache"
+TINY += " --epochs 1 --cache_size 32 --batch_size 20 --cache_dir cache"
+FINE_TUNED = "--image_size 64 --epochs 1 --cache_dir cache"
 EVALUATE = "--n_resamples 20"
 # Run elsewhere: `.ci/run` runs make's targets, test_app.py the app, test_recipes.py the search on a plan of its own.
 ELSEWHERE = ("make ", "pip ", "python examples/benchmarks/recipes.py ")
@@ -53,7 +53,7 @@ def described(tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.Monkey
     for folder in ("checkpoints", "configs"):
         shutil.copytree(ROOT / "examples" / folder, f"examples/{folder}")
     study = yaml.safe_load((ROOT / "examples" / "configs" / "study.yaml").read_text("utf-8"))
-    study |= {"protocols": {"lesion-grouped": {"folds": 2}}, "n_resamples": 20}
+    study |= {"protocols": {"lesion-grouped": {"folds": 3}}, "n_resamples": 20}
     study["heads"]["epochs"] = 1
     Path("examples/configs/study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     table = pd.read_csv("HAM10000_metadata.csv")
@@ -73,7 +73,7 @@ def described(tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.Monkey
     mine = table[table.dx.isin(list(names))].assign(
         label=lambda rows: rows.dx.map(names), patient_id=lambda r: r.lesion_id
     )
-    mine = mine.rename(columns={"image_id": "image"})[["image", "label", "patient_id", "age", "sex"]]
+    mine = mine.rename(columns={"image_id": "image"})[["image", "label", "lesion_id", "patient_id", "age", "sex"]]
     mine.to_csv("mine/labels.csv", index=False)
     mine.assign(label=mine.label.replace("mel", "melanoma")).to_csv("clinic/labels.csv", index=False)
     german = {"nv": "naevus", "mel": "melanom"}
@@ -98,7 +98,7 @@ def test_every_command_line_does_what_it_says(described: Path, capsys: pytest.Ca
         error = capsys.readouterr().err
         if code not in (0, None):
             failed[line] = error[-500:]
-    assert failed == {}
+    assert not failed, "\n".join(f"{line}\n    {error}" for line, error in failed.items())
     written = ["predictions.csv", "runs/fusion/model.safetensors", "runs/study/study.md", "submission.csv", "paper"]
     written += ["bundle/README.md", "checkpoints/baseline/model.safetensors", "runs/mine/eval_results.json"]
     assert [name for name in written if not (described / name).exists()] == []
