@@ -98,7 +98,9 @@ def _theirs(name: str, paths: list[Path], options: argparse.Namespace) -> Callab
     if name == "plain":
         return lambda: predict_plainly(model, paths, size, batch_size, torch.device("cpu"))
     transform = timm.data.create_transform((3, size, size), crop_pct=1.0, interpolation="bicubic")
-    loader = DataLoader(_Files(paths, transform), batch_size=batch_size, num_workers=os.cpu_count() or 1)
+    files = _Files(paths, transform)
+    # Workers stay from turn to turn; the turn that does not count pays for their start.
+    loader = DataLoader(files, batch_size=batch_size, num_workers=os.cpu_count() or 1, persistent_workers=True)
 
     def run_timm() -> None:
         with torch.inference_mode():
