@@ -19,7 +19,7 @@ from ham10000.modeling import (
 )
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.run_folder import save_checkpoint
-from ham10000.training.study.heads import HeadSettings, absorb_calibration, assemble, fit_head, fit_variant
+from ham10000.training.study.heads import HeadSettings, absorb_calibration, assemble, fit_variant
 
 CONFIG = Ham10000Config(modality="fusion", backbone="test_efficientnet", metadata_hidden_sizes=[32, 16])
 SETTINGS = HeadSettings(epochs=8, batch_size=64)
@@ -42,7 +42,7 @@ def fit(data, variant, **options):
 def test_a_head_starts_as_the_image_model(data) -> None:
     logits, metadata, labels = data
     none = HeadSettings(epochs=1, learning_rate=1e-12)
-    head = fit_head(logits, metadata, labels, CONFIG, n_classes=7, settings=none, seed=0)
+    head = fit_variant("fusion", logits, metadata, labels, CONFIG, settings=none, seed=0)
     np.testing.assert_allclose(head.predict(logits, metadata), logits, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_the_metadata_head_learns_what_a_logistic_regression_does(data) -> None:
     head = fit_variant("metadata", logits, metadata, labels, CONFIG, settings=plain, seed=0)
     inputs = head.encoder.encode(metadata).numpy()
     theirs = LogisticRegression(max_iter=2000).fit(inputs, labels).predict_proba(inputs)
-    assert log_loss(labels, softmax(head.predict(None, metadata))) < 1.15 * log_loss(labels, theirs)
+    assert log_loss(labels, softmax(head.predict(logits, metadata))) < 1.15 * log_loss(labels, theirs)
 
 
 def test_the_control_never_reads_metadata_in_its_fit(data) -> None:
@@ -97,7 +97,7 @@ def test_the_assembled_checkpoint_is_the_head_in_a_fresh_process(data, tmp_path:
     with torch.inference_mode():
         image_logits = image_model(pixels).logits.numpy()
     head = fit(data, variant)
-    expected = head.predict(None if variant == "metadata" else image_logits, metadata)
+    expected = head.predict(image_logits, metadata)
     model = assemble(None if variant == "metadata" else image_model, head, CONFIG)
     biases = np.linspace(-0.5, 0.5, 7)
     absorb_calibration(model, 1.5, biases)

@@ -16,6 +16,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from study_tables import example_frame, example_image
 
 from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.training.evaluation.bootstrap import Bootstrap
 from ham10000.training.evaluation.calibration import fit_vector_scaling
 from ham10000.training.study.baselines import baseline_rows
 from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study_config
@@ -31,7 +32,6 @@ from ham10000.training.study.report import (
     study_markdown,
     targets_table,
 )
-from ham10000.training.study.resampling import Bootstrap
 from ham10000.training.study.steps import lesions_in_training, matching_rows, report
 
 VARIANTS = ("image", "metadata", "fusion", "control")

@@ -211,10 +211,10 @@ def write_curves(
     points = operating_points(all_targets, weights)
     write_latex_table(points, directory / f"operating_points{suffix}", f"Operating points, {scored}")
     write_table(net_benefit(all_targets[0]), directory / f"decision_curve{suffix}.csv")
-    figures = {"curves": _draw_curves(all_targets, weights), "decision_curve": _draw_decision_curve(all_targets[0])}
-    for name, figure in figures.items():
-        for kind in FORMATS:
-            save_figure(figure, directory / f"{name}{suffix}{kind}")
+    curves, decision = _draw_curves(all_targets, weights), _draw_decision_curve(all_targets[0])
+    for kind in FORMATS:
+        save_figure(curves, directory / f"curves{suffix}{kind}")
+        save_figure(decision, directory / f"decision_curve{suffix}{kind}")
 
 
 def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:

@@ -112,6 +112,13 @@ def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, s
     return True
 
 
+def draw_band(axes: Axes, x: Sequence[float], rows: Sequence[JsonObject], colour: str, marker: str) -> None:
+    """A curve of intervals, with a band from `low` to `high`; what is undefined leaves a gap."""
+    table = pd.DataFrame(rows, columns=["low", "estimate", "high"], dtype=float)
+    axes.fill_between(x, table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, table["estimate"], color=colour, marker=marker, markersize=4, linewidth=1.8)
+
+
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
     """A marker with a label, for a legend."""
     point = Line2D([], [], color=colour, marker=shape, label=label, linestyle="none", markersize=7)
@@ -133,16 +140,12 @@ def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
     return f"commonest error: {names[true]} read as {names[predicted]} ({count:,} of {support:,})"
 
 
-def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], title: str | None = None) -> Path:
+def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> Path:
     """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
 
     Args:
         metrics: Result of `compute_metrics`.
-        path: Destination.
-        title: Replaces the finding that the function words itself.
-
-    Returns:
-        The destination.
+        path: Destination, which it returns, as all these functions do.
     """
     confusion = np.asarray(metrics["confusion_matrix"])
     names = [plain(label) for label in metrics["per_class"]]
@@ -161,7 +164,7 @@ def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], tit
         percent = f"{part:.0%}" if part >= 0.005 else "<1%"
         write(column, row + 0.24, percent, fontsize=9, color=colour)
     finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion, names)}"
-    style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
+    style_axes(axes, title=finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
     # Long names would run into each other side by side.
     slanted = max(map(len, names)) * len(names) > 60
     axes.set_xticks(range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
@@ -189,20 +192,16 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
         labels: Class ids (N,).
         probabilities: Probabilities (N, K).
         path: Destination.
-
-    Returns:
-        The destination.
     """
     from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
 
     confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = confidence_bins(confidence)
     counts = np.bincount(bins, minlength=ECE_BINS)
-    filled = counts > 0
-    n = counts[filled]
-    mean_confidence = np.bincount(bins, weights=confidence, minlength=ECE_BINS)[filled] / n
-    right = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled]
-    accuracy, (low, high) = right / n, proportion_confint(right, n, method="wilson")
+    n = counts[counts > 0]
+    mean_confidence, right = (np.bincount(bins, weights=part)[np.unique(bins)] for part in (confidence, hits))
+    mean_confidence, accuracy = mean_confidence / n, right / n
+    low, high = proportion_confint(right, n, method="wilson")
     gap = float(confidence.mean() - hits.mean())
     if abs(gap) < 0.01:
         finding = "Confidence matches accuracy on average"
@@ -243,9 +242,6 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
             `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
         path: Destination.
         kept: The epoch whose weights the checkpoint has; by default the last.
-
-    Returns:
-        The destination.
 
     Raises:
         Ham10000Error: For an empty history.
@@ -301,27 +297,23 @@ def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
     Args:
         results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
         path: Destination.
-
-    Returns:
-        The destination.
     """
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
-    shown = [label for label in metrics if intervals[label]["recall"]["estimate"] is not None]
+    recalls = {label: found["recall"] for label, found in intervals.items() if found["recall"]["estimate"] is not None}
     figure, (axes,) = panels(1, 1.4 + 0.4 * len(metrics))
     series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
     for name, _, colour, shape, offset in series:
         for row, label in enumerate(metrics):
-            if label in shown:
+            if label in recalls:
                 draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
-    weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
-    recall = intervals[weakest]["recall"]
+    weakest = min(recalls, key=lambda label: recalls[label]["estimate"])
+    recall = recalls[weakest]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
-    finding = f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}"
     names = [f"{plain(label)} ({row['support']:,})" for label, row in metrics.items()]
     xlabel = "Score, with 95 % interval (bootstrap over lesions)"
     name_rows(axes, range(len(names)), names, xlabel=xlabel, ylabel="Class (images)")
     axes.set_xlim(0, 1)
-    set_title(figure, finding)
+    set_title(figure, f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
     legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
     return save_figure(figure, path)
 
@@ -362,9 +354,6 @@ def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
     Args:
         subgroups: Result of `subgroup_results`.
         path: Destination.
-
-    Returns:
-        The destination.
     """
     rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
     figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))

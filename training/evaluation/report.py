@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import IntervalDict, cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import CONFIDENCE, IntervalDict, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
     DEFAULT_POSITIVE,
     METRIC_TITLES,
@@ -21,6 +21,7 @@ from ham10000.training.evaluation.metrics import (
 )
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_per_class, plot_reliability, plot_subgroups
 from ham10000.training.run_folder import RunFile
+from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.files import (
     JsonObject,
     atomic_write_text,
@@ -35,7 +36,6 @@ from ham10000.training.utils.files import (
 )
 
 _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per label
-CONFIDENCE = 0.95
 # Every file of an evaluation is written in a second; what is older was left by a process that was killed.
 _STALE_SECONDS = 600.0
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
@@ -95,23 +95,15 @@ def evaluate_predictions(
     metrics = compute_metrics(labels, probabilities, label_names, positive)
     headline = headline_metrics(metrics["positive"])
     per_class = [f"{name}:{label}" for label in label_names for name in _PER_CLASS_WITH_INTERVALS]
-    intervals = cluster_bootstrap(
-        labels,
-        probabilities,
-        lesion_groups,
-        [*headline, *per_class],
-        n_resamples=n_resamples,
-        confidence=CONFIDENCE,
-        seed=seed,
-        label_names=label_names,
-    )
+    names = [*headline, *per_class]
+    intervals = cluster_bootstrap(labels, probabilities, lesion_groups, names, n_resamples, seed, label_names)
+    found = {name: interval.as_dict() for name, interval in intervals.items()}
     return {
         "metrics": metrics,
         "intervals": {
-            **{name: intervals[name].as_dict() for name in headline},
+            **{name: found[name] for name in headline},
             "per_class": {
-                label: {name: intervals[f"{name}:{label}"].as_dict() for name in _PER_CLASS_WITH_INTERVALS}
-                for label in label_names
+                label: {name: found[f"{name}:{label}"] for name in _PER_CLASS_WITH_INTERVALS} for label in label_names
             },
         },
         "bootstrap": {
@@ -194,7 +186,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
         path: The file.
 
     Returns:
-        The table, the class ids (N,) and the probabilities (N, 7).
+        The table, the class ids (N,) and the probabilities (N, K).
 
     Raises:
         Ham10000Error: For a missing column or an unknown label.
@@ -247,8 +239,7 @@ def write_evaluation(
             cannot be written.
     """
     context = context or {}
-    clashes = sorted(set(context) & set(results))
-    if clashes:
+    if clashes := sorted(set(context) & set(results)):
         raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
     try:
         text = to_json({**results, **context})
@@ -277,22 +268,11 @@ def write_evaluation(
 
 
 def _cell(interval: IntervalDict) -> str:
-    if interval["estimate"] is None:
-        return "undefined"
-    if interval["low"] is None:
-        return f"{interval['estimate']:.3f}"
-    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return "undefined" if interval["estimate"] is None else md.interval(interval).replace(md.NO_BREAK, " ")
 
 
 def format_results(results: JsonObject) -> str:
-    """The results as a table for the terminal.
-
-    Args:
-        results: Result of `evaluate_predictions`.
-
-    Returns:
-        Lines of text without a final newline.
-    """
+    """The result of `evaluate_predictions` as a table for the terminal, without a final newline."""
     metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
     titles = {name: metric_title(name) for name in interval_metrics(results)}
     width = max(map(len, titles.values()))

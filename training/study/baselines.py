@@ -5,20 +5,21 @@ no new patient. How much they give away is measured with logistic regressions th
 nothing here can save a model, and `Ham10000Config` refuses both columns as inputs.
 """
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
+from sklearn.base import ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.class_weight import compute_sample_weight
 
 from ham10000.modeling import METADATA_FIELDS, Ham10000Error
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.resampling import Bootstrap, Estimate
 
 FORBIDDEN = ("dx_type", "dataset")
 _METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
@@ -64,17 +65,16 @@ def baseline_rows(
     }
     allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
     forbidden = []
-    for base, columns, extra in (("age, sex, site", metadata, None), ("", [], None), ("image", [], seen)):
-        reference = _regression(image, frame, columns, extra) if base else None
-        for more in ((), ("dx_type",), ("dataset",), FORBIDDEN) if base == "age, sex, site" else ((), FORBIDDEN):
-            if not base and not more:
-                continue
-            ids = (
-                reference
-                if not more and reference is not None
-                else _regression(image, frame, [*columns, *more], extra)
-            )
-            forbidden.append(_row(", ".join(filter(None, [base, *more])), ids, bootstrap, reference if more else None))
+    for base, columns, extra, added in (
+        ("age, sex, site", metadata, None, ((), ("dx_type",), ("dataset",), FORBIDDEN)),
+        ("", [], None, (FORBIDDEN,)),
+        ("image", [], seen, ((), FORBIDDEN)),
+    ):
+        reference: np.ndarray | None = None
+        for more in added:
+            ids = _regression(image, frame, [*columns, *more], extra)
+            forbidden.append(_row(", ".join(filter(None, [base, *more])), ids, bootstrap, reference))
+            reference = ids if not more else reference
     return allowed, forbidden
 
 
@@ -86,7 +86,7 @@ def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray
     return {"name": name, "scores": {key: value.summary() for key, value in scores.items()}, "gain": gain}
 
 
-def _out_of_fold(image: Predictions, features: Any, make: Any) -> np.ndarray:
+def _out_of_fold(image: Predictions, features: np.ndarray, make: Callable[[], ClassifierMixin]) -> np.ndarray:
     """(N,) class ids, each fold's from a model fitted on the others."""
     ids = np.empty(len(image.labels), dtype=np.int64)
     for fold in np.unique(image.folds):
@@ -115,16 +115,10 @@ def _regression(
 
 def _boosting(image: Predictions, frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """scikit-learn's histogram gradient boosting with its defaults; sex and site categorical, age as a number."""
-    table = np.column_stack(
-        [
-            frame[name].astype(float) if name == "age" else pd.factorize(frame[name].fillna("unknown"))[0]
-            for name in columns
-        ]
-    )
-    categorical = [k for k, name in enumerate(columns) if name != "age"]
-    return _out_of_fold(
-        image, table, lambda: HistGradientBoostingClassifier(categorical_features=categorical, random_state=0)
-    )
-
-
-__all__ = ["FORBIDDEN", "Baseline", "baseline_rows"]
+    categorical = [name != "age" for name in columns]
+    table = [
+        pd.factorize(frame[name].fillna("unknown"))[0] if is_category else frame[name].astype(float)
+        for name, is_category in zip(columns, categorical, strict=True)
+    ]
+    settings = {"categorical_features": categorical, "random_state": 0}
+    return _out_of_fold(image, np.column_stack(table), lambda: HistGradientBoostingClassifier(**settings))

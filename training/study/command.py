@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig, parse_arguments
@@ -127,18 +126,15 @@ def main(argv: Sequence[str]) -> None:
         if options.only or options.step == "train":
             return
         if options.predictions:
-            recipe: dict[str, Any] | None = None
-            predictions = read_logits([options.predictions])
+            predictions, recipe = read_logits([options.predictions]), None
         else:
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
             names = [Path(options.config).name, "--data", Path(base.data).name]
             made_by = shlex.join(["ham10000-study", "release", "--config", *names])
-            to = directory / "release"
-            for folder in release(
-                predictions, frame, study, base, to, accelerator, made_by=made_by, answer=read_answer(directory)
-            ):
+            to, answer = directory / "release", read_answer(directory)
+            for folder in release(predictions, frame, study, base, to, accelerator, made_by=made_by, answer=answer):
                 print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:

@@ -329,6 +329,3 @@ def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png
     """
     report.check_study(study)
     return [save_figure(draw(study), Path(folder, f"{name}{suffix}")) for name, draw in DRAW.items()]
-
-
-__all__ = ["DRAW", "plot_study"]

@@ -2,17 +2,19 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
 
-from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.modeling import Ham10000Config
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample
 from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
 from ham10000.training.inference.explanation import SWEEP_AGES
 from ham10000.training.study.crossfit import CrossFitted
-from ham10000.training.study.resampling import Bootstrap, Estimate, Sample
+from ham10000.training.utils.files import JsonObject
 
+REPEATS = 5  # how often what is random is drawn
 MISSING_SHARES = tuple(tenths / 10 for tenths in range(1, 10))
 # A field is named where the loss from shuffling it has a Holm-corrected p below this.
 ALPHA = 0.05
@@ -30,7 +32,7 @@ class Effect(TypedDict):
 class Sweep(TypedDict):
     """Along a sweep, with the image fixed: values, melanoma and malignant probability, flips, and slope or range."""
 
-    values: list[Any]
+    values: list[float] | list[str]
     melanoma: list[Estimate]
     malignant: list[Estimate]
     flips: Estimate
@@ -44,14 +46,12 @@ class Shortcuts(TypedDict):
     as_is: Estimate
     fields: dict[str, dict[str, Effect]]
     named: list[str]
-    missing: list[dict[str, Any]]
+    missing: list[JsonObject]
     age_sweep: Sweep | None
     site_sweep: Sweep | None
 
 
-def changes(
-    config: Ham10000Config, metadata: torch.Tensor, *, seed: int = 0, repeats: int = 5
-) -> Iterator[tuple[str, torch.Tensor]]:
+def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields names and changed metadata (M, N, fields), one at a time.
 
     Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
@@ -60,8 +60,6 @@ def changes(
     Args:
         config: Metadata schema.
         metadata: (N, fields) raw metadata.
-        seed: Seed of the permutations and of what goes missing.
-        repeats: How often what is random is drawn.
 
     Yields:
         `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
@@ -69,12 +67,12 @@ def changes(
 
     def generator(name: str) -> np.random.Generator:
         # By name, so that a draw does not depend on which other fields the model has.
-        return np.random.default_rng((seed, zlib.crc32(name.encode())))
+        return np.random.default_rng((0, zlib.crc32(name.encode())))
 
     fields = {name: [column] for column, name in enumerate(config.metadata_fields)}
     for field, columns in (fields | {"all": list(range(len(fields)))}).items():
         draws = generator(f"shuffled:{field}")
-        shuffled = metadata.repeat(repeats, 1, 1)
+        shuffled = metadata.repeat(REPEATS, 1, 1)
         for table in shuffled:
             table[:, columns] = metadata[torch.from_numpy(draws.permutation(len(metadata)))][:, columns]
         yield f"shuffled:{field}", shuffled
@@ -82,8 +80,8 @@ def changes(
         unknown[..., columns] = float("nan")
         yield f"unknown:{field}", unknown
     for share in MISSING_SHARES:
-        absent = generator(f"missing:{share}").random((repeats, *metadata.shape)) < share
-        yield f"missing:{share}", metadata.repeat(repeats, 1, 1).masked_fill(torch.from_numpy(absent), float("nan"))
+        absent = generator(f"missing:{share}").random((REPEATS, *metadata.shape)) < share
+        yield f"missing:{share}", metadata.repeat(REPEATS, 1, 1).masked_fill(torch.from_numpy(absent), float("nan"))
     for field, name, values in (
         ("age", "age_sweep", SWEEP_AGES),
         ("localization", "site_sweep", range(len(config.localization_vocabulary))),
@@ -117,18 +115,13 @@ def shortcut_results(
 
     Returns:
         The variant's entry in study.json.
-
-    Raises:
-        Ham10000Error: For the image variant.
     """
-    if not fitted.heads:
-        raise Ham10000Error("The image variant reads no metadata, so there is nothing to change.")
-    seeds = range(len(fitted.heads))
+    seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
     as_is = fitted.all_answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
     fields: dict[str, dict[str, Effect]] = {}
-    results: Shortcuts = {
-        "repeats": 0,
+    found: Shortcuts = {
+        "repeats": REPEATS,
         "as_is": base.summary(),
         "fields": fields,
         "named": [],
@@ -140,59 +133,43 @@ def shortcut_results(
         logits = np.stack([[fitted.head_logits(table, s) for table in tables] for s in seeds])  # (S, M, N, K)
         answers = np.stack([fitted.answers(logits[s], s, rule) for s in seeds])
         kind, _, what = name.partition(":")
-        if kind in ("shuffled", "unknown"):
-            drop = base - _macro_f1(bootstrap, answers)
-            effect: Effect = {
-                "drop": drop.summary(),
-                "p": bootstrap_p_value(drop.values),
-                "p_holm": None,
-                "flips": _flips(bootstrap, answers, as_is),
-            }
-            fields.setdefault(what, {})[kind] = effect
-            results["repeats"] = max(results["repeats"], len(tables))
-        elif kind == "missing":
-            score = _macro_f1(bootstrap, answers).summary()
-            results["missing"].append(
-                {"share": float(what), "macro_f1": score, "flips": _flips(bootstrap, answers, as_is)}
-            )
-        else:
+        if kind in ("age_sweep", "site_sweep"):
             probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
-            curves = {
-                group: bootstrap.means(probabilities[..., np.isin(fitted.predictions.classes, labels)].sum(axis=-1))
-                for group, labels in (("melanoma", ["mel"]), ("malignant", malignant))
+            melanoma, suspicious = (
+                bootstrap.means(probabilities[..., np.isin(classes, labels)].sum(axis=-1))
+                for labels in (["mel"], malignant)
+            )
+            of_age = kind == "age_sweep"
+            found["age_sweep" if of_age else "site_sweep"] = {
+                "values": list(SWEEP_AGES if of_age else config.localization_vocabulary),
+                "melanoma": [sample.summary() for sample in melanoma],
+                "malignant": [sample.summary() for sample in suspicious],
+                "flips": bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0].summary(),
+                "change": (_slope(melanoma, SWEEP_AGES) if of_age else _range(melanoma)).summary(),
             }
-            flips = bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0]
-            if name == "age_sweep":
-                results["age_sweep"] = _sweep(SWEEP_AGES, curves, flips, _slope(curves["melanoma"], SWEEP_AGES))
-            else:
-                results["site_sweep"] = _sweep(
-                    config.localization_vocabulary, curves, flips, _range(curves["melanoma"])
-                )
-    everything = fields["all"]["unknown"]
-    total = _macro_f1(bootstrap, _hidden_answers(fitted, metadata, rule)[:, None])
-    results["missing"].append({"share": 1.0, "macro_f1": total.summary(), "flips": everything["flips"]})
-    results["named"] = _named(fields)
-    return results
-
-
-def _named(fields: dict[str, dict[str, Effect]]) -> list[str]:
-    """Corrects the p-values of the single fields by Holm, and names those whose shuffling costs macro-F1."""
+            continue
+        score, flips = _macro_f1(bootstrap, answers), _flips(bootstrap, answers, as_is)
+        if kind == "missing":
+            found["missing"].append({"share": float(what), "macro_f1": score.summary(), "flips": flips})
+            continue
+        if name == "unknown:all":
+            hidden = {"share": 1.0, "macro_f1": score.summary(), "flips": flips}
+        drop = base - score
+        effect: Effect = {
+            "drop": drop.summary(),
+            "p": bootstrap_p_value(drop.values),
+            "p_holm": None,
+            "flips": flips,
+        }
+        fields.setdefault(what, {})[kind] = effect
+    found["missing"].append(hidden)
     single = [field for field in fields if field != "all"]
     for kind in ("shuffled", "unknown"):
-        corrected = holm([fields[field][kind]["p"] for field in single])
-        for field, p in zip(single, corrected, strict=True):
+        for field, p in zip(single, holm([fields[field][kind]["p"] for field in single]), strict=True):
             fields[field][kind]["p_holm"] = p
-    return [field for field in single if _matters(fields[field]["shuffled"])]
-
-
-def _hidden_answers(fitted: CrossFitted, metadata: torch.Tensor, rule: str) -> np.ndarray:
-    hidden = torch.full_like(metadata, float("nan"))
-    return np.stack([fitted.answers(fitted.head_logits(hidden, s), s, rule) for s in range(len(fitted.heads))])
-
-
-def _matters(effect: Effect) -> bool:
-    drop, p = effect["drop"]["estimate"], effect["p_holm"]
-    return drop is not None and drop > 0 and p is not None and p < ALPHA
+            if kind == "shuffled" and p < ALPHA and (fields[field][kind]["drop"]["estimate"] or 0) > 0:
+                found["named"].append(field)
+    return found
 
 
 def _macro_f1(bootstrap: Bootstrap, answers: np.ndarray) -> Sample:
@@ -209,16 +186,6 @@ def _flips(bootstrap: Bootstrap, answers: np.ndarray, as_is: np.ndarray) -> Esti
     return bootstrap.means((answers != as_is[:, None]).mean(axis=(0, 1))[None])[0].summary()
 
 
-def _sweep(values: Sequence[Any], curves: dict[str, list[Sample]], flips: Sample, change: Sample) -> Sweep:
-    return {
-        "values": list(values),
-        "melanoma": [sample.summary() for sample in curves["melanoma"]],
-        "malignant": [sample.summary() for sample in curves["malignant"]],
-        "flips": flips.summary(),
-        "change": change.summary(),
-    }
-
-
 def _slope(curve: Sequence[Sample], ages: Sequence[float]) -> Sample:
     """The least-squares slope per decade of age."""
     decades = np.array(ages) / 10 - np.mean(ages) / 10
@@ -232,6 +199,3 @@ def _range(curve: Sequence[Sample]) -> Sample:
     means = np.array([sample.estimate for sample in curve])
     # The same two sites in every resample: the largest difference of each would lie above that of the sample.
     return curve[int(means.argmax())] - curve[int(means.argmin())]
-
-
-__all__ = ["ALPHA", "MISSING_SHARES", "Effect", "Shortcuts", "Sweep", "changes", "shortcut_results"]

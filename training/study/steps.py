@@ -1,9 +1,9 @@
 """The steps of the study: train what is missing, gather predictions and metadata, report, release."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -28,7 +28,7 @@ from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained,
 from ham10000.training.study.tables import write_study_tables
 from ham10000.training.train import load_configured, train
 from ham10000.training.utils.cli import Interrupted
-from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
+from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, read_json
 from ham10000.training.utils.hardware import environment, release_freed_memory, reset_peak_memory
 
 
@@ -38,13 +38,7 @@ def train_runs(
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport],
 ) -> None:
-    """Trains what is missing of the image runs and writes their out-of-fold logits.
-
-    Args:
-        places: Run to folder.
-        base: The recipe.
-        accelerator: Serves all runs.
-        data: Result of `load_data`.
+    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`.
 
     Raises:
         Ham10000Error: As `train` does, and for labels other than HAM10000's.
@@ -85,17 +79,7 @@ def _require_ham10000_labels(labels: Sequence[str]) -> None:
 
 
 def read_metadata(base: TrainConfig) -> pd.DataFrame:
-    """The metadata of a source; of a csv file also without its images.
-
-    Args:
-        base: Its `data` is the source, or the csv alone; its other options say how to read it.
-
-    Returns:
-        Result of `metadata_frame`.
-
-    Raises:
-        Ham10000Error: As `load_data`.
-    """
+    """The metadata of the recipe's source, as `metadata_frame` gives them; of a csv file also without its images."""
     if not (Path(base.data).is_file() and Path(base.data).suffix.lower() == ".csv"):
         return metadata_frame(load_configured(base)[0])
     raw = read_source(base.data, base.data_options())
@@ -119,27 +103,21 @@ def fit_protocol(
         Variant to calibrated logits, and what their analysis reads.
 
     Raises:
-        Ham10000Error: If images of the predictions are not in the data, or have another label there, or one that is
-            none of HAM10000's.
+        Ham10000Error: For labels other than HAM10000's, and as `matching_rows`.
     """
     _require_ham10000_labels(image.classes)
     config = TrainConfig(modality="metadata").model_config()
     processor = create_processor(config)
     rows = matching_rows(frame, image)
-    records: Any = rows[processor.metadata_fields].to_dict("records")
-    metadata = processor.encode_metadata(records)
+    metadata = processor.encode_metadata(rows[processor.metadata_fields].to_dict("records"))  # type: ignore[arg-type]
     variants = {"image": cross_calibrate(image)}
     if with_heads:
         variants |= cross_fit_heads(image, metadata, config, HEAD_VARIANTS, study.heads)
     return variants, Inputs(rows, metadata, lesions_in_training(frame, image), study, config)
 
 
-def lead_image(predictions: Mapping[tuple[str, str], Predictions], study: StudyConfig) -> Predictions:
-    """The image variant's predictions under the first protocol.
-
-    Raises:
-        Ham10000Error: If there are none.
-    """
+def _lead_image(predictions: Mapping[tuple[str, str], Predictions], study: StudyConfig) -> Predictions:
+    """The image variant's predictions under the first protocol."""
     first = next(iter(study.protocols))
     if (first, "image") not in predictions:
         raise Ham10000Error(f"There are no image predictions of {first}; train its runs first.")
@@ -150,7 +128,7 @@ def report(
     predictions: Mapping[tuple[str, str], Predictions],
     frame: pd.DataFrame,
     study: StudyConfig,
-    recipe: Mapping[str, Any] | None,
+    recipe: JsonObject | None,
     directory: Path,
     tables: str | None = None,
 ) -> Study:
@@ -168,13 +146,13 @@ def report(
         The content of study.json.
 
     Raises:
-        Ham10000Error: As `fit_protocol` and `lead_image`.
+        Ham10000Error: As `fit_protocol`, and without predictions of the first protocol.
     """
-    lead = lead_image(predictions, study)
+    lead = _lead_image(predictions, study)
     found: Study = {
         "format": STUDY_FORMAT,
-        "study": {**study.to_dict(), "recipe": Path(study.recipe).name},
-        "recipe": None if recipe is None else portable_training(dict(recipe)),
+        "study": {**dataclasses.asdict(study), "recipe": Path(study.recipe).name},
+        "recipe": None if recipe is None else portable_training(recipe),
         "environment": environment(),
         "protocols": {},
     }
@@ -226,11 +204,8 @@ def release(
 
     Returns:
         The folders of the checkpoints.
-
-    Raises:
-        Ham10000Error: As `train` and `fit_protocol`.
     """
-    image = lead_image(predictions, study)
+    image = _lead_image(predictions, study)
     run = train_on_all(study, base, folder, accelerator)
     if not accelerator.is_main_process:
         return []
@@ -269,9 +244,14 @@ def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
             f"Image {str(image.image_ids[row])!r} is {image.classes[image.labels[row]]!r} in the predictions, but "
             f"{rows['dx'][row]!r} in the data ({int(differs.sum())} such images); give the data they were made of."
         )
-    groups = pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), index=frame["image_id"])
+    groups = _lesion_groups(frame)
     rows["photographs"] = groups.map(groups.value_counts()).loc[image.image_ids].to_numpy()
     return rows
+
+
+def _lesion_groups(frame: pd.DataFrame) -> pd.Series:
+    """Image id to the image's lesion, known duplicates merged."""
+    return pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), frame["image_id"])
 
 
 def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
@@ -279,53 +259,45 @@ def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
 
     A fold's training images are all others; image-stratified leaves rows without an age out.
     """
-    groups = np.array(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()))
-    fold_of = dict(zip(image.image_ids, image.folds, strict=True))
-    single = len(np.unique(image.folds)) == 1
-    seen = np.zeros(len(image.image_ids), dtype=bool)
-    for fold in np.unique(image.folds):
-        test = frame["image_id"].map(lambda name, fold=fold: fold_of.get(name) == fold).to_numpy()
-        trained = ~test & (frame["age"].notna().to_numpy() if single else frame["image_id"].isin(fold_of).to_numpy())
-        mask = image.folds == fold
-        group_of = dict(zip(frame["image_id"], groups, strict=True))
-        seen[mask] = np.isin([group_of[name] for name in image.image_ids[mask]], groups[trained])
+    groups = _lesion_groups(frame)
+    fold_of = pd.Series(image.folds, image.image_ids).reindex(groups.index)  # NaN where an image is not scored
+    folds = np.unique(image.folds)
+    usable = frame["age"].notna().to_numpy() if len(folds) == 1 else fold_of.notna()
+    seen = np.zeros(len(image.folds), dtype=bool)
+    for fold in folds:
+        rows = image.folds == fold
+        seen[rows] = groups[image.image_ids[rows]].isin(groups[usable & (fold_of != fold)])
     return seen
 
 
 def complete_predictions(
     places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator
-) -> tuple[dict[tuple[str, str], Predictions], dict[str, Any]]:
+) -> tuple[dict[tuple[str, str], Predictions], JsonObject]:
     """The out-of-fold logits of every protocol and seed whose runs are finished, and the runs' recipe.
 
     Raises:
         Ham10000Error: If no seed of the first protocol is complete.
     """
-    finished = {
+    missing = [
         run
-        for run, path in places.items()
-        if (read_json(path / RunFile.TRAINING, optional=True) or {}).get("finished")
-    }
-    missing = [run for run in places if run not in finished]
+        for run, folder in places.items()
+        if not (read_json(folder / RunFile.TRAINING, optional=True) or {}).get("finished")
+    ]
     incomplete = {(run.protocol, run.seed) for run in missing}
     chosen = {run: folder for run, folder in places.items() if (run.protocol, run.seed) not in incomplete}
     if missing:
         names = ", ".join(run.name for run in missing)
         print(f"note: left out, as these runs are not finished: {names} (and the other folds of their seeds)")
-    if not any(run.protocol == next(iter(places)).protocol for run in chosen):
+    first = next(iter(places)).protocol
+    if not any(run.protocol == first for run in chosen):
         raise Ham10000Error(
-            f"No seed of {next(iter(places)).protocol} is complete; finish it with `ham10000-study train`, or name "
-            "finished run folders with --runs."
+            f"No seed of {first} is complete; finish it with `ham10000-study train`, or name finished run folders "
+            "with --runs."
         )
-    recipe = check_one_recipe(chosen)
-    files: list[Path] = []
+    recipe = check_one_recipe(list(chosen.values()))
     data: datasets.Dataset | None = None
     for run, folder in chosen.items():
-        path = folder / RunFile.OUT_OF_FOLD
-        if not path.is_file():
+        if not (folder / RunFile.OUT_OF_FOLD).is_file():
             data = data or load_configured(base)[0]
-            path = out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
-        files.append(path)
-    return read_logits(files), recipe
-
-
-__all__ = ["complete_predictions", "fit_protocol", "lead_image", "read_metadata", "release", "report", "train_runs"]
+            out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
+    return read_logits([folder / RunFile.OUT_OF_FOLD for folder in chosen.values()]), recipe

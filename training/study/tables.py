@@ -84,6 +84,3 @@ def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], direct
     for suffix in FORMATS:
         plot_study(study, directory, suffix)
     return directory
-
-
-__all__ = ["study_tables", "write_study_tables"]
