@@ -11,12 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from study_tables import example_frame, example_image
 
-from ham10000.modeling import (
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    create_processor,
-)
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_processor
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.study.heads import HeadSettings, absorb_calibration, assemble, fit_variant
@@ -34,15 +29,13 @@ def data() -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     return image.logits[0], processor.encode_metadata(rows), image.labels
 
 
-def fit(data, variant, **options):
-    logits, metadata, labels = data
-    return fit_variant(variant, logits, metadata, labels, CONFIG, settings=SETTINGS, seed=0, **options)
+def fit(data, variant, settings=SETTINGS):
+    return fit_variant(variant, *data, CONFIG, settings=settings, seed=0)
 
 
 def test_a_head_starts_as_the_image_model(data) -> None:
-    logits, metadata, labels = data
-    none = HeadSettings(epochs=1, learning_rate=1e-12)
-    head = fit_variant("fusion", logits, metadata, labels, CONFIG, settings=none, seed=0)
+    logits, metadata, _ = data
+    head = fit(data, "fusion", HeadSettings(epochs=1, learning_rate=1e-12))
     np.testing.assert_allclose(head.predict(logits, metadata), logits, atol=1e-5)
 
 
@@ -54,8 +47,7 @@ def test_metadata_help_where_they_say_something(data) -> None:
 
 def test_the_metadata_head_learns_what_a_logistic_regression_does(data) -> None:
     logits, metadata, labels = data
-    plain = HeadSettings(epochs=40, batch_size=64, class_weights="none", label_smoothing=0.0)
-    head = fit_variant("metadata", logits, metadata, labels, CONFIG, settings=plain, seed=0)
+    head = fit(data, "metadata", HeadSettings(epochs=40, batch_size=64, class_weights="none", label_smoothing=0.0))
     inputs = head.encoder.encode(metadata).numpy()
     theirs = LogisticRegression(max_iter=2000).fit(inputs, labels).predict_proba(inputs)
     assert log_loss(labels, softmax(head.predict(logits, metadata))) < 1.15 * log_loss(labels, theirs)
@@ -63,21 +55,15 @@ def test_the_metadata_head_learns_what_a_logistic_regression_does(data) -> None:
 
 def test_the_control_never_reads_metadata_in_its_fit(data) -> None:
     logits, metadata, labels = data
-    hidden = torch.full_like(metadata, float("nan"))
-    ours = fit(data, "control").state_dict()
-    theirs = fit((logits, hidden, labels), "fusion").state_dict()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
+    theirs = fit((logits, torch.full_like(metadata, float("nan")), labels), "fusion").state_dict()
+    torch.testing.assert_close(fit(data, "control").state_dict(), theirs, rtol=0, atol=0)
 
 
 def test_the_same_seed_gives_the_same_head_and_leaves_the_global_one_alone(data) -> None:
-    logits, metadata, _ = data
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = fit(data, "fusion").predict(logits, metadata)
-    assert torch.equal(torch.rand(3), expected)
-    np.testing.assert_array_equal(first, fit(data, "fusion").predict(logits, metadata))
+    state = torch.get_rng_state()
+    first, second = (fit(data, "fusion").state_dict() for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_class_without_images_is_refused(data) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -128,8 +128,6 @@ class WeightedMetrics:
     ) -> None:
         self.names, self.label_names = tuple(names), list(label_names)
         n_classes, known = len(self.label_names), statistics_of(label_names)
-        if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise Ham10000Error(f"Statistic name(s) given twice: {repeated}.")
         if unknown := sorted(set(self.names) - set(known)):
             raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
         labels = validate_labels(labels, n_classes)
@@ -216,12 +214,8 @@ class WeightedMetrics:
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
 _BLOCK_ELEMENTS = 2_000_000
 
-# An `Interval` as a JSON file has it.
-IntervalDict = dict[str, float | int | None]
 
-
-@dataclass(frozen=True)
-class Interval:
+class Interval(TypedDict):
     """A figure on the full sample with its percentile interval; None where undefined.
 
     The bounds rest on the `n_defined` resamples in which the figure was defined.
@@ -231,10 +225,6 @@ class Interval:
     low: float | None
     high: float | None
     n_defined: int
-
-    def as_dict(self) -> IntervalDict:
-        """The fields, for a JSON file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -318,12 +308,12 @@ def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
         The interval; without bounds where the estimate or every resample is undefined.
     """
     if math.isnan(estimate):
-        return Interval(None, None, None, 0)
+        return {"estimate": None, "low": None, "high": None, "n_defined": 0}
     defined = values[~np.isnan(values)]
-    if len(defined) == 0:
-        return Interval(float(estimate), None, None, 0)
-    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(estimate), float(low), float(high), len(defined))
+    low, high = (
+        np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist() if len(defined) else (None,) * 2
+    )
+    return {"estimate": float(estimate), "low": low, "high": high, "n_defined": len(defined)}
 
 
 def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: float = 0.0) -> Interval:
@@ -341,11 +331,11 @@ def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: f
         lowest: The least value an ECE can have; minus infinity for a difference of two.
     """
     plain = percentile_interval(estimate, values)
-    if name != "ece" or plain.low is None or plain.high is None:
+    if name != "ece" or plain["low"] is None or plain["high"] is None:
         return plain
-    bias = float(values[~np.isnan(values)].mean() - estimate)
-    low, high = max(plain.low - bias, lowest), plain.high - bias
-    return replace(plain, low=min(low, float(estimate)), high=max(high, float(estimate)))
+    bias = float(np.nanmean(values) - estimate)
+    low, high = max(plain["low"] - bias, lowest), plain["high"] - bias
+    return {**plain, "low": min(low, float(estimate)), "high": max(high, float(estimate))}
 
 
 def bootstrap_distribution(
@@ -357,20 +347,11 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    For a paired comparison call it once for each model with the same `weights` and rows, and subtract.
-
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
-        weights: The resamples, from `cluster_weights` over the same rows.
-        statistics: Names in `statistics_of(label_names)`.
-        label_names: The K labels in the order of their ids.
+    Arguments are those of `WeightedMetrics`, with weights of the same rows. For a paired comparison call it once for
+    each model with the same weights, and subtract.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
-
-    Raises:
-        Ham10000Error: For unknown or repeated names, or inputs that do not fit together.
     """
     metrics = WeightedMetrics(
         np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, statistics, label_names
@@ -398,7 +379,7 @@ def cluster_bootstrap(
         labels: Class ids (N,).
         predictions: Probabilities (N, K), or predicted class ids (N,).
         clusters: Cluster of each image (N,).
-        statistics: As in `bootstrap_distribution`.
+        statistics: Names in `statistics_of(label_names)`.
         n_resamples: Number of resamples.
         seed: Seed of the resampling; the same seed gives the same intervals.
         label_names: The K labels in the order of their ids.
@@ -406,11 +387,8 @@ def cluster_bootstrap(
     Returns:
         Statistic to interval, in the order given.
 
-    Raises:
-        Ham10000Error: For inputs that do not fit together.
-
     Example:
-        >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"].estimate
+        >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"]["estimate"]
         0.75
     """
     weights = cluster_weights(clusters, n_resamples, seed)
@@ -465,11 +443,11 @@ class Sample:
     def summary(self) -> Estimate:
         """The figure with its interval, as study.json has it."""
         interval = metric_interval(self.name, self.estimate, self.values, lowest=self.lowest)
-        several = len(self.per_seed) > 1 and interval.estimate is not None
+        several = len(self.per_seed) > 1 and interval["estimate"] is not None
         return {
-            "estimate": interval.estimate,
-            "low": interval.low,
-            "high": interval.high,
+            "estimate": interval["estimate"],
+            "low": interval["low"],
+            "high": interval["high"],
             "sd": float(self.per_seed.std(ddof=1)) if several else None,
             "per_seed": [None if np.isnan(value) else float(value) for value in self.per_seed],
         }

@@ -70,11 +70,9 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
         T inside `TEMPERATURE_RANGE`, and the biases (K,), which sum to zero.
 
     Raises:
-        Ham10000Error: For inputs that do not fit together, a class without images, or where no T in the range is best.
+        Ham10000Error: For a class without images, or where no T in the range is best.
     """
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not np.isfinite(logits).all():
-        raise Ham10000Error(f"Expected finite logits (N, K) and labels (N,), got {logits.shape} and {labels.shape}.")
+    logits = np.asarray(logits, dtype=np.float64)
     n_rows, n_classes = logits.shape
     counts = np.bincount(labels, minlength=n_classes)
     if len(counts) != n_classes or not counts.all():

@@ -83,12 +83,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: floa
 
     Returns:
         Thresholds (K,); 1, which accepts every image, where a class has too few images to promise less.
-
-    Raises:
-        Ham10000Error: For a coverage outside (0, 1).
     """
-    if not 0 < coverage < 1:
-        raise Ham10000Error(f"`coverage` must be between 0 and 1, got {coverage}.")
     thresholds = np.ones(probabilities.shape[1])
     for k in range(len(thresholds)):
         scores = np.sort(1 - probabilities[labels == k, k])

@@ -171,8 +171,7 @@ def _score(
         results["decisions"] = {}
         for rule in RULES:
             decided = decide(probabilities, config.class_prior, rule)
-            intervals = cluster_bootstrap(
-                labels, decided, groups, DECISION_METRICS, n_resamples, seed=seed, label_names=config.label_names
+            results["decisions"][rule] = cluster_bootstrap(
+                labels, decided, groups, DECISION_METRICS, n_resamples, seed, config.label_names
             )
-            results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
     return results, table

@@ -46,14 +46,7 @@ def sensitivity_metric(positive: str) -> str:
 
 
 def choose_positive(label_names: Sequence[str], positive: str | None = None) -> str | None:
-    """The class whose sensitivity is reported.
-
-    Args:
-        label_names: The label set.
-        positive: The class that was asked for; by default mel.
-
-    Returns:
-        The class, or None where the set has no mel and none was asked for.
+    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel.
 
     Raises:
         Ham10000Error: For a class that is not in the set.
@@ -137,7 +130,7 @@ def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error of the top label over equal-width bins.
+    """Expected calibration error of the top label over equal-width bins, in [0, 1].
 
     The mean over images of |accuracy - mean confidence| of the image's bin (Naeini et al., AAAI 2015; Guo et al. 2017,
     arXiv:1706.04599). It is biased upwards in small samples: a perfectly calibrated model does not reach 0.
@@ -145,9 +138,6 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     Args:
         labels: Class ids (N,).
         probabilities: Probabilities (N, K).
-
-    Returns:
-        The error in [0, 1].
     """
     bins = confidence_bins(probabilities.max(axis=1))
     gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities))
@@ -233,9 +223,7 @@ def compute_metrics(
         for k in class_ids
     ]
     unranked = [label for label, auroc in zip(label_names, aurocs, strict=True) if auroc is None]
-    undefined = {}
-    if unranked:
-        undefined["auroc_macro"] = f"no images, or no others, of {', '.join(unranked)}"
+    undefined = {"auroc_macro": f"no images, or no others, of {', '.join(unranked)}"} if unranked else {}
     sensitivity = {}
     if positive is not None:
         index, name = list(label_names).index(positive), sensitivity_metric(positive)
@@ -304,7 +292,6 @@ class Ham10000Metrics(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Classification, ranking and calibration metrics of the seven HAM10000 classes.",
             citation="Tschandl, Rosendahl & Kittler 2018, 10.1038/sdata.2018.161",
-            inputs_description="predictions: rows of 7 probabilities; references: class ids 0…6.",
             features=datasets.Features(
                 {
                     # float64: a float32 round trip would move the metrics away from compute_metrics'.

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,7 @@ _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "whit
 
 
 def set_title(figure: Figure, text: str) -> None:
-    """Puts the finding above the figure, in one line: smaller where it is long, cut off at a word where too long.
-
-    Args:
-        figure: The figure, with its final size.
-        text: The finding.
-    """
+    """Puts the finding above a figure of its final size, in one line: smaller, or cut off, where too long."""
     size = _LARGEST_TITLE
     title = figure.suptitle(text, x=0.02, ha="left", fontsize=size, fontweight="bold")
     room = 0.96 * figure.bbox.width
@@ -54,16 +49,13 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
-    """A figure 8 inches wide with so many panels, at most `columns` in a row.
+    """A figure 8 inches wide, and its panels, row by row.
 
     Args:
         count: Number of panels.
         height: Height of a row of panels in inches.
         columns: Largest number of panels in a row.
         extra: Inches for the title and the legend.
-
-    Returns:
-        The figure and its panels, row by row.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -84,22 +76,19 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
     axes.set_ylim(max(positions) + 0.6, min(positions) - 0.6)
 
 
-def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, shape: str, **options: Any) -> bool:
-    """Draws a point with its horizontal interval, as far as they are defined.
+def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
+    """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
     Args:
         axes: The axes to draw on.
-        value: `estimate` or `mean`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
+        value: `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
         y: Height.
         colour: Colour.
         shape: Marker.
         **options: Further options of the point, such as `markerfacecolor`.
-
-    Returns:
-        Whether there was a point to draw.
     """
-    estimate = None if value is None else value.get("estimate", value.get("mean"))
-    if value is None or estimate is None or not defined(estimate):
+    estimate = value.get("estimate")
+    if not defined(estimate):
         return False
     if defined(value.get("low")) and defined(value.get("high")):
         axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
@@ -112,9 +101,11 @@ def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, s
     return True
 
 
-def draw_band(axes: Axes, x: Sequence[float], rows: Sequence[JsonObject], colour: str, marker: str) -> None:
+def draw_band(
+    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], colour: str, marker: str, scale: float = 1
+) -> None:
     """A curve of intervals, with a band from `low` to `high`; what is undefined leaves a gap."""
-    table = pd.DataFrame(rows, columns=["low", "estimate", "high"], dtype=float)
+    table = scale * pd.DataFrame(rows, columns=["low", "estimate", "high"], dtype=float)
     axes.fill_between(x, table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
     axes.plot(x, table["estimate"], color=colour, marker=marker, markersize=4, linewidth=1.8)
 
@@ -203,26 +194,16 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     mean_confidence, accuracy = mean_confidence / n, right / n
     low, high = proportion_confint(right, n, method="wilson")
     gap = float(confidence.mean() - hits.mean())
+    finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
     if abs(gap) < 0.01:
         finding = "Confidence matches accuracy on average"
-    else:
-        finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
     ece = expected_calibration_error(labels, probabilities)
     figure = new_figure(8, 7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
-    upper.errorbar(
-        mean_confidence,
-        accuracy,
-        yerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)],
-        color=OKABE_ITO["blue"],
-        marker="o",
-        markersize=6,
-        linewidth=1.8,
-        elinewidth=1,
-        capsize=3,
-        label="this model (95 % interval of the bin)",
-    )
+    bars = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
+    draw = partial(upper.errorbar, color=OKABE_ITO["blue"], marker="o", markersize=6, linewidth=1.8, elinewidth=1)
+    draw(mean_confidence, accuracy, bars, capsize=3, label="this model (95 % interval of the bin)")
     style_axes(upper, title=f"{finding} (ECE {ece:.3f}, {len(labels):,} images)", ylabel="Accuracy in the bin (share)")
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1.02)
@@ -266,21 +247,19 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
         if panel in panels and table[name].notna().any():
             (line,) = panels[panel].plot(epochs, table[name], f"{marker}-", label=label, markersize=4.5)
             line.set(color=OKABE_ITO[colour], linewidth=1.8)
-    if has_scores:
-        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)
     panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     finding = f"{len(history)} epochs without validation scores"
     if has_scores:
+        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
         row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
-        finding = f"Validation macro-F1 {macro_f1[row]:.3f} at epoch {epochs[row]:g} of {len(history)}, which is kept"
+        best, at = macro_f1[row], epochs[row]
+        finding = f"Validation macro-F1 {best:.3f} at epoch {at:g} of {len(history)}, which is kept"
         for axes in panels.values():
-            axes.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
-        panels["score"].plot(
-            epochs[row], macro_f1[row], "o", markersize=11, fillstyle="none", color="black", label="kept"
-        )
+            axes.axvline(at, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+        panels["score"].plot(at, best, "o", markersize=11, fillstyle="none", color="black", label="kept")
     for name in dict.fromkeys(top):
         if panels[name].get_legend_handles_labels()[1]:
             # Above the panel: within it some line is always covered.

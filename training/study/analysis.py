@@ -17,15 +17,12 @@ from ham10000.training.evaluation.comparison import (
     subgroup_results,
 )
 from ham10000.training.evaluation.metrics import ece_floor, softmax
-from ham10000.training.study.baselines import Baseline, baseline_rows
 from ham10000.training.study.config import STUDY_RULES, StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_conformal
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.shortcuts import Shortcuts, shortcut_results
+from ham10000.training.study.shortcuts import ALPHA, Baseline, Shortcuts, baseline_rows, shortcut_results
 from ham10000.training.utils.files import JsonObject
 
-LEVEL = 0.05
-POWER = 0.8
 ANSWER_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "weighted_f1")
 PROBABILITY_METRICS = ("auroc_macro", "melanoma_sensitivity_at_95_specificity", "ece", "nll")
 METRICS = ANSWER_METRICS + PROBABILITY_METRICS
@@ -262,8 +259,8 @@ def _compare(
                 "other": other,
                 "metrics": found,
                 "p_holm": p,
-                "smallest_detectable": smallest_detectable(error, confidence=1 - LEVEL / len(family), power=POWER),
-                "verdict": better if p < LEVEL else "no significant difference",
+                "smallest_detectable": smallest_detectable(error, confidence=1 - ALPHA / len(family)),
+                "verdict": better if p < ALPHA else "no significant difference",
                 "mcnemar": _mcnemar(predictions, ours, theirs, bootstrap),
                 "changes": _changes(predictions, ours, theirs),
                 # Of the primary comparison alone: a thousand rows each.
@@ -277,11 +274,8 @@ def _difference(sample: Sample) -> Difference:
     defined = sample.values[~np.isnan(sample.values)]
     if np.isnan(sample.estimate) or len(defined) < 2:
         return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
-    return {
-        "estimate": sample.summary(),
-        "p": bootstrap_p_value(defined),
-        "smallest_detectable": smallest_detectable(float(defined.std(ddof=1)), power=POWER),
-    }
+    least = smallest_detectable(float(defined.std(ddof=1)))
+    return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
 
 
 def _joint_answers(fitted: CrossFitted, rule: str) -> np.ndarray:
@@ -318,7 +312,7 @@ def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> li
     )
     answers = {"label": names[predictions.labels], "before": names[theirs], "after": names[ours]}
     table = pd.DataFrame(ids | answers)[ours != theirs].sort_values(list(ids))
-    return table.to_dict("records")  # type: ignore[return-value]
+    return table.to_dict("records")
 
 
 def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:

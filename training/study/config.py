@@ -20,12 +20,7 @@ STUDY_RULES = (TRAINED, *RULES)
 
 @dataclass(frozen=True)
 class ProtocolPlan:
-    """The image runs of one protocol.
-
-    Attributes:
-        folds: Number of folds, each the test part once; None for the protocol's single split.
-        seeds: Training seeds.
-    """
+    """The image runs of one protocol: folds, each the test part once, or None for its single split, and seeds."""
 
     folds: int | None = None
     seeds: tuple[int, ...] = (0,)

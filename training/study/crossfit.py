@@ -85,16 +85,7 @@ def calibration_of(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.nd
 def cross_calibrate(
     predictions: Predictions, heads: Sequence[dict[int, Head]] = (), image_logits: np.ndarray | None = None
 ) -> CrossFitted:
-    """Calibrates each fold by the other folds' out-of-fold logits, temperature and class biases together.
-
-    Args:
-        predictions: One variant's logits.
-        heads: As in `CrossFitted`, like `image_logits`.
-        image_logits: (S, N, K) what the heads read.
-
-    Returns:
-        The calibrated variant.
-    """
+    """Calibrates each fold by the other folds' logits, temperature and class biases together; see `CrossFitted`."""
     folds = predictions.folds
     if len(np.unique(folds)) == 1:
         folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
@@ -115,11 +106,7 @@ def cross_calibrate(
 
 
 def cross_fit_heads(
-    image: Predictions,
-    metadata: torch.Tensor,
-    config: Ham10000Config,
-    variants: Sequence[str],
-    settings: HeadSettings,
+    image: Predictions, metadata: torch.Tensor, config: Ham10000Config, variants: Sequence[str], settings: HeadSettings
 ) -> dict[str, CrossFitted]:
     """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
 

@@ -45,12 +45,8 @@ class HeadSettings:
 class Head(nn.Module):
     """`image(z) + metadata(encoder(m))`: the image model's logits, rescaled and mixed, plus those of the metadata.
 
-    It starts as the image model: the image part is the identity and the metadata part is zero.
-
-    Args:
-        config: Metadata schema, encoder and dropout, as in a checkpoint.
-        n_classes: Number of classes K.
-        uses_image: Whether it reads image logits; False is the metadata variant.
+    It starts as the image model: the image part is the identity and the metadata part is zero. The metadata variant
+    has no image part.
     """
 
     def __init__(self, config: Ham10000Config, n_classes: int, *, uses_image: bool):
@@ -121,14 +117,11 @@ def fit_variant(
         torch.manual_seed(seed)
         head = Head(config, n_classes, uses_image=variant != "metadata").train()
         decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
-        known = {id(parameter) for parameter in decayed}
-        others = [parameter for parameter in head.parameters() if id(parameter) not in known]
+        others = [p for name, p in head.named_parameters() if p.ndim <= 1 or name.startswith("image")]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            decayed, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        optimizer.add_param_group({"params": others, "weight_decay": 0.0})
         steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(settings.epochs):
@@ -177,12 +170,7 @@ def assemble(
 
 
 def absorb_calibration(model: Ham10000ForImageClassification, temperature: float, biases: np.ndarray) -> None:
-    """Makes a model's logits `z / T + b`: the temperature goes into its config, `T * b` into its classifier.
-
-    Args:
-        model: A model at temperature 1, changed in place.
-        temperature: T.
-        biases: b (K,).
+    """Makes a model's logits `z / T + b`, in place: T goes into its config, `T * b` (K,) into its classifier.
 
     Raises:
         Ham10000Error: If the model has a temperature already.

@@ -52,12 +52,11 @@ class Predictions:
 
     def frame(self, protocol: str, variant: str) -> pd.DataFrame:
         """The rows of the table."""
-        parts = []
+        parts, labels = [], np.array(self.classes)[self.labels]
         for seed, logits in zip(self.seeds, self.logits, strict=True):
-            columns = dict(zip(_KEYS, (self.image_ids, self.lesion_ids, protocol, variant, seed), strict=False))
-            columns |= {"fold": self.folds, "label": np.array(self.classes)[self.labels]}
-            columns |= {f"{LOGIT}{name}": logits[:, k] for k, name in enumerate(self.classes)}
-            parts.append(pd.DataFrame(columns))
+            keys = (self.image_ids, self.lesion_ids, protocol, variant, seed, self.folds, labels)
+            scores = {f"{LOGIT}{name}": logits[:, k] for k, name in enumerate(self.classes)}
+            parts.append(pd.DataFrame(dict(zip(_KEYS, keys, strict=True)) | scores))
         return pd.concat(parts, ignore_index=True)
 
 
@@ -99,7 +98,8 @@ def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str]
             f"({len(twice)} repeated rows). Two runs of one fold, or of other folds, are mixed; give one of each."
         )
     found: dict[tuple[str, str], Predictions] = {}
-    for (protocol, variant), part in table.groupby(["protocol", "variant"], sort=False):
+    for keys, part in table.groupby(["protocol", "variant"], sort=False):
+        protocol, variant = map(str, keys)
         value = _one(f"{where}: {protocol}, {variant}", protocol, part)
         first, expected = next(((v, other) for (p, v), other in found.items() if p == protocol), (variant, value))
         _check_ids(f"{where}: {protocol}", first, expected.image_ids, variant, value.image_ids)

@@ -56,7 +56,7 @@ def lead(study: Study) -> ProtocolResult:
     return next(iter(study["protocols"].values()))
 
 
-def cell(value: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
+def cell(value: Mapping[str, object] | None, *, signed: bool = False) -> str:
     """`estimate ± SD [low, high]`, without what is undefined."""
     text = md.interval(value, signed=signed)
     if value is None or text == md.ABSENT or not md.defined(value.get("sd")):
@@ -68,7 +68,7 @@ def cell(value: Mapping[str, float | None] | None, *, signed: bool = False) -> s
 def comparison_sentence(comparison: Comparison, study: Study) -> str:
     """A comparison and its verdict as one sentence."""
     primary = study["study"]["primary"]
-    difference = md.interval(comparison["metrics"][primary]["estimate"], signed=True)  # type: ignore[arg-type]
+    difference = md.interval(comparison["metrics"][primary]["estimate"], signed=True)
     facts = (
         f"{comparison['model'].capitalize()} against {comparison['other']}: {TITLES[primary]} {difference}, "
         f"{md.p_phrase(comparison['p_holm'])} after Holm"
@@ -123,8 +123,8 @@ def largest_fall(protocol: ProtocolResult) -> Fall | None:
         pair = (row, subgroup(variants["fusion"], "age", row["group"]))
         before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
         if not row["too_few"] and after < before:
-            counts = {"images": row["n_malignant"], "lesions": row["n_malignant_lesions"]}
-            fallen.append(Fall(group=row["group"], before=before, after=after, **counts))
+            images, lesions = row["n_malignant"], row["n_malignant_lesions"]
+            fallen.append(Fall(group=row["group"], before=before, after=after, images=images, lesions=lesions))
     return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 

@@ -29,14 +29,7 @@ _IDENTITY = ("protocol", "folds", "fold", "seed")
 
 @dataclass(frozen=True)
 class ImageRun:
-    """One image run.
-
-    Attributes:
-        protocol: How the data are split.
-        folds: Number of folds, None for the protocol's single split.
-        fold: The test fold, 0 without folds.
-        seed: Training seed.
-    """
+    """One image run; `folds` is None for a protocol's single split, whose `fold` is 0."""
 
     protocol: str
     folds: int | None
@@ -75,15 +68,7 @@ def plan_runs(study: StudyConfig) -> list[ImageRun]:
 
 
 def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = ()) -> dict[ImageRun, Path]:
-    """The folder of every run of the plan: one of those given where it is that run, else its place in the study.
-
-    Args:
-        study: The study.
-        study_dir: Its folder.
-        folders: Finished image runs of `ham10000-train`.
-
-    Returns:
-        Run to folder.
+    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study.
 
     Raises:
         Ham10000Error: If a folder is not a run of this study, or two are the same one.
@@ -155,14 +140,7 @@ def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
 def out_of_fold(
     run: ImageRun, directory: Path, dataset: datasets.Dataset, device: torch.device, cache_dir: str | None
 ) -> None:
-    """Writes a finished run's logits for its own test images, once, into `out_of_fold.parquet`.
-
-    Args:
-        run: The run.
-        directory: Its folder.
-        dataset: The whole source.
-        device: Where to predict.
-        cache_dir: Folder of the image cache.
+    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`.
 
     Raises:
         Ham10000Error: For a damaged checkpoint, or data that are not those of the run's split.
