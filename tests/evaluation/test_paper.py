@@ -78,10 +78,8 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     assert row["low"] <= row["sensitivity"] <= row["high"]
     flagged = melanoma.scores >= row["threshold"]
     (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
-    assert row["found per 1,000"] == pytest.approx(true)
-    assert row["missed per 1,000"] == pytest.approx(missed)
-    assert row["false alarms per 1,000"] == pytest.approx(false)
-    assert row["flagged per found"] == pytest.approx((true + false) / true)
+    counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
+    assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
 
 
 def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
@@ -102,10 +100,8 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], predicted: Predicted, 
     table_of(predicted).to_csv(tmp_path / "predictions.csv", index=False)
     write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
     names = {path.name for path in (tmp_path / "paper").iterdir()}
-    tables = {
-        f"{name}{suffix}" for name in ("results", "per_class", "operating_points") for suffix in (".csv", ".tex")
-    }
-    figures = {f"{name}{s}" for name in ("curves", "confusion_matrix", "per_class") for s in (".pdf", ".svg")}
+    tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
+    figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
     table = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
     assert table.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]

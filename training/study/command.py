@@ -376,13 +376,13 @@ def main(argv: Sequence[str]) -> None:
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
-            answer, image = read_answer(directory), _lead_image(predictions, study)
-            run = train_on_all(study, base, directory / "release", accelerator)
+            answer, image, to = read_answer(directory), _lead_image(predictions, study), directory / "release"
+            run = train_on_all(study, base, to, accelerator)
             if accelerator.is_main_process:
                 names = [Path(options.config).name, "--data", Path(base.data).name]
-                told = {"data": base.data, "made_by": shlex.join(["ham10000-study", "release", "--config", *names])}
-                fitted = fit_protocol(image, frame, study, with_heads=True)
-                for folder in write_release(*fitted, run, directory / "release", answer=answer, **told):
+                made_by = shlex.join(["ham10000-study", "release", "--config", *names])
+                variants, inputs = fit_protocol(image, frame, study, with_heads=True)
+                for folder in write_release(variants, inputs, run, to, data=base.data, made_by=made_by, answer=answer):
                     print(f"Saved     {folder}")
             return
         if accelerator.is_main_process:
