@@ -3,22 +3,25 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import logging
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import timm
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
+from huggingface_hub import try_to_load_from_cache
 
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
@@ -160,6 +163,29 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseMo
     return BaseModel(name, theirs.label_names, data, same_labels)
 
 
+def weights_sha256(config: TrainConfig) -> str | None:
+    """SHA-256 of the file whose weights a run starts from, as `sha256sum` and the Hub give it.
+
+    Args:
+        config: The run's configuration; its weights have been loaded.
+
+    Returns:
+        64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
+    """
+    path: Any = Path(config.init_from or config.pretrained)
+    if config.modality == "metadata" and not config.init_from:
+        return None
+    if path.is_dir():
+        path /= RunFile.WEIGHTS
+    elif config.init_from or config.pretrained == "timm":
+        hub_id = config.init_from or getattr(timm.get_pretrained_cfg(config.backbone), "hf_hub_id", None)
+        path = try_to_load_from_cache(hub_id, RunFile.WEIGHTS) if hub_id else None
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
     """Runs a copy of the model, in training mode, on black images of every size of the run.
 
@@ -292,7 +318,7 @@ def run_summary(
     seconds: float,
     notes: list[str],
     started: dict[str, Any],
-    base_model: dict[str, Any] | None = None,
+    origin: Mapping[str, object],
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
@@ -303,7 +329,7 @@ def run_summary(
         seconds: Wall time of the session so far.
         notes: What the data report noted.
         started: `environment()` at the start: the code on disk may be another one by the end.
-        base_model: `BaseModel` as a dict, where the run started from a checkpoint.
+        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
 
     Returns:
         Strict JSON values.
@@ -318,7 +344,7 @@ def run_summary(
         "processes": engine.accelerator.num_processes,
         "device": str(engine.accelerator.device),
         "split": {key: value for key, value in split.summary().items() if key != "dropped"},
-        "base_model": base_model,
+        **origin,
         "class_weights": dict(
             zip(split.labels, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
         ),
@@ -398,11 +424,15 @@ def _train(
             "the split, or make a new one."
         )
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
-    model, base_model = build_model(config, split.labels), None
-    if config.init_from and config.resume:
-        base_model = (read_json(directory / RunFile.TRAINING, optional=True) or {}).get("base_model")
-    elif config.init_from:
-        base_model = dataclasses.asdict(start_from(model, config.init_from))
+    model = build_model(config, split.labels)
+    origin: dict[str, Any] = {"base_model": None, "weights_sha256": None}
+    if config.resume:
+        recorded = read_json(directory / RunFile.TRAINING, optional=True) or {}
+        origin = {name: recorded.get(name) for name in origin}
+    else:
+        if config.init_from:
+            origin["base_model"] = dataclasses.asdict(start_from(model, config.init_from))
+        origin["weights_sha256"] = weights_sha256(config)
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
     engine = build_engine(config, accelerator, dataset, split, model)
@@ -411,7 +441,7 @@ def _train(
         engine.restore()
     accelerator.print(report)
     accelerator.print(describe_run(config, split, engine))
-    if base_model is not None:
+    if base_model := origin["base_model"]:
         head = "body and classifier" if base_model["head"] else "body; a new classifier, as its labels are others"
         accelerator.print(f"Start     {base_model['name']}: {head}")
     if accelerator.log_with:
@@ -427,7 +457,7 @@ def _train(
     def write_summary() -> None:
         seconds = time.perf_counter() - start
         summary = run_summary(
-            config, split, engine, seconds=seconds, notes=report.notes, started=started, base_model=base_model
+            config, split, engine, seconds=seconds, notes=report.notes, started=started, origin=origin
         )
         atomic_write_json(engine.folder / RunFile.TRAINING, summary)
 

@@ -1,6 +1,7 @@
 """Other label sets than HAM10000's: trained, evaluated and predicted with 2, 3, 8 and 11 classes, by the commands."""
 
 import csv
+import hashlib
 import json
 import re
 import shlex
@@ -178,6 +179,8 @@ def test_fine_tuning_takes_over_the_body_and_the_classifier_by_name(
     card = render_model_card(read_run(tmp_path / "run"), repo_id="user/own", revision="v1")
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "start"
     assert "It was fine-tuned from `start`" in card
+    digest = hashlib.sha256((tmp_path / "start" / "model.safetensors").read_bytes()).hexdigest()
+    assert f"from the checkpoint `start` (sha256 `{digest}`)" in card
     assert ("its classifier included" in card) == same
     assert train_main([*arguments, "--overwrite", "--fusion", "gated"]) == 2
     assert "has fusion 'film', this run 'gated'" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -295,16 +296,12 @@ def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path) -> None
 
 def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path, synthetic_folder: Path, finished_run: Path) -> None:
     options = ["--epochs", "1", "--modality", "fusion", "--freeze_backbone", "true", "--head_learning_rate", "0.1"]
-    options += [
-        "--pretrained",
-        str(finished_run / "model.safetensors"),
-        "--mixup",
-        "0.2",
-        "--train_scales",
-        "0.5",
-        "1",
-    ]
+    start = finished_run / "model.safetensors"
+    options += ["--pretrained", str(start), "--mixup", "0.2", "--train_scales", "0.5", "1"]
     assert run_training(tmp_path / "frozen", synthetic_folder, *options) == 0
+    recorded = json.loads((tmp_path / "frozen" / "train_config.json").read_text())
+    assert recorded["weights_sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    assert json.loads((finished_run / "train_config.json").read_text())["weights_sha256"] is None
     before, after = load_file(finished_run / "model.safetensors"), load_file(tmp_path / "frozen" / "model.safetensors")
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed

@@ -131,6 +131,8 @@ def _describe(
         # The image model is a part of fusion, and none of the metadata model.
         training["training_seconds"] = seconds + training["training_seconds"] * (variant == "fusion")
         training["median_images_per_second"] = None
+    if variant == "metadata":
+        training |= {"weights_sha256": None, "device": "cpu", "processes": 1, "environment": environment()}
     atomic_write_json(directory / RunFile.TRAINING, training)
 
 
