@@ -72,16 +72,6 @@ def test_subgroups_equal_scikit_learn_on_their_rows() -> None:
     json.dumps(results, allow_nan=False)
 
 
-def test_one_group_of_all_has_the_interval_of_the_whole_set() -> None:
-    """The whole set's bootstrap is tested on its own; a group of everybody must agree with it."""
-    inputs = with_metadata()
-    inputs["metadata"]["sex"] = "male"
-    (row,) = subgroup_results(**inputs, n_resamples=300, seed=3)["fields"]["sex"]
-    arguments = [inputs[name] for name in ("labels", "probabilities", "lesion_groups")]
-    expected = cluster_bootstrap(*arguments, ["accuracy"], n_resamples=300, seed=3)["accuracy"]
-    assert row["accuracy"] == pytest.approx(expected)
-
-
 def test_a_planted_gap_is_named_and_none_is_not_claimed() -> None:
     inputs = with_metadata(signal=3.0)
     gap = subgroup_results(**inputs, n_resamples=300)["largest_gaps"]["age"]

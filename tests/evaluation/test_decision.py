@@ -45,8 +45,8 @@ def test_a_known_temperature_is_recovered_and_is_the_minimum_of_a_brute_force_se
 def test_zero_probabilities_break_nothing(dtype: type) -> None:
     labels, probabilities = calibrated(300)
     probabilities = softmax(2 * np.log(probabilities)).astype(dtype)
-    probabilities[:5] = np.eye(7, dtype=dtype)[labels[:5]]
-    probabilities[5] = np.eye(7, dtype=dtype)[(labels[5] + 1) % 7]  # the true class at 0
+    probabilities[:5] = np.eye(7)[labels[:5]]
+    probabilities[5] = np.eye(7)[(labels[5] + 1) % 7]  # the true class at 0
     # One hopeless image among 300 raises the temperature; at -log(0) it would be the only one that counts.
     assert 2 < fit_temperature(labels, probabilities) < TEMPERATURE_RANGE[1]
 

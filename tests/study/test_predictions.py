@@ -72,9 +72,6 @@ def test_what_does_not_fit_is_said(tmp_path: Path, table: pd.DataFrame, change: 
     write_predictions(tmp_path / "p.parquet", change(table))
     with pytest.raises(Ham10000Error, match=message):
         read_logits([tmp_path / "p.parquet"])
-
-
-def test_a_file_that_is_no_table_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("nothing")
     with pytest.raises(Ham10000Error, match="parquet table of predictions"):
         read_logits([tmp_path / "p.parquet"])

@@ -312,11 +312,3 @@ def test_a_wrong_file_is_said(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(Ham10000Error, match=message):
         read_study_config(tmp_path / "study.yaml")
-
-
-def test_the_committed_study_is_read() -> None:
-    path = Path(__file__).parents[2] / "examples" / "configs" / "study.yaml"
-    config = read_study_config(path)
-    assert Path(config.recipe).is_file()
-    assert config.comparisons == StudyConfig().comparisons
-    assert config.heads == HeadSettings()
