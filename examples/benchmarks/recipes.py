@@ -213,7 +213,7 @@ class Search:
         if trial.against is not None:
             other, others = self.values[trial.against]
             differences = {
-                name: percentile_interval(estimates[name] - other[name], resampled[name] - others[name]).as_dict()
+                name: percentile_interval(estimates[name] - other[name], resampled[name] - others[name])
                 for name in estimates
             }
         return {
@@ -223,7 +223,7 @@ class Search:
             "settings": trial.settings,
             "of": trial.of,
             "temperature": temperature,
-            "metrics": {name: percentile_interval(estimates[name], resampled[name]).as_dict() for name in estimates},
+            "metrics": {name: percentile_interval(estimates[name], resampled[name]) for name in estimates},
             "differences": differences,
             "n_images": len(labels),
             "n_lesions": int(self.weights.n_clusters),

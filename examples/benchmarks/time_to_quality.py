@@ -221,7 +221,7 @@ def report(options: argparse.Namespace) -> None:
         difference = percentile_interval(
             mine["macro_f1"] - other["macro_f1"], mine_values["macro_f1"] - other_values["macro_f1"]
         )
-        seeds[folder.name] = {"times": times, "test_macro_f1": mine["macro_f1"], "difference": difference.as_dict()}
+        seeds[folder.name] = {"times": times, "test_macro_f1": mine["macro_f1"], "difference": difference}
     ratios = {
         measure: {
             "without_cache": _ratio(theirs[measure], [row["times"][measure] for row in seeds.values()], 0.0),

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from predicted import predictions
 from sklearn.metrics import balanced_accuracy_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.evaluation.__main__ import main as evaluate
-from ham10000.training.evaluation.metrics import HEADLINE_METRICS, softmax
+from ham10000.training.evaluation.metrics import HEADLINE_METRICS
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_training_curves
 from ham10000.training.evaluation.report import (
     evaluate_predictions,
@@ -28,44 +29,42 @@ from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic
 from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
 
 
-def make_inputs(n: int = 120) -> dict:
-    generator = np.random.default_rng(0)
-    labels = np.arange(n) % 7
-    logits = generator.normal(size=(n, 7)).astype(np.float32)
-    logits[np.arange(n), labels] += 1
-    groups = [f"HAM_{i // 14 * 7 + i % 7:07d}" for i in range(n)]
+@pytest.fixture(scope="module")
+def inputs() -> dict:
+    labels, probabilities = predictions(120)
+    groups = [f"HAM_{i // 2:07d}" for i in range(120)]
     return {
-        "image_ids": [f"ISIC_{i:07d}" for i in range(n)],
+        "image_ids": [f"ISIC_{i:07d}" for i in range(120)],
         "lesion_ids": groups,
         "lesion_groups": groups,
         "labels": labels,
-        "probabilities": softmax(logits),
+        "probabilities": probabilities,
     }
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
-    inputs = make_inputs()
+def written(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     table = predictions_table(**inputs)
     results = evaluate_predictions(table, n_resamples=200, seed=1)
     output_dir = tmp_path_factory.mktemp("runs") / "fusion"
     path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
     assert path == output_dir / "eval_results.json"
-    return output_dir, inputs, results
+    return output_dir, results
 
 
 def refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")
 
 
-def test_files_are_complete_and_strict(written: tuple[Path, dict, dict]) -> None:
-    output_dir, _, results = written
+def test_files_are_complete_and_strict(written: tuple[Path, dict]) -> None:
+    output_dir, results = written
     saved = json.loads((output_dir / "eval_results.json").read_text(), parse_constant=refuse)
     assert saved == {**results, "split": {"name": "test"}, "seed": 42}
     assert set(saved["intervals"]) == {*HEADLINE_METRICS, "per_class"}
     for name in HEADLINE_METRICS:
-        assert saved["intervals"][name]["estimate"] == pytest.approx(saved["metrics"][name], abs=1e-12)
-        assert saved["intervals"][name]["low"] < saved["intervals"][name]["high"]
+        interval = saved["intervals"][name]
+        assert interval["estimate"] == pytest.approx(saved["metrics"][name], abs=1e-12)
+        assert interval["low"] < interval["high"]
     names = {path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if path.is_file()}
     figures = {f"figures/{name}.png" for name in ("confusion_matrix", "reliability", "per_class")}
     assert names == {"eval_results.json", "predictions.csv", *figures}
@@ -73,70 +72,54 @@ def test_files_are_complete_and_strict(written: tuple[Path, dict, dict]) -> None
         with Image.open(output_dir / name) as image:
             assert image.width == 1200
             assert np.asarray(image.convert("L")).std() > 5
+    again = plot_confusion_matrix(results["metrics"], output_dir.parent / "again.png")
+    assert again.read_bytes() == (output_dir / "figures" / "confusion_matrix.png").read_bytes()
 
 
-def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict, dict]) -> None:
-    output_dir, inputs, results = written
+def test_predictions_csv_reproduces_every_number(inputs: dict, written: tuple[Path, dict]) -> None:
+    output_dir, results = written
     table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
     np.testing.assert_array_equal(probabilities, inputs["probabilities"])
     np.testing.assert_array_equal(labels, inputs["labels"])
     assert evaluate_predictions(table, n_resamples=200, seed=1) == results
-    assert table.columns.tolist() == [
-        *("image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"),
-        *(f"p_{label}" for label in LABELS),
-    ]
+    columns = ["image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"]
+    assert table.columns.tolist() == [*columns, *(f"p_{label}" for label in LABELS)]
     assert table["correct"].mean() == results["metrics"]["accuracy"]
     assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
 
 
-def test_results_as_text(written: tuple[Path, dict, dict]) -> None:
-    results = written[2]
-    text = format_results(results)
-    assert "120 images of 63 lesions" in text
-    interval = results["intervals"]["macro_f1"]
+def test_results_as_text(written: tuple[Path, dict]) -> None:
+    text, interval = format_results(written[1]), written[1]["intervals"]["macro_f1"]
+    assert "120 images of 60 lesions" in text
     assert f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in text
     assert all(f"\n  {label} " in text for label in LABELS)
 
 
-def test_a_class_without_images(tmp_path: Path) -> None:
-    inputs = make_inputs()
-    kept = np.flatnonzero(inputs["labels"] != 3)
-    inputs = {name: np.asarray(values)[kept] for name, values in inputs.items()}
-    table = predictions_table(**inputs)
+def test_a_class_without_images(inputs: dict, tmp_path: Path) -> None:
+    table = predictions_table(**inputs).query("dx != 'df'").reset_index(drop=True)
     results = evaluate_predictions(table, n_resamples=50)
-    write_evaluation(tmp_path, results, table)
+    write_evaluation(tmp_path, results, table, {})
     text = format_results(results)
     assert "undefined" in text
     assert "no images, or no others, of df" in text
 
 
-def test_bad_input_is_named(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
-    inputs, results = make_inputs(), written[2]
+def test_bad_input_is_named(inputs: dict, written: tuple[Path, dict], tmp_path: Path) -> None:
     table = predictions_table(**inputs)
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
         evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
-    with pytest.raises(Ham10000Error, match="119 image ids"):
-        predictions_table(**(inputs | {"image_ids": inputs["image_ids"][1:]}))
-    with pytest.raises(Ham10000Error, match=r"overwrite the result\(s\) \['metrics'\]"):
-        write_evaluation(tmp_path, results, table, context={"metrics": {}})
     with pytest.raises(Ham10000Error, match="strict JSON"):
-        write_evaluation(tmp_path, results, table, context={"seconds": float("nan")})
+        write_evaluation(tmp_path, written[1], table, context={"seconds": float("nan")})
     assert not (tmp_path / "eval_results.json").exists()
-    table.drop(columns="lesion_group").to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(Ham10000Error, match=r"lacks the column\(s\) \['lesion_group'\]"):
-        read_predictions(tmp_path / "other.csv")
-    table.replace({"dx": {"mel": "melanoma"}}).to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(Ham10000Error, match=r"unknown dx \['melanoma'\]"):
-        read_predictions(tmp_path / "other.csv")
+    for wrong, message in (
+        (table.drop(columns="lesion_group"), r"lacks the column\(s\) \['lesion_group'\]"),
+        (table.replace({"dx": {"mel": "melanoma"}}), r"unknown dx \['melanoma'\]"),
+    ):
+        wrong.to_csv(tmp_path / "other.csv", index=False)
+        with pytest.raises(Ham10000Error, match=message):
+            read_predictions(tmp_path / "other.csv")
     with pytest.raises(Ham10000Error, match="no epochs"):
         plot_training_curves([], tmp_path / "curves.png")
-
-
-def test_figures_are_reproducible_and_take_a_title(tmp_path: Path, written: tuple[Path, dict, dict]) -> None:
-    metrics = written[2]["metrics"]
-    first = plot_confusion_matrix(metrics, tmp_path / "a.png", title="Fusion, seed 1").read_bytes()
-    assert first == plot_confusion_matrix(metrics, tmp_path / "b.png", title="Fusion, seed 1").read_bytes()
-    assert first != plot_confusion_matrix(metrics, tmp_path / "c.png").read_bytes()
 
 
 def test_json_is_read_or_refused_with_its_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from predicted import predictions
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from ham10000.modeling import LABELS, MALIGNANT
@@ -30,19 +31,13 @@ Predicted = tuple[np.ndarray, np.ndarray, list[str]]  # labels, probabilities, l
 
 @pytest.fixture(scope="module")
 def predicted() -> Predicted:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 7, N)
-    logits = rng.normal(size=(N, 7)) + 1.5 * np.eye(7)[labels]
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return labels, probabilities, [f"L{row // 2}" for row in range(N)]
+    return *predictions(N), [f"L{row // 2}" for row in range(N)]
 
 
 def table_of(predicted: Predicted) -> pd.DataFrame:
-    labels, probabilities, groups = predicted
-    ids = [str(row) for row in range(N)]
-    return predictions_table(
-        image_ids=ids, lesion_ids=groups, lesion_groups=groups, labels=labels, probabilities=probabilities
-    )
+    labels, probabilities, lesions = predicted
+    columns = {"image_ids": list(map(str, range(N))), "lesion_ids": lesions, "lesion_groups": lesions}
+    return predictions_table(**columns, labels=labels, probabilities=probabilities)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +78,8 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     assert row["low"] <= row["sensitivity"] <= row["high"]
     flagged = melanoma.scores >= row["threshold"]
     (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
-    assert row["found per 1,000"] == pytest.approx(true)
-    assert row["missed per 1,000"] == pytest.approx(missed)
-    assert row["false alarms per 1,000"] == pytest.approx(false)
-    assert row["flagged per found"] == pytest.approx((true + false) / true)
+    counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
+    assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
 
 
 def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
@@ -105,12 +98,10 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], predicted: Predicted, 
     results = evaluate_predictions(table_of(predicted), n_resamples=50)
     results |= {"data": "a|b.csv", "split": {"name": "all"}}
     table_of(predicted).to_csv(tmp_path / "predictions.csv", index=False)
-    written = write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
-    names = {path.name for path in written}
-    tables = {
-        f"{name}{suffix}" for name in ("results", "per_class", "operating_points") for suffix in (".csv", ".tex")
-    }
-    figures = {f"{name}{s}" for name in ("curves", "confusion_matrix", "per_class") for s in (".pdf", ".svg")}
+    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
+    names = {path.name for path in (tmp_path / "paper").iterdir()}
+    tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
+    figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
     table = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
     assert table.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]

@@ -16,42 +16,35 @@ from ham10000.training.study.predictions import read_logits, write_predictions
 def table() -> pd.DataFrame:
     image = example_image(example_frame(60), seeds=2)
     fusion = image.with_logits(image.logits + 1)
-    return pd.concat([image.frame("lesion-grouped", "image"), fusion.frame("lesion-grouped", "fusion")])
+    parts = [image.frame("lesion-grouped", "image"), fusion.frame("lesion-grouped", "fusion")]
+    return pd.concat(parts, ignore_index=True)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     image = example_image(example_frame(60), seeds=2)
     write_predictions(tmp_path / "p.parquet", {("lesion-grouped", "image"): image})
-    stored = pd.read_parquet(tmp_path / "p.parquet")
-    assert stored.dtypes["logit_mel"] == np.float32
+    assert pd.read_parquet(tmp_path / "p.parquet").dtypes["logit_mel"] == np.float32
     found = read_logits([tmp_path / "p.parquet"])["lesion-grouped", "image"]
     for name, value in vars(image).items():
         np.testing.assert_array_equal(getattr(found, name), value)
 
 
-def test_the_classes_are_those_of_the_columns(tmp_path: Path, table: pd.DataFrame) -> None:
-    two = table[table["label"].isin(["mel", "nv"])]
-    two = two[[name for name in two.columns if not name.startswith("logit_") or name in ("logit_mel", "logit_nv")]]
-    write_predictions(tmp_path / "p.parquet", two)
-    found = read_logits([tmp_path / "p.parquet"])["lesion-grouped", "image"]
-    assert found.classes == ("mel", "nv")
-    assert found.logits.shape[2] == 2
-
-
-def test_the_tables_of_several_runs_are_one(tmp_path: Path, table: pd.DataFrame) -> None:
-    paths = []
-    for fold, rows in table.groupby("fold"):
+def test_the_classes_are_those_of_the_columns_and_several_files_are_one_table(tmp_path: Path, table) -> None:
+    others = [name for name in table if name.startswith("logit_") and name not in ("logit_mel", "logit_nv")]
+    two, paths = table[table["label"].isin(["mel", "nv"])].drop(columns=others), []
+    for fold, rows in two.groupby("fold"):
         paths.append(tmp_path / f"{fold}.parquet")
         write_predictions(paths[-1], rows)
-    write_predictions(tmp_path / "all.parquet", table)
+    write_predictions(tmp_path / "all.parquet", two)
     whole, parts = read_logits([tmp_path / "all.parquet"]), read_logits(paths)
-    for key in whole:
-        np.testing.assert_array_equal(whole[key].logits, parts[key].logits)
+    for key, found in whole.items():
+        assert found.classes == ("mel", "nv")
+        assert found.logits.shape[2] == 2
+        np.testing.assert_array_equal(found.logits, parts[key].logits)
 
 
 def changed(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame]:
     def change(table: pd.DataFrame) -> pd.DataFrame:
-        table = table.reset_index(drop=True)
         table.loc[0, column] = value
         return table
 
@@ -79,9 +72,6 @@ def test_what_does_not_fit_is_said(tmp_path: Path, table: pd.DataFrame, change: 
     write_predictions(tmp_path / "p.parquet", change(table))
     with pytest.raises(Ham10000Error, match=message):
         read_logits([tmp_path / "p.parquet"])
-
-
-def test_a_file_that_is_no_table_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("nothing")
     with pytest.raises(Ham10000Error, match="parquet table of predictions"):
         read_logits([tmp_path / "p.parquet"])

@@ -18,9 +18,8 @@ from ham10000.training.data.sources import load_data
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.prediction import calibration_of, load_checkpoint, predict
 from ham10000.training.predict import main as predict_main
-from ham10000.training.study.command import main, parse_study
+from ham10000.training.study.command import main, parse_study, read_answer
 from ham10000.training.study.runs import locate_runs, plan_runs
-from ham10000.training.study.steps import read_answer
 from ham10000.training.train import main as train_main
 from ham10000.training.utils.markdown_text import escape, plain
 
@@ -136,26 +135,16 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
         rows = table[table["variant"] == modality]
         labels = rows["label"].map(LABELS.index).to_numpy()
         np.testing.assert_allclose(model.config.class_prior, np.bincount(labels, minlength=7) / 240)
-    person = [
-        "--age",
-        "60",
-        "--sex",
-        "male",
-        "--localization",
-        "back",
-        "--checkpoint",
-        str(release / "ham10000-metadata"),
-    ]
+    person = ["--age", "60", "--sex", "male", "--localization", "back"]
+    person += ["--checkpoint", str(release / "ham10000-metadata")]
     options = ["--decision", "balanced", "--coverage", "0.9", "--json", "--output", str(tmp_path / "p.json")]
     assert predict_main([*person, *options]) == 0
     (found,) = json.loads((tmp_path / "p.json").read_text())
-    model, _ = load_checkpoint(release / "ham10000-metadata")
-    ratios = {name: found["probabilities"][name] / model.config.class_prior[k] for k, name in enumerate(LABELS)}
-    assert found["label"] == max(ratios, key=ratios.__getitem__)
-    thresholds = model.config.conformal_thresholds["0.9"]
-    inside = [name for k, name in enumerate(LABELS) if 1 - found["probabilities"][name] <= thresholds[k]]
-    assert found["prediction_set"] == inside
-    assert found["coverage"] == 0.9
+    config = load_checkpoint(release / "ham10000-metadata")[0].config
+    shares = np.array([found["probabilities"][name] for name in LABELS])
+    assert found["label"] == LABELS[int((shares / config.class_prior).argmax())]
+    inside = np.array(LABELS)[1 - shares <= config.conformal_thresholds["0.9"]]
+    assert (found["prediction_set"], found["coverage"]) == (inside.tolist(), 0.9)
     capsys.readouterr()
     assert predict_main([*person, "--coverage", "0.8"]) == 0
     assert "80% set: " in capsys.readouterr().out

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling import LABELS, LOCALIZATIONS
+from ham10000.training.study.command import report
 from ham10000.training.study.config import ProtocolPlan, StudyConfig
 from ham10000.training.study.heads import HeadSettings
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.steps import report
 
 SHARES = np.array([0.08, 0.1, 0.14, 0.06, 0.14, 0.4, 0.08])
 

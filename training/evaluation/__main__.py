@@ -88,21 +88,14 @@ def main(argv: Sequence[str]) -> None:
         print(f"note: {note}")
     if arguments.isic_submission:
         check_submission_ids(dataset["image_id"][:])
+    same = ("views", "batch_size", "precision", "n_resamples", "seed", "cache_dir", "positive", "data", "split_file")
     output_dir, results = evaluate_checkpoint(
         checkpoint,
         dataset,
-        data=arguments.data,
         part=arguments.split,
-        split_file=arguments.split_file,
         output_dir=Path(arguments.output_dir) if arguments.output_dir else None,
-        views=arguments.views,
-        batch_size=arguments.batch_size,
         device=device,
-        precision=arguments.precision,
-        n_resamples=arguments.n_resamples,
-        seed=arguments.seed,
-        cache_dir=arguments.cache_dir,
-        positive=arguments.positive,
+        **{name: getattr(arguments, name) for name in same},
     )
     if arguments.isic_submission:
         _write_submission(arguments.isic_submission, output_dir / RunFile.PREDICTIONS, model.config)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from ham10000.training.evaluation.metrics import (
     validate_probabilities,
 )
 
+CONFIDENCE = 0.95
 PER_CLASS_STATISTICS = ("precision", "recall", "f1", "auroc")
 # Beside the headline metrics; the search for a recipe ranks by it.
 AVERAGE_PRECISION = "average_precision_macro"
@@ -99,10 +101,9 @@ class WeightedMetrics:
     cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
     the weights. A weight of 2 means that the cluster counts twice.
 
-    Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and macro-F1, balanced accuracy and macro
-    AUROC average the classes that are there: the 0 of `zero_division=0` would say that the model missed images which
-    were never shown to it. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`,
-    so that weights of 1 reproduce it.
+    Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and the macro metrics average the classes
+    that are there: the 0 of `zero_division=0` would say that the model missed images which were never shown to it. A
+    class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which weights of 1 repeat.
 
     Args:
         labels: Class ids (N,).
@@ -133,8 +134,7 @@ class WeightedMetrics:
         probabilities = None
         if np.ndim(predictions) == 1:
             predicted = validate_labels(predictions, n_classes)
-            needy = [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]
-            if needy:
+            if needy := [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]:
                 raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {n_classes}), got class ids (N,).")
         else:
             probabilities = validate_probabilities(predictions, len(labels), n_classes)
@@ -149,13 +149,11 @@ class WeightedMetrics:
             index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
         ).reshape(n_clusters, n_classes**2)  # (C, K * K)
         self._sums: dict[str, np.ndarray] = {}
-        self._rankings: dict[int, _Ranking] = {}
+        self._rankings: dict[str, _Ranking] = {}
         if probabilities is None:
             return
-        for name, values in (
-            ("nll", negative_log_likelihoods(labels, probabilities)),
-            ("brier", brier_scores(labels, probabilities)),
-        ):
+        for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores)):
+            values = per_image(labels, probabilities)
             self._sums[name] = np.bincount(index, weights=values, minlength=n_clusters)  # (C,)
         bins = index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
@@ -163,24 +161,15 @@ class WeightedMetrics:
         for k, label in enumerate(self.label_names):
             wanted = {"auroc_macro", AVERAGE_PRECISION, f"auroc:{label}", sensitivity_metric(label)}
             if wanted & set(self.names):
-                self._rankings[k] = _Ranking(labels == k, probabilities[:, k])
+                self._rankings[label] = _Ranking(labels == k, probabilities[:, k])
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Evaluates all the statistics under B weight vectors.
-
-        Args:
-            weights: Weights of the clusters (B, C), not negative, each row with a positive sum.
-
-        Returns:
-            Statistic to values (B,), NaN where undefined.
-        """
-        weights = np.asarray(weights, dtype=np.float64)
+        """Statistic to values (B,), NaN where undefined, under B weight vectors (B, C) of clusters, none all 0."""
         n_classes = len(self.label_names)
         values = self._from_confusion((weights @ self._confusion).reshape(-1, n_classes, n_classes))
         if self._sums:
             totals = weights @ self._confusion.sum(axis=1)  # (B,): weighted number of images
-            values["nll"] = weights @ self._sums["nll"] / totals
-            values["brier"] = weights @ self._sums["brier"] / totals
+            values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
             values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
         if self._rankings:
             values |= self._from_ranking(weights[:, self._index])
@@ -206,18 +195,17 @@ class WeightedMetrics:
         }
 
     def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = {}
-        for k, ranking in self._rankings.items():
-            label = self.label_names[k]
-            if (name := sensitivity_metric(label)) in self.names:
+        values, wanted = {}, set(self.names)
+        for label, ranking in self._rankings.items():
+            if (name := sensitivity_metric(label)) in wanted:
                 values[name] = ranking.sensitivity_at_95_specificity(weights)
-            if {"auroc_macro", f"auroc:{label}"} & set(self.names):
+            if {"auroc_macro", f"auroc:{label}"} & wanted:
                 values[f"auroc:{label}"] = ranking.auroc(weights)
         # Either macro metric has every class ranked.
-        if AVERAGE_PRECISION in self.names:
+        if AVERAGE_PRECISION in wanted:
             table = np.stack([ranking.average_precision(weights) for ranking in self._rankings.values()], axis=1)
             values[AVERAGE_PRECISION] = _nan_mean(table)
-        if "auroc_macro" in self.names:
+        if "auroc_macro" in wanted:
             macro = _nan_mean(np.stack([values[f"auroc:{label}"] for label in self.label_names], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
         return values
@@ -226,29 +214,17 @@ class WeightedMetrics:
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
 _BLOCK_ELEMENTS = 2_000_000
 
-# An `Interval` as a JSON file has it.
-IntervalDict = dict[str, float | int | None]
 
+class Interval(TypedDict):
+    """A figure on the full sample with its percentile interval; None where undefined.
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its percentile interval.
-
-    Attributes:
-        estimate: The figure on the full sample, None where it is undefined.
-        low: Lower bound, None where it is undefined.
-        high: Upper bound, None where it is undefined.
-        n_defined: Number of resamples in which the figure was defined; the bounds rest on these only.
+    The bounds rest on the `n_defined` resamples in which the figure was defined.
     """
 
     estimate: float | None
     low: float | None
     high: float | None
     n_defined: int
-
-    def as_dict(self) -> IntervalDict:
-        """The fields, for a JSON file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -265,12 +241,12 @@ class ClusterWeights:
 
     @property
     def n_resamples(self) -> int:
-        """Number of resamples."""
+        """Number of resamples R."""
         return int(self.counts.shape[0])
 
     @property
     def n_clusters(self) -> int:
-        """Number of clusters."""
+        """Number of clusters C."""
         return int(self.counts.shape[1])
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -278,6 +254,12 @@ class ClusterWeights:
         rows = max(1, _BLOCK_ELEMENTS // len(self.index))
         for start in range(0, self.n_resamples, rows):
             yield self.counts[start : start + rows].astype(np.float64)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """(M, N) values of images to their sums in every resample (R, M)."""
+        of_cluster = [np.bincount(self.index, weights=row, minlength=self.n_clusters) for row in values]
+        totals = np.stack(of_cluster, axis=1)  # (C, M)
+        return np.concatenate([block @ totals for block in self.blocks()])
 
 
 def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> ClusterWeights:
@@ -312,37 +294,29 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
     # Multinomial counts by counting draws: for thousands of clusters much faster than Generator.multinomial.
     for row in counts:
         row[:] = np.bincount(generator.integers(0, n_clusters, size=n_clusters), minlength=n_clusters)
-    return ClusterWeights(counts=counts, index=index)
+    return ClusterWeights(counts, index)
 
 
-def percentile_interval(estimate: float, values: np.ndarray, confidence: float = 0.95) -> Interval:
+def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
     Args:
         estimate: The figure on the full sample; NaN where undefined.
         values: The figure in each resample (R,); NaN entries are left out and counted.
-        confidence: Coverage in (0, 1).
 
     Returns:
         The interval; without bounds where the estimate or every resample is undefined.
-
-    Raises:
-        Ham10000Error: For a confidence outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        raise Ham10000Error(f"`confidence` must be between 0 and 1, got {confidence}.")
     if math.isnan(estimate):
-        return Interval(None, None, None, 0)
+        return {"estimate": None, "low": None, "high": None, "n_defined": 0}
     defined = values[~np.isnan(values)]
-    if len(defined) == 0:
-        return Interval(float(estimate), None, None, 0)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(estimate), float(low), float(high), len(defined))
+    low, high = (
+        np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist() if len(defined) else (None,) * 2
+    )
+    return {"estimate": float(estimate), "low": low, "high": high, "n_defined": len(defined)}
 
 
-def metric_interval(
-    name: str, estimate: float, values: np.ndarray, confidence: float = 0.95, *, lowest: float = 0.0
-) -> Interval:
+def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: float = 0.0) -> Interval:
     """The interval of a metric by its name: percentile, and for the ECE moved by its bias.
 
     A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
@@ -352,20 +326,16 @@ def metric_interval(
 
     Args:
         name: Name of the metric.
-        estimate: As in `percentile_interval`.
-        values: As there.
-        confidence: As there.
+        estimate: The metric on the full sample.
+        values: The metric in each resample (R,).
         lowest: The least value an ECE can have; minus infinity for a difference of two.
-
-    Raises:
-        Ham10000Error: As there.
     """
-    plain = percentile_interval(estimate, values, confidence)
-    if name != "ece" or plain.low is None or plain.high is None:
+    plain = percentile_interval(estimate, values)
+    if name != "ece" or plain["low"] is None or plain["high"] is None:
         return plain
-    bias = float(values[~np.isnan(values)].mean() - estimate)
-    low, high = max(plain.low - bias, lowest), plain.high - bias
-    return replace(plain, low=min(low, float(estimate)), high=max(high, float(estimate)))
+    bias = float(np.nanmean(values) - estimate)
+    low, high = max(plain["low"] - bias, lowest), plain["high"] - bias
+    return {**plain, "low": min(low, float(estimate)), "high": max(high, float(estimate))}
 
 
 def bootstrap_distribution(
@@ -377,33 +347,20 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    For a paired comparison call it once for each model with the same `weights` and rows, and subtract.
-
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
-        weights: The resamples, from `cluster_weights` over the same rows.
-        statistics: Names in `statistics_of(label_names)`.
-        label_names: The K labels in the order of their ids.
+    Arguments are those of `WeightedMetrics`, with weights of the same rows. For a paired comparison call it once for
+    each model with the same weights, and subtract.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
-
-    Raises:
-        Ham10000Error: For unknown or repeated names, or inputs that do not fit together.
     """
-    names = list(statistics)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise Ham10000Error(f"Statistic name(s) given twice: {repeated}.")
     metrics = WeightedMetrics(
-        np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, names, label_names
+        np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, statistics, label_names
     )
     full = metrics(np.ones((1, weights.n_clusters)))
     resampled = [metrics(block) for block in weights.blocks()]
     return (
-        {name: float(full[name][0]) for name in names},
-        {name: np.concatenate([values[name] for values in resampled]) for name in names},
+        {name: float(full[name][0]) for name in metrics.names},
+        {name: np.concatenate([values[name] for values in resampled]) for name in metrics.names},
     )
 
 
@@ -413,34 +370,131 @@ def cluster_bootstrap(
     clusters: ArrayLike,
     statistics: Iterable[str],
     n_resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
     label_names: Sequence[str] = LABELS,
 ) -> dict[str, Interval]:
     """Intervals of metrics, see `metric_interval`, resampling whole clusters (lesions) with replacement.
 
-    What a resample without a class does is said in `WeightedMetrics`.
-
     Args:
         labels: Class ids (N,).
         predictions: Probabilities (N, K), or predicted class ids (N,).
         clusters: Cluster of each image (N,).
-        statistics: As in `bootstrap_distribution`.
+        statistics: Names in `statistics_of(label_names)`.
         n_resamples: Number of resamples.
-        confidence: Coverage in (0, 1).
         seed: Seed of the resampling; the same seed gives the same intervals.
         label_names: The K labels in the order of their ids.
 
     Returns:
         Statistic to interval, in the order given.
 
-    Raises:
-        Ham10000Error: For inputs that do not fit together.
-
     Example:
-        >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"].estimate
+        >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"]["estimate"]
         0.75
     """
     weights = cluster_weights(clusters, n_resamples, seed)
     estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
-    return {name: metric_interval(name, estimates[name], values[name], confidence) for name in estimates}
+    return {name: metric_interval(name, estimates[name], values[name]) for name in estimates}
+
+
+# Over lesions and training seeds
+
+
+class Estimate(TypedDict):
+    """A figure of study.json, the mean over the seeds, with its interval and spread; None where undefined.
+
+    `sd` is the standard deviation over the seeds, None for one seed.
+    """
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    sd: float | None
+    per_seed: list[float | None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A figure before it is summarised; samples of one `Bootstrap` subtract to a paired difference.
+
+    Attributes:
+        per_seed: The figure of each seed (S,); NaN where undefined.
+        values: Its mean over the drawn seeds in each resample (R,).
+        name: Name of the metric, which decides its interval, see `metric_interval`.
+        lowest: The least value the figure can have; a difference has none.
+    """
+
+    per_seed: np.ndarray
+    values: np.ndarray
+    name: str = ""
+    lowest: float = 0.0
+
+    def __sub__(self, other: "Sample") -> "Sample":
+        return Sample(self.per_seed - other.per_seed, self.values - other.values, self.name, -math.inf)
+
+    def __truediv__(self, other: "Sample") -> "Sample":
+        with np.errstate(invalid="ignore"):
+            return Sample(self.per_seed / other.per_seed, self.values / other.values)
+
+    @property
+    def estimate(self) -> float:
+        """The mean over the seeds."""
+        return float(self.per_seed.mean())
+
+    def summary(self) -> Estimate:
+        """The figure with its interval, as study.json has it."""
+        interval = metric_interval(self.name, self.estimate, self.values, lowest=self.lowest)
+        several = len(self.per_seed) > 1 and interval["estimate"] is not None
+        return {
+            "estimate": interval["estimate"],
+            "low": interval["low"],
+            "high": interval["high"],
+            "sd": float(self.per_seed.std(ddof=1)) if several else None,
+            "per_seed": [None if np.isnan(value) else float(value) for value in self.per_seed],
+        }
+
+
+class Bootstrap:
+    """Resampled lesions and seeds.
+
+    Each resample draws lesions with replacement, all their images with them, and training seeds with replacement, and
+    scores every drawn seed on the drawn lesions (the pigeonhole bootstrap: Owen 2007, 10.1214/07-AOAS122). With one
+    seed there is nothing to draw: the interval is for this trained model. All samples of one object share the draws,
+    so what two models have in common cancels out of their difference.
+
+    Args:
+        labels: Class ids (N,).
+        groups: Lesion of each image (N,), known duplicates merged.
+        n_seeds: Number of seeds S.
+        n_resamples: Number of resamples R.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, labels: np.ndarray, groups: np.ndarray, n_seeds: int, n_resamples: int, seed: int = 0):
+        self.labels = labels
+        self.weights = cluster_weights(groups, n_resamples, seed)
+        # A stream of its own: the lesions drawn stay those of every other bootstrap with this seed.
+        self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
+
+    def scores(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Sample]:
+        """Scores every seed's predictions.
+
+        Args:
+            predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
+                predictions stand for every seed.
+            metrics: Names in `bootstrap.statistics_of`.
+
+        Returns:
+            Metric to sample.
+        """
+        runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
+        found = {}
+        for name in metrics:
+            values = np.stack([resampled[name] for _, resampled in runs])
+            drawn = values[0] if len(runs) == 1 else np.take_along_axis(values, self.draws, axis=0).mean(axis=0)
+            found[name] = Sample(np.array([estimate[name] for estimate, _ in runs]), drawn, name)
+        return found
+
+    def means(self, values: np.ndarray) -> list[Sample]:
+        """(M, N) values of images to M samples of their means; nothing here varies by seed."""
+        resampled = self.weights.sums(values) / self.weights.sums(np.ones((1, values.shape[1])))  # (R, M)
+        return [Sample(np.array([mean]), row) for mean, row in zip(values.mean(axis=1), resampled.T, strict=True)]

@@ -28,8 +28,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         T inside `TEMPERATURE_RANGE`: above 1 for a model that is too sure, below 1 for one that is not sure enough.
 
     Raises:
-        Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right
-            (ever lower), predictions no better than chance (ever higher), or every row uniform (none matters).
+        Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right,
+            predictions no better than chance, or every row uniform.
     """
     given = np.asarray(probabilities)
     smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
@@ -70,11 +70,9 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
         T inside `TEMPERATURE_RANGE`, and the biases (K,), which sum to zero.
 
     Raises:
-        Ham10000Error: For inputs that do not fit together, a class without images, or where no T in the range is best.
+        Ham10000Error: For a class without images, or where no T in the range is best.
     """
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not np.isfinite(logits).all():
-        raise Ham10000Error(f"Expected finite logits (N, K) and labels (N,), got {logits.shape} and {labels.shape}.")
+    logits = np.asarray(logits, dtype=np.float64)
     n_rows, n_classes = logits.shape
     counts = np.bincount(labels, minlength=n_classes)
     if len(counts) != n_classes or not counts.all():
@@ -99,6 +97,3 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
             "either every one is right, or the logits say nothing about the labels."
         )
     return 1 / scale, biases - biases.mean()
-
-
-__all__ = ["TEMPERATURE_RANGE", "fit_temperature", "fit_vector_scaling"]

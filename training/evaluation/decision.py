@@ -83,12 +83,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: floa
 
     Returns:
         Thresholds (K,); 1, which accepts every image, where a class has too few images to promise less.
-
-    Raises:
-        Ham10000Error: For a coverage outside (0, 1).
     """
-    if not 0 < coverage < 1:
-        raise Ham10000Error(f"`coverage` must be between 0 and 1, got {coverage}.")
     thresholds = np.ones(probabilities.shape[1])
     for k in range(len(thresholds)):
         scores = np.sort(1 - probabilities[labels == k, k])
@@ -100,27 +95,15 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: floa
 
 
 def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Whether each class is in each image's set.
+    """Whether each class is in each image's set, (N, K) bool, by thresholds (K,) of `fit_thresholds`.
 
-    Args:
-        probabilities: Probabilities (N, K), calibrated as those of `fit_thresholds`.
-        thresholds: (K,) from `fit_thresholds`.
-
-    Returns:
-        (N, K) bool. A row may be empty: the image is unlike every class's images that the thresholds were fitted on.
+    A row may be empty: the image is unlike every class's images that the thresholds were fitted on.
     """
     return 1 - np.asarray(probabilities, dtype=np.float64) <= np.asarray(thresholds, dtype=np.float64)
 
 
 def saved_thresholds(saved: Mapping[str, Sequence[float]] | None, coverage: float) -> np.ndarray:
-    """The thresholds of a checkpoint for a coverage.
-
-    Args:
-        saved: `config.conformal_thresholds`.
-        coverage: One of those saved.
-
-    Returns:
-        Thresholds (K,).
+    """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`.
 
     Raises:
         Ham10000Error: If the checkpoint has none for this coverage.

@@ -33,16 +33,7 @@ from ham10000.training.utils.hardware import environment
 def rows_to_score(
     dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
 ) -> tuple[datasets.Dataset, Split | None]:
-    """The rows of a part by the checkpoint's own split, so that no training image is scored by mistake.
-
-    Args:
-        dataset: The whole source.
-        part: `train`, `validation`, `test`, or `all`.
-        checkpoint: The checkpoint's folder.
-        split_file: Used instead of the checkpoint's split.
-
-    Returns:
-        The rows, and the split (None for `all`).
+    """The rows of a part by the checkpoint's own split, and the split (None for `all`).
 
     Raises:
         Ham10000Error: If there is no split, or it belongs to other data.
@@ -68,8 +59,7 @@ def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
     parts = ["train", "validation"] if trained_on_validation(training) else ["train"]
     if training is not None and training["config"].get("train_on_all"):
         parts = list(SPLITS)
-    trained = table["split"].isin(parts)
-    return len(set(table.loc[trained, "image_id"]) & set(dataset["image_id"][:]))
+    return int(table.loc[table["split"].isin(parts), "image_id"].isin(dataset["image_id"][:]).sum())
 
 
 def evaluate_checkpoint(  # each is an option of the command line
@@ -181,8 +171,7 @@ def _score(
         results["decisions"] = {}
         for rule in RULES:
             decided = decide(probabilities, config.class_prior, rule)
-            intervals = cluster_bootstrap(
-                labels, decided, groups, DECISION_METRICS, n_resamples, seed=seed, label_names=config.label_names
+            results["decisions"][rule] = cluster_bootstrap(
+                labels, decided, groups, DECISION_METRICS, n_resamples, seed, config.label_names
             )
-            results["decisions"][rule] = {name: interval.as_dict() for name, interval in intervals.items()}
     return results, table

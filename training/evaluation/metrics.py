@@ -46,14 +46,7 @@ def sensitivity_metric(positive: str) -> str:
 
 
 def choose_positive(label_names: Sequence[str], positive: str | None = None) -> str | None:
-    """The class whose sensitivity is reported.
-
-    Args:
-        label_names: The label set.
-        positive: The class that was asked for; by default mel.
-
-    Returns:
-        The class, or None where the set has no mel and none was asked for.
+    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel.
 
     Raises:
         Ham10000Error: For a class that is not in the set.
@@ -72,14 +65,7 @@ HEADLINE_METRICS = headline_metrics()
 
 
 def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarray:
-    """Checks class ids.
-
-    Args:
-        labels: Class ids (N,), in the order of the label set.
-        n_classes: Size of the label set.
-
-    Returns:
-        The ids as int64 (N,).
+    """Returns class ids (N,) as int64.
 
     Raises:
         Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…n_classes - 1.
@@ -89,22 +75,13 @@ def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarr
         raise Ham10000Error(f"Expected class ids of shape (N,) with N > 0, got shape {array.shape}.")
     if not np.issubdtype(array.dtype, np.integer):
         raise Ham10000Error(f"Expected whole numbers as class ids, got {array.dtype}.")
-    wrong = np.flatnonzero((array < 0) | (array >= n_classes))
-    if len(wrong):
+    if len(wrong := np.flatnonzero((array < 0) | (array >= n_classes))):
         raise Ham10000Error(f"Class ids are 0…{n_classes - 1}; row {wrong[0]} is {array[wrong[0]]}.")
     return array.astype(np.int64)
 
 
 def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
-    """Checks predicted probabilities.
-
-    Args:
-        probabilities: Probabilities (N, K), columns in the order of the label set.
-        n_rows: The N that the labels have.
-        n_classes: Size K of the label set; None for any from 2.
-
-    Returns:
-        The probabilities as float64 (N, K), unchanged in value.
+    """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2.
 
     Raises:
         Ham10000Error: For another shape, NaN or infinity, values outside [0, 1], rows that do not sum to 1.
@@ -131,13 +108,7 @@ def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int
 
 
 def softmax(logits: ArrayLike) -> np.ndarray:
-    """Softmax over the last axis in float64, whatever precision the logits came in.
-
-    Args:
-        logits: Logits (N, K).
-
-    Returns:
-        Probabilities (N, K).
+    """Softmax of logits (…, K) over the last axis in float64, whatever precision they came in.
 
     Raises:
         Ham10000Error: For logits that are not finite.
@@ -148,9 +119,9 @@ def softmax(logits: ArrayLike) -> np.ndarray:
     return special.softmax(array, axis=-1)
 
 
-def confidence_bins(confidence: np.ndarray, n_bins: int = ECE_BINS) -> np.ndarray:
-    """Index (N,) of the equal-width bin ((b - 1) / n_bins, b / n_bins] of each confidence (N,); 0 joins the first."""
-    return np.digitize(confidence, np.linspace(0, 1, n_bins + 1)[1:-1], right=True)
+def confidence_bins(confidence: np.ndarray) -> np.ndarray:
+    """Index (N,) of the equal-width bin ((b - 1) / 15, b / 15] of each confidence (N,); 0 joins the first."""
+    return np.digitize(confidence, np.linspace(0, 1, ECE_BINS + 1)[1:-1], right=True)
 
 
 def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -158,8 +129,8 @@ def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
     return (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the top label over equal-width bins.
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error of the top label over equal-width bins, in [0, 1].
 
     The mean over images of |accuracy - mean confidence| of the image's bin (Naeini et al., AAAI 2015; Guo et al. 2017,
     arXiv:1706.04599). It is biased upwards in small samples: a perfectly calibrated model does not reach 0.
@@ -167,35 +138,21 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, n_
     Args:
         labels: Class ids (N,).
         probabilities: Probabilities (N, K).
-        n_bins: Number of bins over [0, 1].
-
-    Returns:
-        The error in [0, 1].
     """
-    bins = confidence_bins(probabilities.max(axis=1), n_bins)
-    gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_bins)
+    bins = confidence_bins(probabilities.max(axis=1))
+    gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities))
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def ece_floor(probabilities: np.ndarray, *, n_draws: int = 200, seed: int = 0) -> float:
-    """The ECE that a perfectly calibrated model with these probabilities would show on average.
+def ece_floor(probabilities: np.ndarray) -> float:
+    """The ECE that a perfectly calibrated model with these probabilities (N, K) would show on average.
 
-    The ECE of a finite sample is biased upwards; its floor, from labels drawn by the probabilities themselves, says by
-    how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
-
-    Args:
-        probabilities: Probabilities (N, 7).
-        n_draws: Simulated sets of labels.
-        seed: Seed of the simulation.
-
-    Returns:
-        The mean ECE over the draws.
+    The ECE of a finite sample is biased upwards; its floor, the mean over 200 sets of labels that are drawn by the
+    probabilities themselves, says by how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
     """
-    generator, cumulated = np.random.default_rng(seed), np.cumsum(probabilities, axis=1)
+    generator, cumulated = np.random.default_rng(0), np.cumsum(probabilities, axis=1)
     last = probabilities.shape[1] - 1
-    draws = (
-        np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(n_draws)
-    )
+    draws = (np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(200))
     return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
 
 
@@ -218,7 +175,7 @@ def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> f
         scores: The class's probability (N,); an image is flagged at or above the threshold.
 
     Returns:
-        The sensitivity in [0, 1], or None where there is no positive or no negative.
+        The sensitivity in [0, 1], or None without positives or without negatives.
     """
     if positive.all() or not positive.any():
         return None
@@ -266,9 +223,7 @@ def compute_metrics(
         for k in class_ids
     ]
     unranked = [label for label, auroc in zip(label_names, aurocs, strict=True) if auroc is None]
-    undefined = {}
-    if unranked:
-        undefined["auroc_macro"] = f"no images, or no others, of {', '.join(unranked)}"
+    undefined = {"auroc_macro": f"no images, or no others, of {', '.join(unranked)}"} if unranked else {}
     sensitivity = {}
     if positive is not None:
         index, name = list(label_names).index(positive), sensitivity_metric(positive)
@@ -337,7 +292,6 @@ class Ham10000Metrics(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Classification, ranking and calibration metrics of the seven HAM10000 classes.",
             citation="Tschandl, Rosendahl & Kittler 2018, 10.1038/sdata.2018.161",
-            inputs_description="predictions: rows of 7 probabilities; references: class ids 0…6.",
             features=datasets.Features(
                 {
                     # float64: a float32 round trip would move the metrics away from compute_metrics'.

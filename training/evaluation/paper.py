@@ -59,14 +59,7 @@ def targets(
 ) -> list[Target]:
     """Malignant or not, where there are malignant labels, then each class against the others.
 
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-        label_names: The K labels in the order of their ids.
-        malignant: Those that count as malignant.
-
-    Returns:
-        The targets that have images of both kinds.
+    Only those that have images of both kinds. Labels are class ids (N,), probabilities (N, K).
     """
     ids = [label_names.index(label) for label in malignant]
     found = [Target("malignant", np.isin(labels, ids), probabilities[:, ids].sum(axis=1))] if len(ids) > 1 else []
@@ -99,14 +92,8 @@ def resampled(curve: Curve, target: Target, weights: ClusterWeights) -> np.ndarr
 def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> pd.DataFrame:
     """What each target's threshold finds at 90 and 95 % specificity, also as counts per 1,000 images like the scored.
 
-    The thresholds are chosen on the scored images themselves, again in every resample.
-
-    Args:
-        all_targets: Result of `targets`.
-        weights: Resamples of lesions.
-
-    Returns:
-        One row per target and specificity.
+    One row per target and specificity. The thresholds are chosen on the scored images themselves, again in every
+    resample.
     """
     rows = []
     for target in all_targets:
@@ -123,9 +110,9 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
                     "target": target.name,
                     "least specificity": specificity,
                     "threshold": float(thresholds[place]),
-                    "sensitivity": sensitivity.estimate,
-                    "low": sensitivity.low,
-                    "high": sensitivity.high,
+                    "sensitivity": sensitivity["estimate"],
+                    "low": sensitivity["low"],
+                    "high": sensitivity["high"],
                     "found per 1,000": hits,
                     "missed per 1,000": 1000 * share - hits,
                     "false alarms per 1,000": alarms,
@@ -201,20 +188,15 @@ def write_curves(
 ) -> None:
     """Writes operating points, ROC and precision-recall curves and the first target's decision curve.
 
-    Args:
-        directory: Receives `operating_points`, `curves` and `decision_curve`.
-        all_targets: Result of `targets`.
-        weights: Resamples of lesions.
-        scored: What was scored, for captions.
-        suffix: Follows the names of the files, such as `_fusion`.
+    `scored` says in captions what was scored; `suffix`, such as `_fusion`, ends the names of the files.
     """
     points = operating_points(all_targets, weights)
     write_latex_table(points, directory / f"operating_points{suffix}", f"Operating points, {scored}")
     write_table(net_benefit(all_targets[0]), directory / f"decision_curve{suffix}.csv")
-    figures = {"curves": _draw_curves(all_targets, weights), "decision_curve": _draw_decision_curve(all_targets[0])}
-    for name, figure in figures.items():
-        for kind in FORMATS:
-            save_figure(figure, directory / f"{name}{suffix}{kind}")
+    curves, decision = _draw_curves(all_targets, weights), _draw_decision_curve(all_targets[0])
+    for kind in FORMATS:
+        save_figure(curves, directory / f"curves{suffix}{kind}")
+        save_figure(decision, directory / f"decision_curve{suffix}{kind}")
 
 
 def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
@@ -241,7 +223,7 @@ def write_paper(
     training: JsonObject | None = None,
     *,
     n_resamples: int = N_RESAMPLES,
-) -> list[Path]:
+) -> None:
     """Writes what a paper needs of one model's evaluation.
 
     Args:
@@ -251,9 +233,6 @@ def write_paper(
         malignant: Labels that count as malignant.
         training: Content of `train_config.json`, for the checklist.
         n_resamples: Resamples of lesions for bands and operating points.
-
-    Returns:
-        The files, sorted.
 
     Raises:
         Ham10000Error: If the folder cannot be written.
@@ -273,7 +252,6 @@ def write_paper(
         if (results.get("subgroups") or {}).get("largest_gaps"):
             plot_subgroups(results["subgroups"], directory / f"subgroups{kind}")
     atomic_write_text(directory / "checklist.md", checklist(results, training))
-    return sorted(path for path in directory.iterdir() if path.is_file())
 
 
 def checklist(results: JsonObject, training: JsonObject | None) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,7 @@ _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "whit
 
 
 def set_title(figure: Figure, text: str) -> None:
-    """Puts the finding above the figure, in one line: smaller where it is long, cut off at a word where too long.
-
-    Args:
-        figure: The figure, with its final size.
-        text: The finding.
-    """
+    """Puts the finding above a figure of its final size, in one line: smaller, or cut off, where too long."""
     size = _LARGEST_TITLE
     title = figure.suptitle(text, x=0.02, ha="left", fontsize=size, fontweight="bold")
     room = 0.96 * figure.bbox.width
@@ -54,16 +49,13 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
-    """A figure 8 inches wide with so many panels, at most `columns` in a row.
+    """A figure 8 inches wide, and its panels, row by row.
 
     Args:
         count: Number of panels.
         height: Height of a row of panels in inches.
         columns: Largest number of panels in a row.
         extra: Inches for the title and the legend.
-
-    Returns:
-        The figure and its panels, row by row.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -84,22 +76,19 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
     axes.set_ylim(max(positions) + 0.6, min(positions) - 0.6)
 
 
-def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, shape: str, **options: Any) -> bool:
-    """Draws a point with its horizontal interval, as far as they are defined.
+def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
+    """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
     Args:
         axes: The axes to draw on.
-        value: `estimate` or `mean`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
+        value: `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
         y: Height.
         colour: Colour.
         shape: Marker.
         **options: Further options of the point, such as `markerfacecolor`.
-
-    Returns:
-        Whether there was a point to draw.
     """
-    estimate = None if value is None else value.get("estimate", value.get("mean"))
-    if value is None or estimate is None or not defined(estimate):
+    estimate = value.get("estimate")
+    if not defined(estimate):
         return False
     if defined(value.get("low")) and defined(value.get("high")):
         axes.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
@@ -110,6 +99,15 @@ def draw_interval(axes: Axes, value: JsonObject | None, y: float, colour: str, s
     # A point at the end of the scale is drawn whole.
     axes.plot(estimate, y, shape, color=colour, **({"markersize": 7, "clip_on": False} | options))
     return True
+
+
+def draw_band(
+    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], colour: str, marker: str, scale: float = 1
+) -> None:
+    """A curve of intervals, with a band from `low` to `high`; what is undefined leaves a gap."""
+    table = scale * pd.DataFrame(rows, columns=["low", "estimate", "high"], dtype=float)
+    axes.fill_between(x, table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, table["estimate"], color=colour, marker=marker, markersize=4, linewidth=1.8)
 
 
 def legend_point(label: str, colour: str, shape: str = "o", **options: Any) -> Line2D:
@@ -133,16 +131,12 @@ def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
     return f"commonest error: {names[true]} read as {names[predicted]} ({count:,} of {support:,})"
 
 
-def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], title: str | None = None) -> Path:
+def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> Path:
     """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
 
     Args:
         metrics: Result of `compute_metrics`.
-        path: Destination.
-        title: Replaces the finding that the function words itself.
-
-    Returns:
-        The destination.
+        path: Destination, which it returns, as all these functions do.
     """
     confusion = np.asarray(metrics["confusion_matrix"])
     names = [plain(label) for label in metrics["per_class"]]
@@ -161,7 +155,7 @@ def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str], tit
         percent = f"{part:.0%}" if part >= 0.005 else "<1%"
         write(column, row + 0.24, percent, fontsize=9, color=colour)
     finding = f"Accuracy {metrics['accuracy']:.3f}; {_largest_error(confusion, names)}"
-    style_axes(axes, title=title or finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
+    style_axes(axes, title=finding, xlabel="Predicted class", ylabel="True class (images)", grid="none")
     # Long names would run into each other side by side.
     slanted = max(map(len, names)) * len(names) > 60
     axes.set_xticks(range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
@@ -189,41 +183,27 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
         labels: Class ids (N,).
         probabilities: Probabilities (N, K).
         path: Destination.
-
-    Returns:
-        The destination.
     """
     from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
 
     confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = confidence_bins(confidence)
     counts = np.bincount(bins, minlength=ECE_BINS)
-    filled = counts > 0
-    n = counts[filled]
-    mean_confidence = np.bincount(bins, weights=confidence, minlength=ECE_BINS)[filled] / n
-    right = np.bincount(bins, weights=hits, minlength=ECE_BINS)[filled]
-    accuracy, (low, high) = right / n, proportion_confint(right, n, method="wilson")
+    n = counts[counts > 0]
+    mean_confidence, right = (np.bincount(bins, weights=part)[np.unique(bins)] for part in (confidence, hits))
+    mean_confidence, accuracy = mean_confidence / n, right / n
+    low, high = proportion_confint(right, n, method="wilson")
     gap = float(confidence.mean() - hits.mean())
+    finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
     if abs(gap) < 0.01:
         finding = "Confidence matches accuracy on average"
-    else:
-        finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
     ece = expected_calibration_error(labels, probabilities)
     figure = new_figure(8, 7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
-    upper.errorbar(
-        mean_confidence,
-        accuracy,
-        yerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)],
-        color=OKABE_ITO["blue"],
-        marker="o",
-        markersize=6,
-        linewidth=1.8,
-        elinewidth=1,
-        capsize=3,
-        label="this model (95 % interval of the bin)",
-    )
+    bars = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
+    draw = partial(upper.errorbar, color=OKABE_ITO["blue"], marker="o", markersize=6, linewidth=1.8, elinewidth=1)
+    draw(mean_confidence, accuracy, bars, capsize=3, label="this model (95 % interval of the bin)")
     style_axes(upper, title=f"{finding} (ECE {ece:.3f}, {len(labels):,} images)", ylabel="Accuracy in the bin (share)")
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1.02)
@@ -243,9 +223,6 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
             `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
         path: Destination.
         kept: The epoch whose weights the checkpoint has; by default the last.
-
-    Returns:
-        The destination.
 
     Raises:
         Ham10000Error: For an empty history.
@@ -270,21 +247,19 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
         if panel in panels and table[name].notna().any():
             (line,) = panels[panel].plot(epochs, table[name], f"{marker}-", label=label, markersize=4.5)
             line.set(color=OKABE_ITO[colour], linewidth=1.8)
-    if has_scores:
-        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
     style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
     style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
     panels["rate"].set_ylim(bottom=0)
     panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     finding = f"{len(history)} epochs without validation scores"
     if has_scores:
+        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
         row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
-        finding = f"Validation macro-F1 {macro_f1[row]:.3f} at epoch {epochs[row]:g} of {len(history)}, which is kept"
+        best, at = macro_f1[row], epochs[row]
+        finding = f"Validation macro-F1 {best:.3f} at epoch {at:g} of {len(history)}, which is kept"
         for axes in panels.values():
-            axes.axvline(epochs[row], color=GREY, linestyle=":", linewidth=1.4, zorder=1)
-        panels["score"].plot(
-            epochs[row], macro_f1[row], "o", markersize=11, fillstyle="none", color="black", label="kept"
-        )
+            axes.axvline(at, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+        panels["score"].plot(at, best, "o", markersize=11, fillstyle="none", color="black", label="kept")
     for name in dict.fromkeys(top):
         if panels[name].get_legend_handles_labels()[1]:
             # Above the panel: within it some line is always covered.
@@ -301,27 +276,23 @@ def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
     Args:
         results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
         path: Destination.
-
-    Returns:
-        The destination.
     """
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
-    shown = [label for label in metrics if intervals[label]["recall"]["estimate"] is not None]
+    recalls = {label: found["recall"] for label, found in intervals.items() if found["recall"]["estimate"] is not None}
     figure, (axes,) = panels(1, 1.4 + 0.4 * len(metrics))
     series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
     for name, _, colour, shape, offset in series:
         for row, label in enumerate(metrics):
-            if label in shown:
+            if label in recalls:
                 draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
-    weakest = min(shown, key=lambda label: intervals[label]["recall"]["estimate"])
-    recall = intervals[weakest]["recall"]
+    weakest = min(recalls, key=lambda label: recalls[label]["estimate"])
+    recall = recalls[weakest]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
-    finding = f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}"
     names = [f"{plain(label)} ({row['support']:,})" for label, row in metrics.items()]
     xlabel = "Score, with 95 % interval (bootstrap over lesions)"
     name_rows(axes, range(len(names)), names, xlabel=xlabel, ylabel="Class (images)")
     axes.set_xlim(0, 1)
-    set_title(figure, finding)
+    set_title(figure, f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
     legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
     return save_figure(figure, path)
 
@@ -362,9 +333,6 @@ def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
     Args:
         subgroups: Result of `subgroup_results`.
         path: Destination.
-
-    Returns:
-        The destination.
     """
     rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
     figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))

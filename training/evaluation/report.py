@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import IntervalDict, cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import CONFIDENCE, Interval, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
     DEFAULT_POSITIVE,
     METRIC_TITLES,
@@ -21,6 +21,7 @@ from ham10000.training.evaluation.metrics import (
 )
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_per_class, plot_reliability, plot_subgroups
 from ham10000.training.run_folder import RunFile
+from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.files import (
     JsonObject,
     atomic_write_text,
@@ -35,7 +36,6 @@ from ham10000.training.utils.files import (
 )
 
 _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per label
-CONFIDENCE = 0.95
 # Every file of an evaluation is written in a second; what is older was left by a process that was killed.
 _STALE_SECONDS = 600.0
 _PER_CLASS_WITH_INTERVALS = ("recall", "f1")
@@ -95,23 +95,14 @@ def evaluate_predictions(
     metrics = compute_metrics(labels, probabilities, label_names, positive)
     headline = headline_metrics(metrics["positive"])
     per_class = [f"{name}:{label}" for label in label_names for name in _PER_CLASS_WITH_INTERVALS]
-    intervals = cluster_bootstrap(
-        labels,
-        probabilities,
-        lesion_groups,
-        [*headline, *per_class],
-        n_resamples=n_resamples,
-        confidence=CONFIDENCE,
-        seed=seed,
-        label_names=label_names,
-    )
+    names = [*headline, *per_class]
+    found = cluster_bootstrap(labels, probabilities, lesion_groups, names, n_resamples, seed, label_names)
     return {
         "metrics": metrics,
         "intervals": {
-            **{name: intervals[name].as_dict() for name in headline},
+            **{name: found[name] for name in headline},
             "per_class": {
-                label: {name: intervals[f"{name}:{label}"].as_dict() for name in _PER_CLASS_WITH_INTERVALS}
-                for label in label_names
+                label: {name: found[f"{name}:{label}"] for name in _PER_CLASS_WITH_INTERVALS} for label in label_names
             },
         },
         "bootstrap": {
@@ -151,13 +142,8 @@ def predictions_table(
         one p_LABEL per label, in the order given.
 
     Raises:
-        Ham10000Error: For bad labels or probabilities, or lengths that differ.
+        Ham10000Error: For bad labels or probabilities.
     """
-    if not len(image_ids) == len(lesion_groups) == len(labels):
-        raise Ham10000Error(
-            f"Got {len(image_ids)} image ids, {len(lesion_groups)} lesion groups and {len(labels)} labels; "
-            "expected one of each per image."
-        )
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     names, predicted = np.array(label_names), probabilities.argmax(axis=1)
@@ -194,7 +180,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
         path: The file.
 
     Returns:
-        The table, the class ids (N,) and the probabilities (N, 7).
+        The table, the class ids (N,) and the probabilities (N, K).
 
     Raises:
         Ham10000Error: For a missing column or an unknown label.
@@ -217,10 +203,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
 
 
 def write_evaluation(
-    output_dir: str | os.PathLike[str],
-    results: JsonObject,
-    predictions: pd.DataFrame,
-    context: JsonObject | None = None,
+    output_dir: str | os.PathLike[str], results: JsonObject, predictions: pd.DataFrame, context: JsonObject
 ) -> Path:
     """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
 
@@ -243,13 +226,8 @@ def write_evaluation(
         Path of `eval_results.json`.
 
     Raises:
-        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON, or a folder that
-            cannot be written.
+        Ham10000Error: For a context that is not strict JSON, or a folder that cannot be written.
     """
-    context = context or {}
-    clashes = sorted(set(context) & set(results))
-    if clashes:
-        raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
     try:
         text = to_json({**results, **context})
     except (TypeError, ValueError) as error:
@@ -276,23 +254,12 @@ def write_evaluation(
     return output_dir / last.name
 
 
-def _cell(interval: IntervalDict) -> str:
-    if interval["estimate"] is None:
-        return "undefined"
-    if interval["low"] is None:
-        return f"{interval['estimate']:.3f}"
-    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+def _cell(interval: Interval) -> str:
+    return "undefined" if interval["estimate"] is None else md.interval(interval).replace(md.NO_BREAK, " ")
 
 
 def format_results(results: JsonObject) -> str:
-    """The results as a table for the terminal.
-
-    Args:
-        results: Result of `evaluate_predictions`.
-
-    Returns:
-        Lines of text without a final newline.
-    """
+    """The result of `evaluate_predictions` as a table for the terminal, without a final newline."""
     metrics, intervals, bootstrap = results["metrics"], results["intervals"], results["bootstrap"]
     titles = {name: metric_title(name) for name in interval_metrics(results)}
     width = max(map(len, titles.values()))
@@ -318,21 +285,16 @@ def format_results(results: JsonObject) -> str:
             f"  {label:<{width}} {row['support']:>6,}  {row['precision']:>9.3f}  {_cell(cells['recall']):<21}  "
             f"{_cell(cells['f1']):<21}  {auroc}"
         )
-    gaps = results.get("subgroups", {}).get("largest_gaps", {})
-    lines += [
-        f"  largest gap by {field}, in sensitivity to malignancy: {gap['lowest']} below {gap['highest']} by "
-        f"{_cell(gap['difference'])}"
-        for field, gap in gaps.items()
-        if gap
-    ]
+    for field, gap in results.get("subgroups", {}).get("largest_gaps", {}).items():
+        if gap:
+            ends = f"{gap['lowest']} below {gap['highest']} by {_cell(gap['difference'])}"
+            lines.append(f"  largest gap by {field}, in sensitivity to malignancy: {ends}")
     return "\n".join(lines)
 
 
 def published_baseline() -> JsonObject:
-    """The published image-only baseline this package grew out of.
+    """The published image-only baseline this package grew out of; its 95 % intervals resample images.
 
-    Returns:
-        `name`, `source` (where the numbers come from), `protocol`, `leak` (share of its test images whose lesion is in
-        train) and `intervals` (metric to estimate, low, high: 95 %, images resampled).
+    `leak` is the share of its test images whose lesion is in train.
     """
     return read_json(Path(__file__).with_name("published_baseline.json"))

@@ -1,13 +1,14 @@
 """From predictions and metadata to study.json: every number of the report, computed once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ham10000.modeling import MALIGNANT, Ham10000Config
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample
 from ham10000.training.evaluation.comparison import (
     bootstrap_p_value,
     holm,
@@ -16,15 +17,12 @@ from ham10000.training.evaluation.comparison import (
     subgroup_results,
 )
 from ham10000.training.evaluation.metrics import ece_floor, softmax
-from ham10000.training.study.baselines import Baseline, baseline_rows
 from ham10000.training.study.config import STUDY_RULES, StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_conformal
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.resampling import CONFIDENCE, Bootstrap, Estimate, Sample
-from ham10000.training.study.shortcuts import Shortcuts, shortcut_results
+from ham10000.training.study.shortcuts import ALPHA, Baseline, Shortcuts, baseline_rows, shortcut_results
+from ham10000.training.utils.files import JsonObject
 
-LEVEL = 0.05
-POWER = 0.8
 ANSWER_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "weighted_f1")
 PROBABILITY_METRICS = ("auroc_macro", "melanoma_sensitivity_at_95_specificity", "ece", "nll")
 METRICS = ANSWER_METRICS + PROBABILITY_METRICS
@@ -50,9 +48,9 @@ class VariantResult(TypedDict):
     rules: dict[str, dict[str, Estimate]]
     per_class: dict[str, dict[str, Estimate]]
     confusion: list[list[float]]
-    calibration: list[dict[str, Any]]
+    calibration: list[JsonObject]
     sets: list[SetResult]
-    subgroups: dict[str, Any]
+    subgroups: JsonObject
     shortcuts: Shortcuts | None
 
 
@@ -94,7 +92,7 @@ class ProtocolResult(TypedDict):
     comparisons: list[Comparison]
     baselines: list[Baseline]
     forbidden: list[Baseline]
-    leakage: dict[str, Any] | None
+    leakage: JsonObject | None
 
 
 class Inputs(NamedTuple):
@@ -158,6 +156,10 @@ def _samples(fitted: CrossFitted, bootstrap: Bootstrap, rule: str) -> dict[str, 
     return answers | bootstrap.scores(fitted.probabilities, PROBABILITY_METRICS)
 
 
+def _summaries(samples: Mapping[str, Sample]) -> dict[str, Estimate]:
+    return {name: sample.summary() for name, sample in samples.items()}
+
+
 def _variant(
     fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap, *, with_shortcuts: bool
 ) -> VariantResult:
@@ -167,7 +169,6 @@ def _variant(
     confusion = np.zeros((len(classes), len(classes)))
     for answers in fitted.all_answers(study.rule):
         np.add.at(confusion, (predictions.labels, answers), 1 / n_seeds)
-    rules = {rule: bootstrap.scores(fitted.all_answers(rule), ANSWER_METRICS[:3]) for rule in STUDY_RULES}
     shortcuts = None
     if with_shortcuts:
         malignant = malignant_classes(classes)
@@ -175,11 +176,13 @@ def _variant(
             fitted, inputs.metadata, inputs.model, bootstrap, rule=study.rule, malignant=malignant
         )
     return {
-        "metrics": {name: samples[name].summary() for name in METRICS},
-        "uncalibrated": {name: sample.summary() for name, sample in bootstrap.scores(raw, ("ece", "nll")).items()},
+        "metrics": _summaries({name: samples[name] for name in METRICS}),
+        "uncalibrated": _summaries(bootstrap.scores(raw, ("ece", "nll"))),
         "ece_floor": float(np.mean([ece_floor(of_seed) for of_seed in fitted.probabilities])),
-        "rules": {rule: {name: sample.summary() for name, sample in found.items()} for rule, found in rules.items()},
-        "per_class": {label: {name: samples[f"{name}:{label}"].summary() for name in _PER_CLASS} for label in classes},
+        "rules": {
+            rule: _summaries(bootstrap.scores(fitted.all_answers(rule), ANSWER_METRICS[:3])) for rule in STUDY_RULES
+        },
+        "per_class": {label: _summaries({n: samples[f"{n}:{label}"] for n in _PER_CLASS}) for label in classes},
         "confusion": [[round(float(value), 4) for value in row] for row in confusion],
         "calibration": [
             {"seed": seed, "temperatures": temperatures.tolist(), "biases": biases.tolist()}
@@ -202,23 +205,19 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResu
     hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
     # A mean over one class's images is the ratio of two means over all of them.
     members = predictions.labels == np.arange(len(predictions.classes))[:, None]  # (K, N)
-    samples = bootstrap.means(np.concatenate([hit * members, members.astype(float), sizes.mean(axis=0)[None]]))
-    with np.errstate(invalid="ignore"):
-        ratios = [
-            Sample(top.per_seed / bottom.per_seed, top.values / bottom.values)
-            for top, bottom in zip(samples[: len(members)], samples[len(members) : -1], strict=True)
-        ]
-    per_class = {name: ratio.summary() for name, ratio in zip(predictions.classes, ratios, strict=True)}
+    hits, shares = bootstrap.means(hit * members), bootstrap.means(members.astype(float))
     return {
         "coverage": coverage,
-        "per_class": per_class,
-        "size": samples[-1].summary(),
+        "per_class": _summaries(
+            {name: hits[k] / share for k, (name, share) in enumerate(zip(predictions.classes, shares, strict=True))}
+        ),
+        "size": bootstrap.means(sizes.mean(axis=0)[None])[0].summary(),
         "empty": float((sizes == 0).mean()),
         "single": float((sizes == 1).mean()),
     }
 
 
-def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> dict[str, Any]:
+def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> JsonObject:
     """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
     predictions, seeds = fitted.predictions, len(fitted.predictions.seeds)
     answers = fitted.all_answers(inputs.study.rule).reshape(-1)
@@ -228,7 +227,6 @@ def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> dic
         np.eye(len(predictions.classes))[answers],
         np.tile(predictions.groups, seeds),
         n_resamples=bootstrap.weights.n_resamples,
-        confidence=CONFIDENCE,
     )
     for group in (group for groups in results["fields"].values() for group in groups):
         group["n_images"] //= seeds
@@ -244,32 +242,31 @@ def _compare(
 ) -> list[Comparison]:
     """The family of comparisons, with Holm's correction over its primary metric."""
     family = [pair for pair in config.comparisons if set(pair) <= set(variants)]
+    metrics = [
+        {name: _difference(samples[model][name] - samples[other][name]) for name in METRICS} for model, other in family
+    ]
+    corrected = holm([found[config.primary]["p"] or 1.0 for found in metrics])
     rows: list[Comparison] = []
-    for model, other in family:
-        metrics = {name: _difference(samples[model][name] - samples[other][name]) for name in METRICS}
+    for (model, other), found, p in zip(family, metrics, corrected, strict=True):
+        predictions, primary = variants[model].predictions, samples[model][config.primary]
         ours, theirs = (_joint_answers(variants[name], config.rule) for name in (model, other))
+        difference = primary - samples[other][config.primary]
+        error = float(np.nanstd(difference.values, ddof=1))
+        better = "helps" if difference.estimate > 0 else "hurts"
         rows.append(
             {
                 "model": model,
                 "other": other,
-                "metrics": metrics,
-                "p_holm": 1.0,
-                "smallest_detectable": float("nan"),
-                "verdict": "",
-                "mcnemar": _mcnemar(variants[model].predictions, ours, theirs, bootstrap),
-                "changes": _changes(variants[model].predictions, ours, theirs),
+                "metrics": found,
+                "p_holm": p,
+                "smallest_detectable": smallest_detectable(error, confidence=1 - ALPHA / len(family)),
+                "verdict": better if p < ALPHA else "no significant difference",
+                "mcnemar": _mcnemar(predictions, ours, theirs, bootstrap),
+                "changes": _changes(predictions, ours, theirs),
                 # Of the primary comparison alone: a thousand rows each.
-                "moved": [] if rows else _moved(variants[model].predictions, ours, theirs),
+                "moved": [] if rows else _moved(predictions, ours, theirs),
             }
         )
-    corrected = holm([row["metrics"][config.primary]["p"] or 1.0 for row in rows])
-    for row, p in zip(rows, corrected, strict=True):
-        primary = samples[row["model"]][config.primary] - samples[row["other"]][config.primary]
-        error = float(np.nanstd(primary.values, ddof=1))
-        row["p_holm"] = p
-        row["smallest_detectable"] = smallest_detectable(error, confidence=1 - LEVEL / len(rows), power=POWER)
-        better = "helps" if primary.estimate > 0 else "hurts"
-        row["verdict"] = better if p < LEVEL else "no significant difference"
     return rows
 
 
@@ -277,12 +274,8 @@ def _difference(sample: Sample) -> Difference:
     defined = sample.values[~np.isnan(sample.values)]
     if np.isnan(sample.estimate) or len(defined) < 2:
         return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
-    error = float(defined.std(ddof=1))
-    return {
-        "estimate": sample.summary(),
-        "p": bootstrap_p_value(defined),
-        "smallest_detectable": smallest_detectable(error, confidence=CONFIDENCE, power=POWER),
-    }
+    least = smallest_detectable(float(defined.std(ddof=1)))
+    return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
 
 
 def _joint_answers(fitted: CrossFitted, rule: str) -> np.ndarray:
@@ -305,33 +298,24 @@ def _changes(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> 
     for k, name in enumerate(predictions.classes):
         member = predictions.labels == k
         gained, lost = member & (theirs != k) & (ours == k), member & (theirs == k) & (ours != k)
-        found[name] = {
-            "images": int(member.sum()),
-            "lesions": len(np.unique(predictions.groups[member])),
-            "images_gained": int(gained.sum()),
-            "images_lost": int(lost.sum()),
-            "lesions_gained": len(np.unique(predictions.groups[gained])),
-            "lesions_lost": len(np.unique(predictions.groups[lost])),
-        }
+        parts = {"": member, "_gained": gained, "_lost": lost}
+        found[name] = {f"images{way}": int(rows.sum()) for way, rows in parts.items()}
+        found[name] |= {f"lesions{way}": len(np.unique(predictions.groups[rows])) for way, rows in parts.items()}
     return found
 
 
 def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, str]]:
     """The images that both models call differently, by lesion."""
-    rows = [
-        {
-            "lesion_id": str(predictions.lesion_ids[row]),
-            "image_id": str(predictions.image_ids[row]),
-            "label": predictions.classes[predictions.labels[row]],
-            "before": predictions.classes[theirs[row]],
-            "after": predictions.classes[ours[row]],
-        }
-        for row in np.flatnonzero(ours != theirs)
-    ]
-    return sorted(rows, key=lambda row: (row["lesion_id"], row["image_id"]))
+    names, ids = (
+        np.array(predictions.classes),
+        {"lesion_id": predictions.lesion_ids, "image_id": predictions.image_ids},
+    )
+    answers = {"label": names[predictions.labels], "before": names[theirs], "after": names[ours]}
+    table = pd.DataFrame(ids | answers)[ours != theirs].sort_values(list(ids))
+    return table.to_dict("records")
 
 
-def _leakage(fitted: CrossFitted, inputs: Inputs) -> dict[str, Any] | None:
+def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
     """The score on lesions that training showed in another photograph, against that on the others.
 
     Both parts have other lesions, of another mix of classes, so their difference is not the leak's effect alone. The
@@ -339,28 +323,22 @@ def _leakage(fitted: CrossFitted, inputs: Inputs) -> dict[str, Any] | None:
     """
     predictions, seen = fitted.predictions, inputs.seen
     labels, groups = predictions.labels, predictions.groups
-    shared = [
-        name for k, name in enumerate(predictions.classes) if (labels[seen] == k).any() and (labels[~seen] == k).any()
-    ]
+    common = np.intersect1d(labels[seen], labels[~seen])
+    shared = [predictions.classes[k] for k in common]
     if not shared or min(len(np.unique(groups[seen])), len(np.unique(groups[~seen]))) < 2:
         return None
-    answers, found = fitted.all_answers(inputs.study.rule), {}
+    answers, found, samples = fitted.all_answers(inputs.study.rule), {}, {}
     names = ["accuracy", *(f"{key}:{name}" for key in ("f1", "recall") for name in shared)]
-    parts = {}
-    for part, rows in (("seen", seen), ("unseen", ~seen)):
-        draws = {"seen": 1, "unseen": 2}[part]  # other lesions, so other draws
+    for draws, (part, rows) in enumerate((("seen", seen), ("unseen", ~seen)), 1):  # other lesions, so other draws
         bootstrap = Bootstrap(labels[rows], groups[rows], len(predictions.seeds), inputs.study.n_resamples, draws)
         scores = bootstrap.scores(answers[:, rows], names)
-        parts[part] = {"accuracy": scores["accuracy"]} | {
+        samples[part] = {"accuracy": scores["accuracy"]} | {
             metric: _mean([scores[f"{key}:{name}"] for name in shared])
             for metric, key in (("macro_f1", "f1"), ("balanced_accuracy", "recall"))
         }
-        found[part] = {
-            "n_images": int(rows.sum()),
-            "n_lesions": len(np.unique(groups[rows])),
-            "metrics": {name: sample.summary() for name, sample in parts[part].items()},
-        }
-    differences = {name: (parts["seen"][name] - parts["unseen"][name]).summary() for name in parts["seen"]}
+        n_lesions, metrics = len(np.unique(groups[rows])), _summaries(samples[part])
+        found[part] = {"n_images": int(rows.sum()), "n_lesions": n_lesions, "metrics": metrics}
+    differences = _summaries({name: sample - samples["unseen"][name] for name, sample in samples["seen"].items()})
     return {**found, "difference": differences, "classes": shared, "share": float(seen.mean())}
 
 
@@ -370,16 +348,3 @@ def _mean(samples: Sequence[Sample]) -> Sample:
     with np.errstate(invalid="ignore"):
         mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
     return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
-
-
-__all__ = [
-    "LEVEL",
-    "METRICS",
-    "POWER",
-    "Comparison",
-    "Inputs",
-    "ProtocolResult",
-    "VariantResult",
-    "analyse_protocol",
-    "malignant_classes",
-]

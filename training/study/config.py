@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,12 +20,7 @@ STUDY_RULES = (TRAINED, *RULES)
 
 @dataclass(frozen=True)
 class ProtocolPlan:
-    """The image runs of one protocol.
-
-    Attributes:
-        folds: Number of folds, each the test part once; None for the protocol's single split.
-        seeds: Training seeds.
-    """
+    """The image runs of one protocol: folds, each the test part once, or None for its single split, and seeds."""
 
     folds: int | None = None
     seeds: tuple[int, ...] = (0,)
@@ -74,10 +68,6 @@ class StudyConfig:
             if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
                 raise Ham10000Error(f"study: {name} needs distinct seeds, got {list(plan.seeds)}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-ready."""
-        return {**dataclasses.asdict(self), "protocols": {k: dataclasses.asdict(v) for k, v in self.protocols.items()}}
-
 
 def read_study_config(path: str | Path) -> StudyConfig:
     """Reads a study's YAML file; an unknown key is an error that lists the known ones.
@@ -111,6 +101,3 @@ def read_study_config(path: str | Path) -> StudyConfig:
     except (AttributeError, OSError, RecursionError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Ham10000Error(f"Cannot read the study's file {str(path)!r}: {error}") from error
     return dataclasses.replace(config, recipe=str(path.parent / config.recipe))
-
-
-__all__ = ["STUDY_RULES", "TRAINED", "VARIANTS", "ProtocolPlan", "StudyConfig", "read_study_config"]

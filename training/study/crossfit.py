@@ -1,5 +1,6 @@
 """What is fitted for one fold from the others: heads, calibration and prediction sets."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,11 +64,12 @@ class CrossFitted:
 
     def head_logits(self, metadata: torch.Tensor, seed: int) -> np.ndarray:
         """(N, K) logits of a seed's heads for other metadata (N, fields), each image by its own fold's head."""
+        if self.image_logits is None:
+            raise Ham10000Error("The image variant has no heads, so it reads no metadata.")
         logits = np.empty(self.predictions.logits.shape[1:], dtype=np.float32)
         for fold, head in self.heads[seed].items():
             rows = self.predictions.folds == fold
-            image = None if head.image is None or self.image_logits is None else self.image_logits[seed][rows]
-            logits[rows] = head.predict(image, metadata[torch.from_numpy(rows)])
+            logits[rows] = head.predict(self.image_logits[seed, rows], metadata[torch.from_numpy(rows)])
         return logits
 
 
@@ -83,16 +85,7 @@ def calibration_of(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.nd
 def cross_calibrate(
     predictions: Predictions, heads: Sequence[dict[int, Head]] = (), image_logits: np.ndarray | None = None
 ) -> CrossFitted:
-    """Calibrates each fold by the other folds' out-of-fold logits, temperature and class biases together.
-
-    Args:
-        predictions: One variant's logits.
-        heads: For each seed, fold to head; empty for the image variant.
-        image_logits: (S, N, K) what the heads read.
-
-    Returns:
-        The calibrated variant.
-    """
+    """Calibrates each fold by the other folds' logits, temperature and class biases together; see `CrossFitted`."""
     folds = predictions.folds
     if len(np.unique(folds)) == 1:
         folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
@@ -113,13 +106,7 @@ def cross_calibrate(
 
 
 def cross_fit_heads(
-    image: Predictions,
-    metadata: torch.Tensor,
-    config: Ham10000Config,
-    variants: Sequence[str],
-    settings: HeadSettings,
-    *,
-    progress: bool = True,
+    image: Predictions, metadata: torch.Tensor, config: Ham10000Config, variants: Sequence[str], settings: HeadSettings
 ) -> dict[str, CrossFitted]:
     """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
 
@@ -129,7 +116,6 @@ def cross_fit_heads(
         config: Metadata schema, encoder and dropout.
         variants: Some of `HEAD_VARIANTS`.
         settings: How heads are fitted; the image run's seed is the head's.
-        progress: Whether to show a progress bar.
 
     Returns:
         Variant to its calibrated out-of-fold logits.
@@ -140,33 +126,19 @@ def cross_fit_heads(
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
-    found = {}
-    total = len(variants) * len(image.seeds) * len(folds)
-    with tqdm(total=total, desc="Fitting heads", unit="head", disable=not progress, leave=False) as bar:
-        for variant in variants:
-            logits, heads = np.empty_like(image.logits), []
-            for s, seed in enumerate(image.seeds):
-                of_seed: dict[int, Head] = {}
-                for fold in folds:
-                    test = image.folds == fold
-                    rows, mask = image.logits[s], torch.from_numpy(test)
-                    of_seed[fold] = head = fit_variant(
-                        variant,
-                        rows[~test],
-                        metadata[~mask],
-                        image.labels[~test],
-                        config,
-                        settings=settings,
-                        seed=seed,
-                    )
-                    hidden = torch.full_like(metadata[mask], float("nan"))
-                    logits[s, test] = head.predict(
-                        None if head.image is None else rows[test], hidden if variant == "control" else metadata[mask]
-                    )
-                    bar.update()
-                heads.append(of_seed)
-            found[variant] = cross_calibrate(image.with_logits(logits), heads, image.logits)
-    return found
+    logits = {variant: np.empty_like(image.logits) for variant in variants}
+    heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in variants}
+    plan = list(itertools.product(variants, enumerate(image.seeds), folds))
+    for variant, (s, seed), fold in tqdm(plan, desc="Fitting heads", unit="head", leave=False):
+        test, rows = image.folds == fold, image.logits[s]
+        mask = torch.from_numpy(test)
+        head = fit_variant(
+            variant, rows[~test], metadata[~mask], image.labels[~test], config, settings=settings, seed=seed
+        )
+        hidden = torch.full_like(metadata[mask], float("nan"))
+        logits[variant][s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
+        heads[variant][s][fold] = head
+    return {name: cross_calibrate(image.with_logits(logits[name]), heads[name], image.logits) for name in variants}
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:
@@ -178,6 +150,3 @@ def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:
             test = fitted.folds == fold
             sets[s, test] = prediction_sets(of_seed[test], fit_thresholds(labels[~test], of_seed[~test], coverage))
     return sets
-
-
-__all__ = ["CrossFitted", "calibration_of", "cross_calibrate", "cross_conformal", "cross_fit_heads"]

@@ -1,17 +1,21 @@
-"""Draws the figures of a study from its study.json, each with its finding as title."""
+"""The figures of a study from its study.json, each with its finding as title, and its tables for a paper."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ham10000.training.evaluation.bootstrap import cluster_weights
+from ham10000.training.evaluation.paper import FORMATS, N_RESAMPLES, targets, write_curves, write_latex_table
 from ham10000.training.evaluation.plots import (
+    draw_band,
     draw_interval,
     legend_below,
     legend_point,
@@ -22,9 +26,11 @@ from ham10000.training.evaluation.plots import (
     spaced_rows,
     subgroup_name,
 )
-from ham10000.training.study import report
-from ham10000.training.study.report import TITLES, Study
+from ham10000.training.study.analysis import ProtocolResult, malignant_classes
+from ham10000.training.study.crossfit import CrossFitted
+from ham10000.training.study.report import TITLES, Study, check_study, gaps, lead, subgroup
 from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
+from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import leaves_out_zero, words
 
 # The same variant has the same colour and marker in every figure, so that colour is never the only difference.
@@ -44,10 +50,16 @@ def _style(variant: str) -> tuple[str, str]:
     return _STYLES.get(variant, (OKABE_ITO["sky"], "X"))
 
 
-def _interval(axes: Axes, value: Mapping[str, Any] | None, y: float, colour: str, marker: str, **options: Any) -> None:
-    """Draws an interval, or says that there is none, so that a gap is not read as zero."""
-    if not draw_interval(axes, None if value is None else dict(value), y, colour, marker, **options):
-        axes.text(0.02, y, "undefined", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center")
+def _say(axes: Axes, y: float, text: str) -> None:
+    """Says why there is no interval, so that a gap is not read as zero."""
+    axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center")
+
+
+def _interval(
+    axes: Axes, value: Mapping[str, object], y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
+) -> None:
+    if not draw_interval(axes, dict(value) | ({} if seeds else {"per_seed": []}), y, *style, markersize=size):
+        _say(axes, y, "undefined")
 
 
 def _panel_title(axes: Axes, text: str) -> None:
@@ -63,66 +75,62 @@ def _offset(place: int, count: int) -> float:
     return 0.7 * ((place + 0.5) / count - 0.5)
 
 
-def _points(names: Sequence[str], **options: Any) -> list[Any]:
-    return [legend_point(name, *_style(name), **options) for name in names]
+def _points(names: Sequence[str], linestyle: str = "none") -> list[Line2D]:
+    return [legend_point(name, *_style(name), linestyle=linestyle) for name in names]
 
 
-def _readers(study: Study) -> dict[str, Any]:
+def _readers(study: Study) -> JsonObject:
     """Shortcuts of the variants that read metadata, fusion first."""
-    found = {name: values["shortcuts"] for name, values in report.lead(study)["variants"].items()}
-    return {name: found[name] for name in sorted(found) if found[name]}
+    found = {name: values["shortcuts"] for name, values in sorted(lead(study)["variants"].items())}
+    return {name: values for name, values in found.items() if values}
 
 
 def results(study: Study) -> Figure:
     """Four scores of every variant and baseline, with intervals and seeds."""
-    lead = report.lead(study)
-    rows: list[tuple[str, str, Mapping[str, Any]]] = []
-    for protocol, values in study["protocols"].items():
-        rows += [(protocol, name, variant["metrics"]) for name, variant in values["variants"].items()]
-        rows += [(protocol, row["name"], row["scores"]) for row in values["baselines"]]
+    rows = [
+        (protocol, name, scores)
+        for protocol, values in study["protocols"].items()
+        for name, scores in [
+            *((name, variant["metrics"]) for name, variant in values["variants"].items()),
+            *((row["name"], row["scores"]) for row in values["baselines"]),
+        ]
+    ]
     figure, grid = panels(len(_RESULTS), 0.9 + 0.3 * len(rows), extra=0.5)
     positions = spaced_rows([protocol for protocol, _, _ in rows], 0.6)
-    several = len(study["protocols"]) > 1
+    names = [
+        plain(name.replace(" on metadata", "") + ("" if protocol == rows[0][0] else f" ({protocol})"))
+        for protocol, name, _ in rows
+    ]
     for place, (axes, key) in enumerate(zip(grid, _RESULTS, strict=True)):
         for y, (_, name, scores) in zip(positions, rows, strict=True):
             if key in scores:
-                _interval(axes, scores[key], y, *_style(name))
+                _interval(axes, scores[key], y, _style(name))
             else:
-                axes.text(
-                    0.02, y, "answers only", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center"
-                )
-        names = [f"{name.replace(' on metadata', '')}" for _, name, _ in rows]
-        if several:
-            names = [
-                f"{name}{'' if p == rows[0][0] else f' ({p})'}" for name, (p, _, _) in zip(names, rows, strict=True)
-            ]
-        name_rows(axes, positions, [plain(name) for name in names], xlabel=f"Score, with {_INTERVAL}")
+                _say(axes, y, "answers only")
+        name_rows(axes, positions, [""] * len(rows) if place % 2 else names, xlabel=f"Score, with {_INTERVAL}")
         _panel_title(axes, TITLES[key])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        if place % 2:
-            axes.set_yticklabels([])
-    scores = {name: values["metrics"]["macro_f1"]["estimate"] or 0.0 for name, values in lead["variants"].items()}
-    set_title(figure, "Macro-F1: " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+    macro_f1 = {n: values["metrics"]["macro_f1"]["estimate"] or 0.0 for n, values in lead(study)["variants"].items()}
+    set_title(figure, "Macro-F1: " + ", ".join(f"{name} {score:.3f}" for name, score in macro_f1.items()))
     return figure
 
 
 def calibration(study: Study) -> Figure:
     """The ECE of every variant before and after calibration, and its floor."""
-    variants = report.lead(study)["variants"]
-    ways = (("before", OKABE_ITO["orange"], "o", -0.2), ("after calibration", _BETTER, "s", 0.1))
+    variants = lead(study)["variants"]
+    before, after = (OKABE_ITO["orange"], "o"), (_BETTER, "s")
     figure, (axes,) = panels(1, 0.9 + 0.55 * len(variants))
-    for place, values in enumerate(variants.values()):
-        both = (values["uncalibrated"]["ece"], values["metrics"]["ece"])
-        for value, (_, colour, marker, offset) in zip(both, ways, strict=True):
-            _interval(axes, {**value, "per_seed": []}, place + offset, colour, marker)
-        axes.plot([values["ece_floor"]], [place + 0.1], "|", color=_WORSE, markersize=16, markeredgewidth=2)
+    for y, values in enumerate(variants.values()):
+        _interval(axes, values["uncalibrated"]["ece"], y - 0.2, before, seeds=False)
+        _interval(axes, values["metrics"]["ece"], y + 0.1, after, seeds=False)
+        axes.plot([values["ece_floor"]], [y + 0.1], "|", color=_WORSE, markersize=16, markeredgewidth=2)
     xlabel = f"Expected calibration error (share), with {_INTERVAL}; 0 is best"
     name_rows(axes, range(len(variants)), list(variants), xlabel=xlabel)
     axes.set_xlim(left=0)
     name = "fusion" if "fusion" in variants else "image"
     ece, floor = variants[name]["metrics"]["ece"]["estimate"] or 0.0, variants[name]["ece_floor"]
     set_title(figure, f"Calibrated {name}: ECE {ece:.3f}, of which {floor:.3f} is the floor of this size")
-    handles = [legend_point(label, colour, marker) for label, colour, marker, _ in ways]
+    handles = [legend_point("before", *before), legend_point("after calibration", *after)]
     floor_mark = legend_point("floor: a perfectly calibrated model", _WORSE, "|", markersize=12, markeredgewidth=2)
     legend_below(figure, [*handles, floor_mark], 3)
     return figure
@@ -130,21 +138,20 @@ def calibration(study: Study) -> Figure:
 
 def comparisons(study: Study) -> Figure:
     """Paired differences of the primary metric with intervals, and what could have been detected."""
-    rows, primary = report.lead(study)["comparisons"], study["study"]["primary"]
+    rows, primary = lead(study)["comparisons"], study["study"]["primary"]
     figure, (axes,) = panels(1, 0.9 + 0.5 * len(rows))
     for y, item in enumerate(rows):
         least = item["smallest_detectable"]
         axes.barh(y, 2 * least, left=-least, height=0.62, color="#E8E8E8", edgecolor="none", zorder=0)
-        _interval(axes, item["metrics"][primary]["estimate"], y, _VERDICTS[item["verdict"]], "o")
+        _interval(axes, item["metrics"][primary]["estimate"], y, (_VERDICTS[item["verdict"]], "o"))
     _zero_line(axes)
     axes.margins(x=0.06)
     axes.autoscale()
     names = [f"{item['model']} - {item['other']}" for item in rows]
     name_rows(axes, range(len(rows)), names, xlabel=f"Difference in {TITLES[primary]}, with {_INTERVAL}")
-    first = rows[0]
-    estimate = first["metrics"][primary]["estimate"]["estimate"] or 0.0
-    verdict = "no significant difference" if first["verdict"].startswith("no") else f"it {first['verdict']}"
-    set_title(figure, f"{names[0]}: {estimate:+.3f} {TITLES[primary]}, {verdict}")
+    estimate, verdict = rows[0]["metrics"][primary]["estimate"]["estimate"] or 0.0, rows[0]["verdict"]
+    said = verdict if verdict.startswith("no") else f"it {verdict}"
+    set_title(figure, f"{names[0]}: {estimate:+.3f} {TITLES[primary]}, {said}")
     shown = {item["verdict"] for item in rows}
     points = [legend_point(name, colour, linestyle="-") for name, colour in _VERDICTS.items() if name in shown]
     legend_below(figure, [*points, Patch(color="#E8E8E8", label="smaller than detectable with 80 % power")], 3)
@@ -153,53 +160,52 @@ def comparisons(study: Study) -> Figure:
 
 def class_changes(study: Study) -> Figure:
     """Lesions that each second-stage variant corrects and breaks, by class."""
-    rows = report.lead(study)["comparisons"][:2]
+    rows = lead(study)["comparisons"][:2]
     figure, grid = panels(len(rows), 2.9)
     ways = (("lesions_gained", _BETTER, 1, "left"), ("lesions_lost", _WORSE, -1, "right"))
     largest = max([1, *(row[way] for item in rows for row in item["changes"].values() for way, *_ in ways)])
     for axes, item in zip(grid, rows, strict=True):
-        changes = item["changes"]
-        for y, row in enumerate(changes.values()):
-            for way, colour, sign, align in ways:
-                axes.barh(y, sign * row[way], color=colour, height=0.7)
-                where: dict[str, Any] = {"xytext": (4 * sign, 0), "textcoords": "offset points"}
-                axes.annotate(f"{row[way]:,}", (sign * row[way], y), fontsize=9, va="center", ha=align, **where)
-        names = [f"{label} ({row['lesions']:,})" for label, row in changes.items()]
+        for way, colour, sign, align in ways:
+            counts = [row[way] for row in item["changes"].values()]
+            axes.barh(range(len(counts)), [sign * count for count in counts], color=colour, height=0.7)
+            write = partial(axes.annotate, textcoords="offset points", fontsize=9, ha=align, va="center")
+            for y, count in enumerate(counts):
+                write(f"{count:,}", (sign * count, y), (4 * sign, 0))
+        names = [f"{label} ({row['lesions']:,})" for label, row in item["changes"].items()]
         name_rows(axes, range(len(names)), names, xlabel="Lesions", ylabel="Class (lesions)")
         axes.axvline(0, color=GREY, linewidth=1.2)
         axes.set_xlim(-1.5 * largest, 1.5 * largest)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
         _panel_title(axes, f"{item['model']}, against {item['other']}")
-    gained, lost = (sum(row[way] for row in rows[0]["changes"].values()) for way, *_ in ways)
-    set_title(
-        figure, f"{rows[0]['model']} corrects {gained:,} lesions and breaks {lost:,}, against {rows[0]['other']}"
-    )
+    first = rows[0]
+    gained, lost = (sum(row[way] for row in first["changes"].values()) for way, *_ in ways)
+    set_title(figure, f"{first['model']} corrects {gained:,} lesions and breaks {lost:,}, against {first['other']}")
     legend_below(figure, [Patch(color=_WORSE, label="broken (to the left)"), Patch(color=_BETTER, label="corrected")])
     return figure
 
 
 def shortcuts(study: Study) -> Figure:
     """Macro-F1 lost by shuffling and by hiding each field."""
-    ways = (
-        ("shuffled", _WORSE, "o", -0.17, "shuffled among the images"),
-        ("unknown", _BETTER, "s", 0.17, "set to unknown"),
-    )
+    ways = {"shuffled": ((_WORSE, "o"), -0.17), "unknown": ((_BETTER, "s"), 0.17)}
     found = _readers(study)
     figure, grid = panels(len(found), 1.15 + 0.42 * max(len(values["fields"]) for values in found.values()))
     for axes, (name, values) in zip(grid, found.items(), strict=True):
         for place, field in enumerate(values["fields"].values()):
-            for way, colour, marker, offset, _ in ways:
-                _interval(axes, field[way]["drop"] | {"per_seed": []}, place + offset, colour, marker)
+            for way, (style, offset) in ways.items():
+                _interval(axes, field[way]["drop"], place + offset, style, seeds=False)
         names = ["all together" if field == "all" else plain(field) for field in values["fields"]]
         name_rows(axes, range(len(names)), names, xlabel=f"Macro-F1 lost, with {_INTERVAL}")
         _zero_line(axes)
         _panel_title(axes, name)
     name, values = next(iter(found.items()))
     named = [plain(field) for field in values["named"]]
-    text = f"{name} reads {words(named)}" if named else f"No single field could be shown to matter to {name}"
-    set_title(figure, text)
-    legend_below(figure, [legend_point(label, colour, marker, linestyle="-") for _, colour, marker, _, label in ways])
+    set_title(
+        figure, f"{name} reads {words(named)}" if named else f"No single field could be shown to matter to {name}"
+    )
+    labels = ("shuffled among the images", "set to unknown")
+    points = zip(labels, ways.values(), strict=True)
+    legend_below(figure, [legend_point(label, *style, linestyle="-") for label, (style, _) in points])
     return figure
 
 
@@ -207,37 +213,26 @@ def sweeps(study: Study) -> Figure:
     """Mean melanoma probability over the age and over the site given, the image fixed."""
     found = _readers(study)
     figure, (left, right) = panels(2, 4.6)
-    sites = [site for _, site in sorted(_curve(next(iter(found.values()))["site_sweep"]), reverse=True)]
-    for place, (name, values) in enumerate(found.items()):
-        colour, marker = _style(name)
-        sweep = values["age_sweep"]
-        low, mean, high = (
-            np.array([row[key] for row in sweep["melanoma"]], dtype=float) for key in ("low", "estimate", "high")
-        )
-        left.fill_between(sweep["values"], low, high, color=colour, alpha=0.15, linewidth=0)
-        left.plot(sweep["values"], mean, color=colour, marker=marker, markersize=4, linewidth=1.8)
-        for site, row in zip(values["site_sweep"]["values"], values["site_sweep"]["melanoma"], strict=True):
-            y = sites.index(site) + _offset(place, len(found))
-            _interval(right, row | {"per_seed": []}, y, colour, marker, markersize=4)
+    name, first = next(iter(found.items()))
+    site_names, means = first["site_sweep"]["values"], [row["estimate"] for row in first["site_sweep"]["melanoma"]]
+    order = sorted(range(len(means)), key=lambda k: (means[k], site_names[k]), reverse=True)
+    for place, (variant, values) in enumerate(found.items()):
+        draw_band(left, values["age_sweep"]["values"], values["age_sweep"]["melanoma"], *_style(variant))
+        for y, k in enumerate(order):
+            row, height = values["site_sweep"]["melanoma"][k], y + _offset(place, len(found))
+            _interval(right, row, height, _style(variant), 4, seeds=False)
     style_axes(left, xlabel="Age given to the model (years)", ylabel="Mean melanoma probability")
     left.set_ylim(bottom=0)
-    name_rows(right, range(len(sites)), [plain(site) for site in sites], xlabel="Mean melanoma probability")
+    name_rows(right, range(len(order)), [plain(site_names[k]) for k in order], xlabel="Mean melanoma probability")
     right.set_xlim(left=0)
     right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    name, values = next(iter(found.items()))
-    slope = values["age_sweep"]["change"]
-    text = "no trend of melanoma probability over age beyond chance"
+    slope, text = first["age_sweep"]["change"], "no trend of melanoma probability over age beyond chance"
     if leaves_out_zero(slope):
         way = "rises" if slope["estimate"] > 0 else "falls"
         text = f"melanoma probability {way} by {abs(slope['estimate']):.3f} per decade of age"
     set_title(figure, f"{name}, same image: {text}")
-    legend_below(figure, _points(list(found), linestyle="-"), 3)
+    legend_below(figure, _points(list(found), "-"), 3)
     return figure
-
-
-def _curve(sweep: Mapping[str, Any]) -> list[tuple[float, str]]:
-    """(mean melanoma probability, value) along a sweep."""
-    return [(row["estimate"], value) for row, value in zip(sweep["melanoma"], sweep["values"], strict=True)]
 
 
 def missing(study: Study) -> Figure:
@@ -248,29 +243,22 @@ def missing(study: Study) -> Figure:
         grid, (("macro_f1", "Macro-F1", 1), ("flips", "Images that flip (%)", 100)), strict=True
     ):
         for name, values in found.items():
-            shares = [100 * row["share"] for row in values["missing"]]
-            low, mean, high = (
-                factor * np.array([row[key][end] for row in values["missing"]], dtype=float)
-                for end in ("low", "estimate", "high")
-            )
-            colour, marker = _style(name)
-            axes.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(shares, mean, color=colour, marker=marker, markersize=4, linewidth=1.8)
+            shares, rows = [100 * row["share"] for row in values["missing"]], [row[key] for row in values["missing"]]
+            draw_band(axes, shares, rows, *_style(name), scale=factor)
         style_axes(axes, xlabel="Fields missing at random (%)", ylabel=title)
         axes.set_xlim(-3, 103)
         axes.set_ylim(bottom=0)
     name, values = next(iter(found.items()))
     full, none = (values["missing"][k]["macro_f1"]["estimate"] for k in (0, -1))
     set_title(figure, f"{name} without any metadata: macro-F1 {none:.3f}, with all of it {full:.3f}")
-    legend_below(figure, _points(list(found), linestyle="-"), 3)
+    legend_below(figure, _points(list(found), "-"), 3)
     return figure
 
 
 def subgroups(study: Study) -> Figure:
     """Sensitivity to malignancy in every subgroup, of the image model and fusion."""
-    variants = {name: values for name, values in report.lead(study)["variants"].items() if name in ("image", "fusion")}
-    fields = variants["image"]["subgroups"]["fields"]
-    groups = [(field, row) for field, rows in fields.items() for row in rows]
+    variants = {name: values for name, values in lead(study)["variants"].items() if name in ("image", "fusion")}
+    groups = [(field, row) for field, rows in variants["image"]["subgroups"]["fields"].items() for row in rows]
     figure, (axes,) = panels(1, 1.2 + len(groups) * (0.22 + 0.1 * len(variants)))
     positions = spaced_rows([field for field, _ in groups], 0.5)
     for y, (field, row) in zip(positions, groups, strict=True):
@@ -278,39 +266,28 @@ def subgroups(study: Study) -> Figure:
             say_too_few(axes, y, row)
             continue
         for place, (name, values) in enumerate(variants.items()):
-            found = report.subgroup(values, field, row["group"])
-            height = y + _offset(place, len(variants))
-            _interval(axes, found["malignant_sensitivity"], height, *_style(name), markersize=6)
+            found = subgroup(values, field, row["group"])["malignant_sensitivity"]
+            _interval(axes, found, y + _offset(place, len(variants)), _style(name), 6)
     names = [subgroup_name(field, row) for field, row in groups]
     xlabel = f"Share of malignant images found, with {_INTERVAL}"
     name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
     axes.set_xlim(0, 1)
-    lead = "fusion" if "fusion" in variants else "image"
-    gaps = report.gaps(variants[lead])
+    name = "fusion" if "fusion" in variants else "image"
     text = "Too few groups with enough malignant lesions to compare"
-    if gaps:
-        field, gap = max(gaps.items(), key=lambda item: item[1]["difference"]["estimate"])
-        low, high = (
-            report.subgroup(variants[lead], field, gap[end])["malignant_sensitivity"]["estimate"]
-            for end in ("lowest", "highest")
+    if found := gaps(variants[name]):
+        field = max(found, key=lambda field: found[field]["difference"]["estimate"])
+        ends = [found[field][end] for end in ("lowest", "highest")]
+        low, high = (subgroup(variants[name], field, end)["malignant_sensitivity"]["estimate"] for end in ends)
+        text = (
+            f"{name} finds {low:.0%} of malignant images at {field} {plain(ends[0])}, {high:.0%} at {plain(ends[1])}"
         )
-        text = f"{lead} finds {low:.0%} of malignant images at {field} {plain(gap['lowest'])}, {high:.0%} at "
-        text += plain(gap["highest"])
     set_title(figure, text)
     legend_below(figure, _points(list(variants)), 3)
     return figure
 
 
-DRAW: dict[str, Callable[[Study], Figure]] = {
-    "results": results,
-    "calibration": calibration,
-    "comparisons": comparisons,
-    "class_changes": class_changes,
-    "shortcuts": shortcuts,
-    "sweeps": sweeps,
-    "missing": missing,
-    "subgroups": subgroups,
-}
+# Each draws the file of its name.
+DRAW = (results, calibration, comparisons, class_changes, shortcuts, sweeps, missing, subgroups)
 
 
 def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png") -> list[Path]:
@@ -325,10 +302,73 @@ def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png
         The files written, in the order of the report.
 
     Raises:
-        Ham10000Error: For a study of another format, or without a protocol.
+        Ham10000Error: As `check_study`.
     """
-    report.check_study(study)
-    return [save_figure(draw(study), Path(folder, f"{name}{suffix}")) for name, draw in DRAW.items()]
+    check_study(study)
+    return [save_figure(draw(study), Path(folder, f"{draw.__name__}{suffix}")) for draw in DRAW]
 
 
-__all__ = ["DRAW", "plot_study"]
+# For a paper
+
+
+def _ends(value: Mapping[str, object] | None) -> dict[str, object]:
+    return {end: None if value is None else value.get(end) for end in ("estimate", "low", "high")}
+
+
+def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
+    """Results, classes, comparisons and subgroups of one protocol, one row per figure."""
+    variants = protocol["variants"].items()
+    tables: dict[str, list[dict[str, object]]] = {
+        "results": [
+            {"variant": variant, "metric": TITLES[name], **_ends(found)}
+            for variant, values in variants
+            for name, found in values["metrics"].items()
+        ],
+        "per_class": [
+            {"variant": variant, "class": label, "metric": name, **_ends(found)}
+            for variant, values in variants
+            for label, row in values["per_class"].items()
+            for name, found in row.items()
+        ],
+        "comparisons": [
+            {
+                **{"model": row["model"], "other": row["other"], "p (Holm)": row["p_holm"], "verdict": row["verdict"]},
+                **{"metric": TITLES[name], **_ends(found["estimate"]), "p": found["p"]},
+            }
+            for row in protocol["comparisons"]
+            for name, found in row["metrics"].items()
+        ],
+        "subgroups": [
+            {
+                **{"variant": variant, "field": field, "group": group["group"], "images": group["n_images"]},
+                "malignant lesions": group["n_malignant_lesions"],
+                **_ends(None if group["too_few"] else group["malignant_sensitivity"]),
+            }
+            for variant, values in variants
+            for field, groups in values["subgroups"]["fields"].items()
+            for group in groups
+        ],
+    }
+    return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
+
+
+def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> None:
+    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures.
+
+    Args:
+        study: Content of study.json.
+        variants: The first protocol's calibrated variants.
+        directory: Receives csv, LaTeX, PDF and SVG files; made where it does not exist.
+    """
+    directory, protocol = Path(directory), lead(study)
+    about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."
+    for name, table in study_tables(protocol).items():
+        write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {about}")
+    for variant in {"image", "fusion"} & set(variants):
+        predictions, probabilities = variants[variant].predictions, variants[variant].probabilities.mean(axis=0)
+        weights = cluster_weights(predictions.groups, N_RESAMPLES)
+        classes = list(predictions.classes)
+        found = targets(predictions.labels, probabilities, classes, malignant_classes(classes))
+        write_curves(directory, found, weights, about, f"_{variant}")
+    for suffix in FORMATS:
+        plot_study(study, directory, suffix)

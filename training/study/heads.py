@@ -8,7 +8,6 @@ checkpoint make one ordinary fusion checkpoint, see `assemble`.
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,12 +45,8 @@ class HeadSettings:
 class Head(nn.Module):
     """`image(z) + metadata(encoder(m))`: the image model's logits, rescaled and mixed, plus those of the metadata.
 
-    It starts as the image model: the image part is the identity and the metadata part is zero.
-
-    Args:
-        config: Metadata schema, encoder and dropout, as in a checkpoint.
-        n_classes: Number of classes K.
-        uses_image: Whether it reads image logits; False is the metadata variant.
+    It starts as the image model: the image part is the identity and the metadata part is zero. The metadata variant
+    has no image part.
     """
 
     def __init__(self, config: Ham10000Config, n_classes: int, *, uses_image: bool):
@@ -66,81 +61,19 @@ class Head(nn.Module):
             nn.init.zeros_(self.metadata.weight)
         nn.init.zeros_(self.metadata.bias)
 
-    def forward(self, image_logits: torch.Tensor | None, metadata: torch.Tensor) -> torch.Tensor:
-        """(B, K) image logits or None and (B, fields) raw metadata, NaN where missing, to (B, K) logits."""
+    def forward(self, image_logits: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
+        """(B, K) image logits, which the metadata variant ignores, and (B, fields) raw metadata to (B, K) logits."""
         if self.training:
             # As the model does: single fields, and whole rows, are hidden at random.
             field, row = (torch.rand(len(metadata), width) for width in (metadata.shape[1], 1))
             metadata = metadata.masked_fill((field < self.drop[0]) | (row < self.drop[1]), float("nan"))
         logits = self.metadata(self.encoder(metadata))
-        return logits if self.image is None or image_logits is None else logits + self.image(image_logits)
+        return logits if self.image is None else logits + self.image(image_logits)
 
     @torch.inference_mode()
-    def predict(self, image_logits: np.ndarray | None, metadata: torch.Tensor) -> np.ndarray:
-        """(N, K) image logits or None and (N, fields) metadata to (N, K) float32 logits."""
-        image = None if image_logits is None else torch.tensor(image_logits, dtype=torch.float32)
-        return self.eval()(image, metadata).numpy()
-
-
-def fit_head(
-    image_logits: np.ndarray | None,
-    metadata: torch.Tensor,
-    labels: np.ndarray,
-    config: Ham10000Config,
-    *,
-    n_classes: int,
-    settings: HeadSettings,
-    seed: int,
-    hide_metadata: bool = False,
-) -> Head:
-    """Fits a head; fixed schedule, last step kept, nothing chosen on other images.
-
-    Args:
-        image_logits: (N, K) logits of an image model for images it was not trained on; None for metadata alone.
-        metadata: (N, fields) raw metadata, NaN where missing.
-        labels: Class ids (N,), every class among them.
-        config: Metadata schema, encoder and dropout.
-        n_classes: Number of classes K.
-        settings: How it is fitted.
-        seed: Seed of weights, order and dropout.
-        hide_metadata: Fits the control: the same network, schedule and seed with every field missing.
-
-    Returns:
-        The head, in evaluation mode.
-
-    Raises:
-        Ham10000Error: For a class without images, or unknown class weights.
-    """
-    counts = np.bincount(labels, minlength=n_classes)
-    if not counts.all() or len(counts) != n_classes:
-        raise Ham10000Error(f"A head needs images of every class to learn from; images per class: {counts.tolist()}.")
-    weights = torch.from_numpy(class_weights(counts, settings.class_weights)).float()
-    loss_of = ClassificationLoss(weights, label_smoothing=settings.label_smoothing)
-    targets = torch.tensor(labels, dtype=torch.int64)
-    image = None if image_logits is None else torch.tensor(image_logits, dtype=torch.float32)
-    if hide_metadata:
-        metadata = torch.full_like(metadata, float("nan"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = Head(config, n_classes, uses_image=image is not None).train()
-        decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
-        known = {id(parameter) for parameter in decayed}
-        others = [parameter for parameter in head.parameters() if id(parameter) not in known]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(settings.epochs):
-            for rows in torch.randperm(len(targets)).split(settings.batch_size):
-                logits = head(None if image is None else image[rows], metadata[rows])
-                loss = loss_of(logits, targets[rows]) / loss_of.weight_sum(targets[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return head.eval()
+    def predict(self, image_logits: np.ndarray, metadata: torch.Tensor) -> np.ndarray:
+        """(N, K) image logits and (N, fields) metadata to (N, K) float32 logits."""
+        return self.eval()(torch.tensor(image_logits, dtype=torch.float32), metadata).numpy()
 
 
 def fit_variant(
@@ -153,17 +86,52 @@ def fit_variant(
     settings: HeadSettings,
     seed: int,
 ) -> Head:
-    """`fit_head` for one of `HEAD_VARIANTS`; the metadata variant leaves the image logits (N, K) out."""
-    return fit_head(
-        None if variant == "metadata" else image_logits,
-        metadata,
-        labels,
-        config,
-        n_classes=image_logits.shape[1],
-        settings=settings,
-        seed=seed,
-        hide_metadata=variant == "control",
-    )
+    """Fits a head; fixed schedule, last step kept, nothing chosen on other images.
+
+    Args:
+        variant: `fusion`; `metadata`, which leaves the image logits out; or `control`, the same network, schedule and
+            seed as fusion with every field missing.
+        image_logits: (N, K) logits of an image model for images it was not trained on.
+        metadata: (N, fields) raw metadata, NaN where missing.
+        labels: Class ids (N,), every class among them.
+        config: Metadata schema, encoder and dropout.
+        settings: How it is fitted.
+        seed: Seed of weights, order and dropout.
+
+    Returns:
+        The head, in evaluation mode.
+
+    Raises:
+        Ham10000Error: For a class without images, or unknown class weights.
+    """
+    n_classes = image_logits.shape[1]
+    counts = np.bincount(labels, minlength=n_classes)
+    if not counts.all() or len(counts) != n_classes:
+        raise Ham10000Error(f"A head needs images of every class to learn from; images per class: {counts.tolist()}.")
+    weights = torch.from_numpy(class_weights(counts, settings.class_weights)).float()
+    loss_of = ClassificationLoss(weights, label_smoothing=settings.label_smoothing)
+    targets, image = torch.tensor(labels, dtype=torch.int64), torch.tensor(image_logits, dtype=torch.float32)
+    if variant == "control":
+        metadata = torch.full_like(metadata, float("nan"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(config, n_classes, uses_image=variant != "metadata").train()
+        decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
+        others = [p for name, p in head.named_parameters() if p.ndim <= 1 or name.startswith("image")]
+        optimizer = torch.optim.AdamW(
+            decayed, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        optimizer.add_param_group({"params": others, "weight_decay": 0.0})
+        steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(settings.epochs):
+            for rows in torch.randperm(len(targets)).split(settings.batch_size):
+                loss = loss_of(head(image[rows], metadata[rows]), targets[rows]) / loss_of.weight_sum(targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return head.eval()
 
 
 def assemble(
@@ -202,12 +170,7 @@ def assemble(
 
 
 def absorb_calibration(model: Ham10000ForImageClassification, temperature: float, biases: np.ndarray) -> None:
-    """Makes a model's logits `z / T + b`: the temperature goes into its config, `T * b` into its classifier.
-
-    Args:
-        model: A model at temperature 1, changed in place.
-        temperature: T.
-        biases: b (K,).
+    """Makes a model's logits `z / T + b`, in place: T goes into its config, `T * b` (K,) into its classifier.
 
     Raises:
         Ham10000Error: If the model has a temperature already.
@@ -217,14 +180,3 @@ def absorb_calibration(model: Ham10000ForImageClassification, temperature: float
     model.config.temperature = float(temperature)
     with torch.no_grad():
         model.classifier.bias.add_(torch.from_numpy(temperature * biases).to(model.classifier.bias))
-
-
-__all__ = [
-    "HEAD_VARIANTS",
-    "Head",
-    "HeadSettings",
-    "absorb_calibration",
-    "assemble",
-    "fit_head",
-    "fit_variant",
-]

@@ -52,12 +52,11 @@ class Predictions:
 
     def frame(self, protocol: str, variant: str) -> pd.DataFrame:
         """The rows of the table."""
-        parts = []
+        parts, labels = [], np.array(self.classes)[self.labels]
         for seed, logits in zip(self.seeds, self.logits, strict=True):
-            columns = dict(zip(_KEYS, (self.image_ids, self.lesion_ids, protocol, variant, seed), strict=False))
-            columns |= {"fold": self.folds, "label": np.array(self.classes)[self.labels]}
-            columns |= {f"{LOGIT}{name}": logits[:, k] for k, name in enumerate(self.classes)}
-            parts.append(pd.DataFrame(columns))
+            keys = (self.image_ids, self.lesion_ids, protocol, variant, seed, self.folds, labels)
+            scores = {f"{LOGIT}{name}": logits[:, k] for k, name in enumerate(self.classes)}
+            parts.append(pd.DataFrame(dict(zip(_KEYS, keys, strict=True)) | scores))
         return pd.concat(parts, ignore_index=True)
 
 
@@ -92,22 +91,24 @@ def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str]
     """
     table = pd.concat([_read_table(Path(path)) for path in paths], ignore_index=True)
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    keys = ["protocol", "variant", "seed", "image_id"]
-    if len(twice := table[table.duplicated(keys)]):
+    if len(twice := table[table.duplicated(["protocol", "variant", "seed", "image_id"])]):
         row = twice.iloc[0]
         raise Ham10000Error(
             f"{where}: image {row.image_id!r} is scored twice for {row.protocol}, {row.variant}, seed {row.seed} "
             f"({len(twice)} repeated rows). Two runs of one fold, or of other folds, are mixed; give one of each."
         )
-    columns = [name for name in table.columns if name.startswith(LOGIT)]
     found: dict[tuple[str, str], Predictions] = {}
-    for protocol, rows in table.groupby("protocol", sort=False):
-        for (variant,), part in rows.groupby(["variant"], sort=False):
-            found[str(protocol), str(variant)] = _one(where, str(protocol), str(variant), part, columns)
-        parts = {variant: value for (name, variant), value in found.items() if name == protocol}
-        (first, expected), *others = parts.items()
-        for variant, value in others:
-            _check_same(f"{where}: {protocol}", first, expected, variant, value)
+    for keys, part in table.groupby(["protocol", "variant"], sort=False):
+        protocol, variant = map(str, keys)
+        value = _one(f"{where}: {protocol}, {variant}", protocol, part)
+        first, expected = next(((v, other) for (p, v), other in found.items() if p == protocol), (variant, value))
+        _check_ids(f"{where}: {protocol}", first, expected.image_ids, variant, value.image_ids)
+        for name in ("seeds", "folds", "labels", "groups"):
+            if not np.array_equal(getattr(expected, name), getattr(value, name)):
+                raise Ham10000Error(
+                    f"{where}: {protocol}: {variant} and {first} have different {name}; give the same."
+                )
+        found[protocol, variant] = value
     return found
 
 
@@ -116,7 +117,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise Ham10000Error(f"Cannot read {str(path)!r} as a parquet table of predictions: {error}") from error
-    columns = [name for name in table.columns if name.startswith(LOGIT)]
+    columns = _logit_columns(table)
     missing = [name for name in _KEYS if name not in table.columns]
     if missing or len(columns) < 2:
         lacks = missing or [f"{LOGIT}<class> for every class"]
@@ -132,61 +133,49 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _one(where: str, protocol: str, variant: str, part: pd.DataFrame, columns: list[str]) -> Predictions:
-    tables = {int(str(seed)): rows.sort_values("image_id") for seed, rows in part.groupby("seed")}
-    first = next(iter(tables.values()))
+def _logit_columns(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if name.startswith(LOGIT)]
+
+
+def _one(where: str, protocol: str, part: pd.DataFrame) -> Predictions:
+    """The predictions of one protocol and variant, whose seeds must have one split."""
+    tables = {int(str(seed)): rows.sort_values("image_id", ignore_index=True) for seed, rows in part.groupby("seed")}
+    (first_seed, first), *_ = tables.items()
+    columns, ids = _logit_columns(part), first["image_id"].to_numpy(dtype=str)
     classes = tuple(name.removeprefix(LOGIT) for name in columns)
-    groups = np.array(lesion_groups(first["lesion_id"].tolist(), first["image_id"].tolist()))
-    fold_of = first["fold"].to_numpy(dtype=np.int64)
-    shared = ["image_id", "lesion_id", "fold", "label"]
+    shared = ["lesion_id", "fold", "label"]
     for seed, rows in tables.items():
-        _check_ids(f"{where}: {protocol}, {variant}", f"seed {min(tables)}", first, f"seed {seed}", rows)
-        differs = (rows[shared].to_numpy(dtype=str) != first[shared].to_numpy(dtype=str)).any(axis=1)
+        _check_ids(where, f"seed {first_seed}", ids, f"seed {seed}", rows["image_id"].to_numpy(dtype=str))
+        differs = (rows[shared].astype(str) != first[shared].astype(str)).any(axis=1)
         if differs.any():
             raise Ham10000Error(
-                f"{where}: {protocol}, {variant}: image {rows['image_id'].to_numpy()[differs][0]!r} has another "
-                f"lesion, fold or label with seed {seed} than with seed {min(tables)}; all seeds need one split."
+                f"{where}: image {ids[differs][0]!r} has another lesion, fold or label with seed {seed} than with "
+                f"seed {first_seed}; all seeds need one split."
             )
-    if protocol == "lesion-grouped":
-        folds = pd.Series(fold_of).groupby(groups).nunique()
-        if (folds > 1).any():
-            raise Ham10000Error(
-                f"{where}: {protocol}, {variant}: lesion {folds.index[folds > 1][0]!r} is in two folds "
-                f"({int((folds > 1).sum())} such lesions), so its model had seen it."
-            )
-    logits = np.stack([rows[columns].to_numpy(dtype=np.float32) for rows in tables.values()])
+    groups = np.array(lesion_groups(first["lesion_id"].tolist(), ids.tolist()))
+    folds = first["fold"].groupby(groups).nunique()
+    if protocol == "lesion-grouped" and (folds > 1).any():
+        raise Ham10000Error(
+            f"{where}: lesion {folds.index[folds > 1][0]!r} is in two folds ({int((folds > 1).sum())} such lesions), "
+            "so its model had seen it."
+        )
     return Predictions(
         classes=classes,
-        image_ids=first["image_id"].to_numpy(dtype=str),
+        image_ids=ids,
         lesion_ids=first["lesion_id"].to_numpy(dtype=str),
         groups=groups,
-        folds=fold_of,
+        folds=first["fold"].to_numpy(dtype=np.int64),
         labels=first["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(dtype=np.int64),
         seeds=tuple(tables),
-        logits=logits,
+        logits=np.stack([rows[columns].to_numpy(dtype=np.float32) for rows in tables.values()]),
     )
 
 
-def _check_ids(where: str, name: str, ours: pd.DataFrame, other: str, theirs: pd.DataFrame) -> None:
-    only = sorted(set(ours["image_id"]) ^ set(theirs["image_id"]))
-    if only:
-        lacking = other if only[0] in set(ours["image_id"]) else name
+def _check_ids(where: str, name: str, ours: np.ndarray, other: str, theirs: np.ndarray) -> None:
+    only = np.setxor1d(ours, theirs)
+    if len(only):
+        lacking = other if only[0] in ours else name
         raise Ham10000Error(
-            f"{where}: {lacking} has no prediction for image {only[0]!r} ({len(only)} images are in one of {name} and "
-            f"{other} only). Finish its folds first."
+            f"{where}: {lacking} has no prediction for image {str(only[0])!r} ({len(only)} images are in one of "
+            f"{name} and {other} only). Finish its folds first."
         )
-
-
-def _check_same(where: str, first: str, expected: Predictions, variant: str, value: Predictions) -> None:
-    names = [pd.DataFrame({"image_id": part.image_ids}) for part in (expected, value)]
-    _check_ids(where, first, names[0], variant, names[1])
-    for name in ("folds", "labels", "groups"):
-        if (getattr(expected, name) != getattr(value, name)).any():
-            raise Ham10000Error(f"{where}: {variant} and {first} have different {name} for the same images.")
-    if expected.seeds != value.seeds:
-        raise Ham10000Error(
-            f"{where}: {variant} has seeds {value.seeds}, {first} has {expected.seeds}; give the same."
-        )
-
-
-__all__ = ["LOGIT", "Predictions", "read_logits", "write_predictions"]

@@ -2,14 +2,16 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
-from ham10000.training.study.analysis import Comparison, ProtocolResult, malignant_classes
+from ham10000.training.study.analysis import Comparison, ProtocolResult, VariantResult, malignant_classes
 from ham10000.training.utils import markdown_text as md
+from ham10000.training.utils.files import JsonObject
 
 STUDY_FORMAT = 2
 _TEMPLATE = Path(__file__).with_name("study_report.md.jinja")
@@ -28,9 +30,9 @@ class Study(TypedDict):
     """A study.json: the settings, what the image runs say of themselves, the machine, and each protocol's results."""
 
     format: int
-    study: dict[str, Any]
-    recipe: dict[str, Any] | None
-    environment: dict[str, Any]
+    study: JsonObject
+    recipe: JsonObject | None
+    environment: JsonObject
     protocols: dict[str, ProtocolResult]
 
 
@@ -54,22 +56,22 @@ def lead(study: Study) -> ProtocolResult:
     return next(iter(study["protocols"].values()))
 
 
-def cell(value: Any, *, signed: bool = False) -> str:
+def cell(value: Mapping[str, object] | None, *, signed: bool = False) -> str:
     """`estimate ± SD [low, high]`, without what is undefined."""
-    if value is None or not md.defined(value.get("estimate")):
-        return md.ABSENT
-    spread = f"{md.NO_BREAK}±{md.NO_BREAK}{value['sd']:.3f}" if md.defined(value.get("sd")) else ""
-    return md.decimal(value["estimate"], signed=signed) + spread + md.bounds(value, signed=signed)
+    text = md.interval(value, signed=signed)
+    if value is None or text == md.ABSENT or not md.defined(value.get("sd")):
+        return text
+    estimate, bracket, rest = text.partition(" [")
+    return f"{estimate}{md.NO_BREAK}±{md.NO_BREAK}{value['sd']:.3f}{bracket}{rest}"
 
 
 def comparison_sentence(comparison: Comparison, study: Study) -> str:
     """A comparison and its verdict as one sentence."""
     primary = study["study"]["primary"]
-    difference = comparison["metrics"][primary]["estimate"]
-    found = {"estimate": difference["estimate"], "low": difference["low"], "high": difference["high"]}
+    difference = md.interval(comparison["metrics"][primary]["estimate"], signed=True)
     facts = (
-        f"{comparison['model'].capitalize()} against {comparison['other']}: {TITLES[primary]} "
-        f"{md.interval(found, signed=True)}, {md.p_phrase(comparison['p_holm'])} after Holm"
+        f"{comparison['model'].capitalize()} against {comparison['other']}: {TITLES[primary]} {difference}, "
+        f"{md.p_phrase(comparison['p_holm'])} after Holm"
     )
     if comparison["verdict"] in ("helps", "hurts"):
         return f"{facts}: it {comparison['verdict']}."
@@ -93,16 +95,15 @@ def moved_malignant(comparison: Comparison) -> list[dict[str, str]]:
     )
 
 
-def gaps(variant: Any) -> dict[str, Any]:
+def gaps(variant: VariantResult) -> JsonObject:
     """Field to the gap between its groups in sensitivity to malignancy, where there is one."""
     found = variant["subgroups"]["largest_gaps"]
     return {field: gap for field, gap in found.items() if gap and gap["difference"]["estimate"] is not None}
 
 
-def subgroup(variant: Any, field: str, group: str) -> Any:
-    """One group of one variant, None where the variant has no such group."""
-    rows = variant["subgroups"]["fields"].get(field, [])
-    return next((row for row in rows if row["group"] == group), None)
+def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
+    """One group of one variant; every variant has the same groups."""
+    return next(row for row in variant["subgroups"]["fields"][field] if row["group"] == group)
 
 
 class Fall(TypedDict):
@@ -117,22 +118,14 @@ class Fall(TypedDict):
 
 def largest_fall(protocol: ProtocolResult) -> Fall | None:
     """The age band whose share of malignant images found falls most from control to fusion; None where none falls."""
-    variants, found = protocol["variants"], []
+    variants, fallen = protocol["variants"], []
     for row in variants["control"]["subgroups"]["fields"]["age"] if {"control", "fusion"} <= set(variants) else ():
-        other = subgroup(variants["fusion"], "age", row["group"])
-        if not row["too_few"] and other is not None:
-            before, after = (one["malignant_sensitivity"]["estimate"] for one in (row, other))
-            found.append(
-                Fall(
-                    group=row["group"],
-                    before=before,
-                    after=after,
-                    images=row["n_malignant"],
-                    lesions=row["n_malignant_lesions"],
-                )
-            )
-    fallen = [row for row in found if row["after"] < row["before"]]
-    return max(fallen, key=lambda row: row["before"] - row["after"]) if fallen else None
+        pair = (row, subgroup(variants["fusion"], "age", row["group"]))
+        before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
+        if not row["too_few"] and after < before:
+            images, lesions = row["n_malignant"], row["n_malignant_lesions"]
+            fallen.append(Fall(group=row["group"], before=before, after=after, images=images, lesions=lesions))
+    return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 
 def study_command(study: Study) -> str:
@@ -142,15 +135,8 @@ def study_command(study: Study) -> str:
     return shlex.join([*words, "--predictions", "examples/results/predictions.parquet"])
 
 
-def study_markdown(study: Study, figures: str = "figures") -> str:
-    """The whole report.
-
-    Args:
-        study: Content of study.json.
-        figures: Folder of the figures that `plot_study` drew, relative to the report.
-
-    Returns:
-        GitHub-flavoured Markdown.
+def study_markdown(study: Study) -> str:
+    """The whole report as GitHub-flavoured Markdown, with the figures of `plot_study` in `figures/` next to it.
 
     Raises:
         Ham10000Error: For a study of another format, or without a protocol.
@@ -169,7 +155,6 @@ def study_markdown(study: Study, figures: str = "figures") -> str:
         lead=protocol,
         lead_name=next(iter(study["protocols"])),
         others=dict(list(study["protocols"].items())[1:]),
-        figures=figures,
         labels=LABEL_DESCRIPTIONS,
         malignant=malignant_classes(list(protocol["class_counts"])),
         readers={name: values for name, values in protocol["variants"].items() if values["shortcuts"]},
@@ -192,13 +177,9 @@ README_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "melanoma_sensiti
 
 @dataclass(frozen=True)
 class Target:
-    """A number to reach, set before the models were trained.
+    """A bound for a metric under a protocol, set before the models were trained, and where it comes from.
 
     Attributes:
-        protocol: Protocol of the split.
-        metric: Name of the metric.
-        value: The bound.
-        because: Where the bound comes from.
         above_floor: Whether the metric is an ECE above its floor, which should be at most the bound.
         rule: Decision rule, None for the study's own.
     """
@@ -210,7 +191,7 @@ class Target:
     above_floor: bool = False
     rule: str | None = None
 
-    def found(self, variant: Any) -> float | None:
+    def found(self, variant: VariantResult) -> float | None:
         """The measured figure of a variant."""
         metrics = variant["metrics"] if self.rule is None else variant["rules"][self.rule]
         value = metrics[self.metric]["estimate"]
@@ -238,22 +219,15 @@ def targets_table(study: Study) -> str:
     for target in TARGETS:
         variants = study["protocols"].get(target.protocol, {"variants": {}})["variants"]
         for name in ("image", "fusion"):
-            if name not in variants or (found := target.found(variants[name])) is None:
-                continue
-            bound = f"{'≤' if target.above_floor else '≥'} {target.value:g}, {md.escape(target.because)}"
-            title = f"{md.escape(target.protocol)}, {TITLES[target.metric]}"
-            rows.append([title, bound, name, md.decimal(found), target.gap(found)])
+            if name in variants and (found := target.found(variants[name])) is not None:
+                bound = f"{'≤' if target.above_floor else '≥'} {target.value:g}, {md.escape(target.because)}"
+                title = f"{md.escape(target.protocol)}, {TITLES[target.metric]}"
+                rows.append([title, bound, name, md.decimal(found), target.gap(found)])
     return md.table(["target", "bound", "model", "measured", "gap"], rows, align="lllrl")
 
 
 def results_table(study: Study) -> str:
-    """The README's table: the published baseline, every variant and baseline, and what was scored.
-
-    Args:
-        study: Content of study.json.
-
-    Returns:
-        Markdown.
+    """The README's table as Markdown: the published baseline, every variant and baseline, and what was scored.
 
     Raises:
         Ham10000Error: For a study of another format, or without a protocol.
@@ -263,12 +237,12 @@ def results_table(study: Study) -> str:
     intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
     rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]]
     for name, protocol in study["protocols"].items():
-        for variant, values in protocol["variants"].items():
-            scores = [cell(values["metrics"][key]) for key in README_METRICS]
-            rows.append([f"ours: {VARIANT_TITLES.get(variant, variant)}", md.escape(name), *scores])
-        for baseline in protocol["baselines"]:
-            scores = [cell(baseline["scores"].get(key)) for key in README_METRICS]
-            rows.append([md.escape(baseline["name"]), md.escape(name), *scores])
+        found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
+        found |= {md.escape(baseline["name"]): baseline["scores"] for baseline in protocol["baselines"]}
+        rows += [
+            [title, md.escape(name), *(cell(scores.get(key)) for key in README_METRICS)]
+            for title, scores in found.items()
+        ]
     # They fit a page only if an interval may be broken.
     cells = [[text.replace(md.NO_BREAK, " ") for text in row] for row in rows]
     scored = [
@@ -284,17 +258,3 @@ def results_table(study: Study) -> str:
     header = ["model", "protocol", *(METRIC_TITLES[name] for name in README_METRICS)]
     table = md.table(header, cells, align="ll" + "r" * len(README_METRICS))
     return md.join(table, notes)
-
-
-__all__ = [
-    "STUDY_FORMAT",
-    "TARGETS",
-    "Study",
-    "Target",
-    "check_study",
-    "comparison_sentence",
-    "results_table",
-    "short_answer",
-    "study_markdown",
-    "targets_table",
-]

@@ -1,10 +1,9 @@
 """The image runs of a study: which there are, where they lie, and their out-of-fold logits."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -20,7 +19,7 @@ from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.study.config import StudyConfig
 from ham10000.training.study.predictions import LOGIT, write_predictions
 from ham10000.training.train import FREE_TO_CHANGE
-from ham10000.training.utils.files import read_json
+from ham10000.training.utils.files import JsonObject, read_json
 
 # A killed run loses at most so many steps, where the configuration does not say another number.
 _SAVE_EVERY_STEPS = 200
@@ -30,14 +29,7 @@ _IDENTITY = ("protocol", "folds", "fold", "seed")
 
 @dataclass(frozen=True)
 class ImageRun:
-    """One image run.
-
-    Attributes:
-        protocol: How the data are split.
-        folds: Number of folds, None for the protocol's single split.
-        fold: The test fold, 0 without folds.
-        seed: Training seed.
-    """
+    """One image run; `folds` is None for a protocol's single split, whose `fold` is 0."""
 
     protocol: str
     folds: int | None
@@ -76,25 +68,16 @@ def plan_runs(study: StudyConfig) -> list[ImageRun]:
 
 
 def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = ()) -> dict[ImageRun, Path]:
-    """The folder of every run of the plan: one of those given where it is that run, else its place in the study.
-
-    Args:
-        study: The study.
-        study_dir: Its folder.
-        folders: Finished image runs of `ham10000-train`; those of other protocols, folds or seeds are an error.
-
-    Returns:
-        Run to folder.
+    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study.
 
     Raises:
-        Ham10000Error: If a folder is no run of this study, or two are the same one.
+        Ham10000Error: If a folder is not a run of this study, or two are the same one.
     """
     places: dict[ImageRun, Path] = {}
     plan = plan_runs(study)
     for folder in map(Path, folders):
-        summary = read_json(folder / RunFile.TRAINING)
-        settings = summary["config"]
-        run = ImageRun(settings["protocol"], settings["folds"], settings["fold"], settings["seed"])
+        settings = read_json(folder / RunFile.TRAINING)["config"]
+        run = ImageRun(**{name: settings[name] for name in _IDENTITY})
         if settings["modality"] != "image" or run not in plan:
             raise Ham10000Error(
                 f"{str(folder)!r} is a run of modality {settings['modality']!r} with {dataclasses.asdict(run)}, which "
@@ -119,13 +102,12 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
     summary = read_json(directory / RunFile.TRAINING, optional=True)
     if summary is None:
         return False
+    # Keys this version does not know, and the fusion block of a model without one, decide nothing.
     wanted = config.to_dict()
+    if config.modality != "fusion":
+        del wanted["fusion"]
     for name, value in summary["config"].items():
-        # The fusion block of a model without one, and keys this version does not know, decide nothing.
-        irrelevant = name == "fusion" and config.modality != "fusion"
-        if name in FREE_TO_CHANGE or name not in wanted or irrelevant:
-            continue
-        if wanted[name] != value:
+        if name in wanted and name not in FREE_TO_CHANGE and wanted[name] != value:
             raise Ham10000Error(
                 f"{str(directory)!r} has a run with {name} {value!r}, but the study asks for {wanted[name]!r}. Use "
                 "its settings, another --output_dir, or delete the folder."
@@ -133,72 +115,48 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
     return bool(summary["finished"])
 
 
-def check_one_recipe(places: Mapping[ImageRun, Path]) -> dict[str, Any]:
-    """The settings that all runs share.
-
-    Returns:
-        `train_config.json` of the first run.
+def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
+    """`train_config.json` of the first of these runs, whose recipe all share.
 
     Raises:
         Ham10000Error: If two runs were trained by other settings.
     """
-    first: tuple[Path, dict[str, Any]] | None = None
-    for folder in places.values():
-        summary = read_json(folder / RunFile.TRAINING)
-        first = first or (folder, summary)
-        for name, value in first[1]["config"].items():
-            other = summary["config"].get(name)
-            if name not in FREE_TO_CHANGE and name not in _IDENTITY and other != value:
+    summaries = [read_json(folder / RunFile.TRAINING) for folder in folders]
+    recipe = {
+        name: value
+        for name, value in summaries[0]["config"].items()
+        if name not in FREE_TO_CHANGE and name not in _IDENTITY
+    }
+    for folder, summary in zip(folders, summaries, strict=True):
+        for name, value in recipe.items():
+            if (other := summary["config"].get(name)) != value:
                 raise Ham10000Error(
-                    f"{str(folder)!r} was trained with {name} {other!r}, but {str(first[0])!r} with {value!r}; the "
+                    f"{str(folder)!r} was trained with {name} {other!r}, but {str(folders[0])!r} with {value!r}; the "
                     "runs of a study share one recipe."
                 )
-    if first is None:
-        raise Ham10000Error("There is no run to read.")
-    return first[1]
+    return summaries[0]
 
 
 def out_of_fold(
     run: ImageRun, directory: Path, dataset: datasets.Dataset, device: torch.device, cache_dir: str | None
-) -> Path:
-    """Writes a finished run's logits for its own test images, once, into `out_of_fold.parquet`.
-
-    Args:
-        run: The run.
-        directory: Its folder.
-        dataset: The whole source.
-        device: Where to predict.
-        cache_dir: Folder of the image cache.
-
-    Returns:
-        The file, in the format of `predictions.parquet`.
+) -> None:
+    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`.
 
     Raises:
         Ham10000Error: For a damaged checkpoint, or data that are not those of the run's split.
     """
     path = directory / RunFile.OUT_OF_FOLD
     if path.is_file():
-        return path
-    model: Any
+        return
     model, processor = load_checkpoint(directory, device=device)
     rows = apply_split(dataset, load_split(directory))["test"]
     samples = Samples.from_dataset(rows, processor)
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     loader = EvalLoader(samples, images, processor, device, batch_size=64, channels_last=True)
-    logits = predict_logits(model.to(memory_format=torch.channels_last), loader, progress=True)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    logits = predict_logits(model, loader, progress=True)
     classes = model.config.label_names
     table = pd.DataFrame({"image_id": samples.image_ids, "lesion_id": rows["lesion_id"][:]})
     table = table.assign(protocol=run.protocol, variant="image", seed=run.seed, fold=run.fold)
     table["label"] = np.array(classes)[samples.labels.numpy()]
     write_predictions(path, table.join(pd.DataFrame(logits, columns=[f"{LOGIT}{name}" for name in classes])))
-    return path
-
-
-__all__ = [
-    "ImageRun",
-    "check_one_recipe",
-    "is_trained",
-    "locate_runs",
-    "out_of_fold",
-    "plan_runs",
-]

@@ -1,21 +1,39 @@
-"""How answers change when only the metadata do: shuffled, unknown, missing at random, or swept."""
+"""What metadata give away: how answers change when only they do, and how far they go without an image.
+
+`dx_type` says how a diagnosis was made and `dataset` where an image came from; both give the class away and exist for
+no new patient. How much they give away is measured with logistic regressions that live inside one function call:
+nothing here can save a model, and `Ham10000Config` refuses both columns as inputs.
+"""
 
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
 
 import numpy as np
+import pandas as pd
 import torch
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils.class_weight import compute_sample_weight
 
-from ham10000.modeling import Ham10000Config, Ham10000Error
+from ham10000.modeling import METADATA_FIELDS, Ham10000Config, Ham10000Error
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample
 from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
+from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.explanation import SWEEP_AGES
 from ham10000.training.study.crossfit import CrossFitted
-from ham10000.training.study.resampling import Bootstrap, Estimate, Sample
+from ham10000.training.study.predictions import Predictions
+from ham10000.training.utils.files import JsonObject
 
+REPEATS = 5  # how often what is random is drawn
 MISSING_SHARES = tuple(tenths / 10 for tenths in range(1, 10))
-# A field is named where the loss from shuffling it has a Holm-corrected p below this.
-ALPHA = 0.05
+ALPHA = 0.05  # of every test: a field is named where the loss from shuffling it has a smaller p after Holm
+FORBIDDEN = ("dx_type", "dataset")
+# Below this a probability says no more than "not at all"; without a floor one logarithm would outweigh all others.
+_LOWEST_PROBABILITY = 1e-6
+_AGE_STEP = 5  # years; the ages of HAM10000 are multiples of it
 
 
 class Effect(TypedDict):
@@ -30,7 +48,7 @@ class Effect(TypedDict):
 class Sweep(TypedDict):
     """Along a sweep, with the image fixed: values, melanoma and malignant probability, flips, and slope or range."""
 
-    values: list[Any]
+    values: list[int] | list[str]
     melanoma: list[Estimate]
     malignant: list[Estimate]
     flips: Estimate
@@ -44,14 +62,12 @@ class Shortcuts(TypedDict):
     as_is: Estimate
     fields: dict[str, dict[str, Effect]]
     named: list[str]
-    missing: list[dict[str, Any]]
+    missing: list[JsonObject]
     age_sweep: Sweep | None
     site_sweep: Sweep | None
 
 
-def changes(
-    config: Ham10000Config, metadata: torch.Tensor, *, seed: int = 0, repeats: int = 5
-) -> Iterator[tuple[str, torch.Tensor]]:
+def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields names and changed metadata (M, N, fields), one at a time.
 
     Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
@@ -60,8 +76,6 @@ def changes(
     Args:
         config: Metadata schema.
         metadata: (N, fields) raw metadata.
-        seed: Seed of the permutations and of what goes missing.
-        repeats: How often what is random is drawn.
 
     Yields:
         `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
@@ -69,12 +83,12 @@ def changes(
 
     def generator(name: str) -> np.random.Generator:
         # By name, so that a draw does not depend on which other fields the model has.
-        return np.random.default_rng((seed, zlib.crc32(name.encode())))
+        return np.random.default_rng((0, zlib.crc32(name.encode())))
 
     fields = {name: [column] for column, name in enumerate(config.metadata_fields)}
     for field, columns in (fields | {"all": list(range(len(fields)))}).items():
         draws = generator(f"shuffled:{field}")
-        shuffled = metadata.repeat(repeats, 1, 1)
+        shuffled = metadata.repeat(REPEATS, 1, 1)
         for table in shuffled:
             table[:, columns] = metadata[torch.from_numpy(draws.permutation(len(metadata)))][:, columns]
         yield f"shuffled:{field}", shuffled
@@ -82,8 +96,8 @@ def changes(
         unknown[..., columns] = float("nan")
         yield f"unknown:{field}", unknown
     for share in MISSING_SHARES:
-        absent = generator(f"missing:{share}").random((repeats, *metadata.shape)) < share
-        yield f"missing:{share}", metadata.repeat(repeats, 1, 1).masked_fill(torch.from_numpy(absent), float("nan"))
+        absent = generator(f"missing:{share}").random((REPEATS, *metadata.shape)) < share
+        yield f"missing:{share}", metadata.repeat(REPEATS, 1, 1).masked_fill(torch.from_numpy(absent), float("nan"))
     for field, name, values in (
         ("age", "age_sweep", SWEEP_AGES),
         ("localization", "site_sweep", range(len(config.localization_vocabulary))),
@@ -117,18 +131,13 @@ def shortcut_results(
 
     Returns:
         The variant's entry in study.json.
-
-    Raises:
-        Ham10000Error: For the image variant.
     """
-    if not fitted.heads:
-        raise Ham10000Error("The image variant reads no metadata, so there is nothing to change.")
-    seeds = range(len(fitted.heads))
+    seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
     as_is = fitted.all_answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
     fields: dict[str, dict[str, Effect]] = {}
-    results: Shortcuts = {
-        "repeats": 0,
+    found: Shortcuts = {
+        "repeats": REPEATS,
         "as_is": base.summary(),
         "fields": fields,
         "named": [],
@@ -140,59 +149,38 @@ def shortcut_results(
         logits = np.stack([[fitted.head_logits(table, s) for table in tables] for s in seeds])  # (S, M, N, K)
         answers = np.stack([fitted.answers(logits[s], s, rule) for s in seeds])
         kind, _, what = name.partition(":")
-        if kind in ("shuffled", "unknown"):
-            drop = base - _macro_f1(bootstrap, answers)
-            effect: Effect = {
-                "drop": drop.summary(),
-                "p": bootstrap_p_value(drop.values),
-                "p_holm": None,
-                "flips": _flips(bootstrap, answers, as_is),
-            }
-            fields.setdefault(what, {})[kind] = effect
-            results["repeats"] = max(results["repeats"], len(tables))
-        elif kind == "missing":
-            score = _macro_f1(bootstrap, answers).summary()
-            results["missing"].append(
-                {"share": float(what), "macro_f1": score, "flips": _flips(bootstrap, answers, as_is)}
-            )
-        else:
+        if kind in ("age_sweep", "site_sweep"):
             probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
-            curves = {
-                group: bootstrap.means(probabilities[..., np.isin(fitted.predictions.classes, labels)].sum(axis=-1))
-                for group, labels in (("melanoma", ["mel"]), ("malignant", malignant))
+            melanoma, suspicious = (
+                bootstrap.means(probabilities[..., np.isin(classes, labels)].sum(axis=-1))
+                for labels in (["mel"], malignant)
+            )
+            of_age = kind == "age_sweep"
+            found["age_sweep" if of_age else "site_sweep"] = {
+                "values": [*SWEEP_AGES] if of_age else [*config.localization_vocabulary],
+                "melanoma": [sample.summary() for sample in melanoma],
+                "malignant": [sample.summary() for sample in suspicious],
+                "flips": bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0].summary(),
+                "change": (_slope(melanoma, SWEEP_AGES) if of_age else _range(melanoma)).summary(),
             }
-            flips = bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0]
-            if name == "age_sweep":
-                results["age_sweep"] = _sweep(SWEEP_AGES, curves, flips, _slope(curves["melanoma"], SWEEP_AGES))
-            else:
-                results["site_sweep"] = _sweep(
-                    config.localization_vocabulary, curves, flips, _range(curves["melanoma"])
-                )
-    everything = fields["all"]["unknown"]
-    total = _macro_f1(bootstrap, _hidden_answers(fitted, metadata, rule)[:, None])
-    results["missing"].append({"share": 1.0, "macro_f1": total.summary(), "flips": everything["flips"]})
-    results["named"] = _named(fields)
-    return results
-
-
-def _named(fields: dict[str, dict[str, Effect]]) -> list[str]:
-    """Corrects the p-values of the single fields by Holm, and names those whose shuffling costs macro-F1."""
+            continue
+        score, flips = _macro_f1(bootstrap, answers), _flips(bootstrap, answers, as_is)
+        if kind == "missing":
+            found["missing"].append({"share": float(what), "macro_f1": score.summary(), "flips": flips})
+            continue
+        if name == "unknown:all":
+            hidden = {"share": 1.0, "macro_f1": score.summary(), "flips": flips}
+        drop = base - score
+        effect: Effect = {"drop": drop.summary(), "p": bootstrap_p_value(drop.values), "p_holm": None, "flips": flips}
+        fields.setdefault(what, {})[kind] = effect
+    found["missing"].append(hidden)
     single = [field for field in fields if field != "all"]
     for kind in ("shuffled", "unknown"):
-        corrected = holm([fields[field][kind]["p"] for field in single])
-        for field, p in zip(single, corrected, strict=True):
+        for field, p in zip(single, holm([fields[field][kind]["p"] for field in single]), strict=True):
             fields[field][kind]["p_holm"] = p
-    return [field for field in single if _matters(fields[field]["shuffled"])]
-
-
-def _hidden_answers(fitted: CrossFitted, metadata: torch.Tensor, rule: str) -> np.ndarray:
-    hidden = torch.full_like(metadata, float("nan"))
-    return np.stack([fitted.answers(fitted.head_logits(hidden, s), s, rule) for s in range(len(fitted.heads))])
-
-
-def _matters(effect: Effect) -> bool:
-    drop, p = effect["drop"]["estimate"], effect["p_holm"]
-    return drop is not None and drop > 0 and p is not None and p < ALPHA
+            if kind == "shuffled" and p < ALPHA and (fields[field][kind]["drop"]["estimate"] or 0) > 0:
+                found["named"].append(field)
+    return found
 
 
 def _macro_f1(bootstrap: Bootstrap, answers: np.ndarray) -> Sample:
@@ -207,16 +195,6 @@ def _macro_f1(bootstrap: Bootstrap, answers: np.ndarray) -> Sample:
 def _flips(bootstrap: Bootstrap, answers: np.ndarray, as_is: np.ndarray) -> Estimate:
     """Share of images whose answer is another one than as is; (S, M, N) and (S, N) class ids."""
     return bootstrap.means((answers != as_is[:, None]).mean(axis=(0, 1))[None])[0].summary()
-
-
-def _sweep(values: Sequence[Any], curves: dict[str, list[Sample]], flips: Sample, change: Sample) -> Sweep:
-    return {
-        "values": list(values),
-        "melanoma": [sample.summary() for sample in curves["melanoma"]],
-        "malignant": [sample.summary() for sample in curves["malignant"]],
-        "flips": flips.summary(),
-        "change": change.summary(),
-    }
 
 
 def _slope(curve: Sequence[Sample], ages: Sequence[float]) -> Sample:
@@ -234,4 +212,100 @@ def _range(curve: Sequence[Sample]) -> Sample:
     return curve[int(means.argmax())] - curve[int(means.argmin())]
 
 
-__all__ = ["ALPHA", "MISSING_SHARES", "Effect", "Shortcuts", "Sweep", "changes", "shortcut_results"]
+# Answers to beat, and answers nobody may give
+
+
+class Baseline(TypedDict):
+    """One row: what was fitted on what, its scores, and the macro-F1 gained over the allowed inputs alone."""
+
+    name: str
+    scores: dict[str, Estimate]
+    gain: Estimate | None
+
+
+def baseline_rows(
+    image: Predictions, frame: pd.DataFrame, bootstrap: Bootstrap
+) -> tuple[list[Baseline], list[Baseline]]:
+    """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
+
+    Args:
+        image: The image variant's out-of-fold logits; its folds are those of the baselines.
+        frame: Its images' metadata, in the same order, with the forbidden columns.
+        bootstrap: Resampled lesions of the same images.
+
+    Returns:
+        The baselines that anyone may use, and the regressions with forbidden columns.
+
+    Raises:
+        Ham10000Error: For a missing column.
+    """
+    needed = [*METADATA_FIELDS, *FORBIDDEN]
+    if missing := sorted(set(needed) - set(frame.columns)):
+        raise Ham10000Error(f"The data lack the column(s) {missing}; baselines need {needed}.")
+    metadata = list(METADATA_FIELDS)
+    seen = np.log(np.maximum(softmax(image.logits[0]), _LOWEST_PROBABILITY))
+    majority = np.bincount(image.labels).argmax()
+    answers = {
+        f"always {image.classes[majority]}": np.full(len(image.labels), majority),
+        "logistic regression on metadata": _regression(image, frame, metadata),
+        "gradient boosting on metadata": _boosting(image, frame, metadata),
+    }
+    allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
+    forbidden = []
+    for base, columns, extra, added in (
+        ("age, sex, site", metadata, None, ((), ("dx_type",), ("dataset",), FORBIDDEN)),
+        ("", [], None, (FORBIDDEN,)),
+        ("image", [], seen, ((), FORBIDDEN)),
+    ):
+        reference: np.ndarray | None = None
+        for more in added:
+            ids = _regression(image, frame, [*columns, *more], extra)
+            forbidden.append(_row(", ".join(filter(None, [base, *more])), ids, bootstrap, reference))
+            reference = ids if not more else reference
+    return allowed, forbidden
+
+
+def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray | None = None) -> Baseline:
+    scores = bootstrap.scores(ids[None], ("macro_f1", "balanced_accuracy", "accuracy"))
+    gain = None
+    if reference is not None:
+        gain = (scores["macro_f1"] - bootstrap.scores(reference[None], ["macro_f1"])["macro_f1"]).summary()
+    return {"name": name, "scores": {key: value.summary() for key, value in scores.items()}, "gain": gain}
+
+
+def _out_of_fold(image: Predictions, features: np.ndarray, make: Callable[[], ClassifierMixin]) -> np.ndarray:
+    """(N,) class ids, each fold's from a model fitted on the others."""
+    ids = np.empty(len(image.labels), dtype=np.int64)
+    for fold in np.unique(image.folds):
+        test = image.folds == fold
+        labels = image.labels[~test]
+        weights = np.sqrt(compute_sample_weight("balanced", labels))
+        model = make().fit(features[~test], labels, sample_weight=weights)
+        ids[test] = model.predict(features[test])
+    return ids
+
+
+def _regression(
+    image: Predictions, frame: pd.DataFrame, columns: Sequence[str], extra: np.ndarray | None = None
+) -> np.ndarray:
+    """Multinomial logistic regression on one-hot columns (age in steps, missing a value of its own) and more."""
+    parts = [] if extra is None else [extra]
+    if columns:
+        table = frame[list(columns)].copy()
+        if "age" in table:
+            steps = table["age"].astype(float) // _AGE_STEP * _AGE_STEP
+            table["age"] = [f"{age:g}" if age == age else "unknown" for age in steps]
+        encoder = OneHotEncoder(sparse_output=False)
+        parts.append(encoder.fit_transform(table.fillna("unknown").astype(str).to_numpy(dtype=object)))
+    return _out_of_fold(image, np.hstack(parts), lambda: LogisticRegression(max_iter=2000))
+
+
+def _boosting(image: Predictions, frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """scikit-learn's histogram gradient boosting with its defaults; sex and site categorical, age as a number."""
+    categorical = [name != "age" for name in columns]
+    table = [
+        pd.factorize(frame[name].fillna("unknown"))[0] if is_category else frame[name].astype(float)
+        for name, is_category in zip(columns, categorical, strict=True)
+    ]
+    settings = {"categorical_features": categorical, "random_state": 0}
+    return _out_of_fold(image, np.column_stack(table), lambda: HistGradientBoostingClassifier(**settings))

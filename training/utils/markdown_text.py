@@ -113,7 +113,7 @@ def p_phrase(p: object) -> str:
     return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
 
 
-def bounds(value: Mapping[str, float | None], *, signed: bool = False, shares: bool = False) -> str:
+def bounds(value: Mapping[str, object], *, signed: bool = False, shares: bool = False) -> str:
     """` [low, high]`, with a space before it, or nothing where there are none."""
     if not (defined(value.get("low")) and defined(value.get("high"))):
         return ""
@@ -121,7 +121,7 @@ def bounds(value: Mapping[str, float | None], *, signed: bool = False, shares: b
     return f" [{low},{NO_BREAK}{high}]"
 
 
-def interval(value: Mapping[str, float | None] | None, *, signed: bool = False, shares: bool = False) -> str:
+def interval(value: Mapping[str, object] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
     Args:
@@ -135,7 +135,7 @@ def interval(value: Mapping[str, float | None] | None, *, signed: bool = False, 
     return text + bounds(value, signed=signed, shares=shares)
 
 
-def leaves_out_zero(value: Mapping[str, float | None] | None) -> bool | None:
+def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
     """Whether an interval lies on one side of 0; None where it has no bounds."""
     low, high = (None, None) if value is None else (value.get("low"), value.get("high"))
     return low > 0 or high < 0 if defined(low) and defined(high) else None
