@@ -161,7 +161,7 @@ def _publish_space(argv: Sequence[str]) -> None:
     parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
     parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
     arguments = parser.parse_args(argv)
-    from ham10000.hub_upload.space import assemble_space
+    from ham10000.hub_upload.bundle import assemble_space
 
     release = _prepare_release(arguments, "space")
     with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:

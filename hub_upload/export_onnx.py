@@ -1,7 +1,6 @@
-"""Writes a checkpoint as one ONNX file that runs without torch: `ham10000-export-onnx runs/fusion`.
+"""Writes a checkpoint as one ONNX file, `onnx/model.onnx`, that runs without torch.
 
-runs/fusion/
-    onnx/model.onnx     inputs `pixel_values` and/or `metadata` (NaN is missing), output `logits`; any batch size
+Inputs are `pixel_values` and/or `metadata` (NaN is missing), the output is `logits`, the batch has any size.
 """
 
 import contextlib
@@ -66,7 +65,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
         Ham10000Error: If the optional packages are missing, the checkpoint cannot be loaded, its backbone cannot be
             exported, the file cannot be written, or its logits differ by more than 1e-4.
     """
-    _require_extra()
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            needed = f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
+            raise Ham10000Error(needed) from error
     checkpoint = Path(checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")
@@ -80,15 +84,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
             file = Path(scratch) / output.name
             _write(model, fixed_inputs(processor), file)
             difference = compare_onnx(file, model, processor)
-            weights = file.with_name(f"{file.name}.data")
-            target = output.with_name(weights.name)
-            if weights.exists():  # before the graph that names it
-                restore_mode(weights)
-                weights.replace(target)
-            elif target.exists():  # of an earlier, larger model
-                target.unlink()
-            restore_mode(file)
-            file.replace(output)
+            output.with_name(f"{output.name}.data").unlink(missing_ok=True)  # of an earlier, larger model
+            for written in sorted(
+                Path(scratch).iterdir(), reverse=True
+            ):  # the weights before the graph that names them
+                restore_mode(written)
+                written.replace(output.parent / written.name)
     except OSError as error:
         raise Ham10000Error(f"Cannot write {str(output)!r}: {error}. Choose another --output.") from error
     print(f"Checked   logits of onnxruntime differ from PyTorch's by at most {difference:.1e}")
@@ -107,36 +108,29 @@ def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, proces
         The largest absolute difference of a logit, at most 1e-4.
 
     Raises:
-        Ham10000Error: If onnxruntime is missing or cannot run the file, or a logit differs by more.
+        Ham10000Error: If onnxruntime cannot run the file, or a logit differs by more.
     """
-    _require_extra()
     import onnxruntime
 
     first, second = fixed_inputs(processor), fixed_inputs(processor, seed=1)
-    batches = [
-        first,
-        {name: value[1:2] for name, value in second.items()},
-        {name: torch.cat([value, first[name][1:]]) for name, value in second.items()},
-    ]
+    five = {name: torch.cat([value, first[name][1:]]) for name, value in second.items()}
     differences = []
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors arrive as exceptions
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        for batch in batches:
-            arrays = {name: value.numpy() for name, value in batch.items()}
-            logits = torch.from_numpy(session.run(["logits"], arrays)[0])
+        for batch in (first, {name: value[1:2] for name, value in second.items()}, five):
+            (logits,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
             with torch.inference_mode():
-                differences.append((logits - model(**batch).logits).abs().max().item())
+                differences.append((torch.from_numpy(logits) - model(**batch).logits).abs().max().item())
     except Exception as error:  # its own types, which share no base class, and ValueError for a wrong input
         raise Ham10000Error(f"onnxruntime cannot run {str(file)!r}: {error}") from error
-    difference = max(differences)
     if not all(value <= TOLERANCE for value in differences):  # NaN too
         raise Ham10000Error(
             f"{str(file)!r} is not the network it was made from: its logits differ from PyTorch's by {differences} in "
             f"batches of 3, 1 and 5; at most {TOLERANCE:g} is expected. Do not publish it."
         )
-    return difference
+    return max(differences)
 
 
 class _Logits(nn.Module):
@@ -176,16 +170,6 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
             f"The backbone {model.config.backbone!r} cannot be exported to ONNX by torch {torch.__version__}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-
-
-def _require_extra() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise Ham10000Error(
-                f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
-            ) from error
 
 
 @contextlib.contextmanager
