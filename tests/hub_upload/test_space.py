@@ -14,11 +14,10 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi
 
 from ham10000.hub_upload import handler
-from ham10000.hub_upload.bundle import requirements
+from ham10000.hub_upload.bundle import assemble_space, needed_modules, requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import Release
-from ham10000.hub_upload.space import assemble_space, needed_modules
 from ham10000.modeling import MODALITIES, Ham10000Error
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
