@@ -105,8 +105,8 @@ def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
     """Reads another variant and compares it with a run, where both predicted the same images of the same split.
 
     Args:
-        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published. By default its id follows
-            from `repo_id` by the naming scheme `user/name-<modality>`, or is unknown.
+        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published; by default that follows
+            from `repo_id` by the naming scheme `user/name-<modality>`.
         run: The run the card is about.
         repo_id: Its Hub id.
     """

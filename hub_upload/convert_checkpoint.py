@@ -42,10 +42,7 @@ _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)*")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Reads a state dict or a training checkpoint; code in a pickle is never run.
-
-    Args:
-        path: A file of torch.save, or a safetensors file.
+    """Reads a state dict or a training checkpoint of torch.save or safetensors; code in a pickle is never run.
 
     Returns:
         The tensors as they are stored, without a prefix such as `module.` of all names; and `"state_dict"`, or

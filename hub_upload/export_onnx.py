@@ -22,8 +22,6 @@ from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import restore_mode
 
 TOLERANCE = 1e-4
-# A protobuf message cannot be larger than 2 GiB; larger weights go to a second file, `<name>.data`.
-_LARGEST_FILE = 2**31 - 2**24
 
 
 def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -163,8 +161,7 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
             for node in chain(program.model.graph.all_nodes(), *(function.all_nodes() for function in functions)):
                 node.metadata_props.clear()
                 node.doc_string = None
-            size = sum(value.nbytes for value in model.state_dict().values())
-            program.save(file, external_data=size > _LARGEST_FILE)
+            program.save(file)  # weights beyond 2 GB go to a second file, `<name>.data`
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise Ham10000Error(
             f"The backbone {model.config.backbone!r} cannot be exported to ONNX by torch {torch.__version__}: "

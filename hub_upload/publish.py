@@ -66,16 +66,7 @@ class Published(NamedTuple):
 
 
 def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
-    """Checks what can be known to be wrong without asking the Hub.
-
-    Args:
-        repo_id: `user/name` or `organisation/name`.
-        tag: Name of the release, or None.
-        revision: Name of the branch.
-
-    Raises:
-        Ham10000Error: If one of them is not a valid name.
-    """
+    """Raises `Ham10000Error` for a repository id, a tag or a branch that is wrong without asking the Hub."""
     try:
         validate_repo_id(repo_id)
         problem = "" if repo_id.count("/") == 1 else "the user's or organisation's name is missing"
@@ -231,9 +222,6 @@ class Release:
 
         Returns:
             Whether the card is kept; then a note is printed.
-
-        Raises:
-            Ham10000Error: If the Hub does not tell.
         """
         api, where, ours = self.api, self._where, folder / "README.md"
         reading = _one_message(f"Reading the card of {self.repo_id!r}", find_token(api))
@@ -270,16 +258,11 @@ class Release:
             private: Create the repository as private. An existing one keeps its visibility.
             create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
 
-        Returns:
-            Where the folder is now.
-
         Raises:
             Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
         """
         if create_pr and self.revision != "main":
-            raise Ham10000Error(
-                f"A pull request is always opened against main; expected no revision, got {self.revision!r}."
-            )
+            raise Ham10000Error(f"A pull request is always opened against main, not {self.revision!r}.")
         if not commit_message.strip():
             raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
         files, token, tag = _list_files(folder), find_token(self.api), self.tag

@@ -118,13 +118,13 @@ def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path,
     (earlier / "picture.png").write_bytes(b"the user's")
     assert release.publish(earlier, commit_message="x").url == f"{hub.url}/spaces/{SPACE}"
     assert release.publish(space, commit_message="x").deleted == ("ham10000/gone.py",)
-    state = hub.state.snapshot()
+    state = hub.snapshot()
     assert list(state) == [f"spaces/{SPACE}"]
     files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes", "picture.png"}
     assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert hub.count("POST .*/commit/") == 2
     assert not release.publish(space, commit_message="x").uploaded
-    assert hub.state.snapshot() == state
+    assert hub.snapshot() == state
 
 
 @pytest.mark.parametrize("command", [main, lambda argv: push(["--space", *argv])], ids=["space", "push --space"])

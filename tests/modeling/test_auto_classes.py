@@ -27,8 +27,6 @@ from ham10000.modeling import (
     Ham10000ImageProcessor,
     Ham10000Model,
     Ham10000Processor,
-    create_model,
-    create_processor,
 )
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS, trainer_compute_metrics
@@ -38,27 +36,16 @@ ROW = {"age": 60, "sex": "male", "localization": "back"}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A saved checkpoint of each variant."""
-    folders = {}
-    for modality in MODALITIES:
-        torch.manual_seed(0)
-        config = Ham10000Config(modality=modality, backbone="test_efficientnet", fusion="metablock", temperature=0.3)
-        folders[modality] = tmp_path_factory.mktemp(modality)
-        create_model(config).save_pretrained(folders[modality])
-        create_processor(config, image_size=64).save_pretrained(folders[modality])
-    return folders
-
-
-@pytest.fixture(scope="module")
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
 
 
-def test_a_checkpoint_may_lie_in_a_subfolder(folders: dict[str, Path], tmp_path: Path, picture: Image.Image) -> None:
-    shutil.copytree(folders["fusion"], tmp_path / "models" / "fusion")
+def test_a_checkpoint_may_lie_in_a_subfolder(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path, picture: Image.Image
+) -> None:
+    shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "models" / "fusion")
     logits = []
-    for place, where in ((folders["fusion"], {}), (tmp_path, {"subfolder": "models/fusion"})):
+    for place, where in ((tiny_checkpoints["fusion"], {}), (tmp_path, {"subfolder": "models/fusion"})):
         for auto in (AutoModel, AutoModelForImageClassification, Ham10000ForImageClassification):
             processor = AutoProcessor.from_pretrained(place, **where)
             with torch.no_grad():
@@ -73,8 +60,8 @@ def make_inputs(processor: Ham10000Processor, picture: Image.Image) -> dict[str,
 
 @pytest.mark.parametrize("modality", MODALITIES)
 @torch.no_grad()
-def test_auto_classes_give_the_class_with_logits(modality: str, folders: dict, picture: Image.Image) -> None:
-    folder = folders[modality]
+def test_auto_classes_give_the_class_with_logits(modality: str, tiny_checkpoints: dict, picture: Image.Image) -> None:
+    folder = tiny_checkpoints[modality]
     config = AutoConfig.from_pretrained(folder)
     assert type(config) is Ham10000Config
     assert config.modality == modality
@@ -98,9 +85,9 @@ def test_auto_classes_give_the_class_with_logits(modality: str, folders: dict, p
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_loading_and_using_it_says_nothing(
-    modality: str, folders: dict, picture: Image.Image, said_by_transformers: list[str]
+    modality: str, tiny_checkpoints: dict, picture: Image.Image, said_by_transformers: list[str]
 ) -> None:
-    folder = folders[modality]
+    folder = tiny_checkpoints[modality]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inputs = make_inputs(AutoProcessor.from_pretrained(folder), picture)
@@ -111,9 +98,9 @@ def test_loading_and_using_it_says_nothing(
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_folder_is_flat_code_json_and_safetensors(modality: str, folders: dict) -> None:
+def test_the_folder_is_flat_code_json_and_safetensors(modality: str, tiny_checkpoints: dict) -> None:
     code = ["configuration", "fusion", "image_processing", "image_statistics", "modeling", "pipeline", "processing"]
-    assert sorted(path.name for path in folders[modality].iterdir()) == sorted(
+    assert sorted(path.name for path in tiny_checkpoints[modality].iterdir()) == sorted(
         ["config.json", "processor_config.json", "model.safetensors", *(f"{name}_ham10000.py" for name in code)]
     )
 
@@ -121,25 +108,27 @@ def test_the_folder_is_flat_code_json_and_safetensors(modality: str, folders: di
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_loading(modality: str, dtype: torch.dtype, folders: dict, picture: Image.Image) -> None:
-    inputs = make_inputs(AutoProcessor.from_pretrained(folders[modality]), picture)
-    expected = AutoModel.from_pretrained(folders[modality])(**inputs).logits.softmax(-1)
-    model = AutoModel.from_pretrained(folders[modality], dtype=dtype)
+def test_half_precision_loading(
+    modality: str, dtype: torch.dtype, tiny_checkpoints: dict, picture: Image.Image
+) -> None:
+    inputs = make_inputs(AutoProcessor.from_pretrained(tiny_checkpoints[modality]), picture)
+    expected = AutoModel.from_pretrained(tiny_checkpoints[modality])(**inputs).logits.softmax(-1)
+    model = AutoModel.from_pretrained(tiny_checkpoints[modality], dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    logits = model(**inputs).logits
-    assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float().softmax(-1), expected, atol=0.05, rtol=0)
+    output = model(**inputs, labels=torch.tensor([0]))
+    assert (output.logits.dtype, output.loss.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(output.logits.float().softmax(-1), expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion"])
 @pytest.mark.parametrize("top_k", [1, 7])
 def test_the_image_classification_pipeline(
-    modality: str, top_k: int, folders: dict, picture: Image.Image, tmp_path: Path
+    modality: str, top_k: int, tiny_checkpoints: dict, picture: Image.Image, tmp_path: Path
 ) -> None:
-    classify = pipeline("image-classification", model=str(folders[modality]))
-    model = Ham10000ForImageClassification.from_pretrained(folders[modality])
+    classify = pipeline("image-classification", model=str(tiny_checkpoints[modality]))
+    model = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
     with torch.no_grad():
-        pixels = Ham10000Processor.from_pretrained(folders[modality])(images=picture)["pixel_values"]
+        pixels = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])(images=picture)["pixel_values"]
         probabilities = dict(zip(LABELS, model(pixels).logits.softmax(-1)[0].tolist(), strict=True))
     ranked = sorted(probabilities, key=lambda label: -probabilities[label])[:top_k]
     picture.save(tmp_path / "picture.png")
@@ -171,10 +160,10 @@ class Photographs(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("modality", ["metadata", "fusion"])
-def test_transformers_trainer(modality: str, folders: dict, tmp_path: Path) -> None:
-    model = AutoModelForImageClassification.from_pretrained(folders[modality])
+def test_transformers_trainer(modality: str, tiny_checkpoints: dict, tmp_path: Path) -> None:
+    model = AutoModelForImageClassification.from_pretrained(tiny_checkpoints[modality])
     before = {name: value.clone() for name, value in model.named_parameters()}
-    processor = AutoProcessor.from_pretrained(folders[modality])
+    processor = AutoProcessor.from_pretrained(tiny_checkpoints[modality])
     data = Photographs(processor, 28)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),

@@ -58,16 +58,6 @@ def test_a_local_file_under_timms_names(backbone: str, num_classes: int, tmp_pat
     assert not torch.allclose(fresh.encode_image(pixels), expected)
 
 
-@torch.no_grad()
-def test_the_default_backbone_from_a_local_file(tmp_path: Path) -> None:
-    """`tf_efficientnetv2_s.in21k_ft_in1k`, as a user without network would have it, as a string path."""
-    config = Ham10000Config(modality="fusion")
-    path, bare = timm_file(tmp_path, config.backbone)
-    model = create_model(config, pretrained=str(path)).eval()
-    for name, value in model.backbone.state_dict().items():
-        assert torch.equal(value, bare.state_dict()[name]), name
-
-
 @pytest.mark.shared
 @torch.no_grad()
 def test_the_real_weights_of_v2_b0(shared_dir: Path) -> None:

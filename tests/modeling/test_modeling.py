@@ -494,19 +494,3 @@ def test_a_misspelled_argument_at_loading_is_an_error(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="temprature"):
         Ham10000ForImageClassification.from_pretrained(tmp_path, temprature=2.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = make_model(fusion="metablock")
-    model.save_pretrained(tmp_path)
-    loaded = Ham10000ForImageClassification.from_pretrained(tmp_path, dtype=dtype)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    inputs = make_inputs(model)
-    output = loaded(inputs["pixel_values"].to(dtype), inputs["metadata"], labels=torch.arange(4))
-    assert output.logits.dtype == dtype
-    assert output.loss.dtype == torch.float32
-    # Logits are of size 1; the formats keep 8 and 11 significant bits, and the roundings of all layers add up.
-    tolerance = {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
-    torch.testing.assert_close(output.logits.float(), model(**inputs).logits, atol=tolerance, rtol=0)
