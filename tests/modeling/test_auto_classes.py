@@ -179,11 +179,7 @@ def test_transformers_trainer(modality: str, tiny_checkpoints: dict, tmp_path: P
     )
     # No `processing_class`: transformers 5.23's Trainer asks every ProcessorMixin for a tokenizer, and ours has none.
     trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        eval_dataset=data,
-        compute_metrics=trainer_compute_metrics,
+        model=model, args=arguments, train_dataset=data, eval_dataset=data, compute_metrics=trainer_compute_metrics
     )
     result = trainer.train()
     assert result.global_step == 2

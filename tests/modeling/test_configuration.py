@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from ham10000.modeling import (
-    FORBIDDEN_FIELDS,
-    LABELS,
-    Ham10000Config,
-    Ham10000Error,
-)
+from ham10000.modeling import FORBIDDEN_FIELDS, LABELS, Ham10000Config, Ham10000Error
 
 # In the order of every HAM10000 publication's confusion matrices that sort them, and of scikit-learn's LabelEncoder.
 PUBLISHED_ORDER = {0: "akiec", 1: "bcc", 2: "bkl", 3: "df", 4: "mel", 5: "nv", 6: "vasc"}

@@ -416,12 +416,7 @@ def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints
         **hub,
     )
     model = AutoModelForImageClassification.from_pretrained(
-        place,
-        from_tf=False,
-        config=config,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=len(labels) != 7,
-        **hub,
+        place, from_tf=False, config=config, trust_remote_code=False, ignore_mismatched_sizes=len(labels) != 7, **hub
     )
     trained = Ham10000ForImageClassification.from_pretrained(place)
     assert torch.equal(model.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)

@@ -100,10 +100,7 @@ def test_a_file_without_step_counters_is_complete(tmp_path: Path) -> None:
         (lambda w: w.pop("conv_stem.weight"), r"1 missing \['conv_stem\.weight'\], 0 unexpected"),
         (lambda w: w.pop("bn1.running_var"), r"1 missing \['bn1\.running_var'\]"),
         (lambda w: w.update(extra=torch.zeros(1)), r"0 missing \[\], 1 unexpected \['extra'\]"),
-        (
-            lambda w: w.update({"conv_stem.weight": torch.zeros(2, 3, 3, 3)}),
-            r"1 of another shape \['conv_stem",
-        ),
+        (lambda w: w.update({"conv_stem.weight": torch.zeros(2, 3, 3, 3)}), r"1 of another shape \['conv_stem"),
         (lambda w: w.clear(), r"missing \['conv_stem\.weight'"),
     ],
     ids=["missing", "no statistics", "unexpected", "shape", "empty"],

@@ -12,12 +12,7 @@ from torch import nn
 from torchvision.models import efficientnet_v2_s
 from transformers import PreTrainedModel
 
-from ham10000.modeling import (
-    FUSIONS,
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-)
+from ham10000.modeling import FUSIONS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 
 NAN = math.nan
 VARIANTS = [("image", "concat"), ("metadata", "concat"), *(("fusion", fusion) for fusion in FUSIONS)]

@@ -316,9 +316,7 @@ def test_lengths_must_agree(picture: Image.Image) -> None:
 
 def test_field_order_and_vocabularies_are_the_configs() -> None:
     config = Ham10000Config(
-        modality="metadata",
-        metadata_fields=["localization", "age"],
-        localization_vocabulary=["ear", "back"],
+        modality="metadata", metadata_fields=["localization", "age"], localization_vocabulary=["ear", "back"]
     )
     processor = create_processor(config)
     assert processor(metadata={"age": 5, "localization": "back"})["metadata"].tolist() == [[1, 5]]
