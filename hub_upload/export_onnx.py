@@ -9,7 +9,6 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -143,9 +142,10 @@ class _Logits(nn.Module):
 
 
 def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor], file: Path) -> None:
-    batch = torch.export.Dim("batch")
+    batch, logged = torch.export.Dim("batch"), logging.root.manager.disable
+    logging.disable(logging.ERROR)  # what the exporter says about its own inner workings
     try:
-        with _quiet(), torch.no_grad():
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs=inputs,
@@ -167,19 +167,8 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
             f"The backbone {model.config.backbone!r} cannot be exported to ONNX by torch {torch.__version__}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what the exporter says about its own inner workings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
     finally:
-        logging.disable(before)
+        logging.disable(logged)
 
 
 __all__ = ["TOLERANCE", "compare_onnx", "export_onnx", "fixed_inputs"]

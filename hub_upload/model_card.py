@@ -81,12 +81,12 @@ def _reading(difference: JsonObject, metric: str, this: str, *, chance: bool = F
 
 def _base_model(run: RunFiles, given: str | None) -> str | None:
     """The Hub id of the weights the backbone started from; None for metadata-only, random or unknown weights."""
-    base = (run.training or {}).get("base_model")
-    if given is None and base is not None:
-        return str(base["name"])
+    training = run.training or {}
+    if base := training.get("base_model"):
+        return given or str(base["name"])
     if run.modality == "metadata":
-        return given if base is not None else None
-    if given is None and run.training is not None and run.training["config"]["pretrained"] == "timm":
+        return None
+    if given is None and training and training["config"]["pretrained"] == "timm":
         pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
         return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
     return given
