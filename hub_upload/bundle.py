@@ -134,11 +134,11 @@ def assemble_bundle(
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> None:
-    """Writes everything that is published into an empty folder.
+    """Writes everything that is published into a new folder.
 
     Args:
         checkpoint: Folder of a finished run, or of `ham10000-convert`.
-        folder: Destination, empty or absent.
+        folder: Destination.
         repo_id: Hub id it will have; the card's examples name it.
         revision: What the card's examples pin.
         siblings: Other variants, for the card's comparison.
@@ -147,22 +147,16 @@ def assemble_bundle(
         stated: What the run's files cannot know, for the card.
 
     Raises:
-        Ham10000Error: If the run is not finished, its files are damaged, or saving changed a weight.
+        Ham10000Error: If the run is not finished, or its files are damaged.
     """
     run = read_run(checkpoint)
     if run.training is not None and not run.training["finished"]:
         raise Ham10000Error(f"The run {str(checkpoint)!r} is not finished; continue it with --resume.")
-    _make_empty(folder)
     load_checkpoint(checkpoint)  # for its checks and messages; it gives float32, and what is stored is published
     model = Ham10000ForImageClassification.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     save_model(folder, model, dtype=stored_dtype(checkpoint), **sharding)
     Ham10000Processor.from_pretrained(checkpoint, local_files_only=True).save_pretrained(folder)
-    saved = Ham10000ForImageClassification.from_pretrained(folder, dtype="auto", local_files_only=True).state_dict()
-    for name, value in model.state_dict().items():
-        if saved[name].dtype != value.dtype or not torch.equal(saved[name], value):
-            raise Ham10000Error(f"Saving {str(checkpoint)!r} changed the weight {name!r}; nothing was published.")
-
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
@@ -185,12 +179,6 @@ def assemble_bundle(
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -268,16 +256,16 @@ def needed_modules() -> tuple[dict[str, Path], set[str]]:
 def assemble_space(
     folder: Path, models: Sequence[str], *, title: str = "HAM10000 side by side", licence: str = "apache-2.0"
 ) -> None:
-    """Writes a Space into an empty folder.
+    """Writes a Space into a new folder.
 
     Args:
-        folder: Destination, empty or absent.
+        folder: Destination.
         models: `user/name@revision` each.
         title: As the Hub shows it.
         licence: Of the Space's code; each model keeps its own.
 
     Raises:
-        Ham10000Error: For a model without a revision, or a folder that is not empty.
+        Ham10000Error: For a model without a revision.
     """
     chosen = []
     for model in models:
@@ -287,7 +275,6 @@ def assemble_space(
             raise Ham10000Error(f"--model {model!r} has no revision; {expected}.")
         check_names(repo_id, tag=None, revision=revision)
         chosen.append((repo_id, revision))
-    _make_empty(folder)
     files, imported = needed_modules()
     for name, file in files.items():
         target = folder.joinpath(*name.split("."))

@@ -488,14 +488,12 @@ def test_xet_failure_is_one_message_too(
 IDS = ("ham10000", "a/b/c", "user/", "/name", "user/na me", "user/x--y", "user/x.git", "https://hf.co/user/x", "")
 
 
-def test_bad_input_is_refused_without_asking_the_hub(hub: HubServer, tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "empty").mkdir()
+def test_bad_input_is_refused_without_asking_the_hub(hub: HubServer, folder: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         *(({"repo_id": repo_id}, "Expected 'user/name'") for repo_id in IDS),
         *(({"tag": tag}, f"tag {tag!r}") for tag in ("v 1", "-v1", "v1..2", "a/b", "", "v1.lock")),
         *(({"revision": name}, f"revision {name!r}") for name in ("refs/pr/1", "a//b")),
         ({"tag": "main"}, "both named 'main'"),
-        ({"folder": tmp_path / "empty"}, "has no files"),
         ({"commit_message": " "}, "commit message is empty"),
         ({"create_pr": True, "revision": "next"}, "against main"),
     ]
