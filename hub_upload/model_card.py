@@ -209,23 +209,23 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
     with_published = run.ham10000_training and run.ham10000_evaluation and not run.synthetic
     if run.evaluation is None or not (siblings or with_published):
         return None
-    rows, scored_on = [], set()
-    for other, repo_id in [(run, None), *((sibling.run, sibling.repo_id) for sibling in siblings)]:
+    # The study's own verdict, over its seeds and corrected for its family, is in the card.
+    in_study, rows, scored_on, paired = "study" in run.evaluation, [], set(), []
+    for other, repo_id, comparison in [Sibling(run), *siblings]:
         assert other.evaluation is not None
         split = other.evaluation["split"]
-        protocol = split.get("protocol")
-        scored_on.add((protocol, split.get("sha256"), split["name"]))
+        scored_on.add((split.get("protocol"), split.get("sha256"), split["name"]))
         leak = split.get("leakage", {}).get(split["name"], {}).get("all")
         row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": other.evaluation["intervals"]}
-        rows.append(row | {"protocol": "none" if protocol is None else protocol, "leak": leak})
-    # The study's own verdict, over its seeds and corrected for its family, is in the card.
-    paired = [] if "study" in run.evaluation else [one for one in siblings if one.comparison is not None]
+        rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
+        if comparison is not None and not in_study:
+            paired.append((other.modality, comparison, at_chance(other.evaluation)))
     return {
         "others": ["its siblings"] * bool(siblings) + ["the published baseline"] * with_published,
         "rows": rows + [published_baseline() | {"repo_id": None}] * with_published,
         "with_published": with_published,
         "same_images": len(scored_on) == 1,  # by the same protocol
-        "paired": [(one.run.modality, one.comparison, at_chance(one.run.evaluation)) for one in paired],
+        "paired": paired,
     }
 
 

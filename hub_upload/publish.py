@@ -19,6 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training.utils.files import JsonObject
 
 # What a release owns in its repository. A file of these names that the new release no longer has belongs to an earlier
 # release, such as a shard of weights that are one file now, and is deleted. Every other file is the user's.
@@ -208,7 +209,7 @@ class Release:
         check_names(self.repo_id, tag=self.tag, revision=self.revision)
 
     @property
-    def _where(self) -> dict[str, str]:
+    def _where(self) -> JsonObject:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     def keep_edited_card(self, folder: Path) -> bool:
@@ -312,11 +313,9 @@ class Release:
                 return proposed
             count = f"{len(uploads)} of {len(files)}"
             print(f"Uploading {count} files to {repo_id}, deleting {len(deletions)}", flush=True)
+            removed: list[Add | Delete] = [Delete(path, is_folder=False) for path in deletions]
             info = api.create_commit(
-                operations=[
-                    *(Delete(path, is_folder=False) for path in deletions),
-                    *(Add(path, files[path]) for path in uploads),
-                ],
+                operations=[*removed, *(Add(path, files[path]) for path in uploads)],
                 commit_message=commit_message,
                 revision=revision,
                 parent_commit=commit,  # the Hub refuses the commit if somebody else pushed in the meantime
