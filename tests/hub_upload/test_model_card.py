@@ -15,6 +15,7 @@ import torch
 from card_runs import (
     PARSER,
     cell,
+    change_json,
     find_table,
     read_json,
     spaces,
@@ -270,37 +271,33 @@ def test_reading_of_a_difference(metric: str, low: float, high: float, reading: 
 
 
 def test_protocol_and_leak_are_said(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "image")
-    results, training = read_json(run / "eval_results.json"), read_json(run / "train_config.json")
+    run, leaky = write_run(tmp_path / "run", "image"), split_summary("image-stratified", leak=0.398)
     assert "None of the scored images shows a lesion that the model was trained on" in render(run)
-    leaky = split_summary("image-stratified", leak=0.398)
-    write_json(run / "train_config.json", training | {"split": leaky})
-    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky}})
-    assert "39.8\u00a0% of the scored images show a lesion that another photograph shows in training" in render(run)
-    # Scored by another split than the one it was trained with.
-    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky, "sha256": "ef" * 32}})
-    assert "it may have seen some of these images" in render(run)
-    write_json(run / "eval_results.json", results | {"split": {"name": "all", "n_images": 240, "n_lesions": 120}})
-    assert "whether the model was trained on any of them is not recorded" in render(run)
-    write_json(run / "eval_results.json", results | {"split": {"name": "train", **leaky}})
-    assert "These are the images it was trained on" in render(run)
+    change_json(run / "train_config.json", split=leaky)
+    for scored, said in (
+        (leaky | {"name": "test"}, "39.8\u00a0% of the scored images show a lesion that another photograph shows"),
+        (leaky | {"name": "test", "sha256": "ef" * 32}, "it may have seen some of these images"),
+        ({"name": "all", "n_images": 240}, "whether the model was trained on any of them is not recorded"),
+        (leaky | {"name": "train"}, "These are the images it was trained on"),
+    ):
+        change_json(run / "eval_results.json", split=scored)
+        assert said in render(run)
 
 
 def test_training_on_validation_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "image")
-    training, config = read_json(run / "train_config.json"), read_json(run / "config.json")
+    training = read_json(run / "train_config.json")
     best = {"epoch": training["epochs_trained"], "train_loss": 0.4}
     settings = training["config"] | {"train_on_validation": True}
-    write_json(run / "train_config.json", training | {"config": settings, "best": best})
-    write_json(run / "config.json", config | {"temperature": 1.25})
+    change_json(run / "train_config.json", config=settings, best=best)
+    change_json(run / "config.json", temperature=1.25)
     text = render(run)
     assert "This model was trained on train and validation together." in text
     assert "none was left to choose an epoch by" in text
     assert "temperature 1.250.\nNo image was left to fit it to" in text
     assert "df has 123 training images" in text  # 92 of train, 31 of validation
     assert "best by validation" not in text
-    results = read_json(run / "eval_results.json")
-    write_json(run / "eval_results.json", results | {"split": results["split"] | {"name": "validation"}})
+    change_json(run / "eval_results.json", split={**split_summary(), "name": "validation"})
     assert "These are the images it was trained on" in render(run)
 
 
@@ -314,7 +311,7 @@ def test_synthetic_is_loud(tmp_path: Path, cards: dict[str, str]) -> None:
     assert "--data synthetic:220" in render(named)
     # Trained on photographs, evaluated on others: the weights stay non-commercial, the numbers are void.
     mixed = write_run(tmp_path / "mixed", "image")
-    write_json(mixed / "eval_results.json", read_json(mixed / "eval_results.json") | {"data": "synthetic:240"})
+    change_json(mixed / "eval_results.json", data="synthetic:240")
     assert ModelCard(render(mixed)).data.license == "cc-by-nc-4.0"
     assert "SYNTHETIC data: these numbers mean nothing about skin.** It was evaluated on" in render(mixed)
 
@@ -512,7 +509,7 @@ def test_the_card_names_the_augmentation(tmp_path: Path) -> None:
     training = read_json(run / "train_config.json")
 
     def augmentation(**config: Any) -> str:
-        write_json(run / "train_config.json", training | {"config": training["config"] | config})
+        change_json(run / "train_config.json", config=training["config"] | config)
         card = render(run).replace("\N{NO-BREAK SPACE}", " ")
         return next(line for line in card.splitlines() if line.startswith("- Augmentation: "))
 
