@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from bad_checkpoints import Payload
 from safetensors.torch import load_file, save_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
@@ -114,25 +115,15 @@ def test_weights_that_do_not_fit_name_the_tensors(edit, message: str, tmp_path: 
     assert "'test_efficientnet'" in str(caught.value)
 
 
-class Explosive:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.pt", "weights.safetensors"])
-def test_a_pickle_is_refused_unread(name: str, tmp_path: Path) -> None:
-    path, trace = tmp_path / name, tmp_path / "exploded"
-    path.write_bytes(pickle.dumps(Explosive(trace)))
+def test_a_pickle_is_refused_unread(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(pickle.dumps(Payload()))
     with pytest.raises(Ham10000Error, match=name):
-        create_model(Ham10000Config(modality="image", backbone="test_vit"), pretrained=path)
-    assert not trace.exists()
-    pickle.loads(path.read_bytes())
-    assert trace.exists()  # it would have
+        create_model(Ham10000Config(modality="image", backbone="test_vit"), pretrained=Path(name))
+    assert not Path("payload-ran").exists()
+    pickle.loads(Path(name).read_bytes())
+    assert Path("payload-ran").exists()  # it would have
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty folder", "truncated"])
