@@ -178,11 +178,7 @@ def sample_images() -> dict[str, Image.Image]:
 
 
 def read_upload(path: str | None) -> Chosen:
-    """Reads an uploaded file, if there is one.
-
-    Returns:
-        The image, or an error for the visitor, which has the file's name and no path of this machine.
-    """
+    """Reads an uploaded file, if there is one; an error is for the visitor and names no path of this machine."""
     if path is None:
         return Chosen()
     name = Path(path).name
@@ -291,11 +287,7 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
 def results(
     models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
 ) -> list[object]:
-    """Everything that depends on the inputs, which are the values of the page.
-
-    Returns:
-        Values of the image and the warning, then per model those of probabilities, summary, heat map and effects.
-    """
+    """Image and warning, then per model probabilities, summary, heat map and effects, by the values of the page."""
     given = {"age": age, "sex": sex, "localization": site}
     metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
