@@ -16,8 +16,8 @@ _REQUIRED = {
     RunFile.TRAINING: "config.data config.pretrained config.seed split.protocol split.seed split.sha256 split.sizes "
     "split.class_counts split.leakage class_weights parameters finished epochs_trained best training_seconds device "
     "processes environment.versions environment.cpu environment.memory_mib",
-    RunFile.EVALUATION: "metrics.n_images metrics.confusion_matrix metrics.per_class metrics.undefined data split.name "
-    "intervals.per_class bootstrap.n_lesions bootstrap.n_resamples bootstrap.confidence",
+    RunFile.EVALUATION: "metrics.n_images metrics.confusion_matrix metrics.per_class metrics.undefined data "
+    "split.name intervals.per_class bootstrap.n_lesions bootstrap.n_resamples bootstrap.confidence",
     RunFile.CONVERSION: "source_file source_sha256 format architecture",
 }
 
