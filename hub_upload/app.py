@@ -93,14 +93,7 @@ _ABOUT = f"""
 
 @dataclass(frozen=True, eq=False)
 class DemoModel:
-    """One column of the comparison.
-
-    Attributes:
-        name: As shown.
-        model: The model.
-        processor: Its processor.
-        run: The files next to its weights; None where they cannot be read.
-    """
+    """One column of the comparison; `run` is None where the files next to the weights cannot be read."""
 
     name: str
     model: Ham10000ForImageClassification
@@ -142,9 +135,6 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
     Args:
         references: A checkpoint folder or `user/name@revision` each; by default those that come with the source tree.
 
-    Returns:
-        The models in that order.
-
     Raises:
         Ham10000Error: If there is none, a checkpoint cannot be loaded, a Hub id has no revision, or the models have
             different label sets.
@@ -153,9 +143,8 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
     references = references or [str(path) for path in folders if path.is_dir()]
     if not references:
         raise Ham10000Error(
-            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Run `make demo`, which "
-            "trains small ones on synthetic images, then give --checkpoints runs/demo/image runs/demo/metadata "
-            "runs/demo/fusion; or give Hub ids with their revision, such as user/ham10000-fusion@v1.0."
+            f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Give --checkpoints folders "
+            "of runs, as `make demo` trains them, or Hub ids with their revision, such as user/ham10000-fusion@v1.0."
         )
     models: list[DemoModel] = []
     for reference in references:
@@ -167,11 +156,11 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
             )
         repo_id, revision = match.groups() if match else (reference, None)
         model, processor = load_checkpoint(repo_id, revision)
-        labels = model.config.label_names
-        if models and labels != models[0].model.config.label_names:
+        labels, first = model.config.label_names, models[0].model.config.label_names if models else None
+        if first not in (None, labels):
             raise Ham10000Error(
-                f"{reference!r} has the labels {labels}, the first model {models[0].model.config.label_names}; only "
-                "models of one label set are shown side by side."
+                f"{reference!r} has the labels {labels}, the first model {first}; only models of one label set are "
+                "shown side by side."
             )
         run = None
         # A checkpoint without these files is complete for prediction, so their absence is no error.
@@ -189,14 +178,7 @@ def sample_images() -> dict[str, Image.Image]:
 
 
 def read_upload(path: str | None) -> Chosen:
-    """Reads an uploaded file.
-
-    Args:
-        path: Where the browser's file lies, or None if it was taken away.
-
-    Returns:
-        The image, or an error for the visitor, which has the file's name and no path of this machine.
-    """
+    """Reads an uploaded file, if there is one; an error is for the visitor and names no path of this machine."""
     if path is None:
         return Chosen()
     name = Path(path).name
@@ -206,9 +188,8 @@ def read_upload(path: str | None) -> Chosen:
     except Ham10000Error as error:
         unknown = isinstance(error.__cause__, UnidentifiedImageError)
         reason = "it is not an image, or of a kind that cannot be read here" if unknown else "it is damaged or cut off"
-        return Chosen(
-            error=f"“{shown}” cannot be shown: {reason}. Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
-        )
+        advice = "Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
+        return Chosen(error=f"“{shown}” cannot be shown: {reason}. {advice}")
     except OSError:
         return Chosen(error=f"“{shown}” did not arrive. Choose it again.")
 
@@ -216,49 +197,39 @@ def read_upload(path: str | None) -> Chosen:
 def answer(
     shown: DemoModel, image: Image.Image | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
-    """Predicts with one model and explains it.
+    """Predicts with one model and explains it; raises `Ham10000Error` for an impossible age.
 
     Args:
         shown: The model.
         image: An RGB image, or None.
         metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
         label: The class whose evidence is looked for; None for the most probable one.
-
-    Raises:
-        Ham10000Error: For an impossible age.
     """
     config = shown.model.config
     if config.uses_image and image is None:
         return Answer(note="This model needs an image.")
     row = {name: metadata.get(name) for name in shown.processor.metadata_fields} if config.uses_metadata else None
     image, note = (image, "") if config.uses_image else (None, "This model reads no image.")
-    heatmaps: dict[str, np.ndarray] = {}
+    given, heatmaps = (shown.model, shown.processor, image, row), {}
     try:
-        explained = explain(shown.model, shown.processor, image, row, label=label, unknown_values="missing")
+        explained = explain(*given, label=label, unknown_values="missing")
         effects, heatmaps = explained.effects, explained.heatmaps
     except Ham10000Error as error:  # such as a backbone without a spatial feature map; a wrong age is raised again
-        effects = metadata_effects(shown.model, shown.processor, image, row, unknown_values="missing")
-        note = f"No heat map: {error}"
+        effects, note = metadata_effects(*given, unknown_values="missing"), f"No heat map: {error}"
     label = label or effects.labels[int(effects.baseline.argmax())]
     overlay = overlay_heatmap(image, heatmaps[label]) if image is not None and label in heatmaps else None
     return Answer(effects, overlay, label, note)
 
 
 def summary(shown: DemoModel, answered: Answer, *, warned: bool = False) -> str:
-    """What is said of the probabilities, as Markdown: malignant total, decision rule, prediction set, misses.
-
-    Args:
-        shown: The model.
-        answered: Its answer.
-        warned: Whether the image has a warning: then no class is named as the answer.
-    """
+    """What is said of the probabilities, as Markdown; where the image has a warning, no class is the answer."""
     effects, config = answered.effects, shown.model.config
     if effects is None:
         return f"**{escape(answered.note)}**"
     lines = []
     if effects.malignant:
-        which = escape(" + ".join(effects.malignant))
-        lines.append(f"Malignant total ({which}): **{percent(effects.malignant_total())}**")
+        total = percent(effects.malignant_total())
+        lines.append(f"Malignant total ({escape(' + '.join(effects.malignant))}): **{total}**")
     row = effects.baseline[None]  # (1, classes)
     if config.class_prior is not None and not warned:
         chosen = effects.labels[int(decide(row, config.class_prior, "balanced")[0])]
@@ -289,17 +260,11 @@ def _misses(shown: DemoModel) -> list[str]:
 
 
 def effects_table(effects: MetadataEffects | None, label: str, field: str) -> str:
-    """What the metadata changed, and what other values of one field would change, as Markdown.
-
-    Args:
-        effects: Of one model, or None.
-        label: The class shown next to the malignant total.
-        field: The field that is varied: age, sex or localization.
-    """
+    """What the metadata changed, and what other values of one field would change, as Markdown."""
     if effects is None or not effects.given:
         return ""
-    known = [name for name, value in effects.given.items() if value != UNKNOWN]
-    without = [*known, *([ALL_FIELDS] if len(known) > 1 else [])]
+    without = [name for name, value in effects.given.items() if value != UNKNOWN]
+    without += [ALL_FIELDS] * (len(without) > 1)
     index = effects.labels.index(label)
 
     def cells(probabilities: np.ndarray) -> list[str]:
@@ -322,20 +287,7 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
 def results(
     models: Sequence[DemoModel], chosen: Chosen, age: str, sex: str, site: str, label: str, varied: str
 ) -> list[object]:
-    """Everything that depends on the inputs.
-
-    Args:
-        models: What is compared.
-        chosen: The image.
-        age: Years, or `UNKNOWN`.
-        sex: One of the vocabulary, or `UNKNOWN`.
-        site: One of the vocabulary, or `UNKNOWN`.
-        label: The class that is explained, as shown, or `MOST_PROBABLE`.
-        varied: `age`, `sex` or `site`.
-
-    Returns:
-        Values of the image and the warning, then per model those of probabilities, summary, heat map and effects.
-    """
+    """Image and warning, then per model probabilities, summary, heat map and effects, by the values of the page."""
     given = {"age": age, "sex": sex, "localization": site}
     metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
@@ -364,14 +316,7 @@ def results(
 
 
 def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
-    """Builds the page.
-
-    Args:
-        models: What is compared, at least one.
-
-    Returns:
-        The page, not yet served; `serve` adds theme and style.
-    """
+    """Builds the page for at least one model; `serve` adds theme and style."""
     first, samples = models[0], sample_images()
     readers = [shown.processor for shown in models if shown.model.config.uses_metadata]
     sexes = list(dict.fromkeys(name for one in readers for name in one.sex_vocabulary)) or list(SEXES)
@@ -383,16 +328,11 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
 
     with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, _KEEP_SECONDS)) as page:
         gr.Markdown(DISCLAIMER, elem_id="ham-notice")
-        gr.Markdown(
-            join(
-                "# HAM10000 models, side by side",
-                "One dermatoscopic image, and what models say that read the image, the metadata, or both.",
-                f"**Trained on SYNTHETIC images: {', '.join(synthetic)}.** These numbers show that the software works "
-                "and mean nothing about skin."
-                if synthetic
-                else "",
-            )
-        )
+        gr.Markdown("# HAM10000 models, side by side")
+        gr.Markdown("One dermatoscopic image, and what models say that read the image, the metadata, or both.")
+        if synthetic:
+            void = "These numbers show that the software works and mean nothing about skin."
+            gr.Markdown(f"**Trained on SYNTHETIC images: {', '.join(synthetic)}.** {void}")
         chosen = gr.State(sample("nv")[0])
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
@@ -419,12 +359,8 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                     for number, shown in enumerate(models):
                         with gr.Column(min_width=260, elem_id=f"ham-model-{number}"):
                             gr.Markdown(f"## {escape(shown.name)}\n{shown.model.config.modality} model")
-                            outputs += [
-                                gr.Label(label="Probabilities"),
-                                gr.Markdown(),
-                                gr.Image(interactive=False, buttons=["fullscreen"]),
-                                gr.Markdown(),
-                            ]
+                            outputs += [gr.Label(label="Probabilities"), gr.Markdown()]
+                            outputs += [gr.Image(interactive=False, buttons=["fullscreen"]), gr.Markdown()]
                 with gr.Accordion("What these numbers are, and are not", open=False):
                     gr.Markdown(_ABOUT)
         hidden: JsonObject = {"api_visibility": "private"}
@@ -452,9 +388,6 @@ def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, 
 
     Returns:
         The page's address on this machine.
-
-    Raises:
-        Ham10000Error: If the port is taken.
     """
     # Fonts of the visitor's machine: Gradio's own are fetched from another server.
     theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])

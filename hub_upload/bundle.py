@@ -1,4 +1,4 @@
-"""Assembles what is published, one flat folder that says where it comes from, and proves that it loads anywhere.
+"""Assembles what is published: a checkpoint's folder, proved to load anywhere, or a Space of the demo.
 
 bundle/
     README.md                                the model card, rendered from the files below
@@ -11,6 +11,12 @@ bundle/
     eval_results.json, figures/              how good it is
     conversion.json                          where it was carried over from, instead of the training files
     onnx/model.onnx                          if asked for
+
+space/
+    README.md                                the Space's settings, the models it shows, and what it is not for
+    app.py                                   starts the page with those models, each at a pinned revision
+    requirements.txt                         what the code below imports, with the floors this package was tested with
+    ham10000/                                the modules of this package that the page needs
 """
 
 import importlib.metadata
@@ -21,22 +27,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import torch
+from huggingface_hub import SpaceCardData
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+import ham10000.modeling
 from ham10000.hub_upload.export_onnx import export_onnx, fixed_inputs
-from ham10000.hub_upload.model_card import NOTHING_STATED, Stated, render_model_card
-from ham10000.hub_upload.publish import seal_card
+from ham10000.hub_upload.model_card import NOTHING_STATED, RESEARCH_BANNER, Stated, render_model_card
+from ham10000.hub_upload.publish import check_names, seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
-from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
+from ham10000.training.utils.files import atomic_write_json, restore_mode
+from ham10000.training.utils.markdown_text import bullets, code, join
 
 # What the code files of a bundle import, by the names the package index knows.
 _PACKAGES = ("huggingface-hub", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
@@ -65,23 +75,26 @@ save_file(logits, outputs_file)
 """
 
 
+_DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+_SPACE_APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
+
+from ham10000.hub_upload.app import main
+
+MODELS = [
+{models}]
+
+if __name__ == "__main__":
+    raise SystemExit(main(["--checkpoints", *MODELS]))
+'''
+
+
 def requirements(packages: Iterable[str] = _PACKAGES) -> str:
-    """The content of a `requirements.txt`, with the floors this package was tested with.
-
-    Args:
-        packages: What is needed, by the names the package index knows; by default by a bundle's code.
-
-    Returns:
-        One line each, in that order.
-
-    Raises:
-        Ham10000Error: If the installed package does not declare one of them.
-    """
+    """Returns a `requirements.txt` of packages by their index names, with the floors this package was tested with."""
     declared: dict[str, str] = {}
     for line in importlib.metadata.requires("ham10000") or []:
-        if match := re.match(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*(?:;|$)", line):
+        if match := re.match(r"([\w.-]+)[^;\[]*", line):
             # What is always needed is declared before what extras add.
-            declared.setdefault(match[1].lower(), match[1] + match[2])
+            declared.setdefault(match[1].lower(), match[0].strip())
     names = list(packages)
     if missing := sorted(set(names) - set(declared)):
         raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
@@ -92,13 +105,10 @@ def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
     """Reads another variant and compares it with a run, where both predicted the same images of the same split.
 
     Args:
-        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published. By default its id follows
-            from `repo_id` by the naming scheme `user/name-<modality>`, or is unknown.
+        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published; by default that follows
+            from `repo_id` by the naming scheme `user/name-<modality>`.
         run: The run the card is about.
         repo_id: Its Hub id.
-
-    Raises:
-        Ham10000Error: If the folder is not a run.
     """
     folder, _, name = argument.partition("=")
     other, ending = read_run(folder), f"-{run.modality}"
@@ -124,11 +134,11 @@ def assemble_bundle(
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> None:
-    """Writes everything that is published into an empty folder.
+    """Writes everything that is published into a new folder.
 
     Args:
         checkpoint: Folder of a finished run, or of `ham10000-convert`.
-        folder: Destination, empty or absent.
+        folder: Destination.
         repo_id: Hub id it will have; the card's examples name it.
         revision: What the card's examples pin.
         siblings: Other variants, for the card's comparison.
@@ -137,76 +147,60 @@ def assemble_bundle(
         stated: What the run's files cannot know, for the card.
 
     Raises:
-        Ham10000Error: If the run is not finished, its files are damaged, or saving changed a weight.
+        Ham10000Error: If the run is not finished, or its files are damaged.
     """
     run = read_run(checkpoint)
     if run.training is not None and not run.training["finished"]:
         raise Ham10000Error(f"The run {str(checkpoint)!r} is not finished; continue it with --resume.")
-    if folder.exists() and any(folder.iterdir()):
-        raise Ham10000Error(f"{str(folder)!r} is not empty; give a folder that does not exist.")
-    folder.mkdir(parents=True, exist_ok=True)
-
     load_checkpoint(checkpoint)  # for its checks and messages; it gives float32, and what is stored is published
     model = Ham10000ForImageClassification.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     save_model(folder, model, dtype=stored_dtype(checkpoint), **sharding)
     Ham10000Processor.from_pretrained(checkpoint, local_files_only=True).save_pretrained(folder)
-    saved = Ham10000ForImageClassification.from_pretrained(folder, dtype="auto", local_files_only=True).state_dict()
-    for name, value in model.state_dict().items():
-        if saved[name].dtype != value.dtype or not torch.equal(saved[name], value):
-            raise Ham10000Error(f"Saving {str(checkpoint)!r} changed the weight {name!r}; nothing was published.")
-
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
         atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))
     for name in run.figures:
-        (folder / "figures").mkdir(exist_ok=True)
-        _copy_figure(checkpoint / "figures" / name, folder / "figures" / name)
+        source, target = (place / "figures" / name for place in (checkpoint, folder))
+        target.parent.mkdir(exist_ok=True)
+        try:  # a palette of 256 colours: less than half the bytes, and nothing that the eye would miss
+            with Image.open(source) as image:
+                image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+        except OSError:  # not an image that Pillow reads; it is published as it is
+            shutil.copyfile(source, target)
     shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
-    atomic_write_text(folder / "requirements.txt", requirements())
+    _write(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
     card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
-    atomic_write_text(folder / "README.md", seal_card(card))
+    _write(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)
 
 
-def _copy_figure(source: Path, to: Path) -> None:
-    """A plot in a palette of 256 colours: less than half the bytes, and nothing that the eye would miss."""
-    try:
-        with Image.open(source) as picture:
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
-    except OSError:  # not an image that Pillow reads; it is published as it is
-        shutil.copyfile(source, to)
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def describe_tree(folder: Path) -> str:
-    """The files of a folder with their sizes, as shown before an upload.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Lines of text, the last with the total.
-    """
+    """Returns the files of a folder with their sizes, the last line with the total, as shown before an upload."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in paths]
     lines = [f"  {size:>13,}  {path.relative_to(folder).as_posix()}" for path, size in zip(paths, sizes, strict=True)]
     return "\n".join([*lines, f"  {sum(sizes):>13,}  bytes in {len(paths)} files"])
 
 
-def verify_checkpoint(checkpoint: str | Path) -> dict[str, int]:
+def verify_checkpoint(checkpoint: str | Path) -> int:
     """Loads a checkpoint in a process that cannot import this package and compares logits bit for bit.
 
     Args:
         checkpoint: Folder written by `save_pretrained` of model and processor.
 
     Returns:
-        `{"images": n, "logits": n}`, the numbers compared.
+        The number of logits compared.
 
     Raises:
         Ham10000Error: If the clean process fails to load the folder, or its logits differ in any bit.
@@ -225,30 +219,107 @@ def verify_checkpoint(checkpoint: str | Path) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as scratch:
         inputs_file, outputs_file = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file(inputs, inputs_file)
-        # An own module cache: the copy of the code under test must come from the folder, not from an earlier load.
-        environment = {
-            **os.environ,
+        environment = os.environ | {
+            # An own module cache: the copy of the code under test comes from the folder, not from an earlier load.
             "HF_MODULES_CACHE": str(Path(scratch, "modules")),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by threads, and bits depend on that
         }
-        process = subprocess.run(
-            [sys.executable, "-c", _STRANGER, str(checkpoint), str(inputs_file), str(outputs_file)],
-            capture_output=True,
-            text=True,
-            cwd=scratch,
-            env=environment,
-        )
+        command = [sys.executable, "-c", _STRANGER, str(checkpoint), str(inputs_file), str(outputs_file)]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
         if process.returncode != 0:
-            raise Ham10000Error(
-                f"{str(checkpoint)!r} does not load without this package:\n{process.stderr.strip()[-2000:]}"
-            )
+            said = process.stderr.strip()[-2000:]
+            raise Ham10000Error(f"{str(checkpoint)!r} does not load without this package:\n{said}")
         actual = load_file(outputs_file)
     for name, logits in actual.items():
         if not torch.equal(logits, expected):
             difference = (logits - expected).abs().max().item()
             raise Ham10000Error(f"Logits of {name} with remote code differ by up to {difference:g}.")
-    return {"images": len(expected), "logits": expected.numel() * len(actual)}
+    return expected.numel() * len(actual)
 
 
-__all__ = ["assemble_bundle", "describe_tree", "read_sibling", "requirements", "verify_checkpoint"]
+def needed_modules() -> tuple[dict[str, Path], set[str]]:
+    """What the demo imports, directly or not, at the top of a module or within its functions.
+
+    Returns:
+        The modules of this package by full name, and the top names of other packages, standard library left out.
+    """
+    (folder,) = ham10000.modeling.__path__
+    finder = ModuleFinder(path=[])  # where it finds no package but ours
+    vars(finder.add_module("ham10000"))["__path__"] = [str(Path(folder).parent)]
+    finder.import_hook("ham10000.hub_upload.app")
+    files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
+    others = {name.split(".")[0] for name in finder.badmodules} - set(sys.stdlib_module_names) - {"ham10000"}
+    return {name: Path(file) for name, file in files.items() if file is not None}, others
+
+
+def assemble_space(
+    folder: Path, models: Sequence[str], *, title: str = "HAM10000 side by side", licence: str = "apache-2.0"
+) -> None:
+    """Writes a Space into a new folder.
+
+    Args:
+        folder: Destination.
+        models: `user/name@revision` each.
+        title: As the Hub shows it.
+        licence: Of the Space's code; each model keeps its own.
+
+    Raises:
+        Ham10000Error: For a model without a revision.
+    """
+    chosen = []
+    for model in models:
+        repo_id, at, revision = model.partition("@")
+        if not at:
+            expected = "expected user/name@v1.0, so that it cannot change"
+            raise Ham10000Error(f"--model {model!r} has no revision; {expected}.")
+        check_names(repo_id, tag=None, revision=revision)
+        chosen.append((repo_id, revision))
+    files, imported = needed_modules()
+    for name, file in files.items():
+        target = folder.joinpath(*name.split("."))
+        target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        # Constants that a module reads from beside itself bear its name.
+        if file.with_suffix(".json").is_file():
+            shutil.copyfile(file.with_suffix(".json"), target.with_suffix(".json"))
+    # A package proper: in a Space the copy beside app.py counts, even where another is installed.
+    _write(folder / "ham10000" / "__init__.py", "")
+    _write(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
+    required = sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported)
+    _write(folder / "requirements.txt", requirements(required))
+    head = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        python_version="3.11",
+        app_file="app.py",
+        license=licence,
+        models=[repo_id for repo_id, _ in chosen],
+        tags=["dermoscopy", "research-only", "HAM10000"],
+        short_description="HAM10000 models side by side. Research only.",
+        colorFrom="yellow",
+        colorTo="blue",
+        pinned=False,
+    )
+    body = join(
+        f"# {title}",
+        RESEARCH_BANNER,
+        "One dermatoscopic image, and what several models say to it: probabilities, the region the network looks "
+        "at, and what age, sex and site changed. The samples are drawn by the package; images you upload are "
+        "deleted after an hour.",
+        bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in chosen),
+    )
+    _write(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
+
+
+__all__ = [
+    "assemble_bundle",
+    "assemble_space",
+    "describe_tree",
+    "needed_modules",
+    "read_sibling",
+    "requirements",
+    "verify_checkpoint",
+]

@@ -27,14 +27,13 @@ def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that both kinds of publishing have, and values for those that one kind has."""
     token = "The token is the one of `hf auth login`, or $HF_TOKEN; it is never an argument."
     parser = _parser(prog, description, token)
-    parser.add_argument("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
-    parser.add_argument("--private", action="store_true", help="create the repository as private")
-    parser.add_argument("--dry_run", action="store_true", help="assemble, check, show the files, upload nothing")
-    parser.add_argument("--output_dir", type=Path, help="keep the assembled folder here, which must not exist")
-    parser.add_argument("--message", help="commit message")
-    parser.add_argument(
-        "--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept"
-    )
+    add = parser.add_argument
+    add("--repo_id", required=True, help="user/name on the Hub; created if it is not there")
+    add("--private", action="store_true", help="create the repository as private")
+    add("--dry_run", action="store_true", help="assemble, check, show the files, upload nothing")
+    add("--output_dir", type=Path, help="keep the assembled folder here, which must not exist")
+    add("--message", help="commit message")
+    add("--replace_card", action="store_true", help="replace a README.md that was edited on the Hub, else kept")
     parser.set_defaults(tag=None, revision="main", create_pr=False)
     return parser
 
@@ -44,29 +43,20 @@ def _push_parser() -> argparse.ArgumentParser:
         "ham10000-push",
         "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument(
-        "--space",
-        action="store_true",
-        help="publish the demo as a Space instead; then the options are those of ham10000-space",
-    )
-    parser.add_argument("--revision", default="main", help="branch to commit to; created if it is not there")
-    parser.add_argument("--tag", default="v1.0", help="name of this release; the card's examples pin it")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
-    parser.add_argument(
-        "--sibling",
-        action="append",
-        default=[],
-        metavar="RUN[=REPO_ID]",
-        help="another variant's run, for the card's comparison; repeatable",
-    )
-    parser.add_argument("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
-    parser.add_argument("--dataset_name", help="name or Hub id of the training data, for the card")
-    parser.add_argument(
-        "--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)"
-    )
-    parser.add_argument("--max_shard_size", help="split weights above this size, such as 2GB")
-    parser.add_argument("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, help="folder of a finished run")
+    space = "publish the demo as a Space instead; then the options are those of ham10000-space"
+    add("--space", action="store_true", help=space)
+    add("--revision", default="main", help="branch to commit to; created if it is not there")
+    add("--tag", default="v1.0", help="name of this release; the card's examples pin it")
+    add("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
+    sibling = "another variant's run, for the card's comparison; repeatable"
+    add("--sibling", action="append", default=[], metavar="RUN[=REPO_ID]", help=sibling)
+    add("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
+    add("--dataset_name", help="name or Hub id of the training data, for the card")
+    add("--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)")
+    add("--max_shard_size", help="split weights above this size, such as 2GB")
+    add("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
     return parser
 
 
@@ -77,6 +67,7 @@ def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release"
     from ham10000.hub_upload.publish import Release, find_token, limit_waiting
     from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
+    _hide_progress()
     limit_waiting()
     api = HfApi(library_name="ham10000")
     release = Release(api, arguments.repo_id, arguments.tag, arguments.revision, repo_type)
@@ -85,6 +76,12 @@ def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release"
     if not arguments.dry_run:
         find_token(api)
     return release
+
+
+def _hide_progress() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _deliver(folder: Path, release: "Release", arguments: argparse.Namespace, message: str, try_it: str) -> None:
@@ -100,11 +97,9 @@ def _deliver(folder: Path, release: "Release", arguments: argparse.Namespace, me
         return
     if not arguments.replace_card:
         release.keep_edited_card(folder)
+    message = arguments.message or message
     published = release.publish(
-        folder,
-        commit_message=arguments.message or message,
-        private=arguments.private,
-        create_pr=arguments.create_pr,
+        folder, commit_message=message, private=arguments.private, create_pr=arguments.create_pr
     )
     print(f"Published {published.url}")
 
@@ -116,14 +111,11 @@ def push(argv: Sequence[str]) -> None:
         _publish_space([argument for argument in argv if argument != "--space"])
         return
     arguments = _push_parser().parse_args(argv)
-    from transformers.utils import logging
-
     from ham10000.hub_upload.bundle import assemble_bundle, read_sibling, verify_checkpoint
     from ham10000.hub_upload.model_card import Stated
     from ham10000.hub_upload.run_files import read_run
     from ham10000.modeling import MODALITIES
 
-    logging.disable_progress_bar()
     release, run = _prepare_release(arguments, "model"), read_run(arguments.checkpoint)
     siblings = [read_sibling(argument, run, arguments.repo_id) for argument in arguments.sibling]
     with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
@@ -139,8 +131,7 @@ def push(argv: Sequence[str]) -> None:
             onnx=arguments.onnx,
             stated=Stated(arguments.dataset_name, arguments.license, arguments.base_model),
         )
-        compared = verify_checkpoint(bundle)
-        print(f"Verify    loads without this package; {compared['logits']} logits equal to the last bit")
+        print(f"Verify    loads without this package; {verify_checkpoint(bundle)} logits equal to the last bit")
         _deliver(bundle, release, arguments, f"Publish {arguments.tag}", "the card: {}/README.md")
 
 
@@ -155,13 +146,12 @@ def _publish_space(argv: Sequence[str]) -> None:
         "ham10000-space",
         "Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
     )
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="USER/NAME@REVISION", help="a model to show; repeatable"
-    )
-    parser.add_argument("--title", default="HAM10000 side by side", help="as the Hub shows it")
-    parser.add_argument("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
+    add, model = parser.add_argument, "a model to show; repeatable"
+    add("--model", action="append", required=True, metavar="USER/NAME@REVISION", help=model)
+    add("--title", default="HAM10000 side by side", help="as the Hub shows it")
+    add("--license", default="apache-2.0", help="of the Space's code; each model keeps its own")
     arguments = parser.parse_args(argv)
-    from ham10000.hub_upload.space import assemble_space
+    from ham10000.hub_upload.bundle import assemble_space
 
     release = _prepare_release(arguments, "space")
     with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
@@ -173,39 +163,29 @@ def _publish_space(argv: Sequence[str]) -> None:
 @run_cli
 def verify(argv: Sequence[str]) -> None:
     """Command line of `ham10000-verify`."""
-    parser = _parser(
-        "ham10000-verify",
-        "Proves that a checkpoint folder loads, with equal logits, where this package is not installed.",
-    )
+    description = "Proves that a checkpoint folder loads, with equal logits, where this package is not installed."
+    parser = _parser("ham10000-verify", description)
     parser.add_argument("checkpoint", help="checkpoint folder")
-    arguments = parser.parse_args(argv)
+    folder = parser.parse_args(argv).checkpoint
     from ham10000.hub_upload.bundle import verify_checkpoint
 
-    compared = verify_checkpoint(arguments.checkpoint)
-    print(
-        f"{arguments.checkpoint}: loads with trust_remote_code=True without this package; "
-        f"{compared['logits']} logits equal to the last bit"
-    )
+    logits = verify_checkpoint(folder)
+    print(f"{folder}: loads with trust_remote_code=True without this package; {logits} logits equal to the last bit")
 
 
 @run_cli
 def convert(argv: Sequence[str]) -> None:
     """Command line of `ham10000-convert`."""
-    parser = _parser(
-        "ham10000-convert",
-        "Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a "
-        "checkpoint folder.",
-    )
+    baseline = "a published baseline, torchvision's EfficientNetV2-S or a network of timm"
+    parser = _parser("ham10000-convert", f"Converts {baseline}, into a checkpoint folder.")
     parser.add_argument("--checkpoint", required=True, help="the baseline's .pt, .pth or .safetensors file")
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
     parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
     arguments = parser.parse_args(argv)
-    from transformers.utils import logging
-
     from ham10000.hub_upload.convert_checkpoint import convert_checkpoint
     from ham10000.modeling import LABELS
 
-    logging.disable_progress_bar()
+    _hide_progress()
     record = convert_checkpoint(arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone)
     print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
     print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
@@ -217,18 +197,14 @@ def convert(argv: Sequence[str]) -> None:
 @run_cli
 def export(argv: Sequence[str]) -> None:
     """Command line of `ham10000-export-onnx`."""
-    parser = _parser(
-        "ham10000-export-onnx",
-        "Writes a checkpoint as one ONNX file that runs without torch; any batch size, NaN is missing.",
-    )
+    description = "Writes a checkpoint as one ONNX file that runs without torch; any batch size, NaN is missing."
+    parser = _parser("ham10000-export-onnx", description)
     parser.add_argument("checkpoint", help="checkpoint folder")
     parser.add_argument("--output", help="file to write (default: onnx/model.onnx in the checkpoint)")
     arguments = parser.parse_args(argv)
-    from transformers.utils import logging
-
     from ham10000.hub_upload.export_onnx import export_onnx
 
-    logging.disable_progress_bar()
+    _hide_progress()
     file = export_onnx(arguments.checkpoint, arguments.output)
     print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 

@@ -1,7 +1,5 @@
 """Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a checkpoint folder.
 
-    ham10000-convert --checkpoint efficientnetv2s_image_only_state_dict.pt --output_dir DIR
-
 DIR/
     config.json, processor_config.json, *.py   the image variant, with the baseline's preprocessing
     model.safetensors                          the same weights under this package's names, float32
@@ -28,7 +26,6 @@ from ham10000.modeling import (
     Ham10000Config,
     Ham10000Error,
     Ham10000ForImageClassification,
-    Ham10000ImageProcessor,
     Ham10000Processor,
     create_processor,
 )
@@ -45,18 +42,14 @@ _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)*")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Reads a state dict or a training checkpoint; code in a pickle is never run.
-
-    Args:
-        path: A file of torch.save, or a safetensors file.
+    """Reads a state dict or a training checkpoint of torch.save or safetensors; code in a pickle is never run.
 
     Returns:
-        The tensors as they are stored, without a prefix such as `module.` of all names, of any network; and
-        `"state_dict"`, or `"training_checkpoint"` where they lay under a key such as `state_dict`.
+        The tensors as they are stored, without a prefix such as `module.` of all names; and `"state_dict"`, or
+        `"training_checkpoint"` where they lay under a key such as `state_dict`.
 
     Raises:
-        Ham10000Error: If the file is absent, damaged or unsafe, has no weights where they are expected, or has the
-            classes in another order than this package.
+        Ham10000Error: If the file is absent, damaged or unsafe, or has no weights or another order of the classes.
     """
     if not path.is_file():
         raise Ham10000Error(f"{str(path)!r} is not a file; give the .pt, .pth or .safetensors file of the weights.")
@@ -105,41 +98,32 @@ def _load(path: Path) -> object:
 def _check_class_order(entries: Mapping[str, object], path: Path) -> None:
     """Refuses a training checkpoint that says its classes come in another order."""
     order = dict(enumerate(LABELS))
-    accepted = [list(LABELS), order, {str(i): label for i, label in order.items()}, {v: k for k, v in order.items()}]
+    accepted = (LABELS, order, {str(i): label for i, label in order.items()}, {v: k for k, v in order.items()})
     for name in ("class_names", "classes", "class_to_idx", "label2id", "id2label"):
         value = entries.get(name)
-        if isinstance(value, (Mapping, list, tuple)):
-            value = dict(value) if isinstance(value, Mapping) else list(value)
-            if value not in accepted:
-                raise Ham10000Error(
-                    f"{str(path)!r}: `{name}` gives the classes as {repr(value)[:300]}, but this package has the "
-                    f"order {list(LABELS)}. The outputs would be named wrongly, so the file is not converted."
-                )
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, (Mapping, tuple)) and value not in accepted:
+            raise Ham10000Error(
+                f"{str(path)!r}: `{name}` gives the classes as {repr(value)[:300]}, but this package has the order "
+                f"{LABELS}. The outputs would be named wrongly, so the file is not converted."
+            )
 
 
 def _build_networks(backbone: str | None) -> tuple[nn.Module, Ham10000ForImageClassification, Ham10000Processor]:
     """The network that the weights come from, and this one with its processor: untrained, in evaluation mode."""
     if backbone is not None:
         config = Ham10000Config(modality="image", backbone=backbone, backbone_kwargs={})
-        model = Ham10000ForImageClassification(config).eval()
-        reference = timm.create_model(backbone, pretrained=False, num_classes=len(LABELS)).eval()
-        return reference, model, create_processor(config)
-    config = Ham10000Config(
-        modality="image",
-        backbone="efficientnetv2_s",
-        backbone_kwargs={"bn_eps": 1e-3},  # torchvision's; timm's default is 1e-5
-        classifier_dropout=0.2,
-    )
-    # The baseline resizes to a square without keeping the aspect ratio, by the default of torchvision's Resize.
-    image_processor = Ham10000ImageProcessor(
-        size={"height": 224, "width": 224},
-        resample=int(Image.Resampling.BILINEAR),
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
-    processor = Ham10000Processor(image_processor, modality="image", metadata_fields=[])
-    reference = efficientnet_v2_s(weights=None, num_classes=len(LABELS)).eval()
-    return reference, Ham10000ForImageClassification(config).eval(), processor
+        processor = create_processor(config)
+        reference = timm.create_model(backbone, pretrained=False, num_classes=len(LABELS))
+    else:
+        kwargs = {"bn_eps": 1e-3}  # torchvision's; timm's default is 1e-5
+        config = Ham10000Config(
+            modality="image", backbone="efficientnetv2_s", backbone_kwargs=kwargs, classifier_dropout=0.2
+        )
+        processor = create_processor(config, image_size=224)
+        processor.image_processor.resample = int(Image.Resampling.BILINEAR)  # by the default of torchvision's Resize
+        reference = efficientnet_v2_s(weights=None, num_classes=len(LABELS))
+    return reference.eval(), Ham10000ForImageClassification(config).eval(), processor
 
 
 def convert_checkpoint(
@@ -157,19 +141,13 @@ def convert_checkpoint(
             weights: networks with the same names and shapes differ in padding and preprocessing.
 
     Returns:
-        The content of `conversion.json`: `source_file` (name only), `source_sha256`, `format` (`"state_dict"` or
-        `"training_checkpoint"`), `architecture`, `max_logit_difference` to the reference network (0.0 where the
-        arithmetic is the same) and `versions`.
+        The content of `conversion.json`.
 
     Raises:
         Ham10000Error: If the file cannot be read safely, does not fit the network, or the folder cannot be written.
-
-    Example:
-        >>> convert_checkpoint("efficientnetv2s_image_only_state_dict.pt", "runs/baseline")["format"]
-        'state_dict'
     """
     checkpoint, output_dir = Path(checkpoint).expanduser(), Path(output_dir).expanduser()
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise Ham10000Error(f"{str(output_dir)!r} exists and is not an empty folder; choose another --output_dir.")
     weights, form = read_weights(checkpoint)
     architecture = "torchvision efficientnet_v2_s" if backbone is None else f"timm {backbone}"
@@ -194,21 +172,22 @@ def convert_checkpoint(
         )
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    record: dict[str, object] = {
+    record = {
         "source_file": checkpoint.name,
         "source_sha256": sha256,
         "format": form,
         "architecture": architecture,
-        "max_logit_difference": difference,
+        "max_logit_difference": difference,  # 0.0 where the arithmetic is the same
         "versions": environment()["versions"],
     }
     with writing(output_dir), scratch_folder(output_dir.parent) as scratch:
-        model.save_pretrained(scratch / "new")
-        processor.save_pretrained(scratch / "new")
-        atomic_write_json(scratch / "new" / RunFile.CONVERSION, record)
-        for path in (scratch / "new").iterdir():
+        folder = scratch / "new"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        atomic_write_json(folder / RunFile.CONVERSION, record)
+        for path in folder.iterdir():
             restore_mode(path)
-        (scratch / "new").replace(output_dir)  # which is absent or empty: the folder appears complete or not at all
+        folder.replace(output_dir)  # which is absent or empty: the folder appears complete or not at all
     return record
 
 

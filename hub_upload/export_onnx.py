@@ -1,7 +1,6 @@
-"""Writes a checkpoint as one ONNX file that runs without torch: `ham10000-export-onnx runs/fusion`.
+"""Writes a checkpoint as one ONNX file, `onnx/model.onnx`, that runs without torch.
 
-runs/fusion/
-    onnx/model.onnx     inputs `pixel_values` and/or `metadata` (NaN is missing), output `logits`; any batch size
+Inputs are `pixel_values` and/or `metadata` (NaN is missing), the output is `logits`, the batch has any size.
 """
 
 import contextlib
@@ -10,7 +9,6 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -23,8 +21,6 @@ from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import restore_mode
 
 TOLERANCE = 1e-4
-# A protobuf message cannot be larger than 2 GiB; larger weights go to a second file, `<name>.data`.
-_LARGEST_FILE = 2**31 - 2**24
 
 
 def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -66,7 +62,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
         Ham10000Error: If the optional packages are missing, the checkpoint cannot be loaded, its backbone cannot be
             exported, the file cannot be written, or its logits differ by more than 1e-4.
     """
-    _require_extra()
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            needed = f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
+            raise Ham10000Error(needed) from error
     checkpoint = Path(checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")
@@ -80,15 +81,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
             file = Path(scratch) / output.name
             _write(model, fixed_inputs(processor), file)
             difference = compare_onnx(file, model, processor)
-            weights = file.with_name(f"{file.name}.data")
-            target = output.with_name(weights.name)
-            if weights.exists():  # before the graph that names it
-                restore_mode(weights)
-                weights.replace(target)
-            elif target.exists():  # of an earlier, larger model
-                target.unlink()
-            restore_mode(file)
-            file.replace(output)
+            output.with_name(f"{output.name}.data").unlink(missing_ok=True)  # of an earlier, larger model
+            for written in sorted(
+                Path(scratch).iterdir(), reverse=True
+            ):  # the weights before the graph that names them
+                restore_mode(written)
+                written.replace(output.parent / written.name)
     except OSError as error:
         raise Ham10000Error(f"Cannot write {str(output)!r}: {error}. Choose another --output.") from error
     print(f"Checked   logits of onnxruntime differ from PyTorch's by at most {difference:.1e}")
@@ -107,36 +105,29 @@ def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, proces
         The largest absolute difference of a logit, at most 1e-4.
 
     Raises:
-        Ham10000Error: If onnxruntime is missing or cannot run the file, or a logit differs by more.
+        Ham10000Error: If onnxruntime cannot run the file, or a logit differs by more.
     """
-    _require_extra()
     import onnxruntime
 
     first, second = fixed_inputs(processor), fixed_inputs(processor, seed=1)
-    batches = [
-        first,
-        {name: value[1:2] for name, value in second.items()},
-        {name: torch.cat([value, first[name][1:]]) for name, value in second.items()},
-    ]
+    five = {name: torch.cat([value, first[name][1:]]) for name, value in second.items()}
     differences = []
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors arrive as exceptions
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        for batch in batches:
-            arrays = {name: value.numpy() for name, value in batch.items()}
-            logits = torch.from_numpy(session.run(["logits"], arrays)[0])
+        for batch in (first, {name: value[1:2] for name, value in second.items()}, five):
+            (logits,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
             with torch.inference_mode():
-                differences.append((logits - model(**batch).logits).abs().max().item())
+                differences.append((torch.from_numpy(logits) - model(**batch).logits).abs().max().item())
     except Exception as error:  # its own types, which share no base class, and ValueError for a wrong input
         raise Ham10000Error(f"onnxruntime cannot run {str(file)!r}: {error}") from error
-    difference = max(differences)
     if not all(value <= TOLERANCE for value in differences):  # NaN too
         raise Ham10000Error(
             f"{str(file)!r} is not the network it was made from: its logits differ from PyTorch's by {differences} in "
             f"batches of 3, 1 and 5; at most {TOLERANCE:g} is expected. Do not publish it."
         )
-    return difference
+    return max(differences)
 
 
 class _Logits(nn.Module):
@@ -151,9 +142,10 @@ class _Logits(nn.Module):
 
 
 def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor], file: Path) -> None:
-    batch = torch.export.Dim("batch")
+    batch, logged = torch.export.Dim("batch"), logging.root.manager.disable
+    logging.disable(logging.ERROR)  # what the exporter says about its own inner workings
     try:
-        with _quiet(), torch.no_grad():
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs=inputs,
@@ -169,36 +161,14 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
             for node in chain(program.model.graph.all_nodes(), *(function.all_nodes() for function in functions)):
                 node.metadata_props.clear()
                 node.doc_string = None
-            size = sum(value.nbytes for value in model.state_dict().values())
-            program.save(file, external_data=size > _LARGEST_FILE)
+            program.save(file)  # weights beyond 2 GB go to a second file, `<name>.data`
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise Ham10000Error(
             f"The backbone {model.config.backbone!r} cannot be exported to ONNX by torch {torch.__version__}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-
-
-def _require_extra() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise Ham10000Error(
-                f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
-            ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what the exporter says about its own inner workings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
     finally:
-        logging.disable(before)
+        logging.disable(logged)
 
 
 __all__ = ["TOLERANCE", "compare_onnx", "export_onnx", "fixed_inputs"]

@@ -24,7 +24,7 @@ from ham10000.training.evaluation.report import (
 )
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.files import JsonObject
-from ham10000.training.utils.markdown_text import escape, fence, markdown_template, percent, plain
+from ham10000.training.utils.markdown_text import escape, fence, leaves_out_zero, markdown_template, percent, plain
 
 RESEARCH_BANNER = (
     "> **For research only. Not a medical device.** Never use it for diagnosis, triage or any decision about a "
@@ -72,35 +72,28 @@ def _reading(difference: JsonObject, metric: str, this: str, *, chance: bool = F
     """States whether a paired difference of a metric, `this` minus another model, is one."""
     if chance:  # the other model does no better than guessing: a gain over it is no verdict
         return "no verdict: the other model is at chance"
-    if difference["estimate"] is None or difference["low"] is None:
+    clear = leaves_out_zero(difference)
+    if clear is None:
         return "undefined here"
-    if difference["low"] <= 0 <= difference["high"]:
-        return "no significant difference"
     better = (difference["low"] > 0) != (metric == "ece")  # a lower calibration error is better
-    return f"{this} is {'better' if better else 'worse'}"
+    return f"{this} is {'better' if better else 'worse'}" if clear else "no significant difference"
 
 
 def _base_model(run: RunFiles, given: str | None) -> str | None:
     """The Hub id of the weights the backbone started from; None for metadata-only, random or unknown weights."""
-    base = (run.training or {}).get("base_model")
-    if given is None and base is not None:
-        return str(base["name"])
+    training = run.training or {}
+    if base := training.get("base_model"):
+        return given or str(base["name"])
     if run.modality == "metadata":
-        return given if base is not None else None
-    if given is None and run.training is not None and run.training["config"]["pretrained"] == "timm":
+        return None
+    if given is None and training and training["config"]["pretrained"] == "timm":
         pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
         return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
     return given
 
 
 class Stated(NamedTuple):
-    """What whoever publishes a model says of it, as no file of the run knows it.
-
-    Attributes:
-        dataset_name: Name, or Hub id, of the training data.
-        license: Licence of the weights, by the Hub's identifier.
-        base_model: Hub id of the weights the backbone started from, if they came from a local file.
-    """
+    """What no file of the run knows: the training data's name, the weights' licence, the backbone's Hub id."""
 
     dataset_name: str | None = None
     license: str | None = None
@@ -182,22 +175,22 @@ def _count_results(metrics: JsonObject, malignant_labels: Sequence[str]) -> Json
     malignant = np.isin(labels, malignant_labels)
     # Without malignant classes there are no benign ones either.
     benign = ~malignant if malignant.any() else malignant
-    melanoma = np.array(labels) == "mel"
-    of_melanomas = matrix[melanoma].sum(axis=0).tolist()  # by predicted class
-    errors = sorted(zip(of_melanomas, labels, strict=True), reverse=True)
+    of_melanomas = dict(zip(labels, matrix[np.array(labels) == "mel"].sum(axis=0).tolist(), strict=True))
+    errors = sorted(((number, label) for label, number in of_melanomas.items() if label != "mel"), reverse=True)
     recall = {label: row["recall"] for label, row in metrics["per_class"].items() if row["support"]}
-    missed = [label for label in malignant_labels if recall.get(label, 1) < 0.8]
     return {
-        "melanomas": sum(of_melanomas),
-        "melanomas_found": int(matrix[melanoma][:, melanoma].sum()),
-        "melanoma_errors": [f"{label} ({_count(number)})" for number, label in errors if number and label != "mel"],
+        "melanomas": sum(of_melanomas.values()),
+        "melanomas_found": of_melanomas.get("mel", 0),
+        "melanoma_errors": [f"{label} ({_count(number)})" for number, label in errors if number],
         "malignant": int(matrix[malignant].sum()),
         "missed": int(matrix[malignant][:, benign].sum()),
         "benign": int(matrix[benign].sum()),
         "false_alarms": int(matrix[benign][:, malignant].sum()),
         "best": max(recall, key=recall.__getitem__),
         "worst": min(recall, key=recall.__getitem__),
-        "overlooked": [f"{label} ({percent(recall[label], 0)})" for label in missed],
+        "overlooked": [
+            f"{label} ({percent(recall[label], 0)})" for label in malignant_labels if recall.get(label, 1) < 0.8
+        ],
     }
 
 
@@ -211,38 +204,28 @@ def _variant_name(run: RunFiles) -> str:
 
 def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
     """An evaluated model compared with its siblings and the published baseline; None where there are none."""
-    evaluated = [
-        (sibling, sibling.run.evaluation)
-        for sibling in siblings
-        if sibling.run.evaluation is not None and sibling.run.config["id2label"] == run.config["id2label"]
-    ]
+    siblings = [one for one in siblings if one.run.evaluation and one.run.config["id2label"] == run.config["id2label"]]
     # A result on other images has nothing to do with a published one.
     with_published = run.ham10000_training and run.ham10000_evaluation and not run.synthetic
-    if run.evaluation is None or not (evaluated or with_published):
+    if run.evaluation is None or not (siblings or with_published):
         return None
-    rows, scored_on = [], set()
-    for other, repo_id, evaluation in [
-        (run, None, run.evaluation),
-        *((sibling.run, sibling.repo_id, evaluation) for sibling, evaluation in evaluated),
-    ]:
-        split = evaluation["split"]
+    # The study's own verdict, over its seeds and corrected for its family, is in the card.
+    in_study, rows, scored_on, paired = "study" in run.evaluation, [], set(), []
+    for other, repo_id, comparison in [Sibling(run), *siblings]:
+        assert other.evaluation is not None
+        split = other.evaluation["split"]
         scored_on.add((split.get("protocol"), split.get("sha256"), split["name"]))
         leak = split.get("leakage", {}).get(split["name"], {}).get("all")
-        row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": evaluation["intervals"]}
+        row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": other.evaluation["intervals"]}
         rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
+        if comparison is not None and not in_study:
+            paired.append((other.modality, comparison, at_chance(other.evaluation)))
     return {
-        "others": ["its siblings"] * bool(evaluated) + ["the published baseline"] * with_published,
+        "others": ["its siblings"] * bool(siblings) + ["the published baseline"] * with_published,
         "rows": rows + [published_baseline() | {"repo_id": None}] * with_published,
         "with_published": with_published,
         "same_images": len(scored_on) == 1,  # by the same protocol
-        # The study's own verdict, over its seeds and corrected for its family, is in the card.
-        "paired": []
-        if "study" in run.evaluation
-        else [
-            (sibling.run.modality, sibling.comparison, at_chance(evaluation))
-            for sibling, evaluation in evaluated
-            if sibling.comparison is not None
-        ],
+        "paired": paired,
     }
 
 
@@ -273,15 +256,14 @@ def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
         arguments += [f"--{name}", *map(plain, value if isinstance(value, list) else [value])]
     if config.get("split_file"):
         arguments += ["--split_file", "split.csv"]
-    lines, line = [], "ham10000-train"
+    lines = ["ham10000-train"]
     for word in map(shlex.quote, arguments):
         # A line break before an option keeps the option and its values together.
-        if word.startswith("--") and len(line) > 80:
-            lines.append(line)
-            line = "   "
-        line += f" {word}"
+        if word.startswith("--") and len(lines[-1]) > 80:
+            lines.append("   ")
+        lines[-1] += f" {word}"
     evaluation = f"ham10000-evaluate --checkpoint {shlex.quote(output_dir)} --data {shlex.quote(data)} --split test"
-    return " \\\n".join([*lines, line]) + f"\n{evaluation}"
+    return " \\\n".join(lines) + f"\n{evaluation}"
 
 
 def _training_context(run: RunFiles) -> dict[str, object]:
@@ -289,13 +271,11 @@ def _training_context(run: RunFiles) -> dict[str, object]:
     if run.training is None:
         return {"training": None}
     training = portable_training(run.training)
-    split = training["split"]
-    parts = ["train", *["validation"] * run.trained_on_validation]
-    if training["config"].get("train_on_all"):
-        parts = ["train", "validation", "test"]
+    split, settings = training["split"], training["config"]
+    parts = ("train", "validation", "test")[: 3 if settings.get("train_on_all") else 1 + run.trained_on_validation]
     return {
         "training": training,
-        "settings": training["config"],
+        "settings": settings,
         "training_counts": {
             label: sum(split["class_counts"][part][label] for part in parts) for label in training["class_weights"]
         },
@@ -313,9 +293,7 @@ def render_model_card(
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
-    """Renders the README.md of a model repository, for a dermatologist first and an engineer second.
-
-    Sections without data vanish: a checkpoint that was converted, or not evaluated, gets a card that says so.
+    """Renders the README.md of a model repository; sections without data vanish.
 
     Args:
         run: Result of `read_run`.
@@ -327,24 +305,13 @@ def render_model_card(
 
     Returns:
         Markdown with YAML front matter, ending in a newline.
-
-    Example:
-        >>> card = render_model_card(read_run("runs/fusion"), repo_id="user/ham10000-fusion", revision="v1.0")
     """
     config = run.config
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
     shown = interval_metrics(run.evaluation) if run.evaluation else []
     image = run.processor.get("image_processor")
-    template = markdown_template(
-        _TEMPLATE,
-        count=_count,
-        duration=_duration,
-        json=json.dumps,
-        md=escape,
-        number=lambda value: f"{value:g}",
-        reading=_reading,
-        setting=_setting,
-    )
+    filters = {"count": _count, "duration": _duration, "json": json.dumps, "md": escape, "number": "{:g}".format}
+    template = markdown_template(_TEMPLATE, **filters, reading=_reading, setting=_setting)
     card = template.render(
         front_matter=_card_data(run, repo_id, has_onnx, stated).to_yaml().strip(),
         research_banner=RESEARCH_BANNER,

@@ -6,18 +6,14 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    get_session,
-    get_token,
-    set_client_factory,
-)
+from huggingface_hub import CommitOperationAdd as Add
+from huggingface_hub import CommitOperationDelete as Delete
+from huggingface_hub import HfApi, get_session, get_token, set_client_factory
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OIDCError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
@@ -36,7 +32,7 @@ _OWNED = {
 _SEAL = re.compile(r"\n<!-- rendered by ham10000: ([0-9a-f]{64}) -->\n\Z")
 # Seconds for one read or write; huggingface_hub sets none, and waits for ever.
 _TIMEOUT = 60.0
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,99}")
+_BRANCH = re.compile(r"(?!refs/|.*(?:\.\.|//))\w[\w.+/-]{0,99}(?<![./])(?<!\.lock)", re.ASCII)
 # What huggingface_hub raises: its own errors are OSErrors, large files fail with RuntimeErrors, unusable answers with
 # ValueErrors (JSON) and LookupErrors.
 _FAILURES = (httpx2.HTTPError, OIDCError, OSError, RuntimeError, ValueError, LookupError)
@@ -61,16 +57,8 @@ _ADVICE = {
 _SERVER_ERROR = f"The Hub has a fault: wait a few minutes (https://status.huggingface.co), then {_AGAIN}."
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where a folder is on the Hub, and what it took.
-
-    Attributes:
-        url: Page of the release, or of the pull request.
-        commit: Id of the commit that contains the folder.
-        uploaded: Paths of new and changed files; empty if the Hub had all of them.
-        deleted: Paths of an earlier release's files that were deleted.
-    """
+class Published(NamedTuple):
+    """The page of a release or pull request, the commit that contains it, and the paths it changed or deleted."""
 
     url: str
     commit: str
@@ -79,16 +67,7 @@ class Published:
 
 
 def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
-    """Checks what can be known to be wrong without asking the Hub.
-
-    Args:
-        repo_id: `user/name` or `organisation/name`.
-        tag: Name of the release.
-        revision: Name of the branch.
-
-    Raises:
-        Ham10000Error: If one of them is not a valid name.
-    """
+    """Raises `Ham10000Error` for a repository id, a tag or a branch that is wrong without asking the Hub."""
     try:
         validate_repo_id(repo_id)
         problem = "" if repo_id.count("/") == 1 else "the user's or organisation's name is missing"
@@ -96,22 +75,16 @@ def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
         problem = str(error).rstrip(".")
     if problem:
         raise Ham10000Error(f"repo_id {repo_id!r}: {problem}. Expected 'user/name', such as 'user/ham10000-fusion'.")
-    for field, name, example in (("tag", tag, "v1.0"), ("revision", revision, "main")):
-        if name is None:
-            continue
-        bad_form = not _NAME.fullmatch(name) or re.search(r"\.\.|//|\.lock$|[./]$|^refs/", name)
-        if bad_form or (field == "tag" and "/" in name):
-            raise Ham10000Error(f"{field} {name!r} is not a valid name; expected one such as {example!r}.")
+    if tag is not None and ("/" in tag or not _BRANCH.fullmatch(tag)):
+        raise Ham10000Error(f"tag {tag!r} is not a valid name; expected one such as 'v1.0'.")
+    if not _BRANCH.fullmatch(revision):
+        raise Ham10000Error(f"revision {revision!r} is not a valid name; expected one such as 'main'.")
     if tag == revision:
         raise Ham10000Error(f"Tag and branch are both named {tag!r}; give the tag another name, such as 'v1.0'.")
 
 
 def find_token(api: HfApi) -> str:
-    """The token that calls of `api` send.
-
-    Raises:
-        Ham10000Error: If there is none.
-    """
+    """Returns the token that calls of `api` send; raises `Ham10000Error` if there is none."""
     with _one_message("Reading the token", ""):
         token = get_token() if api.token in (None, True) else api.token
     if not token:
@@ -127,9 +100,8 @@ def limit_waiting() -> None:
 
     def limit(request: httpx2.Request) -> None:
         given = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {
-            kind: given.get(kind) or _TIMEOUT for kind in ("connect", "read", "write", "pool")
-        }
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: given.get(kind) or _TIMEOUT for kind in kinds}
 
     # A hook, because the client's own limit would not reach calls that say None; next to the library's hooks.
     hooks = get_session().event_hooks
@@ -196,10 +168,7 @@ def _one_message(step: str, token: str) -> Iterator[None]:
 def _list_files(folder: Path) -> dict[str, Path]:
     """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
-    if not files:
-        raise Ham10000Error(f"{str(folder)!r} has no files; expected the finished folder of a release.")
-    return files
+    return {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
 
 
 def is_owned(path: str, repo_type: str = "model") -> bool:
@@ -220,7 +189,7 @@ def _has_content(file: Path, remote: RepoFile) -> bool:
 
 @dataclass(frozen=True)
 class Release:
-    """A place on the Hub for a finished folder.
+    """A place on the Hub for a finished folder; raises `Ham10000Error` if a name is not valid.
 
     Attributes:
         api: The client, with its token (else that of `hf auth login` or `HF_TOKEN`).
@@ -228,9 +197,6 @@ class Release:
         tag: Name of the release, or None.
         revision: Branch, created from main if it is absent.
         repo_type: `"model"`, or `"space"` for a Gradio Space.
-
-    Raises:
-        Ham10000Error: If a name is not valid.
     """
 
     api: HfApi
@@ -254,18 +220,14 @@ class Release:
 
         Returns:
             Whether the card is kept; then a note is printed.
-
-        Raises:
-            Ham10000Error: If the Hub does not tell.
         """
-        api, where = self.api, self._where
-        step, ours = f"Reading the card of {self.repo_id!r}", folder / "README.md"
-        with _one_message(step, find_token(api)), tempfile.TemporaryDirectory() as scratch:
+        api, where, ours = self.api, self._where, folder / "README.md"
+        reading = _one_message(f"Reading the card of {self.repo_id!r}", find_token(api))
+        with reading, tempfile.TemporaryDirectory() as scratch:
             if not api.repo_exists(**where):
                 return False
-            refs = api.list_repo_refs(**where)
-            commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
-            commit = commits.get(self.tag or "") or commits.get(self.revision) or commits["main"]
+            branches, tags = self._refs()
+            commit = tags.get(self.tag or "") or branches.get(self.revision) or branches["main"]
             try:
                 theirs = api.hf_hub_download(filename=ours.name, revision=commit, local_dir=scratch, **where)
             except EntryNotFoundError:
@@ -294,47 +256,45 @@ class Release:
             private: Create the repository as private. An existing one keeps its visibility.
             create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
 
-        Returns:
-            Where the folder is now.
-
         Raises:
             Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
         """
         if create_pr and self.revision != "main":
-            raise Ham10000Error(
-                f"A pull request is always opened against main; expected no revision, got {self.revision!r}."
-            )
+            raise Ham10000Error(f"A pull request is always opened against main, not {self.revision!r}.")
         if not commit_message.strip():
             raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
-        files, token = _list_files(folder), find_token(self.api)
-        release = self
-        if create_pr and self.tag is not None:
-            print(f"A pull request is not a release, so tag {self.tag} is not set")
-            release = replace(self, tag=None)
+        files, token, tag = _list_files(folder), find_token(self.api), self.tag
+        if create_pr and tag is not None:
+            print(f"A pull request is not a release, so tag {tag} is not set")
+            tag = None
         with _one_message(f"Publishing {self.repo_id!r}", token):
-            return release._publish(files, commit_message, private, create_pr)
+            if not create_pr and not self.api.repo_exists(**self._where):
+                sdk = "gradio" if self.repo_type == "space" else None
+                self.api.create_repo(private=private, exist_ok=True, space_sdk=sdk, **self._where)
+            is_private = self.api.repo_info(**self._where).private
+            if private and not is_private:
+                raise Ham10000Error(
+                    f"{self.repo_id!r} exists and is public, but a private release was asked for; nothing was "
+                    "uploaded. Make it private in its settings on the Hub, or publish under another name."
+                )
+            if is_private and not private:
+                print(f"{self.repo_id} is private, and stays so")
+            return self._publish(files, tag, commit_message, create_pr)
 
-    def _publish(self, files: dict[str, Path], commit_message: str, private: bool, create_pr: bool) -> Published:
-        api, where, repo_id, tag, revision = self.api, self._where, self.repo_id, self.tag, self.revision
-        if not create_pr and not api.repo_exists(**where):
-            sdk = "gradio" if self.repo_type == "space" else None
-            api.create_repo(private=private, exist_ok=True, space_sdk=sdk, **where)
-        is_private = api.repo_info(**where).private
-        if private and not is_private:
-            raise Ham10000Error(
-                f"{repo_id!r} exists and is public, but a private release was asked for; nothing was uploaded. Make "
-                "it private in its settings on the Hub, or publish under another name."
-            )
-        if is_private and not private:
-            print(f"{repo_id} is private, and stays so")
-        refs = api.list_repo_refs(**where)
+    def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The commits of the branches and of the tags, by name."""
+        refs = self.api.list_repo_refs(**self._where)
         branches, tags = ({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
+        return branches, tags
+
+    def _publish(self, files: dict[str, Path], tag: str | None, commit_message: str, create_pr: bool) -> Published:
+        api, where, repo_id, revision = self.api, self._where, self.repo_id, self.revision
+        branches, tags = self._refs()
         for name, others, kind in ((tag, branches, "branch"), (revision, tags, "tag")):
             if name in others:
                 raise Ham10000Error(f"{repo_id!r} has a {kind} named {name!r} already; choose another name.")
-
-        is_space = self.repo_type == "space"
-        page = f"{api.endpoint}/spaces/{repo_id}" if is_space else f"{api.endpoint}/{repo_id}/tree/{tag or revision}"
+        path = f"spaces/{repo_id}" if self.repo_type == "space" else f"{repo_id}/tree/{tag or revision}"
+        page = f"{api.endpoint}/{path}"
         if tag in tags:
             if any(self._compare(files, tags[tag])):
                 raise Ham10000Error(
@@ -348,16 +308,14 @@ class Release:
         if revision not in branches:
             api.create_branch(branch=revision, revision=commit, **where)
         uploads, deletions = self._compare(files, commit)
-        if create_pr and (uploads or deletions) and (proposed := self._find_pull_request(files, commit_message)):
-            return proposed
         if uploads or deletions:
+            if create_pr and (proposed := self._find_pull_request(files, commit_message)):
+                return proposed
             count = f"{len(uploads)} of {len(files)}"
             print(f"Uploading {count} files to {repo_id}, deleting {len(deletions)}", flush=True)
+            removed: list[Add | Delete] = [Delete(path, is_folder=False) for path in deletions]
             info = api.create_commit(
-                operations=[
-                    *(CommitOperationDelete(path, is_folder=False) for path in deletions),
-                    *(CommitOperationAdd(path, files[path]) for path in uploads),
-                ],
+                operations=[*removed, *(Add(path, files[path]) for path in uploads)],
                 commit_message=commit_message,
                 revision=revision,
                 parent_commit=commit,  # the Hub refuses the commit if somebody else pushed in the meantime
@@ -379,9 +337,8 @@ class Release:
 
     def _find_pull_request(self, files: dict[str, Path], title: str) -> Published | None:
         """An open pull request of that title with these files: one whose answer was lost, perhaps."""
-        for pull in self.api.get_repo_discussions(
-            discussion_type="pull_request", discussion_status="open", **self._where
-        ):
+        pulls = self.api.get_repo_discussions(discussion_type="pull_request", discussion_status="open", **self._where)
+        for pull in pulls:
             reference = f"refs/pr/{pull.num}"
             if pull.title == title and not any(self._compare(files, reference)):
                 print(f"Pull request {pull.num} of {self.repo_id} has these files already; nothing to do")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -13,17 +13,11 @@ from ham10000.training.utils.files import JsonObject, read_json
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
 _REQUIRED = {
     RunFile.PROCESSOR: "modality",
-    RunFile.TRAINING: """
-        config.data config.pretrained config.seed
-        split.protocol split.seed split.sha256 split.sizes split.class_counts split.leakage
-        class_weights parameters finished epochs_trained best training_seconds device processes
-        environment.versions environment.cpu environment.memory_mib
-    """,
-    RunFile.EVALUATION: """
-        metrics.n_images metrics.confusion_matrix metrics.per_class metrics.undefined
-        intervals.per_class bootstrap.n_lesions bootstrap.n_resamples bootstrap.confidence
-        data split.name
-    """,
+    RunFile.TRAINING: "config.data config.pretrained config.seed split.protocol split.seed split.sha256 split.sizes "
+    "split.class_counts split.leakage class_weights parameters finished epochs_trained best training_seconds device "
+    "processes environment.versions environment.cpu environment.memory_mib",
+    RunFile.EVALUATION: "metrics.n_images metrics.confusion_matrix metrics.per_class metrics.undefined data "
+    "split.name intervals.per_class bootstrap.n_lesions bootstrap.n_resamples bootstrap.confidence",
     RunFile.CONVERSION: "source_file source_sha256 format architecture",
 }
 
@@ -38,9 +32,7 @@ class RunFiles:
         processor: `processor_config.json`.
         training: `train_config.json`, or None for a checkpoint that was not trained by this package.
         evaluation: `eval_results.json`, or None.
-        history: `history.json`, one row per epoch, or None.
         conversion: `conversion.json` of a checkpoint carried over from torchvision, or None.
-        figures: Names of the PNG files in `figures/`, sorted.
         synthetic_training: Whether the model was trained on the synthetic stand-in for HAM10000.
         synthetic_evaluation: Whether it was evaluated on it.
         ham10000_training: Whether it was trained on HAM10000's images and classes; also what no file tells.
@@ -52,13 +44,16 @@ class RunFiles:
     processor: JsonObject
     training: JsonObject | None
     evaluation: JsonObject | None
-    history: list[JsonObject] | None
     conversion: JsonObject | None
-    figures: tuple[str, ...]
     synthetic_training: bool
     synthetic_evaluation: bool
     ham10000_training: bool
     ham10000_evaluation: bool
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the PNG files in `figures/`."""
+        return sorted(path.name for path in self.folder.glob("figures/*.png"))
 
     @property
     def modality(self) -> str:
@@ -76,15 +71,8 @@ class RunFiles:
         return self.synthetic_training or self.synthetic_evaluation
 
 
-@dataclass(frozen=True)
-class Sibling:
-    """Another variant, to be compared with.
-
-    Attributes:
-        run: Its files.
-        repo_id: Where it is published, or None.
-        comparison: Result of `compare_predictions` of the card's model minus this one, or None.
-    """
+class Sibling(NamedTuple):
+    """Another variant to compare with, its Hub id, and `compare_predictions` of the card's model minus this one."""
 
     run: RunFiles
     repo_id: str | None = None
@@ -96,9 +84,6 @@ def read_run(folder: str | Path) -> RunFiles:
 
     Args:
         folder: A run of `ham10000-train`, a checkpoint folder, or one made by `ham10000-convert`.
-
-    Returns:
-        Its files.
 
     Raises:
         Ham10000Error: If `config.json` or `processor_config.json` is absent, or a file is not what it should be;
@@ -113,6 +98,7 @@ def read_run(folder: str | Path) -> RunFiles:
     except (Ham10000Error, StrictDataclassError) as error:
         raise Ham10000Error(f"{where}: {error}") from error
     training, evaluation = _read(folder, RunFile.TRAINING), _read(folder, RunFile.EVALUATION)
+    read_json(folder / RunFile.HISTORY, list, optional=True)  # published as it is, if it is JSON
     trained_on, scored_on = image_origin(folder / RunFile.SPLIT), image_origin(folder / RunFile.PREDICTIONS)
     same_labels = set(config["label2id"]) == set(LABELS)
     same_split = bool(training and evaluation) and training["split"]["sha256"] == evaluation["split"].get("sha256")
@@ -124,9 +110,7 @@ def read_run(folder: str | Path) -> RunFiles:
         processor=_read(folder, RunFile.PROCESSOR, required=True),
         training=training,
         evaluation=evaluation,
-        history=_read(folder, RunFile.HISTORY, list),
         conversion=_read(folder, RunFile.CONVERSION),
-        figures=tuple(sorted(path.name for path in folder.glob("figures/*.png"))),
         synthetic_training=synthetic_training,
         synthetic_evaluation=evaluation is not None
         and (_is_synthetic(evaluation["data"], scored_on) or (synthetic_training and same_split)),
@@ -135,11 +119,11 @@ def read_run(folder: str | Path) -> RunFiles:
     )
 
 
-def _read(folder: Path, name: str, kind: type = dict, *, required: bool = False) -> Any:
+def _read(folder: Path, name: str, *, required: bool = False) -> JsonObject:
     path = folder / name
     if required and not path.is_file():
         raise Ham10000Error(f"{str(path)!r} does not exist; expected a checkpoint folder, as training writes it.")
-    value = read_json(path, kind, optional=True)
+    value: JsonObject = read_json(path, optional=True)
     for dotted in _REQUIRED.get(name, "").split() if value is not None else ():
         found: object = value
         for key in dotted.split("."):

@@ -18,25 +18,19 @@ from PIL import Image
 from transformers import pipeline
 
 import ham10000.hub_upload.handler as template
-from ham10000.modeling import LABELS, PIPELINE_TASK, Ham10000Config, create_model, create_processor
+from ham10000.modeling import LABELS, PIPELINE_TASK
 
 ROW = {"age": 60, "sex": "male", "localization": "back"}
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def repositories(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint folder of two variants, with the handler beside it as in a published repository."""
-    parent, folders = tmp_path_factory.mktemp("repositories"), {}
-    torch.manual_seed(0)
+    parent = tmp_path_factory.mktemp("repositories")
     for modality in ("fusion", "metadata"):
-        config = Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=0.5)
-        model = create_model(config)
-        torch.nn.init.normal_(model.classifier.weight, std=0.2)  # otherwise every score is about one seventh
-        folders[modality] = parent / modality
-        model.save_pretrained(folders[modality])
-        create_processor(config, image_size=64).save_pretrained(folders[modality])
-        shutil.copyfile(str(template.__file__), folders[modality] / "handler.py")
-    return folders
+        folder = shutil.copytree(tiny_checkpoints[modality], parent / modality)
+        shutil.copyfile(str(template.__file__), folder / "handler.py")
+    return {modality: parent / modality for modality in ("fusion", "metadata")}
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +185,9 @@ def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list
         assert missing == handler.pipeline({**picture, **ROW, "localization": None})[:2]
 
 
+PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and for its content
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -207,21 +204,14 @@ def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list
         ({"inputs": ""}, "The input: the image is empty"),
         ({"inputs": "data:image/png,%89PNG"}, "The input: a data: URL must be base64, got 'data:image/png'"),
         ({"inputs": {"image": "HTTPS://x.test/a.jpg"}}, "The input: URLs are not fetched"),
-        ({"inputs": {"image": "PATH"}}, "The input: the image is not valid base64"),
-        ({"inputs": {"image": "AAAA", "agee": 60}}, "The input: unknown key 'agee'"),
+        ({"inputs": {"image": PATH}}, "The input: the image is not valid base64"),
+        ({"inputs": {"image": GOOD, "agee": 60}}, "The input: unknown key 'agee'"),
     ],
 )
 def test_bad_requests(data: Any, message: str, handlers: dict[str, Any], pictures: list[Path]) -> None:
-    if isinstance(data, dict) and isinstance(data.get("inputs"), dict):
-        inputs = data["inputs"]
-        # A path to a real picture, which must not be read; and a real picture where another key is at fault.
-        if inputs.get("image") == "PATH":
-            inputs = {**inputs, "image": str(pictures[0])}
-        elif inputs.get("image") == "AAAA":
-            inputs = {**inputs, "image": encoded(pictures[0])}
-        data = {**data, "inputs": inputs}
+    text = json.dumps(data).replace(PATH, str(pictures[0])).replace(GOOD, encoded(pictures[0]))
     with pytest.raises(ValueError) as caught:
-        handlers["fusion"](data)
+        handlers["fusion"](json.loads(text))
     assert message in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from card_runs import (
     PARSER,
     cell,
+    change_json,
     find_table,
     read_json,
     spaces,
     split_summary,
     tables,
+    training_summary,
     write_checkpoint,
     write_json,
     write_run,
@@ -26,12 +29,15 @@ from card_runs import (
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ham10000.hub_upload.model_card import Stated, render_model_card
+from ham10000.hub_upload.model_card import Stated, render_model_card, reproduce_command
 from ham10000.hub_upload.run_files import Sibling, read_run
-from ham10000.modeling import LABELS, Ham10000Config, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.training.config import parse_arguments
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
+from ham10000.training.run_folder import portable_training
+from ham10000.training.utils.markdown_text import code, escape, fence, table
 
 CONVERSION = {
     "source_file": "efficientnetv2s_state_dict.pt",
@@ -265,37 +271,33 @@ def test_reading_of_a_difference(metric: str, low: float, high: float, reading: 
 
 
 def test_protocol_and_leak_are_said(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "image")
-    results, training = read_json(run / "eval_results.json"), read_json(run / "train_config.json")
+    run, leaky = write_run(tmp_path / "run", "image"), split_summary("image-stratified", leak=0.398)
     assert "None of the scored images shows a lesion that the model was trained on" in render(run)
-    leaky = split_summary("image-stratified", leak=0.398)
-    write_json(run / "train_config.json", training | {"split": leaky})
-    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky}})
-    assert "39.8\u00a0% of the scored images show a lesion that another photograph shows in training" in render(run)
-    # Scored by another split than the one it was trained with.
-    write_json(run / "eval_results.json", results | {"split": {"name": "test", **leaky, "sha256": "ef" * 32}})
-    assert "it may have seen some of these images" in render(run)
-    write_json(run / "eval_results.json", results | {"split": {"name": "all", "n_images": 240, "n_lesions": 120}})
-    assert "whether the model was trained on any of them is not recorded" in render(run)
-    write_json(run / "eval_results.json", results | {"split": {"name": "train", **leaky}})
-    assert "These are the images it was trained on" in render(run)
+    change_json(run / "train_config.json", split=leaky)
+    for scored, said in (
+        (leaky | {"name": "test"}, "39.8\u00a0% of the scored images show a lesion that another photograph shows"),
+        (leaky | {"name": "test", "sha256": "ef" * 32}, "it may have seen some of these images"),
+        ({"name": "all", "n_images": 240}, "whether the model was trained on any of them is not recorded"),
+        (leaky | {"name": "train"}, "These are the images it was trained on"),
+    ):
+        change_json(run / "eval_results.json", split=scored)
+        assert said in render(run)
 
 
 def test_training_on_validation_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "image")
-    training, config = read_json(run / "train_config.json"), read_json(run / "config.json")
+    training = read_json(run / "train_config.json")
     best = {"epoch": training["epochs_trained"], "train_loss": 0.4}
     settings = training["config"] | {"train_on_validation": True}
-    write_json(run / "train_config.json", training | {"config": settings, "best": best})
-    write_json(run / "config.json", config | {"temperature": 1.25})
+    change_json(run / "train_config.json", config=settings, best=best)
+    change_json(run / "config.json", temperature=1.25)
     text = render(run)
     assert "This model was trained on train and validation together." in text
     assert "none was left to choose an epoch by" in text
     assert "temperature 1.250.\nNo image was left to fit it to" in text
     assert "df has 123 training images" in text  # 92 of train, 31 of validation
     assert "best by validation" not in text
-    results = read_json(run / "eval_results.json")
-    write_json(run / "eval_results.json", results | {"split": results["split"] | {"name": "validation"}})
+    change_json(run / "eval_results.json", split={**split_summary(), "name": "validation"})
     assert "These are the images it was trained on" in render(run)
 
 
@@ -309,7 +311,7 @@ def test_synthetic_is_loud(tmp_path: Path, cards: dict[str, str]) -> None:
     assert "--data synthetic:220" in render(named)
     # Trained on photographs, evaluated on others: the weights stay non-commercial, the numbers are void.
     mixed = write_run(tmp_path / "mixed", "image")
-    write_json(mixed / "eval_results.json", read_json(mixed / "eval_results.json") | {"data": "synthetic:240"})
+    change_json(mixed / "eval_results.json", data="synthetic:240")
     assert ModelCard(render(mixed)).data.license == "cc-by-nc-4.0"
     assert "SYNTHETIC data: these numbers mean nothing about skin.** It was evaluated on" in render(mixed)
 
@@ -423,3 +425,101 @@ def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
         assert sorted(labels) == sorted(LABELS)
     # The second example reads the same inputs as the first.
     assert re.findall(r"'label': '(\w+)'", printed[1]) == [LABELS[index] for index in order]
+
+
+def test_markdown_of_untrusted_text() -> None:
+    """More of it passes through `tests/test_hostile_values.py`."""
+    for text in ("a\\|b", "~~x~~", "&#124;", "![i](u)"):
+        for make in (escape, code):
+            assert list(tables(table(["t"], [[make(text)]]))) == [[["t"], [text]]], (text, make)
+    assert escape("a\nb\u2028c\x00d") == "a b c d"
+    assert fence("bash", "x ``` y").splitlines()[0] == "````bash"
+    assert table(["a", "b"], [["", "x"]]).splitlines()[2] == "| – | x |"
+
+
+def test_local_paths_are_cut() -> None:
+    training = training_summary(
+        cache_dir="C:\\Users\\anna\\cache", split_file="/home/anna/split.csv", pretrained="weights/b0.safetensors"
+    )
+    portable = portable_training(training)
+    config = portable["config"]
+    assert [config[name] for name in ("data", "output_dir", "cache_dir", "split_file", "pretrained")] == [
+        "HAM10000",
+        "run",
+        "cache",
+        "split.csv",
+        "b0.safetensors",
+    ]
+    assert portable["data_notes"] == ["HAM10000/table.csv: no column lesion_id; every image counts as a lesion"]
+    assert training["config"]["data"] == "/home/anna/data/HAM10000"  # the argument is left alone
+    assert portable_training(training_summary())["config"]["split_file"] is None
+    note = "images/s of /opt/x y/z.csv, C:\\data\\t.csv"
+    assert portable_training(training | {"data_notes": [note]})["data_notes"] == ["images/s of x y/z.csv, t.csv"]
+
+
+def test_reproduce_command_gives_the_same_settings() -> None:
+    training = portable_training(
+        training_summary(
+            metadata_fields=["sex", "age"],
+            augment_flip=False,
+            image_size=[192, 256],
+            backbone_kwargs='{"drop_rate": 0.1}',
+        )
+    )
+    first = reproduce_command(training).replace("\\\n", " ").splitlines()[0]
+    program, *arguments = shlex.split(first)
+    assert program == "ham10000-train"
+    again = parse_arguments(arguments).to_dict()
+    places = ("data", "output_dir")
+    assert {k: v for k, v in again.items() if k not in places} == {
+        k: v for k, v in training["config"].items() if k not in places
+    }
+
+
+DAMAGED = (('{"metrics": ', "cannot be read as JSON"), ("3", "must contain a JSON"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "does not exist"),
+        ("processor_config.json", None, "does not exist"),
+        *[
+            (f"{name}.json", *damaged)
+            for name in ("eval_results", "train_config", "history", "conversion")
+            for damaged in DAMAGED
+        ],
+        ("eval_results.json", '{"metrics": {"n_images": 1}}', r"lacks 'metrics\.confusion_matrix'"),
+        ("config.json", '{"model_type": "ham10000", "modality": "sound"}', "modality"),
+        ("config.json", '{"model_type": "bert"}', "model_type is 'bert'"),
+    ],
+)
+def test_bad_folders_are_named(name: str, content: str | None, message: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "image")
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(Ham10000Error, match=rf"{name}'.*{message}"):
+        read_run(tmp_path)
+
+
+def test_the_card_names_the_augmentation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image", evaluated=False)
+    training = read_json(run / "train_config.json")
+
+    def augmentation(**config: Any) -> str:
+        change_json(run / "train_config.json", config=training["config"] | config)
+        card = render(run).replace("\N{NO-BREAK SPACE}", " ")
+        return next(line for line in card.splitlines() if line.startswith("- Augmentation: "))
+
+    plain = augmentation()
+    assert "mixup" not in plain
+    text = augmentation(mixup=0.2, cutmix=1.0, train_scales=[0.5, 1.0])
+    assert "mixup with alpha 0.2, CutMix with alpha 1 and images of 50 % of the side in the first epoch" in text
+    nothing = {"augment_flip": False, "augment_rotation": 0.0, "augment_min_area": 1.0, "augment_color": 0.0}
+    assert augmentation(**nothing) == "- Augmentation: none."
+    # A run of an earlier version, without these settings.
+    for name in ("mixup", "cutmix", "train_scales"):
+        del training["config"][name]
+    assert augmentation() == plain

@@ -14,11 +14,10 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi
 
 from ham10000.hub_upload import handler
-from ham10000.hub_upload.bundle import requirements
+from ham10000.hub_upload.bundle import assemble_space, needed_modules, requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import Release
-from ham10000.hub_upload.space import assemble_space, needed_modules
 from ham10000.modeling import MODALITIES, Ham10000Error
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
@@ -119,13 +118,13 @@ def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path,
     (earlier / "picture.png").write_bytes(b"the user's")
     assert release.publish(earlier, commit_message="x").url == f"{hub.url}/spaces/{SPACE}"
     assert release.publish(space, commit_message="x").deleted == ("ham10000/gone.py",)
-    state = hub.state.snapshot()
+    state = hub.snapshot()
     assert list(state) == [f"spaces/{SPACE}"]
     files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes", "picture.png"}
     assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert hub.count("POST .*/commit/") == 2
     assert not release.publish(space, commit_message="x").uploaded
-    assert hub.state.snapshot() == state
+    assert hub.snapshot() == state
 
 
 @pytest.mark.parametrize("command", [main, lambda argv: push(["--space", *argv])], ids=["space", "push --space"])

@@ -10,57 +10,45 @@ from ham10000.hub_upload import bundle
 from ham10000.hub_upload.bundle import verify_checkpoint
 from ham10000.hub_upload.commands import verify as main
 from ham10000.hub_upload.export_onnx import fixed_inputs
-from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("fusion")
-    config = Ham10000Config(modality="fusion", backbone="test_efficientnet", fusion="film", temperature=1.3)
-    create_model(config).save_pretrained(folder)
-    create_processor(config, image_size=64).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def copy(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "copy"))
 
 
-def copy(checkpoint: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, folder / "copy"))
-
-
-def test_a_clean_process_gives_the_same_bits(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main([str(checkpoint)]) == 0
+def test_a_clean_process_gives_the_same_bits(tiny_checkpoints: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tiny_checkpoints["fusion"])]) == 0
     assert "42 logits equal to the last bit" in capsys.readouterr().out  # 3 inputs, 7 classes, 2 Auto classes
 
 
-def test_code_in_the_folder_that_computes_something_else_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+def test_code_in_the_folder_that_computes_something_else_is_noticed(copy: Path) -> None:
     """So the clean process does run the folder's code, and the comparison does compare."""
-    folder = copy(checkpoint, tmp_path)
-    code = folder / "modeling_ham10000.py"
+    code = copy / "modeling_ham10000.py"
     text = code.read_text()
     assert text.count("/ self.config.temperature") == 1
     code.write_text(text.replace("/ self.config.temperature", "/ self.config.temperature * 1.001"))
     with pytest.raises(Ham10000Error, match=r"Logits of AutoModel\w* .* differ by up to"):
-        verify_checkpoint(folder)
+        verify_checkpoint(copy)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fusion_ham10000.py", "image_processing_ham10000.py"])
-def test_a_missing_code_file_is_noticed(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    folder = copy(checkpoint, tmp_path)
-    (folder / name).unlink()
+def test_a_missing_code_file_is_noticed(name: str, copy: Path) -> None:
+    (copy / name).unlink()
     with pytest.raises(Ham10000Error, match=f"(?s)does not load without this package.*{name.removesuffix('.py')}"):
-        verify_checkpoint(folder)
+        verify_checkpoint(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
 def test_a_missing_file_is_noticed_before_any_process_starts(
-    name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = copy(checkpoint, tmp_path)
-    (folder / name).unlink()
+    (copy / name).unlink()
     monkeypatch.setattr(bundle.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
-    with pytest.raises(Ham10000Error, match=str(folder)):
-        verify_checkpoint(folder)
+    with pytest.raises(Ham10000Error, match=str(copy)):
+        verify_checkpoint(copy)
 
 
 def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,12 +12,7 @@ from torch import nn
 from torchvision.models import efficientnet_v2_s
 from transformers import PreTrainedModel
 
-from ham10000.modeling import (
-    FUSIONS,
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-)
+from ham10000.modeling import FUSIONS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 
 NAN = math.nan
 VARIANTS = [("image", "concat"), ("metadata", "concat"), *(("fusion", fusion) for fusion in FUSIONS)]
@@ -103,14 +98,6 @@ def test_the_backbone_keeps_timms_own_initialisation() -> None:
     model = Ham10000ForImageClassification(Ham10000Config(modality="image", backbone="test_efficientnet"))
     for name, value in bare.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value), name
-
-
-@torch.no_grad()
-def test_the_default_backbone_is_alive_at_initialisation() -> None:
-    """Under transformers' initialisation its pooled features had a standard deviation of 8e-16."""
-    model = make_model("image", backbone="tf_efficientnetv2_s.in21k_ft_in1k").train()
-    features = model.encode_image(torch.randn(2, 3, 64, 64))
-    assert features.std() > 1e-2
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -494,19 +481,3 @@ def test_a_misspelled_argument_at_loading_is_an_error(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="temprature"):
         Ham10000ForImageClassification.from_pretrained(tmp_path, temprature=2.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = make_model(fusion="metablock")
-    model.save_pretrained(tmp_path)
-    loaded = Ham10000ForImageClassification.from_pretrained(tmp_path, dtype=dtype)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    inputs = make_inputs(model)
-    output = loaded(inputs["pixel_values"].to(dtype), inputs["metadata"], labels=torch.arange(4))
-    assert output.logits.dtype == dtype
-    assert output.loss.dtype == torch.float32
-    # Logits are of size 1; the formats keep 8 and 11 significant bits, and the roundings of all layers add up.
-    tolerance = {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
-    torch.testing.assert_close(output.logits.float(), model(**inputs).logits, atol=tolerance, rtol=0)

@@ -155,23 +155,13 @@ def test_exif_orientation(orientation: int, picture: Image.Image, tmp_path: Path
         np.testing.assert_array_equal(np.asarray(load_image(opened)), expected)
 
 
-# --- pictures that are refused
-
-
 # --- parity of the pixel values
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2, 3, 4, 5])
 def test_parity_with_torchvision(resample: int, picture: Image.Image) -> None:
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.9]
-    mode = [
-        transforms.InterpolationMode.NEAREST,
-        transforms.InterpolationMode.LANCZOS,
-        transforms.InterpolationMode.BILINEAR,
-        transforms.InterpolationMode.BICUBIC,
-        transforms.InterpolationMode.BOX,
-        transforms.InterpolationMode.HAMMING,
-    ][resample]
+    mode = transforms.InterpolationMode[Image.Resampling(resample).name]
     reference = transforms.Compose(
         [transforms.Resize((40, 72), mode), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
@@ -233,23 +223,6 @@ def test_resize_then_normalise_is_the_whole(picture: Image.Image) -> None:
     floating = raw.float()
     assert torch.equal(processor.normalize_pixels(floating), expected)
     assert torch.equal(floating, raw.float())  # not changed in place
-
-
-@pytest.mark.parametrize(
-    ("backbone", "mean", "std", "side"),
-    [
-        ("tf_efficientnetv2_s.in21k_ft_in1k", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 300),
-        ("tf_efficientnetv2_b0", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 192),
-        ("test_efficientnet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 160),
-        ("test_vit", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 160),
-    ],
-)
-def test_the_numbers_are_the_backbones_own(backbone: str, mean: tuple, std: tuple, side: int) -> None:
-    processor = create_processor(Ham10000Config(modality="image", backbone=backbone)).image_processor
-    assert processor.image_mean == list(mean)
-    assert processor.image_std == list(std)
-    assert processor.size == {"height": side, "width": side}
-    assert processor.resample == 3  # bicubic
 
 
 def test_unknown_call_arguments_are_errors(picture: Image.Image) -> None:
@@ -343,9 +316,7 @@ def test_lengths_must_agree(picture: Image.Image) -> None:
 
 def test_field_order_and_vocabularies_are_the_configs() -> None:
     config = Ham10000Config(
-        modality="metadata",
-        metadata_fields=["localization", "age"],
-        localization_vocabulary=["ear", "back"],
+        modality="metadata", metadata_fields=["localization", "age"], localization_vocabulary=["ear", "back"]
     )
     processor = create_processor(config)
     assert processor(metadata={"age": 5, "localization": "back"})["metadata"].tolist() == [[1, 5]]

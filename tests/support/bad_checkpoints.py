@@ -146,17 +146,9 @@ IN_CONFIG: dict[str, tuple[Any, str]] = {
     "fusion": ("sum", "concat"),
     "backbone": ("no_such_network", "timm cannot build"),
     "backbone_kwargs": ({"no_such": 1}, "no_such"),
-    "temperature": (0, "temperature"),
-    "age_scale": (-1, "age_scale"),
     "age_offset": ("fifty", "age_offset"),
-    "metadata_hidden_sizes": ([0], "metadata_hidden_sizes"),
     "metadata_fields": (["dx"], "it is the label itself"),
-    "sex_vocabulary": (["Male", "female"], "lower-case"),
-    "localization_vocabulary": ([], "localization_vocabulary"),
-    "classifier_dropout": (1.0, "classifier_dropout"),
-    "label_descriptions": ({"mel": "melanoma"}, "label_descriptions"),
     "id2label": ({str(i): "nv" for i in range(7)}, "id2label"),
-    "malignant_labels": (["cancer"], "malignant_labels"),
     "num_labels": (3, "`num_labels` is 3"),
 }
 # What our own classes do not see, because the library reads it first.
@@ -178,8 +170,7 @@ IN_PROCESSOR: list[tuple[str, Any, str]] = [
     ("sex_vocabulary", ["male", "male"], "twice"),
     ("localization_vocabulary", ["Back"], "lower-case"),
 ]
-IN_PICTURES = {"size": "224", "image_mean": ["a", 1, 1], "image_std": [0, 1, 1], "resample": "bicubic"}
-IN_PICTURES |= {"resizer": "magic", "do_normalize": False, "image_men": [0.5, 0.5, 0.5]}
+IN_PICTURES = {"size": "224", "resizer": "magic", "do_normalize": False, "image_men": [0.5, 0.5, 0.5]}
 NO_JSON = {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]", "100,000 deep": "[" * 100_000}
 BAD_INDEX = {"cut": "{", "of nothing": "{}", "a list": "[]"}
 

@@ -26,6 +26,10 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def change_json(path: Path, **values: Any) -> None:
+    write_json(path, read_json(path) | values)
+
+
 def _predictions(seed: int, prefix: str) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     labels = np.arange(N_IMAGES) % len(LABELS)

@@ -1,6 +1,6 @@
 """A small Hub over loopback: as much of its HTTP API as unmodified `huggingface_hub` and `transformers` use.
 
-    with HubServer(tmp_path) as server:
+    with HubServer() as server:
         api = HfApi(endpoint=server.url, token="hf_...")       # in this process
         env = {**os.environ, "HF_ENDPOINT": server.url}        # in another one
 
@@ -8,28 +8,119 @@ It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB
 recorded (`server.requests`); faults are scripted (`server.fail`).
 """
 
+import base64
 import contextlib
-import itertools
+import hashlib
 import json
 import re
 import socket
 import struct
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-from hub_server_state import HubState, Refused, Repo, lfs_pointer
 
 WRITER = "hf_WriterTokenOfTheTestsHubXXXXXXXXXX"
 READER = "hf_ReaderTokenOfTheTestsHubXXXXXXXXXX"
 STRANGER = "hf_StrangerTokenOfTheTestsHubXXXXXXXX"
 LARGE = (".safetensors", ".onnx", ".pt", ".bin")
+_USERS = {f"Bearer {token}": user for token, user in ((WRITER, "user"), (READER, "user"), (STRANGER, "stranger"))}
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+class Refused(Exception):
+    """An answer other than 2xx, with the code the Hub sends in `X-Error-Code`."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class Entry(NamedTuple):
+    """A file of a commit: the name of git's blob, the size of the content, and the SHA-256 of a large one."""
+
+    oid: str
+    size: int
+    lfs: str | None = None
+
+
+def git_oid(content: bytes) -> str:
+    """The name git gives to a blob."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def lfs_pointer(sha256: str, size: int) -> bytes:
+    """What git itself stores in place of a large file."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+class Repo:
+    """One repository: contents by their SHA-1 or SHA-256, the files and titles of commits, refs to commits."""
+
+    def __init__(self, private: bool) -> None:
+        self.private = private
+        self.objects: dict[str, bytes] = {}
+        self.commits: dict[str, dict[str, Entry]] = {}
+        self.titles: dict[str, str] = {}
+        self.refs: dict[str, str] = {}
+        attributes = self.store_blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+        self.commit("refs/heads/main", "initial commit", {".gitattributes": attributes})
+
+    def store_blob(self, content: bytes) -> Entry:
+        self.objects[git_oid(content)] = content
+        return Entry(git_oid(content), len(content))
+
+    def resolve(self, revision: str) -> str:
+        """The commit a branch, tag, `refs/...` or commit id stands for."""
+        for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
+            if name in self.refs:
+                return self.refs[name]
+        if revision in self.commits:
+            return revision
+        raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def files(self, revision: str) -> dict[str, Entry]:
+        return self.commits[self.resolve(revision)]
+
+    def content(self, entry: Entry) -> bytes:
+        return self.objects[entry.lfs or entry.oid]
+
+    def commit(self, ref: str, title: str, files: dict[str, Entry]) -> str:
+        oid = hashlib.sha1(uuid.uuid4().bytes).hexdigest()
+        self.commits[oid], self.titles[oid], self.refs[ref] = files, title, oid
+        return oid
+
+    def apply(self, revision: str, lines: list[dict[str, Any]], create_pr: bool) -> tuple[str, int | None]:
+        """One commit from the lines of the client's request, or nothing; its id and the number of a pull request."""
+        ref = f"refs/heads/{revision}"
+        head, files = self.resolve(ref), dict(self.files(ref))
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        if header.get("parentCommit") not in (None, head):
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        for line in lines:
+            key, value = line["key"], line["value"]
+            if key == "file":
+                files[value["path"]] = self.store_blob(base64.b64decode(value["content"]))
+            elif key == "lfsFile":
+                if value["oid"] not in self.objects:
+                    raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+                pointer = git_oid(lfs_pointer(value["oid"], value["size"]))
+                files[value["path"]] = Entry(pointer, value["size"], value["oid"])
+            elif key == "deletedFile" and files.pop(value["path"], None) is None:
+                raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
+        number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
+        return self.commit(f"refs/pr/{number}" if create_pr else ref, header["summary"], files), number
+
+    def add_ref(self, name: str, commit: str) -> None:
+        if name in self.refs:
+            raise Refused(409, "Tag reference exists already" if "tags" in name else "Reference already exists")
+        self.refs[name] = commit
 
 
 @dataclass
@@ -38,8 +129,7 @@ class Request:
 
     method: str
     path: str
-    sent: int
-    user: str | None
+    sent: int = 0
 
 
 @dataclass
@@ -50,7 +140,7 @@ class Fault:
     status: int | None = None  # answer this, and do nothing else
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)  # of that answer
-    html: bool = False  # a web page as the body of that answer
+    html: bool = False  # answer with a web page
     cut_after: int | None = None  # read so many bytes of the body, then reset the connection
     lose_answer: bool = False  # do what was asked, then reset the connection
     kill: bool = False  # kill the server before the request has any effect
@@ -62,14 +152,13 @@ class _Cut(Exception):
 
 
 class HubServer:
-    """The server; a context manager. `WRITER` and `READER` are tokens of "user", `STRANGER` of "stranger".
+    """The server; a context manager, which keeps its repositories when it is killed and started again.
 
-    Args:
-        folder: State on disk; a second server on the same folder continues with it.
+    `WRITER` and `READER` are tokens of "user", `STRANGER` of "stranger". A Space is named `spaces/user/name` here.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.state = HubState(folder / "hub", {WRITER: "user", STRANGER: "stranger"}, {READER: "user"})
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -122,6 +211,17 @@ class HubServer:
         """How many recorded requests match."""
         return sum(re.search(match, f"{request.method} {request.path}") is not None for request in self.requests)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
+        return {
+            name: {
+                "private": repo.private,
+                "refs": dict(repo.refs),
+                "trees": {ref: dict(repo.files(ref)) for ref in repo.refs},
+            }
+            for name, repo in self.repos.items()
+        }
+
     def uploaded_bytes(self) -> int:
         """Bytes of file content received so far, as large files or within commits."""
         pattern = r"PUT /lfs/|POST .*/commit/"
@@ -154,46 +254,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent: tests look at `server.requests`."""
 
     def do_GET(self) -> None:
-        self.handle_request()
-
-    do_HEAD = do_POST = do_PUT = do_GET
-
-    def handle_request(self) -> None:
         split = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         self.parts = [unquote(part) for part in split.path.strip("/").split("/")]
-        self.record = Request(self.command, split.path, 0, None)
+        self.record = Request(self.command, split.path)
         with self.hub.lock:
             self.hub.requests.append(self.record)
-        fault = self.hub.fault(f"{self.command} {split.path}")
+        fault = self.hub.fault(f"{self.command} {split.path}") or Fault("")
         try:
-            if fault is not None and fault.kill:
+            if fault.kill:
                 self.hub.kill()
                 raise _Cut
-            self.body = self.read_body(None if fault is None else fault.cut_after)
-            if fault is not None and fault.cut_after is not None:
+            self.body = self.read_body(fault.cut_after)
+            if fault.cut_after is not None:
                 raise _Cut
-            if fault is not None and fault.status is not None:
-                if fault.html:
-                    self.answer(fault.status, b"<html>please log in</html>", {"Content-Type": "text/html"})
-                else:
-                    self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
-                return
-            if fault is not None and fault.before is not None:
-                fault.before()
-            with self.hub.lock:
-                try:
-                    self.record.user, self.may_write = self.hub.state.user(self.headers.get("Authorization"))
+            if fault.html:
+                self.answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
+            elif fault.status is not None:
+                self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
+            else:
+                if fault.before is not None:
+                    fault.before()
+                with self.hub.lock:
                     answer = self.route()
-                except Refused as refused:
-                    self.answer_error(refused, {})
-                    return
-            if fault is not None and fault.lose_answer:
-                raise _Cut
-            self.answer(*answer)
+                if fault.lose_answer:
+                    raise _Cut
+                self.answer(*answer)
+        except Refused as refused:
+            self.answer_error(refused, {})
         except (_Cut, OSError):
             _reset(self.connection)
             self.close_connection = True
+
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self, limit: int | None) -> bytes:
         if limit == 0:
@@ -214,10 +307,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.record.sent = len(body)
         return body
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        headers = {"Content-Length": str(len(body)), **(headers or {})}
-        for name, value in headers.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -231,52 +323,78 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"error": f"{refused.message} (your header: {self.headers.get('Authorization')})"}
         self.answer(refused.status, json.dumps(body).encode(), headers)
 
-    def json(self, value: Any) -> tuple[int, bytes, dict[str, str]]:
-        return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
+    def json(self, value: Any, status: int = 200) -> Answer:
+        return status, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
-    def route(self) -> tuple[Any, ...]:
+    def repo(self, repo_id: str) -> Repo:
+        """The repository, if it exists and the user may see it; the Hub does not tell these two apart."""
+        repo = self.hub.repos.get(repo_id)
+        if repo is None or (repo.private and f"{self.user}" not in repo_id.split("/")):
+            raise Refused(401 if self.user is None else 404, "Repository not found", "RepoNotFound")
+        return repo
+
+    def check_write(self, owner: str) -> None:
+        if self.user is None:
+            raise Refused(401, "Invalid username or password.")
+        if self.user != owner or not self.may_write:
+            raise Refused(403, f'You don\'t have the rights to write to a model under the namespace "{owner}"')
+
+    def route(self) -> Answer:
         """Status, body and headers of the answer."""
-        parts, user = self.parts, self.record.user
-        if parts[0] == "lfs":
-            return self.lfs_object()
-        if parts[0] == "api" and parts[1:2] in (["models"], ["spaces"]) and len(parts) >= 4:
-            prefix = "spaces/" if parts[1] == "spaces" else ""
-            return self.repo_api(prefix + "/".join(parts[2:4]), parts[4:])
-        if parts[0] == "api":
-            payload = json.loads(self.body) if self.body else {}
-            if parts[1:] == ["validate-yaml"]:
-                return self.validate_yaml(payload["content"])
-            if parts[1:] == ["repos", "create"]:
-                is_space = payload.get("type") == "space"
-                if is_space and not payload.get("sdk"):
-                    raise Refused(400, "A Space needs an sdk")
-                repo_id = f"{'spaces/' if is_space else ''}{payload.get('organization') or user}/{payload['name']}"
-                self.hub.state.check_write(repo_id, user, self.may_write)
-                self.hub.state.create(repo_id, payload.get("visibility") == "private")
-                return self.json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
-        if len(parts) > 2 and parts[1].endswith(".git"):
-            return self.lfs_batch(f"{parts[0]}/{parts[1].removesuffix('.git')}")
-        if len(parts) > 4 and parts[2] == "resolve":
-            return self.resolve(self.hub.state.repo("/".join(parts[:2]), user), parts[3], "/".join(parts[4:]))
+        token = self.headers.get("Authorization")
+        if token is not None and token not in _USERS:
+            raise Refused(401, "Invalid credentials in Authorization header")
+        self.user, self.may_write = _USERS.get(token or ""), token not in (None, f"Bearer {READER}")
+        match self.parts:
+            case ["lfs", *name, oid] if (
+                self.command == "PUT"
+            ):  # storage beside the Hub: a signature replaces the token
+                content_is_whole = hashlib.sha256(self.body).hexdigest() == oid
+                if self.query.get("signature") != "1" or not content_is_whole:
+                    raise Refused(403, "unsigned upload, or not the announced SHA-256")
+                self.hub.repos["/".join(name)].objects[oid] = self.body
+                return self.json({})
+            case ["lfs", *name, oid, "verify"]:
+                if oid not in self.repo("/".join(name)).objects:
+                    raise Refused(404, "the upload did not arrive")
+                return self.json({})
+            case ["api", "validate-yaml"]:
+                return self.validate_yaml(json.loads(self.body)["content"])
+            case ["api", "repos", "create"]:
+                return self.create(json.loads(self.body))
+            case ["api", "models" | "spaces" as kind, owner, name, *rest]:
+                return self.repo_api(f"{'spaces/' if kind == 'spaces' else ''}{owner}/{name}", owner, rest)
+            case [owner, name, "info", "lfs", *_]:
+                return self.lfs_batch(f"{owner}/{name.removesuffix('.git')}")
+            case [owner, name, "resolve", revision, *path]:
+                return self.resolve(self.repo(f"{owner}/{name}"), revision, "/".join(path))
         raise Refused(404, f"no such route here: {self.command} {self.path}")
 
-    def validate_yaml(self, content: str) -> tuple[Any, ...]:
+    def create(self, payload: dict[str, Any]) -> Answer:
+        is_space, owner = payload.get("type") == "space", payload.get("organization") or self.user
+        if is_space and not payload.get("sdk"):
+            raise Refused(400, "A Space needs an sdk")
+        repo_id = f"{'spaces/' if is_space else ''}{owner}/{payload['name']}"
+        self.check_write(owner)
+        if repo_id in self.hub.repos:
+            raise Refused(409, "You already created this model repo")
+        self.hub.repos[repo_id] = Repo(payload.get("visibility") == "private")
+        return self.json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
+
+    def validate_yaml(self, content: str) -> Answer:
         match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
         try:
-            metadata = yaml.safe_load(match.group(1)) if match else {}
-            errors = [] if isinstance(metadata, dict) else [{"message": "metadata should be an object"}]
+            yaml.safe_load(match.group(1) if match else "")
         except yaml.YAMLError as error:
-            errors = [{"message": str(error)}]
-        status, body, headers = self.json({"errors": errors, "warnings": []})
-        return 400 if errors else status, body, headers
+            return self.json({"errors": [{"message": str(error)}], "warnings": []}, 400)
+        return self.json({"errors": [], "warnings": []})
 
-    def repo_api(self, repo_id: str, rest: list[str]) -> tuple[Any, ...]:
-        state, user = self.hub.state, self.record.user
+    def repo_api(self, repo_id: str, owner: str, rest: list[str]) -> Answer:
+        repo = self.repo(repo_id)
         verb, revision = (rest + ["", ""])[:2]
-        repo = state.repo(repo_id, user)
         if verb in ("commit", "branch", "tag", "preupload"):
             if self.query.get("create_pr") != "1":  # a pull request is open to everyone with a token
-                state.check_write(repo_id, user, self.may_write)
+                self.check_write(owner)
             return self.change(repo_id, repo, verb, revision)
         if verb in ("", "revision"):
             commit = repo.resolve(revision or "main")
@@ -284,45 +402,44 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
             return self.json({**info, "gated": False, "disabled": False, "siblings": siblings})
         if verb == "refs":
-            kinds = {"branches": "heads", "converts": "convert", "tags": "tags", "pullRequests": "pr"}
-            found: dict[str, list[dict[str, str]]] = {kind: [] for kind in kinds}
-            for (kind, folder), (ref, commit) in itertools.product(kinds.items(), repo.refs.items()):
-                if ref.startswith(prefix := f"refs/{folder}/"):
-                    found[kind].append({"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit})
-            return self.json(found)
-        if verb == "discussions":
-            pulls = [
+            kinds = {"branches": "refs/heads/", "converts": "refs/convert/", "tags": "refs/tags/"}
+            return self.json(
                 {
-                    "title": repo.state["commits"][commit]["title"],
-                    "num": int(name.removeprefix("refs/pr/")),
-                    "author": {"name": "user"},
-                    "createdAt": "2024-01-01T00:00:00.000Z",
-                    "status": "open",
-                    "repo": {"name": repo_id, "type": "model"},
-                    "isPullRequest": True,
+                    kind: [
+                        {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit}
+                        for ref, commit in repo.refs.items()
+                        if ref.startswith(prefix)
+                    ]
+                    for kind, prefix in kinds.items()
                 }
+            )
+        if verb == "discussions":
+            common = {"author": {"name": "user"}, "createdAt": "2024-01-01T00:00:00.000Z", "status": "open"}
+            common |= {"repo": {"name": repo_id, "type": "model"}, "isPullRequest": True}
+            pulls = [
+                {"title": repo.titles[commit], "num": int(name.removeprefix("refs/pr/")), **common}
                 for name, commit in repo.refs.items()
                 if name.startswith("refs/pr/")
             ]
             return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
-            return self.tree(repo, repo.resolve(revision), "/".join(rest[2:]))
+            return self.tree(repo.files(revision), "/".join(rest[2:]))
         raise Refused(404, f"no such route here: {self.command} {self.path}", "EntryNotFound")
 
-    def tree(self, repo: Repo, commit: str, folder: str) -> tuple[Any, ...]:
+    def tree(self, files: dict[str, Entry], folder: str) -> Answer:
         """All files below a folder; the client asks for folders too, and does without."""
         entries = []
-        for path, entry in sorted(repo.files(commit).items()):
+        for path, (oid, size, lfs) in sorted(files.items()):
             if path.startswith(f"{folder}/" if folder else ""):
-                entries.append({"type": "file", "oid": entry["oid"], "size": entry["size"], "path": path})
-                if entry["lfs"]:
-                    pointer_size = len(lfs_pointer(entry["lfs"], entry["size"]))
-                    entries[-1]["lfs"] = {"oid": entry["lfs"], "size": entry["size"], "pointerSize": pointer_size}
+                entries.append({"type": "file", "oid": oid, "size": size, "path": path})
+                if lfs:
+                    pointer = {"oid": lfs, "size": size, "pointerSize": len(lfs_pointer(lfs, size))}
+                    entries[-1]["lfs"] = pointer
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
         return self.json(entries)
 
-    def change(self, repo_id: str, repo: Repo, verb: str, name: str) -> tuple[Any, ...]:
+    def change(self, repo_id: str, repo: Repo, verb: str, name: str) -> Answer:
         if verb == "commit":
             lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
             oid, number = repo.apply(name, lines, self.query.get("create_pr") == "1")
@@ -330,55 +447,41 @@ class _Handler(BaseHTTPRequestHandler):
             commit_url = f"{self.hub.url}/{repo_id}/commit/{oid}"
             return self.json({"success": True, "commitOid": oid, "commitUrl": commit_url, "pullRequestUrl": url})
         payload = json.loads(self.body)
-        if verb == "branch":
-            repo.add_ref(f"refs/heads/{name}", repo.resolve(payload.get("startingPoint", "main")))
+        if verb in ("branch", "tag"):
+            start = payload.get("startingPoint", "main") if verb == "branch" else name
+            ref = f"refs/heads/{name}" if verb == "branch" else f"refs/tags/{payload['tag']}"
+            repo.add_ref(ref, repo.resolve(start))
             return self.json({})
-        if verb == "tag":
-            repo.add_ref(f"refs/tags/{payload['tag']}", repo.resolve(name))
-            return self.json({})
-        remote = repo.files(repo.resolve(name))
+        remote, files = repo.files(name), []
         ignored = repo.content(remote[".gitignore"]).decode().split() if ".gitignore" in remote else []
-        files = []
-        for file in payload["files"]:
-            entry = remote.get(file["path"])
-            mode = "lfs" if file["path"].endswith(LARGE) else "regular"
-            oid = entry and (entry["lfs"] or entry["oid"])
-            skip = any(fnmatch(file["path"], pattern) for pattern in ignored)
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": skip, "oid": oid})
+        for path in (file["path"] for file in payload["files"]):
+            entry = remote.get(path)
+            mode = "lfs" if path.endswith(LARGE) else "regular"
+            skip = any(fnmatch(path, pattern) for pattern in ignored)
+            oid = entry and (entry.lfs or entry.oid)
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": oid})
         return self.json({"files": files})
 
-    def lfs_batch(self, repo_id: str) -> tuple[Any, ...]:
-        repo = self.hub.state.repo(repo_id, self.record.user)
+    def lfs_batch(self, repo_id: str) -> Answer:
+        repo = self.repo(repo_id)
         if not self.may_write:
             raise Refused(403, "this token may not write")
         objects = []
         for item in json.loads(self.body)["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
-            if not repo.object_path(item["oid"]).is_file():
+            if item["oid"] not in repo.objects:
                 href = f"{self.hub.url}/lfs/{repo_id}/{item['oid']}"
                 entry["actions"] = {"upload": {"href": f"{href}?signature=1"}, "verify": {"href": f"{href}/verify"}}
             objects.append(entry)
         return self.json({"transfer": "basic", "objects": objects})
 
-    def lfs_object(self) -> tuple[Any, ...]:
-        """Storage beside the Hub: a PUT carries a signature in place of the token."""
-        repo_id, oid = "/".join(self.parts[1:3]), self.parts[3]
-        if self.command == "PUT":
-            if self.query.get("signature") != "1":
-                raise Refused(403, "unsigned upload")
-            Repo(self.hub.state.folder / repo_id).store_large(oid, self.body)
-        elif not self.hub.state.repo(repo_id, self.record.user).object_path(oid).is_file():
-            raise Refused(404, "the upload did not arrive")
-        return self.json({})
-
-    def resolve(self, repo: Repo, revision: str, path: str) -> tuple[Any, ...]:
+    def resolve(self, repo: Repo, revision: str, path: str) -> Answer:
         commit = repo.resolve(revision)
         entry = repo.files(commit).get(path)
-        headers = {"X-Repo-Commit": commit}
         if entry is None:
             raise Refused(404, "Entry not found", "EntryNotFound")
         content = repo.content(entry)
-        headers["ETag"] = f'"{entry["lfs"] or entry["oid"]}"'
-        if entry["lfs"]:
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.lfs or entry.oid}"'}
+        if entry.lfs:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
         return 200, content, headers

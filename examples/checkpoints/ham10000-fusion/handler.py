@@ -21,8 +21,7 @@ class EndpointHandler:
     """Answers requests to an endpoint.
 
     Args:
-        path: The repository's folder; by default the folder this file lies in. Its code is run. Uses the GPU if there
-            is one.
+        path: The repository's folder, whose code is run; by default the folder this file lies in.
 
     Example:
         >>> handler = EndpointHandler("/repository")
@@ -59,8 +58,7 @@ class EndpointHandler:
             raise ValueError('The request needs {"inputs": ...}; "parameters" is optional.')
         if unknown := sorted(set(data) - {"inputs", "parameters"}):
             raise ValueError(f'Unknown key(s) {unknown} beside "inputs"; expected "parameters" or nothing.')
-        parameters = data.get("parameters")
-        parameters = {} if parameters is None else parameters
+        parameters = {} if data.get("parameters") is None else data["parameters"]
         if not isinstance(parameters, dict) or not set(parameters) <= set(_PARAMETERS):
             raise ValueError(f'"parameters" must be an object with some of {list(_PARAMETERS)}, got {parameters!r}.')
         inputs = data["inputs"]
@@ -70,16 +68,13 @@ class EndpointHandler:
         return self.pipeline(_read_input(inputs, "The input"), **parameters)
 
 
-def _read_input(value: Any, name: str) -> dict[str, Any]:
+def _read_input(value: object, name: str) -> dict[str, object]:
     """One input of a request as the pipeline takes it; it checks the rest."""
-    if not isinstance(value, dict):
-        return {"image": _read_image(value, name)}
-    if value.get("image") is None:
-        return value
-    return {**value, "image": _read_image(value["image"], name)}
+    row = value if isinstance(value, dict) else {"image": _read_image(value, name)}
+    return row if row.get("image") is None else {**row, "image": _read_image(row["image"], name)}
 
 
-def _read_image(value: Any, name: str) -> Image.Image | bytes:
+def _read_image(value: object, name: str) -> Image.Image | bytes:
     if isinstance(value, (Image.Image, bytes, bytearray)):
         return value if isinstance(value, Image.Image) else bytes(value)
     if not isinstance(value, str):
