@@ -27,14 +27,13 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, recall_score, roc_auc_score
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
-from ham10000.training.data.readers import RawSource
+from ham10000.training.data.readers import COLUMNS, RawSource
 from ham10000.training.data.sources import FEATURES, check_rows
 from ham10000.training.data.split import Split, load_split, make_split
-from ham10000.training.data.tables import COLUMNS, image_dataset, read_table, string_frame
+from ham10000.training.data.tables import DataOptions, as_strings, read_table
 from ham10000.training.evaluation.bootstrap import WeightedMetrics
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.inputs import read_metadata
-from ham10000.training.utils.columns import DataOptions
 from ham10000.training.utils.files import escape_cell, restore_cell
 
 _FACTOR = {"fast": 1, "long": 3}[os.environ.get("HAM10000_PROPERTIES", "fast")]
@@ -173,7 +172,7 @@ def test_every_row_comes_back_or_an_error_names_a_line(rows: list[list[str]], de
             writer = csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=quoting)
             writer.writerows([header, *rows])
         try:
-            frame, lines = read_table(path)
+            frame = read_table(path)
         except Ham10000Error as error:
             assert "t.csv" in str(error)
             assert "line " in str(error)
@@ -185,7 +184,7 @@ def test_every_row_comes_back_or_an_error_names_a_line(rows: list[list[str]], de
         read = [[restore_cell(cell) for cell in row] for row in rows if any(row)]
         assert frame.to_numpy().tolist() == read
         written = path.read_bytes().decode().split("\n")
-        for row, line in zip((row for row in rows if any(row)), lines, strict=True):
+        for row, line in zip((row for row in rows if any(row)), frame.index, strict=True):
             assert next(csv.reader([written[line - 1]], delimiter=delimiter)) == row
 
 
@@ -223,10 +222,10 @@ records = st.fixed_dictionaries(
 @examples(150)
 @given(st.lists(records, min_size=1, max_size=6), st.booleans())
 def test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row(rows: list[dict[str, str]], lenient: bool) -> None:
-    frame = string_frame(pd.DataFrame(rows, dtype=object)[list(COLUMNS)])
+    frame = as_strings(pd.DataFrame(rows, dtype=object)[list(COLUMNS)])
     frame["file"], frame["row"] = "t.csv", range(2, len(rows) + 2)
     fixes = ("drop_duplicates", "drop_unknown_labels", "invalid_to_missing") if lenient else ()
-    raw = RawSource("t", frame, image_dataset([]), [False] * len(rows), ours=True)
+    raw = RawSource("t", frame, missing=[False] * len(rows), ours=True)
     try:
         kept, keep, report = check_rows(raw, DataOptions(), unreadable_images=None, fixes=fixes)
     except Ham10000Error as error:

@@ -15,10 +15,9 @@ from timm.loss import SoftTargetCrossEntropy
 from ham10000.modeling import Ham10000Config, create_processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Augment, AugmentParameters, mix_batch, working_size
-from ham10000.training.data.cache import cached_images
-from ham10000.training.data.loader import open_images
+from ham10000.training.data.loader import cached_images, open_images
 from ham10000.training.data.sources import load_data
-from ham10000.training.losses import ClassificationLoss
+from ham10000.training.engine import ClassificationLoss
 
 
 def picture(batch: int = 2, height: int = 33, width: int = 33) -> torch.Tensor:

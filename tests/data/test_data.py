@@ -12,10 +12,10 @@ import pytest
 from bad_pictures import JPEG
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.training.data import tables
 from ham10000.training.data.__main__ import main
-from ham10000.training.data.readers import from_splits
+from ham10000.training.data.readers import downloads, from_splits, image_dataset
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
+from ham10000.training.data.tables import DataOptions
 
 
 def same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
@@ -102,7 +102,7 @@ def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: 
     notes = " ".join(report.notes)
     assert "dropped because of drop_duplicates: duplicate image id, image ids 10 " in notes
     assert "dx 'melanocytic nevi' is read as 'nv'" in notes
-    assert len(from_splits("x", splits).frame) == 230
+    assert len(from_splits("x", splits, DataOptions()).frame) == 230
 
 
 def test_truncated_image_is_found_only_when_asked(synthetic_folder: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def table(data: bytes | None, path: str | None) -> datasets.Dataset:
     images = [{"bytes": JPEG, "path": "a.jpg"}, {"bytes": data, "path": path}]
     text = {"image_id": ["a", "b"], "dx": ["nv", "mel"], "age": [50.0, 60.0], "sex": ["male"] * 2}
     rest = datasets.Dataset.from_dict({**text, "localization": ["back"] * 2})
-    return datasets.concatenate_datasets([tables.image_dataset(images), rest], axis=1)
+    return datasets.concatenate_datasets([image_dataset(images), rest], axis=1)
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes 
 def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = datasets.DatasetDict({"train": table(None, str(folders / "private" / "mine.jpg"))})
     with pytest.raises(Ham10000Error, match="split train, row 2"):
-        from_splits("user/d", splits, roots=tables.downloads())
-    assert from_splits("mine", splits).missing == [False, False]
+        from_splits("user/d", splits, DataOptions(), roots=downloads())
+    assert from_splits("mine", splits, DataOptions()).missing == [False, False]
 
 
 @pytest.mark.shared

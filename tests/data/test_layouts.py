@@ -18,8 +18,8 @@ from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.sources import check_rows, load_data, metadata_frame
 from ham10000.training.data.split import make_split
+from ham10000.training.data.tables import SITES, DataOptions
 from ham10000.training.inference.inputs import find_images, read_metadata
-from ham10000.training.utils.columns import SITES, DataOptions
 
 
 def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
@@ -432,7 +432,7 @@ def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> N
     features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
     rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, 1]}
     splits = DatasetDict(train=Dataset.from_dict(rows, features=features))
-    raw = from_splits("mine", splits)
+    raw = from_splits("mine", splits, DataOptions())
     assert raw.frame["dx"].tolist() == ["benign", "benign"]
     assert raw.declared == ["malignant", "benign"]
     assert raw.frame["image_id"].is_unique

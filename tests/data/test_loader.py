@@ -11,13 +11,13 @@ from PIL import Image
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import cache
+from ham10000.training.data import loader as cache
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.cache import cached_images
 from ham10000.training.data.loader import (
     EvalLoader,
     Samples,
     TrainLoader,
+    cached_images,
     class_shares,
     epoch_order,
     open_images,

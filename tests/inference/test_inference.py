@@ -14,7 +14,7 @@ from torch import nn
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
 from ham10000.modeling import create_processor as make_processor
-from ham10000.training.data.cache import read_rows
+from ham10000.training.data.loader import read_rows
 from ham10000.training.inference.fast import optimize_for_inference
 from ham10000.training.inference.prediction import predict
 

@@ -21,7 +21,7 @@ from torchvision.models import efficientnet_v2_s
 from ham10000.hub_upload.commands import convert
 from ham10000.hub_upload.commands import export as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
-from ham10000.training.data.cache import cached_images, read_rows
+from ham10000.training.data.loader import cached_images, read_rows
 from ham10000.training.data.sources import load_data
 from ham10000.training.engine import Engine
 from ham10000.training.evaluation.__main__ import main as evaluate
@@ -378,7 +378,7 @@ def test_a_cache_deleted_under_a_running_job(synthetic_folder, finished, tmp_pat
 def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, tmp_path, monkeypatch, capsys) -> None:
     dataset, processor = pictures
     cache = tmp_path / "cache"
-    from ham10000.training.data import cache as module
+    from ham10000.training.data import loader as module
 
     decode, calls, halves = module.decode, [], []
 

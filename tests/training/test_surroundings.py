@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.cache import default_cache_dir
+from ham10000.training.data.loader import default_cache_dir
 from ham10000.training.train import build_accelerator, build_model, check_forward, check_trackers, main
 from ham10000.training.utils.cli import progress_bar
 

@@ -21,11 +21,10 @@ from ham10000.training.data.augment import Augment
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split
-from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
+from ham10000.training.engine import ClassificationLoss, Engine, build_optimizer, learning_rate_factor
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
-from ham10000.training.losses import ClassificationLoss
 from ham10000.training.run_folder import save_model, training_states
 from ham10000.training.train import main as train
 

@@ -15,10 +15,9 @@ from PIL import Image
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
 from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.readers import RawSource, read_source
-from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES, read_labels
+from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, read_source
+from ham10000.training.data.tables import DataOptions, read_labels, read_value, spelling_notes
 from ham10000.training.utils.cli import progress_bar
-from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
 from ham10000.training.utils.markdown_text import plain
 
 
@@ -79,23 +78,22 @@ class DataReport:
     def __str__(self) -> str:
         lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
         per_lesion = ", ".join(f"{count:,} with {images}" for images, count in self.images_per_lesion.items())
-        missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
-        unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
-        lines = [
-            f"source               {self.source}",
-            f"images               {self.rows:,}{lesions}",
-            f"images per lesion    {per_lesion or 'unknown'}",
-            "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
-            f"missing values       {missing}",
-            f"duplicate image ids  {_counted(self.duplicate_image_ids)}",
-            f"missing images       {_counted(self.missing_images)}",
-            f"unreadable images    {unreadable}",
-            f"unknown labels       {_counted(self.unknown_labels)}",
-            f"unknown sexes        {_counted(self.unknown_sexes)}",
-            f"unknown sites        {_counted(self.unknown_localizations)}",
-            f"invalid ages         {_counted(self.invalid_ages)}",
-            f"lesions with two dx  {_counted(self.inconsistent_lesions)}",
-        ]
+        facts = {
+            "source": self.source,
+            "images": f"{self.rows:,}{lesions}",
+            "images per lesion": per_lesion or "unknown",
+            "images per class": ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
+            "missing values": ", ".join(f"{name} {count}" for name, count in self.missing.items()),
+            "duplicate image ids": _counted(self.duplicate_image_ids),
+            "missing images": _counted(self.missing_images),
+            "unreadable images": "not checked" if self.unreadable_images is None else _counted(self.unreadable_images),
+            "unknown labels": _counted(self.unknown_labels),
+            "unknown sexes": _counted(self.unknown_sexes),
+            "unknown sites": _counted(self.unknown_localizations),
+            "invalid ages": _counted(self.invalid_ages),
+            "lesions with two dx": _counted(self.inconsistent_lesions),
+        }
+        lines = [f"{name:<20} {fact}" for name, fact in facts.items()]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.utils.columns import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
+from ham10000.training.data.tables import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
 from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_below
 
 
