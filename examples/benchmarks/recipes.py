@@ -300,10 +300,10 @@ def _training_views(
     augment = Augment.from_config(config, processor, color=False)
     sides = processor.image_processor.size
     rows = images.rows(samples.image_ids)
-    plan = [rows[start : start + 64] for start in range(0, len(rows), 64)]
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for pixels in images.batches(plan):
+    for start in range(0, len(rows), 64):
+        pixels = images.batch(rows[start : start + 64])
         total: Any = 0.0
         for _ in range(views):
             parameters = augment.sample(len(pixels), generator, images.aspect).to(pixels.device)

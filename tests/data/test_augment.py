@@ -194,7 +194,7 @@ def compare_with_inference(
     processor = create_processor(CONFIG, image_size=size, resizer="torch")
     device = torch.device("cpu")
     frames = open_images(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
-    pixels = torch.cat(list(frames.batches([np.arange(len(dataset))])))
+    pixels = frames.batch(np.arange(len(dataset)))
     drawn = augment.sample(len(dataset), torch.Generator().manual_seed(0), frames.aspect)
     training = augment.apply(pixels, drawn, (size, size))
     shown = [processor.image_processor.resize(image) for image in dataset["image"]]

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -39,11 +40,7 @@ _FORMAT = 2
 
 
 def default_cache_dir() -> Path:
-    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder.
-
-    Raises:
-        Ham10000Error: For a user without a home directory, such as that of many containers.
-    """
+    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder; an error for a user without a home directory."""
     if named := os.environ.get("HAM10000_CACHE"):
         return Path(named)
     try:
@@ -125,7 +122,7 @@ def cached_images(
     read-only, and may be deleted under a process that has opened it.
 
     Args:
-        dataset: Any dataset with `image` and `image_id`.
+        dataset: Has `image` and `image_id`.
         image_processor: Decides the size and the resampling filter.
         cache_dir: Folder of the caches; None is `default_cache_dir()`.
         progress: Whether to show a progress bar while building.
@@ -190,10 +187,10 @@ def _build(
     progress: bool,
 ) -> None:
     """Appends image after image to a partial file, whose length says how many are done."""
-    partial = path.with_suffix(".partial")
+    half = path.with_suffix(".partial")
     start, size = len(header), image_processor.size["height"] * image_processor.size["width"] * 3
     try:
-        with partial.open("ab") as file:
+        with half.open("ab") as file:
             if file.tell() < start:
                 file.truncate(0)
                 file.write(header)
@@ -204,14 +201,14 @@ def _build(
             file.flush()
             os.fsync(file.fileno())
             # Where the folder was deleted meanwhile, and the lock with it, another builder's half file has this name.
-            if os.fstat(file.fileno()).st_ino != partial.stat().st_ino:
+            if os.fstat(file.fileno()).st_ino != half.stat().st_ino:
                 raise FileNotFoundError(errno.ENOENT, "the folder was deleted while the cache was built")
-        partial.replace(path)
+        half.replace(path)
     except FileNotFoundError:
         raise
     except Exception:
         # The rest serves nobody: an image that is repaired, or another folder, makes another cache.
-        partial.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
         raise
 
 
@@ -259,8 +256,9 @@ def _decoded(
 
 
 def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> str:
-    settings = {"format": _FORMAT, **{side: image_processor.size[side] for side in ("height", "width")}}
-    settings |= {"resample": image_processor.resample, "resizer": image_processor.resizer}
+    settings: dict[str, object] = {"format": _FORMAT, "resizer": image_processor.resizer}
+    settings |= {"height": image_processor.size["height"], "width": image_processor.size["width"]}
+    settings |= {"resample": image_processor.resample}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
         if entry["bytes"] is not None:
@@ -352,13 +350,11 @@ class CachedImages:
         """Positions of the named images."""
         return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
 
-    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
-        for rows in plan:
-            if self.resident is not None:
-                yield self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
-            else:
-                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device)
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """(rows, 3, height, width) uint8 on the device."""
+        if self.resident is None:
+            return torch.from_numpy(read_rows(self.images, rows)).to(self.device)
+        return self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
 
 
 def open_images(
@@ -382,8 +378,8 @@ def open_images(
             pixels than the network reads.
         short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
             images' own where that is little more. Never more than the images have.
-        cache_dir: Folder of the caches.
-        progress: Whether to show a progress bar while a cache is built.
+        cache_dir: As for `cached_images`, like `progress`.
+        progress: Whether to show a progress bar.
 
     Returns:
         The images, or None for the metadata variant.
@@ -401,14 +397,11 @@ def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarra
     """The colours and textures of images, as they are stored.
 
     Args:
-        dataset: With `image` and `image_id`.
+        dataset: Has `image`.
         most: Of more images, so many are read, evenly spaced.
 
     Returns:
         (images, features) float64, see `image_features`.
-
-    Raises:
-        Ham10000Error: For an image that cannot be read.
     """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
     entries = _encoded(dataset.select(rows))["image"]
@@ -441,15 +434,12 @@ class _Loader:
         self.labels = self.samples.labels.to(self.device)
         self.metadata = None if self.samples.metadata is None else self.samples.metadata.to(self.device)
 
-    def _pictures(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor | None]:
-        if self.images is None or self.rows is None:
-            return iter([None] * len(plan))
-        return self.images.batches([self.rows[index] for index in plan])
-
-    def _batch(self, index: np.ndarray, pixels: torch.Tensor | None) -> Batch:
-        """Normalises last: `pixels` are uint8, or augmented floats in 0..255."""
-        if pixels is not None:
-            pixels = self.processor.image_processor.normalize_pixels(pixels)
+    def _batch(self, index: np.ndarray, augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Batch:
+        """The rows at the index; their images are augmented as 0..255 and normalised last."""
+        pixels = None
+        if self.images is not None and self.rows is not None:
+            pixels = self.images.batch(self.rows[index])
+            pixels = self.processor.image_processor.normalize_pixels(augment(pixels) if augment else pixels)
             pixels = pixels.contiguous(memory_format=self.memory_format)
         chosen = torch.from_numpy(index).to(self.device)
         metadata = None if self.metadata is None else self.metadata[chosen]
@@ -572,22 +562,17 @@ class TrainLoader(_Loader):
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])
-        numbers = range(start_step, self.steps_per_epoch)
-        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in numbers]
         first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
         shares = [np.arange(first + part, self.batch_size, parts) for part in range(self.micro_batches)]
-        pictures = self._pictures([index[share] for index in steps for share in shares])
         aspect = 1.0 if self.images is None else self.images.aspect
-        for step, index in zip(numbers, steps, strict=True):
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
             for share in shares:
-                pixels = next(pictures)
-                if pixels is not None:
-                    own = parameters.select(torch.from_numpy(share)).to(self.device)
-                    pixels = self.augment.apply(pixels, own, size)
-                batches.append(self._batch(index[share], pixels))
+                own = parameters.select(torch.from_numpy(share)).to(self.device)
+                batches.append(self._batch(index[share], partial(self.augment.apply, parameters=own, size=size)))
             yield self.samples.labels[index].to(self.device), batches
 
 
@@ -600,6 +585,5 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         own = np.arange(self.rank, len(self.samples), self.world_size)
-        plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
-        for index, pixels in zip(plan, self._pictures(plan), strict=True):
-            yield self._batch(index, pixels)
+        for start in range(0, len(own), self.batch_size):
+            yield self._batch(own[start : start + self.batch_size])

@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ from ham10000.modeling import (
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
+
+if TYPE_CHECKING:  # these take seconds to import
+    from accelerate import Accelerator
+
+    from ham10000.training.data.loader import EvalLoader
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -87,10 +92,7 @@ def _read_calibration(checkpoint: str, revision: str | None, temperature: float)
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns a device that works.
-
-    Args:
-        name: As torch names it, or `auto`: the GPU where there is one.
+    """Returns a device that works, by its name or, for `auto`, the GPU where there is one.
 
     Raises:
         Ham10000Error: For a device that does not exist.
@@ -105,9 +107,6 @@ def choose_device(name: str) -> torch.device:
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
     """Returns the folder of a checkpoint that comes with the source tree.
-
-    Args:
-        modality: `image`, `metadata` or `fusion`.
 
     Raises:
         Ham10000Error: If this installation has none.
@@ -155,16 +154,19 @@ def load_checkpoint(
     if is_folder:
         _check_index(folder)
     source = str(folder) if is_folder else name
-    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
+    branch = revision or "main"
     try:
-        model_type = Ham10000Config.get_config_dict(source, **options)[0].get("model_type")
+        settings, _ = Ham10000Config.get_config_dict(source, revision=branch, local_files_only=is_folder)
+        model_type = settings.get("model_type")
         if model_type != Ham10000Config.model_type:
             raise Ham10000Error(
                 f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
                 "give a checkpoint of this package."
             )
-        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
-        processor = Ham10000Processor.from_pretrained(source, **options)
+        model = Ham10000ForImageClassification.from_pretrained(
+            source, dtype=torch.float32, revision=branch, local_files_only=is_folder
+        )
+        processor = Ham10000Processor.from_pretrained(source, revision=branch, local_files_only=is_folder)
     except (Ham10000Error, StrictDataclassError):
         raise
     except SafetensorError as error:
@@ -328,22 +330,12 @@ def _batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Loader(Protocol):
-    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
-
-    device: torch.device
-
-    @property
-    def samples(self) -> Sized: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 @torch.inference_mode()
 def predict_logits(
     model: Ham10000ForImageClassification,
-    loader: _Loader,
+    loader: "EvalLoader",
     *,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
@@ -352,8 +344,8 @@ def predict_logits(
 
     Args:
         model: The model, in evaluation mode.
-        loader: An `EvalLoader`.
-        accelerator: An `Accelerator` that gathers over processes; None is one process.
+        loader: The rows.
+        accelerator: Gathers over processes; None is one process.
         autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
             the views are averaged, and their logarithm is returned.
@@ -372,7 +364,7 @@ def predict_logits(
         inputs = batch.inputs
         outputs = []
         for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
-            if dimensions:
+            if dimensions and batch.pixel_values is not None:
                 inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
             with autocast():
                 outputs.append(model(**inputs).logits.float())
