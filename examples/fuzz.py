@@ -1,6 +1,6 @@
 """Looks for input that breaks the readers: `python examples/fuzz.py --minutes 10` gives each target ten minutes.
 
-The targets are the processor, the tables, the saved splits, the converter and the metrics; `--target` chooses. Half of
+The targets are the processor, the tables, the saved splits and the converter; `--target` chooses. Half of
 a target's time goes to changed files: bytes of valid images, tables, splits and files of weights are cut, flipped,
 inserted, repeated and overwritten, and each file must still be read, or be refused by a `Ham10000Error` that is short
 enough to be read. The other half goes to the target's properties in `tests/test_properties.py`, with inputs that
@@ -54,10 +54,6 @@ PROPERTIES_OF = {
     ),
     "splits": ("test_no_lesion_is_on_two_sides_whatever_the_sizes",),
     "converter": (),
-    "metrics": (
-        "test_metrics_do_not_depend_on_the_order_of_rows",
-        "test_weights_are_repetitions_and_scikit_learns_sample_weights",
-    ),
 }
 SLOW_SECONDS = 20.0
 STRANGE = (
@@ -289,7 +285,6 @@ KINDS_OF: dict[str, Callable[[], list[Files]]] = {
     "tables": tables,
     "splits": lambda: [splits()],
     "converter": lambda: [weights()],
-    "metrics": list,
 }
 
 

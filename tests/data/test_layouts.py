@@ -383,11 +383,9 @@ def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
 def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write("class folders", tmp_path / "data")
     theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
+    kind = theirs["train"].features["label"]
     expected = sorted(
-        (Path(row["image"].filename).name, split[name].features["label"].int2str(row["label"]))
-        for split in [theirs]
-        for name in split
-        for row in split[name]
+        (Path(row["image"].filename).name, kind.int2str(row["label"])) for part in theirs.values() for row in part
     )
     dataset, _ = load_data(str(source), DataOptions(labels=["Melanoma", "Nevus"]))
     names = dataset.features["dx"].names
@@ -476,6 +474,11 @@ def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: 
     notes = read_metadata(path, ("age", "sex")).notes
     assert any("warning" in note and "no column for age" in note and "'Alter'" in note for note in notes)
     assert read_metadata(path, ("age", "sex"), {"age": "Alter"}).rows[0].metadata == {"age": "61", "sex": "male"}
+
+
+def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match=r"contains nothing, but no table .*synthetic"):
+        load_data(str(tmp_path))
 
 
 def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:

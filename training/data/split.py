@@ -160,14 +160,11 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """Weights of the loss from the images of each class.
+    """(classes,) float64 weights of the loss from the images of each class.
 
     Args:
         counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
-        kind: One of `WEIGHT_KINDS`: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
-
-    Returns:
-        (classes,) float64.
+        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
 
     Raises:
         Ham10000Error: For another kind.
@@ -305,13 +302,7 @@ def leakage_text(share: float | None, part: str) -> str:
 
 
 def load_split(path: str | Path) -> Split:
-    """Reads a saved split and verifies that nobody edited it.
-
-    Args:
-        path: The folder given to `Split.save`, or its `split.csv`; `split.json` must lie next to it.
-
-    Returns:
-        The checked split.
+    """Reads a saved split, by its folder or its `split.csv`, and verifies that nobody edited it.
 
     Raises:
         Ham10000Error: Where a file is missing or unreadable, or the table does not have the recorded hash.
@@ -352,14 +343,7 @@ def load_split(path: str | Path) -> Split:
 
 
 def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict:
-    """Divides a dataset by a split.
-
-    Args:
-        dataset: From `load_data`.
-        split: From `make_split` or `load_split`.
-
-    Returns:
-        `train`, `validation` and `test`, each in the order of the split's table.
+    """Divides a dataset by a split into `train`, `validation` and `test`, each in the order of the split's table.
 
     Raises:
         Ham10000Error: Where the data and the split are not of the same images, lesions and labels.

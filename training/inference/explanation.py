@@ -290,13 +290,16 @@ def grad_cam(
 
     Raises:
         Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
-            as a ViT), inputs the model does not read, or class ids that the model has not.
+            as a ViT), or inputs the model does not read.
     """
     try:
         from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
     except ImportError as error:
         raise Ham10000Error(f"Grad-CAM needs captum ({error}): `pip install ham10000[explain]`.") from error
-    targets = _check_explainable(model, pixel_values, class_ids, metadata)
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
+    model._check_inputs(pixel_values, metadata)
+    targets = torch.as_tensor(class_ids, device=model.device).clone()
     backbone, device = model.backbone, model.device
     dtype = next(backbone.parameters()).dtype
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
@@ -318,36 +321,11 @@ def grad_cam(
 
         # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
         maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
-            features.movedim(dimension, 1).float(), target=targets.to(device).clone(), relu_attributions=True
+            features.movedim(dimension, 1).float(), target=targets, relu_attributions=True
         )  # (B, 1, h, w)
     size = tuple(pixel_values.shape[-2:])
     enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
     return (enlarged / enlarged.amax(dim=(1, 2), keepdim=True)).nan_to_num(0)
-
-
-def _check_explainable(
-    model: Ham10000ForImageClassification,
-    pixel_values: torch.Tensor,
-    class_ids: Sequence[int] | torch.Tensor,
-    metadata: torch.Tensor | None,
-) -> torch.Tensor:
-    """The class ids as int64 (batch,), if the model and its inputs fit Grad-CAM."""
-    if not model.config.uses_image:
-        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
-    model._check_inputs(pixel_values, metadata)
-    targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
-    classes = len(model.config.label_names)
-    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < classes)).all()):
-        raise Ham10000Error(
-            f"`class_ids` must be {len(pixel_values)} class ids in 0..{classes - 1}, one per image, "
-            f"got {targets.tolist()}."
-        )
-    if not hasattr(model.backbone, "forward_features"):
-        raise Ham10000Error(
-            f"The backbone is a {type(model.backbone).__name__}, which has no gradient; explain the model as loaded, "
-            "not a copy made for another backend."
-        )
-    return targets
 
 
 def _channel_dimension(model: Ham10000ForImageClassification, features: object) -> int:

@@ -154,15 +154,12 @@ def collect_samples(
 
     Args:
         processor: The checkpoint's processor.
-        inputs: Files and folders, as for `find_images`.
+        inputs: Files and folders.
         values: Raw metadata of every image, by field; None for what was not given.
-        table: A csv, as for `read_metadata`, instead of `values`.
-        checkpoint: Name of the checkpoint, for messages.
+        table: A csv for `read_metadata` instead of `values`.
+        checkpoint: Its name, for messages.
         columns: As for `read_metadata`.
         unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
-
-    Returns:
-        At least one sample.
 
     Raises:
         Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.

@@ -95,9 +95,6 @@ def format_table(predictions: Predictions, top_k: int | None = None, width: int 
         predictions: The predictions.
         top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
         width: Columns of the terminal; below 80 lines are broken by it.
-
-    Returns:
-        Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -270,15 +267,12 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 
 
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
-    """Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, probabilities with every digit.
+    """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
     Args:
-        image_ids: Image ids (N,), such as ISIC_0034524: no folder, no suffix.
-        probabilities: Probabilities (N, 7), columns in the order of `label_names`.
+        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
+        probabilities: (N, 7), columns in the order of `label_names`.
         label_names: The seven labels in the order of their ids.
-
-    Returns:
-        The file's text.
 
     Raises:
         Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.

@@ -123,15 +123,12 @@ def shipped_checkpoint(modality: str = "fusion") -> Path:
 def load_checkpoint(
     checkpoint: str | os.PathLike[str], revision: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Ham10000ForImageClassification, Ham10000Processor]:
-    """Loads a model and its processor with this package's own classes; no code from the checkpoint runs.
+    """Loads a model, in evaluation mode, and its processor by this package's classes; no code from it runs.
 
     Args:
         checkpoint: A folder, which needs no network, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
         device: Where the model is put.
-
-    Returns:
-        The model, in evaluation mode, and the processor.
 
     Raises:
         Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
@@ -142,17 +139,17 @@ def load_checkpoint(
     """
     folder, name = Path(checkpoint).expanduser(), str(checkpoint)
     is_folder = folder.is_dir()
-    if is_folder and revision is not None:
-        raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
-    if is_folder and not (folder / "config.json").is_file():
-        raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
-    if folder.is_file():
+    if is_folder:
+        if revision is not None:
+            raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
+        if not (folder / "config.json").is_file():
+            raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
+        _check_index(folder)
+    elif folder.is_file():
         raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
-    if not is_folder and (not _HUB_ID.fullmatch(name) or folder.parent.is_dir()):
+    elif not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
-    if is_folder:
-        _check_index(folder)
     source = str(folder) if is_folder else name
     branch = revision or "main"
     try:
