@@ -27,7 +27,7 @@ def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
     for name in names:
         path = folder / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (12, 10), (len(name) * 7 % 256, sum(map(ord, name)) % 256, 90)).save(path)
+        Image.new("RGB", (12, 10), (len(path.stem) * 7, sum(map(ord, path.stem)) % 256, 90)).save(path)
 
 
 def text(path: Path, *lines: str) -> Path:

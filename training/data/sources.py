@@ -162,14 +162,7 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
 
 
 def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.Dataset:
-    """Numbers the labels of a dataset as another set does, by their names.
-
-    Args:
-        dataset: From `load_data`.
-        labels: The set, such as a model's, in the order of its ids; the data need not have all of them.
-
-    Returns:
-        The dataset, whose `dx` is an index into `labels`.
+    """Numbers the labels of a dataset, by their names, as another set such as a model's does.
 
     Raises:
         Ham10000Error: For labels of the data that are not in the set.

@@ -200,8 +200,8 @@ class Explanation:
     Attributes:
         effects: The probabilities, and what they become when the metadata changes.
         image: The image, upright RGB; None for the metadata variant.
-        heatmaps: Label to the Grad-CAM map of that class, (image height, image width) float32 in [0, 1]; the predicted
-            class first.
+        heatmaps: Label to the Grad-CAM map of that class, the predicted one first: float32 in [0, 1] of the image's
+            height and width.
         name: Name of the image in the figure; None for none.
         calibration: What is known about the probabilities.
         warning: Why the prediction is worth nothing; None for no reason.
@@ -299,7 +299,6 @@ def grad_cam(
     if not model.config.uses_image:
         raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
     model._check_inputs(pixel_values, metadata)
-    targets = torch.as_tensor(class_ids, device=model.device).clone()
     backbone, device = model.backbone, model.device
     dtype = next(backbone.parameters()).dtype
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
@@ -321,7 +320,9 @@ def grad_cam(
 
         # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
         maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
-            features.movedim(dimension, 1).float(), target=targets, relu_attributions=True
+            features.movedim(dimension, 1).float(),
+            target=torch.as_tensor(class_ids, device=device).clone(),
+            relu_attributions=True,
         )  # (B, 1, h, w)
     size = tuple(pixel_values.shape[-2:])
     enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()

@@ -252,7 +252,7 @@ def predict(
 
     Args:
         model: Any variant, on any device.
-        processor: The model's processor.
+        processor: Its processor.
         images: Images in any form `load_image` reads; None for a metadata-only model.
         metadata: One mapping per image, as for the processor; None for an image-only model, or if nothing is known.
         batch_size: Samples per step.
@@ -366,9 +366,8 @@ def predict_logits(
             with autocast():
                 outputs.append(model(**inputs).logits.float())
         # Without averaging, one view keeps its logits bit-identical.
-        parts.append(
-            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
-        )
+        many = len(outputs) > 1
+        parts.append(torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log() if many else outputs[0])
     logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()

@@ -243,25 +243,19 @@ class ImageFiles:
         return sum(len(paths) for paths in self._by_stem.values())
 
     def find(self, name: str, near: Path) -> str | None:
-        """Finds the file of an image.
+        """Finds the file of an image: its path, or None.
 
         Args:
             name: An id, a file name or the end of a path, with or without suffix; the suffix may be another.
             near: The folder that a path is relative to; a file there goes before others of the same name.
 
-        Returns:
-            The path, or None.
-
         Raises:
             Ham10000Error: Where two different files have the name.
         """
         wanted = without_suffix(comparable(name))
-        stem = wanted.rsplit("/", 1)[-1]
-        found = [
-            path
-            for path in self._by_stem.get(stem, ())
-            if "/" not in wanted or f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")
-        ]
+        found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])
+        if "/" in wanted:
+            found = [path for path in found if f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")]
         exact = f"{comparable(str(near))}/{wanted}"
         found = [path for path in found if without_suffix(comparable(path)) == exact] or found
         found = [path for path in found if comparable(path).endswith(comparable(name))] or found
