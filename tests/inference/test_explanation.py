@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.stats import spearmanr
 from skin import knows_skin
 from torch import nn
 
@@ -77,21 +76,20 @@ def test_grad_cam_leaves_the_model_as_it_was() -> None:
 
 
 def test_grad_cam_in_bf16_follows_fp32() -> None:
-    model, _ = build("image", "test_resnet")
+    model, _ = build("image")
     expected = grad_cam(model, noise(), [4, 1, 2])
     rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2])
     assert rounded.dtype == torch.float32
-    pairs = zip(expected.flatten(1).numpy(), rounded.flatten(1).numpy(), strict=True)
-    assert min(spearmanr(*pair).statistic for pair in pairs) > 0.9
+    assert ((rounded - expected).abs().mean(dim=(1, 2)) < 0.02).all()
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
 def test_grad_cam_on_other_backbones(backbone: str) -> None:
     model, _ = build("image", backbone)
-    maps = grad_cam(model, noise(1), [4])
-    assert maps.shape == (1, 96, 96)
-    assert maps.min() >= 0
-    assert maps.max() in (0, 1)
+    maps = grad_cam(model, noise(1).expand(7, -1, -1, -1), range(7))
+    assert maps.shape == (7, 96, 96)
+    assert (maps.min(), maps.max()) == (0, 1)
+    assert set(maps.amax(dim=(1, 2)).tolist()) <= {0, 1}
     # The path through `forward_features` and `forward_head` is the model's own.
     with torch.inference_mode():
         features = model.backbone.forward_features(noise(1))
