@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -30,10 +30,8 @@ from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
 
-if TYPE_CHECKING:  # these take seconds to import
+if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from ham10000.training.data.loader import EvalLoader
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -327,10 +325,20 @@ def _batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Loader(Protocol):
+    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
+
+    device: torch.device
+
+    @property
+    def samples(self) -> Sized: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 @torch.inference_mode()
 def predict_logits(
     model: Ham10000ForImageClassification,
-    loader: "EvalLoader",
+    loader: _Loader,
     *,
     accelerator: "Accelerator | None" = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
@@ -341,7 +349,7 @@ def predict_logits(
 
     Args:
         model: The model, in evaluation mode.
-        loader: The rows.
+        loader: An `EvalLoader`.
         accelerator: Gathers over processes; None is one process.
         autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
@@ -361,7 +369,7 @@ def predict_logits(
         inputs = batch.inputs
         outputs = []
         for dimensions in VIEWS[views if batch.pixel_values is not None else 1]:
-            if dimensions and batch.pixel_values is not None:
+            if dimensions:
                 inputs = {**inputs, "pixel_values": batch.pixel_values.flip(dimensions)}
             with autocast():
                 outputs.append(model(**inputs).logits.float())
