@@ -1,6 +1,6 @@
 """Looks for input that breaks the readers: `python examples/fuzz.py --minutes 10` gives each target ten minutes.
 
-The targets are the processor, the tables, the saved splits, the converter and the metrics; `--target` chooses. Half of
+The targets are the processor, the tables, the saved splits and the converter; `--target` chooses. Half of
 a target's time goes to changed files: bytes of valid images, tables, splits and files of weights are cut, flipped,
 inserted, repeated and overwritten, and each file must still be read, or be refused by a `Ham10000Error` that is short
 enough to be read. The other half goes to the target's properties in `tests/test_properties.py`, with inputs that
@@ -29,12 +29,11 @@ from safetensors.torch import save
 
 from ham10000.hub_upload.convert_checkpoint import read_weights
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000Processor
-from ham10000.training.data.readers import RawSource
+from ham10000.training.data.readers import select_fields
 from ham10000.training.data.sources import check_rows, load_data
 from ham10000.training.data.split import load_split, make_split
-from ham10000.training.data.tables import image_dataset, read_table, select_fields
+from ham10000.training.data.tables import DataOptions, read_table
 from ham10000.training.inference.inputs import read_metadata
-from ham10000.training.utils.columns import DataOptions
 
 PROPERTIES = Path(__file__).parents[1] / "tests" / "test_properties.py"
 # Which of them belong to which target; a test holds that none is left out.
@@ -55,10 +54,6 @@ PROPERTIES_OF = {
     ),
     "splits": ("test_no_lesion_is_on_two_sides_whatever_the_sizes",),
     "converter": (),
-    "metrics": (
-        "test_metrics_do_not_depend_on_the_order_of_rows",
-        "test_weights_are_repetitions_and_scikit_learns_sample_weights",
-    ),
 }
 SLOW_SECONDS = 20.0
 STRANGE = (
@@ -149,14 +144,13 @@ def tables() -> list[Files]:
     record = '{"file_name": "a.jpg", "dx": "nv", "age": 40, "sex": null, "localization": "back"}\n'
 
     def checked(path: Path) -> None:
-        raw, lines = read_table(path)
-        frame = select_fields(raw, path, lines).frame
-        rows_read = len(frame)
+        source = select_fields(read_table(path), path, DataOptions())
+        rows_read = len(source.frame)
         text = path.read_text(encoding="utf-8-sig")
         # A record is a line; what is blank holds delimiters at most.
         written = sum(bool(line.strip(' \t\n,;"')) for line in text.split("\n")) - (path.suffix == ".csv")
         assert rows_read == written, f"{rows_read} rows of {written} lines"
-        source = RawSource(str(path), frame, image_dataset([]), [False] * rows_read)
+        source.missing = [False] * rows_read
         kept, _, _ = check_rows(source, DataOptions(), unreadable_images=None)
         assert len(kept) == rows_read, "a row was dropped"
 
@@ -291,7 +285,6 @@ KINDS_OF: dict[str, Callable[[], list[Files]]] = {
     "tables": tables,
     "splits": lambda: [splits()],
     "converter": lambda: [weights()],
-    "metrics": list,
 }
 
 

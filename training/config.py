@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 
+from ham10000.training.data.tables import COLUMNS_HELP, GROUP_BY_HELP, LABEL_MAP_HELP, LABELS_HELP, DataOptions
 from ham10000.training.utils.cli import add_debug_argument
-from ham10000.training.utils.columns import COLUMNS_HELP, GROUP_BY_HELP, LABEL_MAP_HELP, LABELS_HELP, DataOptions
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
 if TYPE_CHECKING:

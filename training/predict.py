@@ -115,9 +115,9 @@ def main(argv: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ham10000.modeling import METADATA_FIELDS, Ham10000Error
+    from ham10000.training.data.tables import DataOptions
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.output import write_output
-    from ham10000.training.utils.columns import DataOptions
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()

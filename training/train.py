@@ -37,10 +37,9 @@ from ham10000.training.data.loader import (
 )
 from ham10000.training.data.sources import DataReport, label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
-from ham10000.training.engine import Engine, Progress, describe_kept
+from ham10000.training.engine import ClassificationLoss, Engine, Progress, answered_prior, describe_kept, logit_offset
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.losses import ClassificationLoss, answered_prior, logit_offset
 from ham10000.training.run_folder import (
     RunFile,
     begin_run,

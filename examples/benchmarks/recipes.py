@@ -46,6 +46,7 @@ from ham10000.training.data.augment import Augment
 from ham10000.training.data.loader import EvalLoader, Samples, class_shares, open_images
 from ham10000.training.data.sources import DataReport, load_data, metadata_frame
 from ham10000.training.data.split import apply_split, class_weights, lesion_groups, load_split
+from ham10000.training.engine import answered_prior
 from ham10000.training.evaluation.bootstrap import (
     AVERAGE_PRECISION,
     bootstrap_distribution,
@@ -55,7 +56,6 @@ from ham10000.training.evaluation.bootstrap import (
 from ham10000.training.evaluation.calibration import fit_temperature
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.prediction import VIEWS, load_checkpoint, predict_logits
-from ham10000.training.losses import answered_prior
 from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.study.runs import is_trained
 from ham10000.training.train import build_accelerator, quiet_libraries, train
@@ -300,10 +300,10 @@ def _training_views(
     augment = Augment.from_config(config, processor, color=False)
     sides = processor.image_processor.size
     rows = images.rows(samples.image_ids)
-    plan = [rows[start : start + 64] for start in range(0, len(rows), 64)]
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for pixels in images.batches(plan):
+    for start in range(0, len(rows), 64):
+        pixels = images.batch(rows[start : start + 64])
         total: Any = 0.0
         for _ in range(views):
             parameters = augment.sample(len(pixels), generator, images.aspect).to(pixels.device)

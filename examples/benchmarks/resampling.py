@@ -60,7 +60,7 @@ def main() -> None:
             frames = open_images(
                 dataset, processor, torch.device("cpu"), train_size=(size, size), cache_dir=cache, progress=False
             )
-            pixels = next(frames.batches([np.arange(len(dataset))]))
+            pixels = frames.batch(np.arange(len(dataset)))
         used = torch.from_numpy(np.stack([processor.image_processor.resize(row) for row in dataset["image"]]))
         used = used.permute(0, 3, 1, 2).float()
         generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ def public_modules(packages: tuple[str, ...] = PACKAGES) -> list[str]:
         packages: Folders of the repository.
 
     Returns:
-        Names such as `ham10000.training.losses`; a package stands before its modules.
+        Names such as `ham10000.training.engine`; a package stands before its modules.
     """
     names = []
     for package in packages:

@@ -4,7 +4,7 @@ Headers and folder names are those of the published files; images and rows are m
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
 from ham10000.training.data.readers import from_splits
 from ham10000.training.data.sources import check_rows, load_data, metadata_frame
 from ham10000.training.data.split import make_split
+from ham10000.training.data.tables import SITES, DataOptions
 from ham10000.training.inference.inputs import find_images, read_metadata
-from ham10000.training.utils.columns import SITES, DataOptions
 
 
 def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
@@ -27,7 +27,7 @@ def images(folder: Path, *names: str, suffix: str = ".jpg") -> None:
     for name in names:
         path = folder / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (12, 10), (len(name) * 7 % 256, sum(map(ord, name)) % 256, 90)).save(path)
+        Image.new("RGB", (12, 10), (len(path.stem) * 7, sum(map(ord, path.stem)) % 256, 90)).save(path)
 
 
 def text(path: Path, *lines: str) -> Path:
@@ -36,325 +36,292 @@ def text(path: Path, *lines: str) -> Path:
     return path
 
 
-# Each writes a corpus and returns what is given as --data.
+# Each corpus: its images (.jpg where no suffix is given), and after each `>` a table.
+HAM_ROWS = """\
+lesion_id,image_id,dx,dx_type,age,sex,localization,dataset
+H1,I1,mel,histo,60,male,back,x
+H2,I2,nv,histo,,unknown,ear,x"""
+HAM_IMAGES = "HAM10000_images_part_1/I1 HAM10000_images_part_2/I2"
+MILK = ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"]
+ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the ISIC 2018 test set begins
+TEST_2018 = "ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv"
+CORPORA = {
+    "ham10000": f"""\
+{HAM_IMAGES}
+> HAM10000_metadata.csv
+{HAM_ROWS}""",
+    "kaggle": f"""\
+{HAM_IMAGES} {HAM_IMAGES.lower().replace("/i", "/I")}
+> HAM10000_metadata.csv
+{HAM_ROWS}
+> hmnist_8_8_RGB.csv
+pixel0000,pixel0001,label
+1,2,3""",
+    # Tabs, no suffix, and masks in a folder of their own.
+    "dataverse": f"""\
+{HAM_IMAGES} HAM10000_segmentations_lesion_tschandl/I1_segmentation.png
+> HAM10000_metadata
+{HAM_ROWS.replace(",", chr(9))}""",
+    "official csv beside ISIC images": f"""\
+ISIC2018_Task3_Training_Input/I1 ISIC2018_Task3_Training_Input/I2
+> HAM10000_metadata.csv
+{HAM_ROWS}
+> ISIC2018_Task3_Training_Input/ATTRIBUTION.txt
+HAM10000 Dataset: (c) by ViDIR Group""",
+    # Training, validation and test side by side, as downloaded.
+    "isic2018": """\
+ISIC2018_Task3_Training_Input/I1 ISIC2018_Task3_Training_Input/I2 ISIC2018_Task3_Training_Input/I3
+ISIC2018_Task3_Validation_Input/V1 ISIC2018_Task3_Test_Input/T1
+> ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv
+image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
+I1,1.0,0.0,0,0,0,0,0.0
+I2,0.0,1.0,0,0,0,0,0.0
+I3,0.0,1.0,0,0,0,0,0.0
+> ISIC2018_Task3_Validation_GroundTruth/ISIC2018_Task3_Validation_GroundTruth.csv
+image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
+V1,1.0,0.0,0,0,0,0,0.0
+> ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv
+image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
+T1,1.0,0.0,0,0,0,0,0.0
+> ISIC2018_Task3_Training_LesionGroupings.csv
+image,lesion_id,diagnosis_confirm_type
+I1,H1,histopathology
+I2,H2,single image
+I3,H2,x""",
+    # Images twice nested; the first rows without a lesion, whole rows of metadata empty.
+    "isic2019": """\
+ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0000000
+ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0000017_downsampled
+ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0073502
+> ISIC_2019_Training_GroundTruth.csv
+image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK
+ISIC_0000000,0.0,1.0,0,0,0,0,0,0,0
+ISIC_0000017_downsampled,0.0,0.0,0,0,0,0,0,1,0
+ISIC_0073502,0.0,0.0,0,1,0,0,0,0,0
+> ISIC_2019_Training_Metadata.csv
+image,age_approx,anatom_site_general,lesion_id,sex
+ISIC_0000000,55.0,anterior torso,,female
+ISIC_0000017_downsampled,,,,
+ISIC_0073502,70.0,head/neck,L1,male""",
+    "isic2020": """\
+jpeg/train/ISIC_2637011 jpeg/train/ISIC_0015719 jpeg/train/ISIC_0052212 jpeg/test/ISIC_0052060
+> train.csv
+image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target
+ISIC_2637011,IP_7279968,male,45.0,head/neck,unknown,benign,0
+ISIC_0015719,IP_3075186,female,45.0,upper extremity,unknown,benign,0
+ISIC_0052212,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1
+> test.csv
+image_name,patient_id,sex,age_approx,anatom_site_general_challenge
+ISIC_0052060,,,,
+> sample_submission.csv
+image_name,target
+ISIC_0052060,0""",
+    # What isic-cli writes: metadata.csv next to the images, which is not an imagefolder's.
+    "archive": """\
+ISIC_0024306 ISIC_0024307 ISIC_0024308
+> metadata.csv
+isic_id,copyright_license,age_approx,anatom_site_general,diagnosis_1,diagnosis_3,image_type,lesion_id,sex
+ISIC_0024306,CC-BY-NC,45,palms/soles,Benign,Nevus,dermoscopic,IL_1,male
+ISIC_0024307,CC-0,50,lower extremity,Malignant,"Melanoma, NOS",dermoscopic,IL_2,male
+ISIC_0024308,CC-0,,,Benign,Pigmented benign keratosis,clinical: close-up,IL_3,""",
+    "older archive": """\
+ISIC_0000000.JPG ISIC_0000001.JPG
+> challenge.csv
+isic_id,age_approx,anatom_site_general,benign_malignant,diagnosis,mel_class,nevus_type,sex
+ISIC_0000000,55,,benign,nevus,,blue,female
+ISIC_0000001,,,benign,pigmented benign keratosis,,,""",
+    # The truth is by lesion, with two images each.
+    "milk10k": """\
+MILK10k_Training_Input/IL_1/ISIC_1 MILK10k_Training_Input/IL_1/ISIC_2
+MILK10k_Training_Input/IL_2/ISIC_3 MILK10k_Training_Input/IL_2/ISIC_4
+> MILK10k_Training_GroundTruth.csv
+lesion_id,AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC
+IL_1,0,0,0,0,0,0,0,0.0,1.0,0,0
+IL_2,0,0,0,0,0,0,0,0.0,0.0,1,0
+> MILK10k_Training_Metadata.csv
+lesion_id,image_type,isic_id,attribution,image_manipulation,age_approx,sex,skin_tone_class,site
+IL_1,clinical: close-up,ISIC_1,MILK,instrument only,40,female,3,trunk
+IL_1,dermoscopic,ISIC_2,MILK,instrument only,40,female,3,trunk
+IL_2,dermoscopic,ISIC_3,MILK,instrument only,85,male,2,head_neck_face
+IL_2,clinical: close-up,ISIC_4,MILK,instrument only,85,male,2,head_neck_face""",
+    "pad_ufes": """\
+imgs_part_1/PAT_1516_1765_530.png imgs_part_3/PAT_46_881_939.png
+> metadata.csv
+patient_id,lesion_id,smoke,age,gender,fitspatrick,region,diameter_1,diagnostic,itch,img_id,biopsed
+PAT_1516,1765,,8,,,ARM,,NEV,FALSE,PAT_1516_1765_530.png,FALSE
+PAT_46,881,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_881_939.png,TRUE""",
+    "bcn20000": """\
+BCN_20k_train/ISIC_0053453 BCN_20k_train/ISIC_0053454
+> bcn_20k_train.csv
+isic_id,age_approx,anatom_site_general,diagnosis,lesion_id,sex
+ISIC_0053453,80,head/neck,Scar,BCN_1,male
+ISIC_0053454,75,anterior torso,BCC,BCN_2,female""",
+    "derm7pt": """\
+images/NEL/Nel026 images/NEL/Nel028
+> meta/meta.csv
+case_num,diagnosis,seven_point_score,sex,location,clinic,derm,case_id
+1,basal cell carcinoma,0,female,head neck,NEL/NEL027.JPG,NEL/Nel026.jpg,
+2,blue nevus,1,male,lower limbs,NEL/NEL029.JPG,NEL/Nel028.jpg,
+> meta/train_indexes.csv
+indexes
+0""",
+    "class folders": """\
+train/Nevus/001 train/Nevus/002 train/Melanoma/001 test/Melanoma/003""",
+    "imagefolder": """\
+train/a train/b
+> train/metadata.csv
+file_name,label,age
+a.jpg,scar,30
+b.jpg,tattoo,""",
+    # Semicolons, umlauts, other words; the disk writes `ä` as two characters, as macOS does.
+    "clinic": """\
+Bilder/Nävus_1.JPG Bilder/Melanom_2.tif
+> Tabelle.csv
+Datei Name;Diagnose;Alter;Geschlecht;site
+Nävus_1.JPG;Nävus;61;m;Fuß
+Melanom_2.tif;Melanom;n/a;f;unknown""",
+}
 
 
-def ham10000(folder: Path) -> Path:
-    header = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
-    text(folder / "HAM10000_metadata.csv", header, "H1,I1,mel,histo,60,male,back,x", "H2,I2,nv,histo,,unknown,ear,x")
-    images(folder / "HAM10000_images_part_1", "I1")
-    images(folder / "HAM10000_images_part_2", "I2")
+def write(name: str, folder: Path) -> Path:
+    """Writes a corpus and returns its folder."""
+    pictures, *tables = CORPORA[name].split("\n> ")
+    if name == "clinic":
+        pictures = unicodedata.normalize("NFD", pictures)
+    for picture in pictures.split():
+        suffix = Path(picture).suffix
+        images(folder, picture.removesuffix(suffix), suffix=suffix or ".jpg")
+    for table in tables:
+        text(folder / table.partition("\n")[0], *table.split("\n")[1:])
     return folder
-
-
-def kaggle(folder: Path) -> Path:
-    ham10000(folder)
-    for part, name in enumerate(("I1", "I2"), 1):
-        images(folder / f"ham10000_images_part_{part}", name)
-    text(folder / "hmnist_8_8_RGB.csv", "pixel0000,pixel0001,label", "1,2,3")
-    return folder
-
-
-def dataverse(folder: Path) -> Path:
-    """Tabs, no suffix, and masks in a folder of their own."""
-    ham10000(folder)
-    table = folder / "HAM10000_metadata.csv"
-    text(folder / "HAM10000_metadata", *table.read_text().replace(",", "\t").splitlines())
-    table.unlink()
-    images(folder / "HAM10000_segmentations_lesion_tschandl", "I1_segmentation", suffix=".png")
-    return folder
-
-
-def official_csv_beside_isic_images(folder: Path) -> Path:
-    ham10000(folder)
-    (folder / "ISIC2018_Task3_Training_Input").mkdir()
-    for part, name in enumerate(("I1", "I2"), 1):
-        place = folder / f"HAM10000_images_part_{part}"
-        (place / f"{name}.jpg").rename(folder / "ISIC2018_Task3_Training_Input" / f"{name}.jpg")
-        place.rmdir()
-    text(folder / "ISIC2018_Task3_Training_Input" / "ATTRIBUTION.txt", "HAM10000 Dataset: (c) by ViDIR Group")
-    return folder
-
-
-def isic2018(folder: Path) -> Path:
-    """Training, validation and test side by side, as downloaded."""
-    header = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
-    for part, name in (("Training", "I1"), ("Validation", "V1"), ("Test", "T1")):
-        stem = f"ISIC2018_Task3_{part}"
-        images(folder / f"{stem}_Input", name)
-        rows = [f"{name},1.0,0.0,0.0,0.0,0.0,0.0,0.0"]
-        if part == "Training":
-            images(folder / f"{stem}_Input", "I2", "I3")
-            rows += ["I2,0.0,1.0,0.0,0.0,0.0,0.0,0.0", "I3,0.0,1.0,0.0,0.0,0.0,0.0,0.0"]
-        text(folder / f"{stem}_GroundTruth" / f"{stem}_GroundTruth.csv", header, *rows)
-    groupings = ["image,lesion_id,diagnosis_confirm_type", "I1,H1,histopathology", "I2,H2,single image", "I3,H2,x"]
-    text(folder / "ISIC2018_Task3_Training_LesionGroupings.csv", *groupings)
-    return folder
-
-
-def isic2018_test_file(folder: Path) -> Path:
-    return isic2018(folder) / "ISIC2018_Task3_Test_GroundTruth" / "ISIC2018_Task3_Test_GroundTruth.csv"
-
-
-def isic2019(folder: Path) -> Path:
-    """Images twice nested; the first rows without a lesion, whole rows of metadata empty."""
-    names = ["ISIC_0000000", "ISIC_0000017_downsampled", "ISIC_0073502"]
-    images(folder / "ISIC_2019_Training_Input" / "ISIC_2019_Training_Input", *names)
-    classes = ["NV", "SCC", "AK"]
-    header = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
-    rows = [
-        ",".join([name, *("1.0" if column == label else "0.0" for column in header)])
-        for name, label in zip(names, classes, strict=True)
-    ]
-    text(folder / "ISIC_2019_Training_GroundTruth.csv", ",".join(["image", *header]), *rows)
-    metadata = [f"{names[0]},55.0,anterior torso,,female", f"{names[1]},,,,", f"{names[2]},70.0,head/neck,L1,male"]
-    header_line = "image,age_approx,anatom_site_general,lesion_id,sex"
-    text(folder / "ISIC_2019_Training_Metadata.csv", header_line, *metadata)
-    return folder
-
-
-def isic2020(folder: Path) -> Path:
-    images(folder / "jpeg" / "train", "ISIC_2637011", "ISIC_0015719", "ISIC_0052212")
-    images(folder / "jpeg" / "test", "ISIC_0052060")
-    text(
-        folder / "train.csv",
-        "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target",
-        "ISIC_2637011,IP_7279968,male,45.0,head/neck,unknown,benign,0",
-        "ISIC_0015719,IP_3075186,female,45.0,upper extremity,unknown,benign,0",
-        "ISIC_0052212,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1",
-    )
-    text(folder / "test.csv", "image_name,patient_id,sex,age_approx,anatom_site_general_challenge", "ISIC_0052060,,,,")
-    text(folder / "sample_submission.csv", "image_name,target", "ISIC_0052060,0")
-    return folder
-
-
-def archive(folder: Path) -> Path:
-    """What isic-cli writes: metadata.csv next to the images, which is not an imagefolder's."""
-    images(folder, "ISIC_0024306", "ISIC_0024307", "ISIC_0024308")
-    text(
-        folder / "metadata.csv",
-        "isic_id,attribution,copyright_license,age_approx,anatom_site_general,diagnosis_1,diagnosis_2,diagnosis_3,"
-        "diagnosis_confirm_type,image_type,lesion_id,melanocytic,sex",
-        "ISIC_0024306,ViDIR,CC-BY-NC,45,palms/soles,Benign,x,Nevus,serial imaging,dermoscopic,IL_1,True,male",
-        'ISIC_0024307,ViDIR,CC-0,50,lower extremity,Malignant,x,"Melanoma, NOS",histo,dermoscopic,IL_2,True,male',
-        "ISIC_0024308,ViDIR,CC-0,,,Benign,x,Pigmented benign keratosis,histo,clinical: close-up,IL_3,False,",
-    )
-    return folder
-
-
-def older_archive(folder: Path) -> Path:
-    images(folder, "ISIC_0000000", "ISIC_0000001", suffix=".JPG")
-    header = "isic_id,age_approx,anatom_site_general,benign_malignant,diagnosis,mel_class,nevus_type,sex"
-    rows = ["ISIC_0000000,55,,benign,nevus,,blue,female", "ISIC_0000001,,,benign,pigmented benign keratosis,,,"]
-    return text(folder / "challenge.csv", header, *rows)
-
-
-def milk10k(folder: Path) -> Path:
-    """The truth is by lesion, with two images each."""
-    images(folder / "MILK10k_Training_Input" / "IL_1", "ISIC_1", "ISIC_2")
-    images(folder / "MILK10k_Training_Input" / "IL_2", "ISIC_3", "ISIC_4")
-    classes = "AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC"
-    zeros = ["0.0"] * 11
-    rows = [",".join(["IL_1", *zeros[:8], "1.0", *zeros[9:]]), ",".join(["IL_2", *zeros[:9], "1.0", *zeros[10:]])]
-    text(folder / "MILK10k_Training_GroundTruth.csv", f"lesion_id,{classes}", *rows)
-    text(
-        folder / "MILK10k_Training_Metadata.csv",
-        "lesion_id,image_type,isic_id,attribution,copyright_license,image_manipulation,age_approx,sex,skin_tone_class,site",
-        "IL_1,clinical: close-up,ISIC_1,MILK,CC-BY-NC,instrument only,40,female,3,trunk",
-        "IL_1,dermoscopic,ISIC_2,MILK,CC-BY-NC,instrument only,40,female,3,trunk",
-        "IL_2,dermoscopic,ISIC_3,MILK,CC-BY-NC,instrument only,85,male,2,head_neck_face",
-        "IL_2,clinical: close-up,ISIC_4,MILK,CC-BY-NC,instrument only,85,male,2,head_neck_face",
-    )
-    return folder
-
-
-def pad_ufes(folder: Path) -> Path:
-    images(folder / "imgs_part_1", "PAT_1516_1765_530", suffix=".png")
-    images(folder / "imgs_part_3", "PAT_46_881_939", suffix=".png")
-    text(
-        folder / "metadata.csv",
-        "patient_id,lesion_id,smoke,age,gender,fitspatrick,region,diameter_1,diagnostic,itch,img_id,biopsed",
-        "PAT_1516,1765,,8,,,ARM,,NEV,FALSE,PAT_1516_1765_530.png,FALSE",
-        "PAT_46,881,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_881_939.png,TRUE",
-    )
-    return folder
-
-
-def bcn20000(folder: Path) -> Path:
-    images(folder / "BCN_20k_train", "ISIC_0053453", "ISIC_0053454")
-    header = "isic_id,age_approx,anatom_site_general,diagnosis,lesion_id,sex"
-    rows = ["ISIC_0053453,80,head/neck,Scar,BCN_1,male", "ISIC_0053454,75,anterior torso,BCC,BCN_2,female"]
-    text(folder / "bcn_20k_train.csv", header, *rows)
-    return folder
-
-
-def derm7pt(folder: Path) -> Path:
-    images(folder / "images", "NEL/Nel026", "NEL/Nel028")
-    text(
-        folder / "meta" / "meta.csv",
-        "case_num,diagnosis,seven_point_score,sex,location,clinic,derm,case_id",
-        "1,basal cell carcinoma,0,female,head neck,NEL/NEL027.JPG,NEL/Nel026.jpg,",
-        "2,blue nevus,1,male,lower limbs,NEL/NEL029.JPG,NEL/Nel028.jpg,",
-    )
-    text(folder / "meta" / "train_indexes.csv", "indexes", "0")
-    return folder
-
-
-def class_folders(folder: Path) -> Path:
-    images(folder / "train" / "Nevus", "001", "002")
-    images(folder / "train" / "Melanoma", "001")
-    images(folder / "test" / "Melanoma", "003")
-    return folder
-
-
-def imagefolder(folder: Path) -> Path:
-    images(folder / "train", "a", "b")
-    text(folder / "train" / "metadata.csv", "file_name,label,age", "a.jpg,scar,30", "b.jpg,tattoo,")
-    return folder
-
-
-def clinic(folder: Path) -> Path:
-    """Semicolons, umlauts, spaces, other words; the disk writes `ä` as two characters, as macOS does."""
-    images(folder / "Bilder", unicodedata.normalize("NFD", "Nävus 1"), suffix=".JPG")
-    images(folder / "Bilder", "Melanom 2", suffix=".tif")
-    rows = ["Nävus 1.JPG;Nävus;61;m;Fuß", "Melanom 2.tif;Melanom;n/a;f;unknown"]
-    return text(folder / "Tabelle.csv", "Datei Name;Diagnose;Alter;Geschlecht;site", *rows)
 
 
 @dataclass
 class Layout:
     """A corpus, and what it must be read as."""
 
-    write: Callable[[Path], Path]
+    corpus: str
     rows: list[str]  # image_id, dx, age ("" where missing), sex, localization
     labels: Sequence[str] = LABELS
     lesions: int | None = None
     says: tuple[str, ...] = ()
     options: DataOptions = field(default_factory=DataOptions)
     fixes: tuple[str, ...] = ()
+    source: str = ""  # the table in it that is given
 
 
-HAM = {"rows": ["I1,mel,60,male,back", "I2,nv,,unknown,ear"], "lesions": 2}
-ISIC_2018 = ["I1,mel,,unknown,unknown", "I2,nv,,unknown,unknown", "I3,nv,,unknown,unknown"]
-MILK = ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"]
-FOLDERS = ["test_Melanoma_003,mel", "train_Melanoma_001,mel", "train_Nevus_001,nv", "train_Nevus_002,nv"]
+def layout(corpus: str, rows: str, labels: str | Sequence[str] = LABELS, lesions: int | None = None, **more) -> Layout:
+    return Layout(corpus, rows.split("; "), labels.split("; ") if isinstance(labels, str) else labels, lesions, **more)
+
+
+HAM = ("I1,mel,60,male,back; I2,nv,,unknown,ear", LABELS, 2)
+TO_2020 = DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id")
+CLINIC = DataOptions(
+    columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
+    label_map={"Nävus": "nv", "Melanom": "mel"},
+)
 LAYOUTS = [
-    Layout(ham10000, **HAM),
-    Layout(kaggle, says=("2 image files are copies",), **HAM),
-    Layout(dataverse, **HAM),
-    Layout(official_csv_beside_isic_images, **HAM),
-    Layout(
-        isic2018,
-        ISIC_2018,
+    layout("ham10000", *HAM),
+    layout("kaggle", *HAM, says=("2 image files are copies",)),
+    layout("dataverse", *HAM),
+    layout("official csv beside ISIC images", *HAM),
+    layout(
+        "isic2018",
+        "I1,mel,,unknown,unknown; I2,nv,,unknown,unknown; I3,nv,,unknown,unknown",
         lesions=2,
         says=("lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings", "Test_GroundTruth"),
     ),
-    Layout(
-        isic2018_test_file,
-        ["T1,mel,,unknown,unknown"],
+    layout(
+        "isic2018",
+        "T1,mel,,unknown,unknown",
+        source=TEST_2018,
         says=("no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'",),
     ),
-    Layout(
-        isic2019,
-        [
-            "ISIC_0000000,nv,55,female,trunk",
-            "ISIC_0000017_downsampled,scc,,unknown,unknown",
-            "ISIC_0073502,ak,70,male,face",
-        ],
-        ["ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"],
-        lesions=3,
+    layout(
+        "isic2019",
+        "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; ISIC_0073502,ak,70,male,face",
+        "ak; bcc; bkl; df; mel; nv; scc; vasc",
+        3,
         says=("2 rows without lesion_id", "--label_map 'ak=akiec'", "general 'head/neck' is read as 'face' in 1 rows"),
     ),
-    Layout(
-        isic2019,
-        ["ISIC_0000000,nv,55,female,trunk", "ISIC_0073502,akiec,70,male,face"],
+    layout(
+        "isic2019",
+        "ISIC_0000000,nv,55,female,trunk; ISIC_0073502,akiec,70,male,face",
         lesions=2,
         options=DataOptions(label_map={"AK": "akiec"}),
         fixes=("drop_unknown_labels",),
         says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
     ),
-    Layout(
-        isic2020,
-        [
-            "ISIC_2637011,benign,45,male,face",
-            "ISIC_0015719,benign,45,female,upper extremity",
-            "ISIC_0052212,malignant,50,female,lower extremity",
-        ],
-        ["benign", "malignant"],
+    layout(
+        "isic2020",
+        "ISIC_2637011,benign,45,male,face; ISIC_0015719,benign,45,female,upper extremity; "
+        "ISIC_0052212,malignant,50,female,lower extremity",
+        "benign; malignant",
         says=("labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"),
     ),
-    Layout(
-        isic2020,
-        [
-            "ISIC_2637011,nv,45,male,face",
-            "ISIC_0015719,nv,45,female,upper extremity",
-            "ISIC_0052212,mel,50,female,lower extremity",
-        ],
-        ["nv", "mel"],
-        lesions=2,
-        options=DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id"),
+    layout(
+        "isic2020",
+        "ISIC_2637011,nv,45,male,face; ISIC_0015719,nv,45,female,upper extremity; "
+        "ISIC_0052212,mel,50,female,lower extremity",
+        "nv; mel",
+        2,
+        options=TO_2020,
         says=("lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"),
     ),
-    Layout(
-        archive,
-        ["ISIC_0024306,nv,45,male,acral", "ISIC_0024307,mel,50,male,lower extremity"],
+    layout(
+        "archive",
+        "ISIC_0024306,nv,45,male,acral; ISIC_0024307,mel,50,male,lower extremity",
         lesions=2,
         says=("1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"),
     ),
-    Layout(
-        older_archive,
-        ["ISIC_0000000,nv,55,female,unknown", "ISIC_0000001,bkl,,unknown,unknown"],
+    layout(
+        "older archive",
+        "ISIC_0000000,nv,55,female,unknown; ISIC_0000001,bkl,,unknown,unknown",
         says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
     ),
-    Layout(
-        milk10k,
-        ["ISIC_2,nv,40,female,trunk", "ISIC_3,sccka,85,male,face"],
+    layout(
+        "milk10k",
+        "ISIC_2,nv,40,female,trunk; ISIC_3,sccka,85,male,face",
         MILK,
-        lesions=2,
+        2,
         says=("2 rows whose image_type is not dermoscopic",),
     ),
-    Layout(
-        pad_ufes,
-        ["PAT_1516_1765_530,nev,8,unknown,upper extremity", "PAT_46_881_939,scc,55,female,neck"],
-        ["nev", "scc"],
-        lesions=2,
+    layout(
+        "pad_ufes",
+        "PAT_1516_1765_530,nev,8,unknown,upper extremity; PAT_46_881_939,scc,55,female,neck",
+        "nev; scc",
+        2,
         says=("columns that are not used: patient_id, smoke",),
     ),
-    Layout(
-        bcn20000, ["ISIC_0053453,scar,80,male,face", "ISIC_0053454,bcc,75,female,trunk"], ["bcc", "scar"], lesions=2
-    ),
-    Layout(
-        derm7pt,
-        ["Nel026,basal cell carcinoma,,female,face", "Nel028,blue nevus,,male,lower extremity"],
-        ["basal cell carcinoma", "blue nevus"],
+    layout("bcn20000", "ISIC_0053453,scar,80,male,face; ISIC_0053454,bcc,75,female,trunk", "bcc; scar", 2),
+    layout(
+        "derm7pt",
+        "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity",
+        "basal cell carcinoma; blue nevus",
         says=("no row has a value for age", "seven_point_score"),
     ),
-    Layout(
-        class_folders,
-        [f"{row},,unknown,unknown" for row in FOLDERS],
+    layout(
+        "class folders",
+        "; ".join(
+            f"{row},,unknown,unknown"
+            for row in ("test_Melanoma_003,mel", "train_Melanoma_001,mel", "train_Nevus_001,nv", "train_Nevus_002,nv")
+        ),
         says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
     ),
-    Layout(imagefolder, ["a,scar,30,unknown,unknown", "b,tattoo,,unknown,unknown"], ["scar", "tattoo"]),
-    Layout(
-        clinic,
-        ["Nävus 1,nv,61,male,unknown", "Melanom 2,mel,,female,unknown"],
-        options=DataOptions(
-            columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
-            label_map={"Nävus": "nv", "Melanom": "mel"},
-        ),
+    layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo,,unknown,unknown", "scar; tattoo"),
+    layout(
+        "clinic",
+        "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown",
+        options=CLINIC,
         fixes=("invalid_to_missing",),
         says=("Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"),
     ),
 ]
 
 
-def name_of(layout: Layout) -> str:
-    return layout.write.__name__ + (" with options" if layout.options != DataOptions() else "")
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.corpus)
 def test_layout(layout: Layout, tmp_path: Path) -> None:
-    source = layout.write(tmp_path)
+    source = write(layout.corpus, tmp_path) / layout.source
     dataset, report = load_data(str(source), layout.options, check_images=True, **dict.fromkeys(layout.fixes, True))
     frame = metadata_frame(dataset)
     assert report.labels == dataset.features["dx"].names == list(layout.labels)
@@ -387,10 +354,10 @@ JUNK = {
 
 
 @pytest.mark.parametrize(
-    "write", [ham10000, isic2018, isic2019, isic2020, archive, milk10k, class_folders, imagefolder]
+    "corpus", ["ham10000", "isic2018", "isic2019", "isic2020", "archive", "milk10k", "class folders", "imagefolder"]
 )
-def test_junk_changes_nothing(write: Callable[[Path], Path], tmp_path: Path) -> None:
-    source = write(tmp_path)
+def test_junk_changes_nothing(corpus: str, tmp_path: Path) -> None:
+    source = write(corpus, tmp_path)
     before = load_data(str(source))
     found = find_images([source])
     for name, data in JUNK.items():
@@ -407,20 +374,18 @@ def test_sites_are_in_our_vocabulary() -> None:
 
 
 def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
-    copy = kaggle(tmp_path) / "ham10000_images_part_1" / "I1.jpg"
+    copy = write("kaggle", tmp_path) / "ham10000_images_part_1" / "I1.jpg"
     copy.write_bytes(copy.read_bytes() + b"x")
     with pytest.raises(Ham10000Error, match="differ; keep the one"):
         load_data(str(tmp_path))
 
 
 def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = class_folders(tmp_path / "data")
+    source = write("class folders", tmp_path / "data")
     theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
+    kind = theirs["train"].features["label"]
     expected = sorted(
-        (Path(row["image"].filename).name, split[name].features["label"].int2str(row["label"]))
-        for split in [theirs]
-        for name in split
-        for row in split[name]
+        (Path(row["image"].filename).name, kind.int2str(row["label"])) for part in theirs.values() for row in part
     )
     dataset, _ = load_data(str(source), DataOptions(labels=["Melanoma", "Nevus"]))
     names = dataset.features["dx"].names
@@ -432,7 +397,7 @@ def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> N
     features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
     rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, 1]}
     splits = DatasetDict(train=Dataset.from_dict(rows, features=features))
-    raw = from_splits("mine", splits)
+    raw = from_splits("mine", splits, DataOptions())
     assert raw.frame["dx"].tolist() == ["benign", "benign"]
     assert raw.declared == ["malignant", "benign"]
     assert raw.frame["image_id"].is_unique
@@ -511,8 +476,13 @@ def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: 
     assert read_metadata(path, ("age", "sex"), {"age": "Alter"}).rows[0].metadata == {"age": "61", "sex": "male"}
 
 
+def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match=r"contains nothing, but no table .*synthetic"):
+        load_data(str(tmp_path))
+
+
 def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    source = official_csv_beside_isic_images(tmp_path)
+    source = write("official csv beside ISIC images", tmp_path)
     (source / "ISIC2018_Task3_Training_Input" / "I2.jpg").unlink()
     with pytest.raises(Ham10000Error, match=rf"no image file in 1 row.* below {source} \(1 images\)"):
         load_data(str(source))
@@ -531,9 +501,6 @@ def test_wrong_columns_are_named(columns: list[str], message: str) -> None:
         DataOptions.from_texts(columns)
 
 
-ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the ISIC 2018 test set begins
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -544,7 +511,7 @@ ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the IS
     ],
 )
 def test_a_row_that_names_no_class_is_named(tmp_path: Path, rows: str, message: str) -> None:
-    truth = isic2018_test_file(tmp_path)
+    truth = write("isic2018", tmp_path) / TEST_2018
     truth.write_text(f"{ONE_HOT}\n{rows}")
     with pytest.raises(Ham10000Error, match=message):
         load_data(str(truth))
@@ -553,11 +520,11 @@ def test_a_row_that_names_no_class_is_named(tmp_path: Path, rows: str, message: 
 def test_a_class_outside_of_the_given_labels_is_refused(tmp_path: Path) -> None:
     message = r"unknown label in 1 row.*'vasc'\], got 'scc'; --label_map.*drop_unknown_labels"
     with pytest.raises(Ham10000Error, match=message):
-        load_data(str(isic2019(tmp_path)), DataOptions(labels=LABELS, label_map={"AK": "akiec"}))
+        load_data(str(write("isic2019", tmp_path)), DataOptions(labels=LABELS, label_map={"AK": "akiec"}))
 
 
 def test_two_ground_truths_must_be_told_apart(tmp_path: Path) -> None:
-    truth = isic2018_test_file(tmp_path).with_name("Other_GroundTruth.csv")
+    truth = (write("isic2018", tmp_path) / TEST_2018).with_name("Other_GroundTruth.csv")
     truth.write_text(ONE_HOT)
     with pytest.raises(Ham10000Error, match=r"several tables of labels.*Other_GroundTruth\.csv"):
         load_data(str(truth.parent))

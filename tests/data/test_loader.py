@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,13 @@ from PIL import Image
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.data import cache
+from ham10000.training.data import loader as cache
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.cache import cached_images
 from ham10000.training.data.loader import (
     EvalLoader,
     Samples,
     TrainLoader,
+    cached_images,
     class_shares,
     epoch_order,
     open_images,
@@ -37,12 +38,20 @@ def processor() -> Ham10000Processor:
     return create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=(24, 32))
 
 
-def make_loader(dataset, processor, tmp_path, **options) -> TrainLoader:
-    images = open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
-    samples = Samples.from_dataset(dataset, processor)
-    augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
-    settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
-    return TrainLoader(samples, images, processor, CPU, **settings)
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_loader(dataset, processor, cache_dir) -> Callable[..., TrainLoader]:
+    def make(processor=processor, **options) -> TrainLoader:
+        images = open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=cache_dir, progress=False)
+        augment = Augment(rotation=30, min_area=0.6, color_jitter=0.2)
+        settings = {"augment": augment, "batch_size": 16, "seed": 3} | options
+        return TrainLoader(Samples.from_dataset(dataset, processor), images, processor, CPU, **settings)
+
+    return make
 
 
 def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
@@ -82,11 +91,9 @@ def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processo
 
 
 def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.new("RGB", (40, 30)).save(folder / "good.png")
-    (folder / "bad.png").write_bytes(b"not a picture")
-    rows = {"image": [str(folder / "good.png"), str(folder / "bad.png")], "image_id": ["good", "bad"]}
+    Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    rows = {"image": [str(tmp_path / f"{name}.png") for name in ("good", "bad")], "image_id": ["good", "bad"]}
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
         cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
@@ -121,18 +128,18 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
     assert frames((600, 450), (96, 96), 120) == (4, 3, 120, 160)
 
 
-def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, processor, tmp_path) -> None:
-    loader = make_loader(dataset, processor, tmp_path)
+def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, make_loader) -> None:
+    loader = make_loader()
     orders = [loader.order(epoch) for epoch in (0, 1)]
     for order in orders:
         assert np.array_equal(np.sort(order), np.arange(len(dataset)))
     assert not np.array_equal(*orders)
-    assert np.array_equal(orders[1], make_loader(dataset, processor, tmp_path).order(1))
+    assert np.array_equal(orders[1], make_loader().order(1))
     assert len(list(loader.epoch(0))) == loader.steps_per_epoch == len(dataset) // 16
 
 
-def test_resumed_epoch_continues_with_the_same_batches(dataset, processor, tmp_path) -> None:
-    loader = make_loader(dataset, processor, tmp_path)
+def test_resumed_epoch_continues_with_the_same_batches(make_loader) -> None:
+    loader = make_loader()
     whole = list(loader.epoch(2))
     rest = list(loader.epoch(2, start_step=5))
     assert len(rest) == len(whole) - 5
@@ -140,31 +147,26 @@ def test_resumed_epoch_continues_with_the_same_batches(dataset, processor, tmp_p
         assert torch.equal(expected.pixel_values, batch.pixel_values)
 
 
-def test_pictures_grow_over_the_epochs(dataset, processor, tmp_path) -> None:
+def test_pictures_grow_over_the_epochs(make_loader) -> None:
     config = TrainConfig(epochs=5, image_size=[160, 192], train_scales=[0.5, 1.0])
     sizes = [config.train_size(epoch) for epoch in range(5)]
     assert sizes == [(80, 96), (96, 128), (128, 144), (144, 176), (160, 192)]  # shares .5, .625, … in steps of 16
     assert TrainConfig(image_size=[150, 200]).train_size(3) == (150, 200)
-    loader = make_loader(dataset, processor, tmp_path, size=lambda epoch: [(16, 16), (24, 32)][epoch])
+    loader = make_loader(size=lambda epoch: [(16, 16), (24, 32)][epoch])
     for epoch, shape in enumerate([(16, 3, 16, 16), (16, 3, 24, 32)]):
         _, (batch,) = next(iter(loader.epoch(epoch)))
         assert batch.pixel_values.shape == shape
 
 
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])
-def test_processes_and_micro_batches_share_out_the_same_global_batch(
-    dataset, processor, tmp_path, world_size, micro_batches
-) -> None:
-    (labels, (whole,)) = next(make_loader(dataset, processor, tmp_path).epoch(0))
-    pieces, shared_labels = [], []
+def test_processes_and_micro_batches_share_out_the_same_global_batch(make_loader, world_size, micro_batches) -> None:
+    (labels, (whole,)) = next(make_loader().epoch(0))
+    pieces = []
     for rank in range(world_size):
-        loader = make_loader(
-            dataset, processor, tmp_path, rank=rank, world_size=world_size, micro_batches=micro_batches
-        )
+        loader = make_loader(rank=rank, world_size=world_size, micro_batches=micro_batches)
         global_labels, batches = next(loader.epoch(0))
         assert torch.equal(global_labels, labels)
         pieces += batches
-        shared_labels.append(global_labels)
     parts = world_size * micro_batches
     for number, piece in enumerate(pieces):
         # Resampling a part of the batch may round differently in the last bit.
@@ -172,19 +174,19 @@ def test_processes_and_micro_batches_share_out_the_same_global_batch(
         assert torch.equal(piece.labels, whole.labels[number::parts])
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, processor, tmp_path) -> None:
+def test_a_batch_that_cannot_be_shared_out_is_refused(make_loader) -> None:
     with pytest.raises(Ham10000Error, match="multiple of 3 processes"):
-        make_loader(dataset, processor, tmp_path, world_size=3)
+        make_loader(world_size=3)
 
 
-def test_image_only_reads_no_metadata(dataset, tmp_path) -> None:
+def test_image_only_reads_no_metadata(make_loader) -> None:
     processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
-    _, (batch,) = next(make_loader(dataset, processor, tmp_path).epoch(0))
+    _, (batch,) = next(make_loader(processor).epoch(0))
     assert set(batch.inputs) == {"pixel_values"}
 
 
-def test_eval_loader_shares_out_every_row_once(dataset, processor, tmp_path) -> None:
-    images = open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False)
+def test_eval_loader_shares_out_every_row_once(dataset, processor, cache_dir) -> None:
+    images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
     samples = Samples.from_dataset(dataset, processor)
     samples = dataclasses.replace(samples, labels=torch.arange(len(samples)))  # the row number stands for the row
     seen = []
@@ -205,14 +207,8 @@ def test_square_root_shares_are_kang_et_al_equation_1() -> None:
     order = epoch_order(LABELS, "sqrt", np.random.default_rng(1))
     assert len(order) == len(LABELS)
     np.testing.assert_allclose(np.bincount(LABELS[order]) / len(order), expected, atol=1 / len(order))
-
-
-def test_a_class_is_drawn_as_evenly_as_its_share_allows() -> None:
-    order = epoch_order(LABELS, "sqrt", np.random.default_rng(1))
     times = np.bincount(order, minlength=len(LABELS))
-    for label in range(7):
-        own = times[label == LABELS]
-        assert own.max() - own.min() <= 1, label
+    assert all(np.ptp(times[label == LABELS]) <= 1 for label in range(7))  # as evenly as the share allows
 
 
 def test_a_class_without_rows_is_no_error() -> None:

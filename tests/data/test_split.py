@@ -113,15 +113,18 @@ def test_impossible_splits(data: datasets.Dataset, options: dict, message: str) 
 
 
 @pytest.mark.shared
-def test_published_baseline_split(real: datasets.Dataset) -> None:
+def test_published_baseline_split(
+    real: datasets.Dataset, shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = make_split(real, "image-stratified", seed=42)
-    assert split.sizes == {"train": 7966, "validation": 996, "test": 996}
     assert list(split.class_counts["train"].values()) == [261, 411, 871, 92, 889, 5328, 114]
     assert list(split.class_counts["test"].values()) == [33, 52, 109, 11, 111, 666, 14]
-    weights = [4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825]
-    assert split.class_weights().round(4).tolist() == weights
-    assert 0.36 < split.leakage()["test"]["all"] < 0.42
     assert len(split.dropped) == 57
+    assert main(["--data", str(shared_dir / "ham10000"), "--protocol", "image-stratified"]) == 0
+    printed = capsys.readouterr().out
+    assert "7,966/996/996" in printed
+    assert "4.3602   2.7689   1.3065  12.3696   1.2801   0.2136   9.9825" in printed
+    assert "39.8% of the test images" in printed
 
 
 @pytest.mark.shared
@@ -134,12 +137,3 @@ def test_real_lesions_and_duplicates_stay_together(real: datasets.Dataset, share
     assert all(side[first] == side[second] for first, second in KNOWN_DUPLICATE_PAIRS)
     assert split.table.groupby("lesion_id")["split"].nunique().max() == 1
     assert split.leakage()["test"]["all"] == 0
-
-
-@pytest.mark.shared
-def test_command_prints_the_baseline_numbers(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", str(shared_dir / "ham10000"), "--protocol", "image-stratified"]) == 0
-    printed = capsys.readouterr().out
-    assert "7,966/996/996" in printed
-    assert "4.3602   2.7689   1.3065  12.3696   1.2801   0.2136   9.9825" in printed
-    assert "39.8% of the test images" in printed

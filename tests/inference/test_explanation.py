@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.stats import spearmanr
 from skin import knows_skin
 from torch import nn
 
@@ -77,24 +76,20 @@ def test_grad_cam_leaves_the_model_as_it_was() -> None:
 
 
 def test_grad_cam_in_bf16_follows_fp32() -> None:
-    model, _ = build("image", "test_resnet")
-    expected = grad_cam(model, noise(), [4, 1, 2], signed=True)
-    rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2], signed=True)
+    model, _ = build("image")
+    expected = grad_cam(model, noise(), [4, 1, 2])
+    rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2])
     assert rounded.dtype == torch.float32
-    pairs = zip(expected.flatten(1).numpy(), rounded.flatten(1).numpy(), strict=True)
-    assert min(spearmanr(*pair).statistic for pair in pairs) > 0.95
+    assert ((rounded - expected).abs().mean(dim=(1, 2)) < 0.02).all()
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
 def test_grad_cam_on_other_backbones(backbone: str) -> None:
     model, _ = build("image", backbone)
-    maps = grad_cam(model, noise(1), [4])
-    assert maps.shape == (1, 96, 96)
-    assert maps.min() >= 0
-    assert maps.max() in (0, 1)
-    signed = grad_cam(model, noise(1), [4], signed=True)
-    assert signed.abs().max() == 1
-    assert (maps[signed > 0] > 0).all()
+    maps = grad_cam(model, noise(1).expand(7, -1, -1, -1), range(7))
+    assert maps.shape == (7, 96, 96)
+    assert (maps.min(), maps.max()) == (0, 1)
+    assert set(maps.amax(dim=(1, 2)).tolist()) <= {0, 1}
     # The path through `forward_features` and `forward_head` is the model's own.
     with torch.inference_mode():
         features = model.backbone.forward_features(noise(1))
@@ -138,28 +133,22 @@ def test_the_map_lies_on_the_picture() -> None:
     for label, (left, top, right, bottom) in {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}.items():
         heatmap = heatmaps[label]
         assert heatmap.shape == (120, 240)
-        y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
-        assert left <= x < right
-        assert top <= y < bottom
-        assert heatmap[top:bottom, left:right].mean() > 5 * heatmap.mean()
+        inside = heatmap[top:bottom, left:right]
+        assert inside.max() == heatmap.max()
+        assert inside.mean() > 5 * heatmap.mean()
 
 
 def test_grad_cam_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = build("image")
     metadata_model, _ = build("metadata")
-    with pytest.raises(Ham10000Error, match="modality='metadata' reads no image"):
-        grad_cam(metadata_model, noise(1), [0])
-    for classes in ([7], [-1], [0, 1], []):
-        with pytest.raises(Ham10000Error, match=r"`class_ids` must be 1 class ids in 0\.\.6"):
-            grad_cam(model, noise(1), classes)
-    with pytest.raises(Ham10000Error, match="reads no metadata"):
-        grad_cam(model, noise(1), [0], torch.zeros(1, 3))
     transformer, _ = build("image", "test_vit", backbone_kwargs={"img_size": 96})
-    with pytest.raises(Ham10000Error, match=r"'test_vit' gives features of shape .* use a convolutional backbone"):
-        grad_cam(transformer, noise(1), [0])
-    model.backbone = nn.Linear(1, 1)
-    with pytest.raises(Ham10000Error, match="a Linear, which has no gradient"):
-        grad_cam(model, noise(1), [0])
+    for explained, metadata, message in (
+        (metadata_model, None, "modality='metadata' reads no image"),
+        (model, torch.zeros(1, 3), "reads no metadata"),
+        (transformer, None, r"'test_vit' gives features of shape .* use a convolutional backbone"),
+    ):
+        with pytest.raises(Ham10000Error, match=message):
+            grad_cam(explained, noise(1), [0], metadata)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(Ham10000Error, match=r"pip install ham10000\[explain\]"):
         grad_cam(model, noise(1), [0])
@@ -199,18 +188,18 @@ def test_metadata_effects_of_other_inputs() -> None:
     effects = metadata_effects(model, processor, photograph())
     assert effects.rows == ()
     assert effects.unknown() is None
-    with pytest.raises(Ham10000Error, match="reads no metadata"):
-        metadata_effects(model, processor, photograph(), {"age": 60})
-    with pytest.raises(Ham10000Error, match="needs an image"):
-        metadata_effects(model, processor)
-    one_field, processor = build("metadata", metadata_fields=["age"])
-    effects = metadata_effects(one_field, processor, metadata={"age": 60})
+    one_field = build("metadata", metadata_fields=["age"])
+    effects = metadata_effects(*one_field, metadata={"age": 60})
     assert effects.unknown() is not None
     assert [row.field for row in effects.rows] == ["age"] * 19
-    with pytest.raises(Ham10000Error, match="leave `image` out"):
-        metadata_effects(one_field, processor, photograph())
-    with pytest.raises(Ham10000Error, match="unknown sex 'other'"):
-        metadata_effects(*build(), photograph(), {"sex": "other"})
+    for built, arguments, message in (
+        ((model, processor), (photograph(), {"age": 60}), "reads no metadata"),
+        ((model, processor), (), "needs an image"),
+        (one_field, (photograph(),), "leave `image` out"),
+        (build(), (photograph(), {"sex": "other"}), "unknown sex 'other'"),
+    ):
+        with pytest.raises(Ham10000Error, match=message):
+            metadata_effects(*built, *arguments)
 
 
 def test_overlay() -> None:

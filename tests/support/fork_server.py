@@ -138,7 +138,7 @@ def _kill_in_state(number: int) -> None:
 
 def _kill_at_picture(number: int) -> None:
     """Kills this process when it decodes its n-th picture."""
-    from ham10000.training.data import cache
+    from ham10000.training.data import loader as cache
 
     decode, calls = cache.decode, []
 

@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from runs import assert_same_run, leftovers, one_error
 from torchvision.models import efficientnet_v2_s
 
 from ham10000.hub_upload.commands import convert
 from ham10000.hub_upload.commands import export as export_onnx
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
-from ham10000.training.data.cache import cached_images, read_rows
+from ham10000.training.data import loader
+from ham10000.training.data.loader import cached_images, read_rows
 from ham10000.training.data.sources import load_data
 from ham10000.training.engine import Engine
 from ham10000.training.evaluation.__main__ import main as evaluate
@@ -35,13 +35,6 @@ TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size
 TINY += ["--batch_size", "16", "--trackers", "none"]
 STUDY = ["--config", str(Path(__file__).parents[2] / "examples" / "configs" / "study.yaml"), *TINY[2:-2]]
 _CAP_DAC_OVERRIDE = 1
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 class _Header(ctypes.Structure):
@@ -94,20 +87,8 @@ def disk_full_beyond(n_bytes: int) -> Iterator[None]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.lock"
-    }
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on stderr, which is the only error."""
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, text
-    return errors[0]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +109,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def places(data: Path, finished: Path) -> list[str]:
-    return ["--data", str(data), "--cache_dir", str(finished.parent / "cache")]
+@pytest.fixture(scope="module")
+def places(synthetic_folder: Path, finished: Path) -> list[str]:
+    return ["--data", str(synthetic_folder), "--cache_dir", str(finished.parent / "cache")]
 
 
 @pytest.mark.parametrize(
@@ -148,13 +130,13 @@ def places(data: Path, finished: Path) -> list[str]:
     ids=["resume", "overwrite", "evaluate", "study-in-a-new-folder", "study", "export", "predict"],
 )
 def test_a_read_only_output_folder(
-    command: Callable[[Path, Path, list[str]], int], run: Path, synthetic_folder: Path, finished: Path, capsys
+    command: Callable[[Path, Path, list[str]], int], run: Path, synthetic_folder: Path, places: list[str], capsys
 ) -> None:
     (run / "logs").mkdir(exist_ok=True)
     (run / "run.lock").unlink(missing_ok=True)
     before = content(run)
     with read_only(run, run / "logs", run / "figures"):
-        assert command(run, synthetic_folder, places(synthetic_folder, finished)) == 2
+        assert command(run, synthetic_folder, places) == 2
     message = one_error(capsys)
     assert message.startswith(f"error: Cannot write '{run}")
     assert "Permission denied" in message
@@ -163,20 +145,17 @@ def test_a_read_only_output_folder(
 
 def test_convert_into_a_read_only_folder(tmp_path: Path, capsys) -> None:
     torch.save(efficientnet_v2_s(weights=None, num_classes=7).state_dict(), tmp_path / "weights.pt")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with read_only(folder):
-        arguments = ["--checkpoint", str(tmp_path / "weights.pt"), "--output_dir", str(folder / "converted")]
-        assert convert(arguments) == 2
-    assert one_error(capsys).startswith(f"error: Cannot write '{folder / 'converted'}'")
-    assert list(folder.iterdir()) == []
+    (tmp_path / "folder").mkdir()
+    converted = tmp_path / "folder" / "converted"
+    with read_only(tmp_path / "folder"):
+        assert convert(["--checkpoint", str(tmp_path / "weights.pt"), "--output_dir", str(converted)]) == 2
+    assert one_error(capsys).startswith(f"error: Cannot write '{converted}'")
+    assert not converted.exists()
 
 
-def test_a_disk_that_fills_up_in_training(
-    run: Path, synthetic_folder: Path, finished: Path, capsys, monkeypatch
-) -> None:
+def test_a_disk_that_fills_up_in_training(run: Path, places: list[str], capsys, monkeypatch) -> None:
     # Room for everything but the next state; with more room the run goes on to the weights of one that never stopped.
-    options = [*TINY, *places(synthetic_folder, finished), "--epochs", "2", "--save_every_steps", "5"]
+    options = [*TINY, *places, "--epochs", "2", "--save_every_steps", "5"]
     folder, other = run.parent / "full", run.parent / "undisturbed"
     assert train([*options, "--output_dir", str(other)]) == 0
     AcceleratorState._reset_state(True)
@@ -196,17 +175,15 @@ def test_a_disk_that_fills_up_in_training(
     assert message.startswith(f"error: Cannot write '{folder}/training_state-")
     assert "Make room there" in message
     assert len(training_states(folder)) == 2
-    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+    assert leftovers(folder) == []
     AcceleratorState._reset_state(True)
     assert train(["--resume", "--output_dir", str(folder)]) == 0
-    states = [load_file(training_states(path)[0]) for path in (folder, other)]
-    assert [name for name in states[0] if not states[0][name].equal(states[1][name])] == []
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert_same_run(folder, other)
 
 
-def test_a_disk_that_is_full_in_evaluation_leaves_the_earlier_one(run, synthetic_folder, finished, capsys) -> None:
+def test_a_disk_that_is_full_in_evaluation_leaves_the_earlier_one(run, places, capsys) -> None:
     before = content(run)
-    options = [*places(synthetic_folder, finished), "--checkpoint", str(run), "--n_resamples", "20", "--views", "2"]
+    options = [*places, "--checkpoint", str(run), "--n_resamples", "20", "--views", "2"]
     with disk_full_beyond(1000):
         assert evaluate(options) == 2
     message = one_error(capsys)
@@ -286,8 +263,8 @@ def test_weights_without_a_run_are_not_replaced_unasked(tmp_path: Path, capsys) 
     assert content(tmp_path) == {"model.safetensors": b"converted"}
 
 
-def test_the_old_run_stays_until_the_new_one_has_saved(run, synthetic_folder, finished, monkeypatch, capsys) -> None:
-    options = [*TINY, *places(synthetic_folder, finished), "--seed", "1", "--overwrite", "--output_dir", str(run)]
+def test_the_old_run_stays_until_the_new_one_has_saved(run, places, monkeypatch, capsys) -> None:
+    options = [*TINY, *places, "--seed", "1", "--overwrite", "--output_dir", str(run)]
     options += ["--epochs", "1", "--save_every_steps", "4"]
     before, save_state = content(run), Engine._save_state
 
@@ -375,15 +352,12 @@ def test_a_cache_deleted_under_a_running_job(synthetic_folder, finished, tmp_pat
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, tmp_path, monkeypatch, capsys) -> None:
+def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, tmp_path, monkeypatch) -> None:
     dataset, processor = pictures
-    cache = tmp_path / "cache"
-    from ham10000.training.data import cache as module
-
-    decode, calls, halves = module.decode, [], []
+    cache, decode, calls, halves = tmp_path / "cache", loader.decode, [], []
 
     def decode_and_delete(*arguments: object) -> np.ndarray:
-        calls.append(threading.get_ident())
+        calls.append(1)
         if len(calls) == 200:
             (partial,) = cache.glob("*.partial")
             shutil.rmtree(cache)
@@ -393,7 +367,7 @@ def test_a_cache_deleted_while_it_is_built_never_takes_anothers_half(pictures, t
         return decode(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "decode", decode_and_delete)
+        patch.setattr(loader, "decode", decode_and_delete)
         with pytest.raises(Ham10000Error, match=r"Cannot write the image cache .* the folder was deleted"):
             cached_images(dataset, processor, cache_dir=cache, progress=False)
     assert list(cache.iterdir()) == halves
@@ -415,22 +389,17 @@ def test_a_damaged_cache_is_built_again(damage, pictures, tmp_path, capsys) -> N
 
 
 def test_a_read_only_cache(pictures, tmp_path) -> None:
-    dataset, processor = pictures
-    (tmp_path / "cache").mkdir()
-    with (
-        read_only(tmp_path / "cache"),
-        pytest.raises(Ham10000Error, match=r"Cannot write the image cache .*: Permission denied.*--cache_dir"),
-    ):
-        cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False)
-    built = np.array(cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False))
-    with read_only(tmp_path / "cache"):  # complete, it serves
-        assert (cached_images(dataset, processor, cache_dir=tmp_path / "cache", progress=False) == built).all()
+    message = r"Cannot write the image cache .*: Permission denied.*--cache_dir"
+    with read_only(tmp_path), pytest.raises(Ham10000Error, match=message):
+        cached_images(*pictures, cache_dir=tmp_path, progress=False)
+    built = np.array(cached_images(*pictures, cache_dir=tmp_path, progress=False))
+    with read_only(tmp_path):  # complete, it serves
+        assert (cached_images(*pictures, cache_dir=tmp_path, progress=False) == built).all()
 
 
 def test_a_cache_that_fills_its_disk(pictures, tmp_path) -> None:
-    dataset, processor = pictures
     with disk_full_beyond(100_000), pytest.raises(Ham10000Error, match=r"File too large\. It takes 0\.00 GB; name"):
-        cached_images(dataset, processor, cache_dir=tmp_path, progress=False)
+        cached_images(*pictures, cache_dir=tmp_path, progress=False)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

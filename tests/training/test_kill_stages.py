@@ -1,16 +1,20 @@
-"""SIGKILL in every stage of the work: what is done again ends as if nothing had happened."""
+"""A run that is stopped, killed in any stage of the work or damaged ends as an undisturbed one does."""
 
 import json
+import os
 import random
-import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 from fork_server import Child, ForkServer
-from safetensors.torch import load_file
+from runs import assert_same_run, leftovers, one_error, results
 
-from ham10000.training.run_folder import settings_path, training_states
+from ham10000.training.run_folder import training_states
+from ham10000.training.train import main
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--epochs", "2", "--batch_size", "16", "--trackers", "none", "--save_every_steps", "3"]
@@ -22,38 +26,6 @@ STUDIES = {
     "train": "{recipe: recipe.yaml, protocols: {image-stratified: {}}}",
     "report": "{recipe: recipe.yaml, protocols: {lesion-grouped: {folds: 3}}, n_resamples: 20, heads: {epochs: 1}}",
 }
-# What says when and with what a result was made; everything else is the result.
-CIRCUMSTANCES = {"environment", "prediction_seconds", "images_per_second", "seconds", "cost"}
-
-
-def results(value: Any) -> Any:
-    """A results file without its circumstances."""
-    if isinstance(value, dict):
-        return {key: results(item) for key, item in value.items() if key not in CIRCUMSTANCES}
-    return [results(item) for item in value] if isinstance(value, list) else value
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """What is hidden or half written."""
-    return [path for path in folder.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
-
-
-def assert_same_run(folder: Path, other: Path) -> None:
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    newest = [training_states(path)[0] for path in (folder, other)]
-    states = [load_file(path) for path in newest]
-    assert newest[0].name == newest[1].name
-    assert [name for name in states[0] if not states[0][name].equal(states[1][name])] == []
-    histories = [json.loads((path / "history.json").read_text()) for path in (folder, other)]
-    assert results(histories[0]) == results(histories[1])
-
-
-def assert_same_evaluation(folder: Path, other: Path) -> None:
-    found, expected = (json.loads((path / "eval_results.json").read_text()) for path in (folder, other))
-    # Copied checkpoints have other names.
-    assert results(found | {"checkpoint": ""}) == results(expected | {"checkpoint": ""})
-    names = ["predictions.csv", *(f"figures/{path.name}" for path in sorted((other / "figures").iterdir()))]
-    assert [name for name in names if (folder / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 class Commands:
@@ -62,9 +34,23 @@ class Commands:
     def __init__(self, forks: ForkServer, data: Path, root: Path):
         self.forks, self.data, self.root = forks, data, root
 
-    def train(self, folder: Path, *options: str, cache: Path | None = None, **moment: Any) -> Child:
+    def arguments(self, folder: Path, *options: str, cache: Path | None = None) -> list[str]:
         places = ["--data", self.data, "--output_dir", folder, "--cache_dir", cache or self.root / "cache"]
-        return self.forks.run("train", [*TINY, *places, *options], **moment)
+        return [*TINY, *map(str, places), *options]
+
+    def train(self, folder: Path, *options: str, cache: Path | None = None, **moment: Any) -> Child:
+        return self.forks.run("train", self.arguments(folder, *options, cache=cache), **moment)
+
+    def killed_after(self, folder: Path, states: int, *options: str, signum: int = signal.SIGKILL) -> Child:
+        """A run that gets a signal when it has saved so many states."""
+        child = self.forks.start("train", self.arguments(folder, *options))
+        deadline = time.monotonic() + 120
+        while len(training_states(folder)) < states:
+            assert child.is_running(), child.text
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(child.pid, signum)
+        return child
 
     def evaluate(self, folder: Path, *options: str, **moment: Any) -> Child:
         places = ["--data", self.data, "--checkpoint", folder, "--cache_dir", self.root / "cache"]
@@ -77,6 +63,13 @@ class Commands:
         step = ["train"] if kind == "train" else []
         return self.forks.run("study", [*step, "--config", self.root / f"{kind}.yaml", *places], **moment)
 
+    def counted(self, call: Any, folder: Path, *options: str) -> int:
+        """The number of operations on a folder's files in an undisturbed command."""
+        counter = folder.with_suffix(".operations")
+        child = call(*options, watched=str(folder), counter=str(counter))
+        assert child.wait() == 0, child.text
+        return int(counter.read_text())
+
 
 @pytest.fixture(scope="module")
 def commands(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
@@ -86,15 +79,73 @@ def commands(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest
 @pytest.fixture(scope="module")
 def counted(commands: Commands) -> tuple[Path, int]:
     """An undisturbed run, and the number of operations on its files."""
-    folder, counter = commands.root / "undisturbed", commands.root / "run-operations"
-    child = commands.train(folder, watched=str(folder), counter=str(counter))
-    assert child.wait() == 0, child.text
-    return folder, int(counter.read_text())
+    folder = commands.root / "undisturbed"
+    return folder, commands.counted(commands.train, folder, folder)
 
 
 @pytest.fixture(scope="module")
 def trained(counted: tuple[Path, int]) -> Path:
     return counted[0]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(signum, code, commands, tmp_path) -> None:
+    child = commands.killed_after(tmp_path / "run", 1, "--epochs", "40", signum=signum)
+    assert child.wait() == code
+    message = child.text.strip().splitlines()[-1]
+    assert message.startswith(f"Stopped by {signum.name} in epoch ")
+    assert message.endswith(f"Continue with --resume --output_dir {tmp_path / 'run'}")
+    assert "Traceback" not in child.text
+
+
+def test_one_folder_has_one_writer_and_a_dead_one_is_none(commands, trained, tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    child = commands.killed_after(folder, 2, "--epochs", "40", signum=signal.SIGSTOP)
+    before = (folder / "train_config.json").read_bytes()
+    for option in ("--overwrite", "--resume"):
+        assert main(commands.arguments(folder, option)) == 2
+        assert f"Another process is training into '{folder}'" in one_error(capsys)
+        AcceleratorState._reset_state(True)
+    assert (folder / "train_config.json").read_bytes() == before
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -9
+    half = folder / ".training_state-00000099.0123456789ab.tmp.safetensors"
+    half.write_bytes(b"killed while it was written")
+    assert main(commands.arguments(folder, "--overwrite")) == 0
+    assert not half.exists()
+    assert_same_run(folder, trained)
+
+
+@pytest.mark.parametrize("damaged", ["the newest", "all"])
+def test_a_damaged_state_is_passed_over(damaged, commands, trained, tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    commands.killed_after(folder, 2, "--keep_checkpoints", "3").wait()
+    newest = training_states(folder)[0]
+    for path in training_states(folder)[: 1 if damaged == "the newest" else None]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    files = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "run.lock"}
+    code = main(["--resume", "--output_dir", str(folder)])
+    if damaged == "all":
+        assert code == 2
+        error = one_error(capsys)
+        assert "Every saved state" in error
+        assert "--overwrite" in error
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "run.lock"} == files
+    else:
+        assert code == 0
+        output = capsys.readouterr().out
+        assert f"warning: '{newest}' is damaged" in output
+        assert "passed over" in output
+        assert_same_run(folder, trained)
+        assert len(training_states(folder)) <= 3
+
+
+def test_so_many_states_are_kept(commands, trained, tmp_path, capsys) -> None:
+    assert len(training_states(trained)) == 2
+    assert main(commands.arguments(tmp_path / "run", "--keep_checkpoints", "1")) == 0
+    assert [path.name for path in training_states(tmp_path / "run")] == [training_states(trained)[0].name]
+    assert main(commands.arguments(tmp_path / "other", "--keep_checkpoints", "0")) == 2
+    assert "`keep_checkpoints` must be at least 1" in capsys.readouterr().err
 
 
 def test_killed_while_the_cache_is_built(commands: Commands, trained: Path, tmp_path: Path) -> None:
@@ -103,8 +154,7 @@ def test_killed_while_the_cache_is_built(commands: Commands, trained: Path, tmp_
     assert len(expected) == 2
     cache, moments = tmp_path / "cache", random.Random(0)
     folder, sizes = tmp_path / "run", [0]
-    for number in range(2):
-        options = ["--resume"] if number else []
+    for options in ([], ["--resume"]):
         assert commands.train(folder, *options, cache=cache, picture=moments.randint(60, 100)).wait() == -9
         (partial,) = cache.glob("*.partial")
         sizes.append(partial.stat().st_size)
@@ -129,12 +179,13 @@ def test_killed_in_the_middle_of_a_state(commands: Commands, trained: Path, tmp_
     assert leftovers(folder) == []
 
 
-def kill_runs(commands: Commands, counted: tuple[Path, int], root: Path, *, kills: int, seed: int) -> None:
-    """Kills runs before random operations on their files, and resumes them."""
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_between_the_files_of_a_run(kills, commands, counted, tmp_path) -> None:
+    """Before random operations on its files; what overwriting does to them is in `test_broken_places.py`."""
     undisturbed, total = counted
     assert total > 50
-    for number, moment in enumerate(random.Random(seed).sample(range(1, total + 1), kills)):
-        folder = root / str(number)
+    for moment in random.Random(kills).sample(range(1, total + 1), kills):
+        folder = tmp_path / str(moment)
         assert commands.train(folder, watched=str(folder), file_operation=moment).wait() == -9
         begun = (folder / "train_config.json").exists()
         child = commands.train(folder, *(["--resume"] if begun else []))
@@ -143,60 +194,27 @@ def kill_runs(commands: Commands, counted: tuple[Path, int], root: Path, *, kill
         assert leftovers(folder) == []
 
 
-def test_killed_between_the_files_of_a_run(commands, counted, tmp_path) -> None:
-    kill_runs(commands, counted, tmp_path, kills=2, seed=1)
-
-
-@pytest.mark.slow
-def test_killed_between_the_files_of_a_run_many_times(commands, counted, tmp_path) -> None:
-    kill_runs(commands, counted, tmp_path, kills=40, seed=2)
-
-
-def kill_overwriting_runs(commands: Commands, trained: Path, root: Path, *, kills: int, seed: int) -> None:
-    """Kills runs that overwrite another one before random operations on its files."""
-    new, counter = ["--overwrite", "--seed", "1"], root / "operations"
-    expected = root / "expected"
-    shutil.copytree(trained, expected)
-    child = commands.train(expected, *new, watched=str(expected), counter=str(counter))
-    assert child.wait() == 0, child.text
-    old = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    stayed = []
-    for number, moment in enumerate(random.Random(seed).sample(range(1, int(counter.read_text()) + 1), kills)):
-        folder = root / str(number)
-        shutil.copytree(trained, folder)
-        assert commands.train(folder, *new, watched=str(folder), file_operation=moment).wait() == -9
-        stayed.append(json.loads(settings_path(folder).read_text())["config"]["seed"] == 0)
-        if stayed[-1]:
-            assert {name: (folder / name).read_bytes() for name in old} == old
-        child = commands.train(folder, *(new if stayed[-1] else ["--resume"]))
-        assert child.wait() == 0, child.text
-        assert_same_run(folder, expected)
-        assert [path for path in [*leftovers(folder), *folder.glob(".new_run*")] if path.exists()] == []
-    assert kills < 10 or 0 < sum(stayed) < kills
-
-
-def test_killed_while_it_overwrites(commands, trained, tmp_path) -> None:
-    kill_overwriting_runs(commands, trained, tmp_path, kills=2, seed=4)
-
-
-@pytest.mark.slow
-def test_killed_while_it_overwrites_many_times(commands, trained, tmp_path) -> None:
-    kill_overwriting_runs(commands, trained, tmp_path, kills=30, seed=5)
+def assert_same_evaluation(folder: Path, other: Path) -> None:
+    found, expected = (json.loads((path / "eval_results.json").read_text()) for path in (folder, other))
+    # Copied checkpoints have other names.
+    assert results(found | {"checkpoint": ""}) == results(expected | {"checkpoint": ""})
+    names = ["predictions.csv", *(f"figures/{path.name}" for path in sorted((other / "figures").iterdir()))]
+    assert [name for name in names if (folder / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 @pytest.fixture(scope="module")
 def evaluated(commands: Commands, trained: Path) -> tuple[Path, int]:
     """A folder with the evaluation of the undisturbed run, and the number of file operations that took."""
-    folder, counter = commands.root / "evaluation", commands.root / "operations"
-    child = commands.evaluate(trained, "--output_dir", str(folder), watched=str(folder), counter=str(counter))
-    assert child.wait() == 0, child.text
-    return folder, int(counter.read_text())
+    folder = commands.root / "evaluation"
+    return folder, commands.counted(commands.evaluate, folder, trained, "--output_dir", str(folder))
 
 
-def kill_evaluations(commands: Commands, trained: Path, evaluated: tuple[Path, int], root: Path, moments: list[int]):
-    expected, _ = evaluated
-    for moment in moments:
-        folder = root / str(moment)
+@pytest.mark.parametrize("all_moments", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_killed_while_evaluating(all_moments, commands, trained, evaluated, tmp_path) -> None:
+    expected, total = evaluated
+    assert total > 15
+    for moment in range(1, total + 1) if all_moments else random.Random(3).sample(range(1, total + 1), 1):
+        folder = tmp_path / str(moment)
         options = ["--output_dir", str(folder)]
         assert commands.evaluate(trained, *options, watched=str(folder), file_operation=moment).wait() == -9
         # Complete or not there: what is not the last file may be there, but the one that says so is not.
@@ -207,40 +225,23 @@ def kill_evaluations(commands: Commands, trained: Path, evaluated: tuple[Path, i
         assert_same_evaluation(folder, expected)
 
 
-def test_killed_while_evaluating(commands, trained, evaluated, tmp_path) -> None:
-    _, total = evaluated
-    assert total > 15
-    moments = random.Random(3).sample(range(1, total + 1), 1)
-    kill_evaluations(commands, trained, evaluated, tmp_path, moments)
-
-
-@pytest.mark.slow
-def test_killed_before_every_file_operation_of_an_evaluation(commands, trained, evaluated, tmp_path) -> None:
-    kill_evaluations(commands, trained, evaluated, tmp_path, list(range(1, evaluated[1] + 1)))
-
-
 @pytest.mark.slow
 def test_an_evaluation_killed_over_an_earlier_one_leaves_no_mixture(commands, trained, evaluated, tmp_path) -> None:
-    folder = tmp_path / "evaluation"
+    folder, (expected, total) = tmp_path / "evaluation", evaluated
     options = ["--output_dir", str(folder)]
     assert commands.evaluate(trained, *options, "--split", "validation").wait() == 0
     before = (folder / "eval_results.json").read_bytes()
-    _, total = evaluated
-    early = commands.evaluate(trained, *options, watched=str(folder), file_operation=2)
-    assert early.wait() == -9
+    assert commands.evaluate(trained, *options, watched=str(folder), file_operation=2).wait() == -9
     assert (folder / "eval_results.json").read_bytes() == before  # the earlier one is whole
-    late = commands.evaluate(trained, *options, watched=str(folder), file_operation=total - 4)
-    assert late.wait() == -9
+    assert commands.evaluate(trained, *options, watched=str(folder), file_operation=total - 4).wait() == -9
     assert not (folder / "eval_results.json").exists()  # neither one's results by the other's predictions
     assert commands.evaluate(trained, *options).wait() == 0
-    assert_same_evaluation(folder, evaluated[0])
+    assert_same_evaluation(folder, expected)
 
 
 def assert_same_study(folder: Path, other: Path) -> None:
-    for name in ("study.json",) if (other / "study.json").is_file() else ():
-        found, expected = (json.loads((path / name).read_text()) for path in (folder, other))
-        for study in (found, expected):
-            del study["recipe"]["config"]["output_dir"]
+    if (other / "study.json").is_file():
+        found, expected = (json.loads((path / "study.json").read_text()) for path in (folder, other))
         assert results(found["protocols"]) == results(expected["protocols"])
     for run in sorted(path.parent.relative_to(other) for path in other.rglob("history.json")):
         assert_same_run(folder / run, other / run)
@@ -248,27 +249,22 @@ def assert_same_study(folder: Path, other: Path) -> None:
         assert (folder / path.relative_to(other)).read_bytes() == path.read_bytes()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("train", id="one run"),
-        pytest.param("report", id="three runs and the report", marks=pytest.mark.slow),
-    ],
-)
+@pytest.fixture(scope="module", params=["train", pytest.param("report", marks=pytest.mark.slow)])
 def studied(commands: Commands, request: pytest.FixtureRequest) -> tuple[str, Path, int]:
     """A kind of study, an undisturbed one, and the number of operations on its files."""
     folder = commands.root / f"study-{request.param}"
-    counter = folder.with_suffix(".operations")
-    child = commands.study(folder, request.param, watched=str(folder), counter=str(counter))
-    assert child.wait() == 0, child.text
+    total = commands.counted(commands.study, folder, folder, request.param)
     assert len(list(folder.rglob("out_of_fold.parquet"))) == {"train": 1, "report": 3}[request.param]
-    return request.param, folder, int(counter.read_text())
+    return request.param, folder, total
 
 
-def kill_study(commands: Commands, studied: Any, folder: Path, *, kills: int, seed: int) -> None:
-    """Kills one study again and again, each time so many random file operations on."""
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(1, 5), *(pytest.param(12, seed, marks=pytest.mark.slow) for seed in range(3))]
+)
+def test_a_killed_study(kills: int, seed: int, commands, studied, tmp_path) -> None:
+    """One study is killed again and again, each time so many random file operations on."""
     kind, expected, total = studied
-    moments, killed = random.Random(seed), 0
+    folder, moments, killed = tmp_path / "study", random.Random(seed), 0
     for _ in range(kills):
         moment = moments.randint(1, 2 * total // (kills + 1))
         code = commands.study(folder, kind, watched=str(folder), file_operation=moment).wait()
@@ -278,13 +274,3 @@ def kill_study(commands: Commands, studied: Any, folder: Path, *, kills: int, se
     last = commands.study(folder, kind)
     assert last.wait() == 0, last.text
     assert_same_study(folder, expected)
-
-
-def test_a_killed_study(commands, studied, tmp_path) -> None:
-    kill_study(commands, studied, tmp_path / "study", kills=1, seed=5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_study_killed_twelve_times(commands, studied, tmp_path, seed) -> None:
-    kill_study(commands, studied, tmp_path / "study", kills=12, seed=seed)

@@ -17,13 +17,13 @@ from ham10000.hub_upload.model_card import Stated, render_model_card
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.sources import align_labels, label_names, load_data, metadata_frame
+from ham10000.training.data.tables import DataOptions
 from ham10000.training.evaluation.__main__ import main as evaluate_main
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.predict import main as predict_main
 from ham10000.training.run_folder import save_checkpoint
 from ham10000.training.train import main as train_main
-from ham10000.training.utils.columns import DataOptions
 
 SETS = {
     2: ["benign", "malignant"],

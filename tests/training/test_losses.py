@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ham10000.training.data.loader import class_shares
 from ham10000.training.data.split import class_weights
-from ham10000.training.losses import ClassificationLoss, answered_prior, logit_offset
+from ham10000.training.engine import ClassificationLoss, answered_prior, logit_offset
 
 WEIGHTS = torch.tensor([4.3602, 2.7689, 1.3065, 12.3696, 1.2801, 0.2136, 9.9825])
 PRIOR = np.array([261, 411, 871, 92, 889, 5328, 114]) / 7966

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from fork_server import Child, ForkServer
+from runs import assert_same_run, history
 from safetensors.torch import load_file
 
 from ham10000.training.run_folder import training_states
@@ -34,26 +35,30 @@ def options(folder: Path, data: Path, *more: str) -> list[str]:
     return [*COMMON, *places, *more]
 
 
-def history(folder: Path) -> list[dict[str, float]]:
-    return json.loads((folder / "history.json").read_text())
-
-
 def codes(children: list[Child]) -> list[int]:
     return [child.wait() for child in children]
 
 
-def wait_until(condition: Callable[[], object], children: list[Child], seconds: float = 120) -> None:
+def wait_for_state(folder: Path, are_running: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert all(child.is_running() for child in children), children[0].text
+    while not training_states(folder):
+        assert are_running()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def assert_same_weights(folder: Path, other: Path) -> None:
-    states = [load_file(training_states(path)[0]) for path in (folder, other)]
-    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+def begin(forks: ForkServer, folder: Path, data: Path) -> list[Child]:
+    """Two processes that have saved a state."""
+    ranks = forks.start_ranks(2, options(folder, data, *STEPS))
+    wait_for_state(folder, lambda: all(rank.is_running() for rank in ranks))
+    return ranks
+
+
+def resume(forks: ForkServer, folder: Path, undisturbed: Path) -> None:
+    """Two processes go on, and end as if nothing had happened."""
+    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
+    assert codes(ranks) == [0, 0], ranks[0].text
+    assert_same_run(folder, undisturbed)
 
 
 def test_four_processes_give_the_metrics_of_one(forks, synthetic_folder, tmp_path) -> None:
@@ -149,10 +154,7 @@ STEPS = [*BATCH_NORM, "--epochs", "2", "--save_every_steps", "3"]
 
 def resume_alone(forks: ForkServer, folder: Path, copy: Path) -> None:
     """One process goes on with what two have begun."""
-    copy.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, copy)
     child = forks.run("train", ["--resume", "--output_dir", str(copy)])
     assert child.wait() == 0, child.text
     assert json.loads((copy / "train_config.json").read_text())["finished"]
@@ -164,8 +166,7 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(
     forks, synthetic_folder, undisturbed, tmp_path, victim
 ) -> None:
     folder = tmp_path / "run"
-    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
-    wait_until(lambda: training_states(folder), ranks)
+    ranks = begin(forks, folder, synthetic_folder)
     os.kill(ranks[victim].pid, signal.SIGKILL)
     start = time.monotonic()
     assert ranks[victim].wait() == -9
@@ -178,16 +179,13 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(
     assert f"continue with --resume --output_dir {folder}" in message
     if victim == 1:
         resume_alone(forks, folder, tmp_path / "alone")
-    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
-    assert codes(ranks) == [0, 0], ranks[0].text
-    assert_same_weights(folder, undisturbed)
+    resume(forks, folder, undisturbed)
 
 
 @pytest.mark.parametrize("to", [pytest.param("one", marks=pytest.mark.slow), "twice"])
 def test_a_signal_ends_all_processes_after_the_same_step(forks, synthetic_folder, undisturbed, tmp_path, to) -> None:
     folder = tmp_path / "run"
-    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
-    wait_until(lambda: training_states(folder), ranks)
+    ranks = begin(forks, folder, synthetic_folder)
     for rank in ranks[1:] if to == "one" else ranks * 2:
         os.kill(rank.pid, signal.SIGTERM)
     assert codes(ranks) == [143, 143], ranks[0].text + ranks[1].text
@@ -196,9 +194,7 @@ def test_a_signal_ends_all_processes_after_the_same_step(forks, synthetic_folder
     assert messages[0].endswith(f"the state is saved. Continue with --resume --output_dir {folder}")
     assert "Traceback" not in ranks[0].text + ranks[1].text
     assert not [path for path in folder.iterdir() if ".tmp" in path.name]
-    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
-    assert codes(ranks) == [0, 0], ranks[0].text
-    assert_same_weights(folder, undisturbed)
+    resume(forks, folder, undisturbed)
 
 
 def test_an_image_that_cannot_be_read_is_one_line(forks, synthetic_folder, tmp_path) -> None:
@@ -214,32 +210,21 @@ def test_an_image_that_cannot_be_read_is_one_line(forks, synthetic_folder, tmp_p
     assert "Traceback" not in child.text
 
 
-def launch(arguments: list[str]) -> subprocess.Popen[str]:
+def launch(folder: Path, data: Path) -> subprocess.Popen[str]:
+    """Two processes under `accelerate launch` that have saved a state."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     script = str(Path(__file__).parents[2] / "training" / "train.py")
-    return subprocess.Popen(
-        [*command, script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_state(process: subprocess.Popen[str], folder: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not training_states(folder):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*command, script, *options(folder, data, *STEPS)], **pipes)
+    wait_for_state(folder, lambda: process.poll() is None, 300)
+    return process
 
 
 @pytest.mark.slow
 def test_a_process_killed_under_accelerate_launch(forks, synthetic_folder, undisturbed, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = launch(options(folder, synthetic_folder, *STEPS))
-    wait_for_state(process, folder)
+    process = launch(folder, synthetic_folder)
     ranks = [child for child in psutil.Process(process.pid).children() if "train.py" in " ".join(child.cmdline())]
     assert len(ranks) == 2
     ranks[1].kill()
@@ -249,9 +234,7 @@ def test_a_process_killed_under_accelerate_launch(forks, synthetic_folder, undis
     assert process.returncode != 0
     assert not any(rank.is_running() for rank in ranks)
     assert "error: Another process of this run ended" in error
-    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
-    assert codes(ranks) == [0, 0], ranks[0].text
-    assert_same_weights(folder, undisturbed)
+    resume(forks, folder, undisturbed)
 
 
 @pytest.mark.slow
@@ -262,14 +245,11 @@ def test_a_signal_under_accelerate_launch(
 ) -> None:
     # A scheduler signals the launcher, or like a terminal the launcher and its processes, which it signals again.
     folder = tmp_path / "run"
-    process = launch(options(folder, synthetic_folder, *STEPS))
-    wait_for_state(process, folder)
+    process = launch(folder, synthetic_folder)
     (os.killpg if to_the_group else os.kill)(process.pid, signum)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0  # the launcher's own status, not 143
     messages = [line for line in error.splitlines() if line.startswith(f"Stopped by {signum.name} in epoch")]
     assert len(messages) == 1, error
     assert not [path for path in folder.iterdir() if ".tmp" in path.name]
-    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
-    assert codes(ranks) == [0, 0], ranks[0].text
-    assert_same_weights(folder, undisturbed)
+    resume(forks, folder, undisturbed)

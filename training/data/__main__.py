@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ham10000.training.config import PROTOCOLS
+from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-from ham10000.training.utils.columns import add_data_arguments, data_options
 
 _CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 

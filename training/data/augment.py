@@ -31,12 +31,7 @@ OVERSAMPLING = 2
 
 
 def working_size(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest (height, width) of the frame's aspect that covers `size`: where the warp ends before the squash.
-
-    Args:
-        frame: (height, width) of the cached frame.
-        size: (height, width) the network trains on.
-    """
+    """The smallest (height, width) of the frame's aspect that covers `size`: where the warp ends before the squash."""
     scale = max(size[0] / frame[0], size[1] / frame[1])
     return (round(frame[0] * scale), round(frame[1] * scale))
 
@@ -97,13 +92,7 @@ class Augment:
 
     @classmethod
     def from_config(cls, config: TrainConfig, processor: Ham10000Processor, *, color: bool = True) -> "Augment":
-        """The augmentation that a `TrainConfig` asks for, with the filter of a checkpoint's processor.
-
-        Args:
-            config: The configuration of the run.
-            processor: Its processor.
-            color: False leaves the colours as they are, for augmented views at inference.
-        """
+        """The augmentation of a run, with its processor's filter; for views at inference without changes of colour."""
         return cls(
             flip=config.augment_flip,
             rotation=config.augment_rotation,
@@ -118,12 +107,9 @@ class Augment:
 
         Args:
             batch_size: Number of images.
-            generator: Source of randomness; the same state gives the same parameters on every machine.
+            generator: Its state gives the same parameters on every machine.
             aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
                 squashed to the network's square: a round lesion stays as round as the network sees it in use.
-
-        Returns:
-            The parameters.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -169,8 +155,7 @@ class Augment:
         Returns:
             (batch, 3, *size) float32 in 0..255, on the images' device.
         """
-        frame = (images.shape[2], images.shape[3])
-        size = size or frame
+        size = size or (images.shape[2], images.shape[3])
         # Where the geometry stays, training images are the processor's.
         warps = self.flip or self.rotation > 0 or self.min_area < 1
         output = self._warp(images, parameters, size) if warps else self._resize(images, size).float()
@@ -186,10 +171,10 @@ class Augment:
         return torch.bmm(matrix, output.flatten(2)).add_(shift).clamp_(0, 255).view_as(output)
 
     def _warp(self, images: torch.Tensor, parameters: AugmentParameters, size: tuple[int, int]) -> torch.Tensor:
-        frame = (images.shape[2], images.shape[3])
-        working = working_size(frame, size)
+        height, width = images.shape[2:]
+        working = working_size((height, width), size)
         level = (OVERSAMPLING * working[0], OVERSAMPLING * working[1])
-        if level[0] < frame[0] and level[1] < frame[1]:
+        if level[0] < height and level[1] < width:
             images = self._resize(images, level)
         grid = F.affine_grid(parameters.affine, [*images.shape[:2], *working], align_corners=False)
         output = F.grid_sample(

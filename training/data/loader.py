@@ -1,19 +1,273 @@
-"""Batches on the device, in an order that depends on the seed alone, never on the number of processes."""
+"""Images decoded and resized once, as one uint8 array on disk, and batches of them on the device.
 
+The order of an epoch depends on the seed alone, never on the number of processes.
+"""
+
+import copy
+import errno
+import hashlib
+import io
+import json
+import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from PIL import Image
+from tqdm.auto import tqdm
 
-from ham10000.modeling import Ham10000Error, Ham10000Processor, load_image
+from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor, load_image
 from ham10000.modeling.image_statistics_ham10000 import image_features
-from ham10000.training.data.augment import Augment
-from ham10000.training.data.cache import cached_images, encoded_images, frame_processor, read_rows
+from ham10000.training.data.augment import Augment, working_size
+from ham10000.training.data.readers import StoredImage
 from ham10000.training.data.sources import metadata_frame
+from ham10000.training.utils.cli import progress_bar
+
+# Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
+# crops.
+CACHE_FACTOR = 2
+
+# Part of the key: raise it when the same images and settings would give other bytes.
+_FORMAT = 2
+
+
+def default_cache_dir() -> Path:
+    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder; an error for a user without a home directory."""
+    if named := os.environ.get("HAM10000_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ham10000"
+    except RuntimeError as error:
+        raise Ham10000Error(
+            "There is no place for the image cache: this user has no home directory. Name a folder as --cache_dir, or "
+            "in $HAM10000_CACHE."
+        ) from error
+
+
+def _encoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The image column alone, not decoded: each a `StoredImage`."""
+    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+
+def _content(entry: StoredImage) -> bytes | str:
+    return (entry["path"] or "") if entry["bytes"] is None else entry["bytes"]
+
+
+def decode(entry: StoredImage, image_id: str, image_processor: Ham10000ImageProcessor) -> np.ndarray:
+    """Decodes and resizes an image to (3, height, width) uint8; an error names it."""
+    try:
+        # Planes, which become floats twice as fast as pixels do.
+        return image_processor.resize_planes(_content(entry))
+    except Ham10000Error as error:
+        raise Ham10000Error(f"Image {image_id!r}: {error} See `ham10000-data --check_images`.") from error
+
+
+def _frame_processor(
+    dataset: datasets.Dataset,
+    image_processor: Ham10000ImageProcessor,
+    train_size: tuple[int, int],
+    short_side: int | None,
+) -> Ham10000ImageProcessor:
+    """A copy of the image processor that makes the frames to train on, see `open_images`.
+
+    One frame size serves all images, so that batches are tensors: the most frequent size of a sample of 256. Images of
+    another aspect are squashed to it, as the network's own size squashes them.
+    """
+    images = _encoded(dataset)
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int))
+    sizes: Counter[tuple[int, int]] = Counter()
+    for row, entry in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
+        source = _content(entry)
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                sizes[image.size] += 1
+        except (OSError, ValueError, SyntaxError):
+            decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image
+            raise
+    (width, height), _ = max(sizes.items(), key=lambda item: (item[1], item[0]))
+    if short_side:
+        scale = min(1.0, short_side / min(height, width))
+        sides = (round(height * scale), round(width * scale))
+    else:
+        working = working_size((height, width), train_size)
+        sides = (CACHE_FACTOR * working[0], CACHE_FACTOR * working[1])
+        # A resize by a tenth saves little and softens all the same.
+        sides = (height, width) if sides[0] > 0.9 * height else sides
+    frame = copy.deepcopy(image_processor)
+    frame.size = {"height": max(1, sides[0]), "width": max(1, sides[1])}
+    return frame
+
+
+def cached_images(
+    dataset: datasets.Dataset,
+    image_processor: Ham10000ImageProcessor,
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Opens the cache of a dataset's images, building it first where there is none.
+
+    The file's name is a hash of the images (size and time of a file, or the bytes themselves) and of the settings
+    they are resized with, so a changed image or setting never meets an old cache. It appears only when it is
+    complete, and one that is damaged all the same is built again, with a warning; a build that was killed goes on
+    where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
+    read-only, and may be deleted under a process that has opened it.
+
+    Args:
+        dataset: Has `image` and `image_id`.
+        image_processor: Decides the size and the resampling filter.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        progress: Whether to show a progress bar while building.
+
+    Returns:
+        (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
+
+    Raises:
+        Ham10000Error: If an image cannot be read or the cache cannot be written; no file is left behind.
+    """
+    images, image_ids = _encoded(dataset), dataset["image_id"][:]
+    height, width = image_processor.size["height"], image_processor.size["width"]
+    path = Path(cache_dir or default_cache_dir()) / f"{_key(images, image_processor)}.npy"
+    stream = io.BytesIO()
+    shape = (len(images), 3, height, width)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    header = stream.getvalue()
+    size = len(header) + len(images) * height * width * 3
+    try:
+        if not _is_whole(path, header, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _one_builder(path):
+                if not _is_whole(path, header, size):
+                    if path.is_file():
+                        tqdm.write(
+                            f"warning: the image cache {str(path)!r} is damaged; building it again.", sys.stderr
+                        )
+                    _build(path, header, images, image_ids, image_processor, progress)
+    except OSError as error:
+        raise Ham10000Error(
+            f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {size / 1e9:.2f} GB; "
+            "name a folder with that much room as --cache_dir."
+        ) from error
+    return np.load(path, mmap_mode="r")
+
+
+def _is_whole(path: Path, header: bytes, size: int) -> bool:
+    """Whether a cache exists, of the right length and shape: a copy may have been cut short, a disk have failed."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(len(header)) == header
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _one_builder(path: Path) -> AcquireReturnProxy:
+    """Takes a lock that ends with its process, however that ends."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"Another process is building {path.name}; waiting for it.", file=sys.stderr)
+        return lock.acquire()
+
+
+def _build(
+    path: Path,
+    header: bytes,
+    images: datasets.Dataset,
+    image_ids: list[str],
+    image_processor: Ham10000ImageProcessor,
+    progress: bool,
+) -> None:
+    """Appends image after image to a partial file, whose length says how many are done."""
+    half = path.with_suffix(".partial")
+    start, size = len(header), image_processor.size["height"] * image_processor.size["width"] * 3
+    try:
+        with half.open("ab") as file:
+            if file.tell() < start:
+                file.truncate(0)
+                file.write(header)
+            done = min((file.tell() - start) // size, len(images))
+            file.truncate(start + done * size)
+            for image in _decoded(images, image_ids, image_processor, done, progress):
+                file.write(image.data)
+            file.flush()
+            os.fsync(file.fileno())
+            # Where the folder was deleted meanwhile, and the lock with it, another builder's half file has this name.
+            if os.fstat(file.fileno()).st_ino != half.stat().st_ino:
+                raise FileNotFoundError(errno.ENOENT, "the folder was deleted while the cache was built")
+        half.replace(path)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        # The rest serves nobody: an image that is repaired, or another folder, makes another cache.
+        half.unlink(missing_ok=True)
+        raise
+
+
+def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copies rows (N,) out of a cache (images, 3, height, width).
+
+    A memory-mapped cache is read through its file: pages that are touched in the mapping count as this process's
+    memory, and after an epoch the whole cache would.
+    """
+    if not isinstance(images, np.memmap) or images.filename is None or not hasattr(os, "preadv"):
+        return images[rows]
+    output = np.empty((len(rows), *images.shape[1:]), dtype=images.dtype)
+    size = output[:1].nbytes
+    try:
+        descriptor = os.open(images.filename, os.O_RDONLY)
+    except FileNotFoundError:
+        # Deleted under a running job: the mapping still has the images.
+        return images[rows]
+    try:
+        for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
+            if os.preadv(descriptor, [buffer.data], images.offset + row * size) != size:
+                raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
+    finally:
+        os.close(descriptor)
+    return output
+
+
+def _decoded(
+    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, first: int, progress: bool
+) -> Iterator[np.ndarray]:
+    """Yields the resized images in order, from the given row on."""
+    # Threads, not processes: Pillow and torch release the interpreter lock while they decode and resize. One thread
+    # of torch in each: with one for every core in each of as many threads, two cores cache a quarter fewer images.
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        bar = progress_bar(total=len(images), initial=first, desc="Caching images", unit="image", disable=not progress)
+        for start in range(first, len(images), 256):
+            entries = images[start : start + 256]["image"]
+            names = image_ids[start : start + 256]
+            for image in pool.map(decode, entries, names, [image_processor] * len(entries)):
+                yield image
+                bar.update()
+        bar.close()
+    torch.set_num_threads(threads)
+
+
+def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> str:
+    settings: dict[str, object] = {"format": _FORMAT, "resizer": image_processor.resizer}
+    settings |= {"height": image_processor.size["height"], "width": image_processor.size["width"]}
+    settings |= {"resample": image_processor.resample}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
+        if entry["bytes"] is not None:
+            digest.update(hashlib.blake2b(entry["bytes"]).digest())
+        else:
+            stat = os.stat(entry["path"])  # noqa: PTH116 (a Path for each of 10,000 files takes as long as the rest)
+            name = os.path.basename(entry["path"])  # noqa: PTH119
+            digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
+    return digest.hexdigest()[:32]
 
 
 @dataclass
@@ -82,7 +336,10 @@ class CachedImages:
         self.resident: torch.Tensor | None = None
         # Half of the free memory is left to training.
         if device.type == "cuda" and images.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+            self.resident = torch.empty(images.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(images), 256):
+                rows = np.arange(start, min(start + 256, len(images)))
+                self.resident[start : start + 256] = torch.from_numpy(read_rows(images, rows)).to(device)
 
     @property
     def aspect(self) -> float:
@@ -93,13 +350,11 @@ class CachedImages:
         """Positions of the named images."""
         return np.array([self._position[image_id] for image_id in image_ids], dtype=np.int64)
 
-    def batches(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """One (batch, 3, height, width) uint8 tensor on the device for each entry of the plan."""
-        for rows in plan:
-            if self.resident is not None:
-                yield self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
-            else:
-                yield torch.from_numpy(read_rows(self.images, rows)).to(self.device)
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """(rows, 3, height, width) uint8 on the device."""
+        if self.resident is None:
+            return torch.from_numpy(read_rows(self.images, rows)).to(self.device)
+        return self.resident[torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)]
 
 
 def open_images(
@@ -121,9 +376,10 @@ def open_images(
         device: Where batches are wanted.
         train_size: (height, width) of the largest training images, for frames: at the images' own aspect, with more
             pixels than the network reads.
-        short_side: Of frames, as in `frame_processor`.
-        cache_dir: Folder of the caches.
-        progress: Whether to show a progress bar while a cache is built.
+        short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
+            images' own where that is little more. Never more than the images have.
+        cache_dir: As for `cached_images`, like `progress`.
+        progress: Whether to show a progress bar.
 
     Returns:
         The images, or None for the metadata variant.
@@ -132,7 +388,7 @@ def open_images(
         return None
     image_processor = processor.image_processor
     if train_size:
-        image_processor = frame_processor(dataset, image_processor, train_size, short_side)
+        image_processor = _frame_processor(dataset, image_processor, train_size, short_side)
     images = cached_images(dataset, image_processor, cache_dir=cache_dir, progress=progress)
     return CachedImages(images, dataset["image_id"][:], device)
 
@@ -141,23 +397,16 @@ def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarra
     """The colours and textures of images, as they are stored.
 
     Args:
-        dataset: With `image` and `image_id`.
+        dataset: Has `image`.
         most: Of more images, so many are read, evenly spaced.
 
     Returns:
         (images, features) float64, see `image_features`.
-
-    Raises:
-        Ham10000Error: For an image that cannot be read.
     """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
-    entries = encoded_images(dataset.select(rows))["image"]
-
-    def features(entry: dict[str, bytes | str]) -> np.ndarray:
-        return image_features(load_image(entry["path"] if entry["bytes"] is None else entry["bytes"]))
-
+    entries = _encoded(dataset.select(rows))["image"]
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(features, entries)))
+        return np.stack(list(pool.map(lambda entry: image_features(load_image(_content(entry))), entries)))
 
 
 def mix_seeds(*parts: int) -> int:
@@ -185,15 +434,12 @@ class _Loader:
         self.labels = self.samples.labels.to(self.device)
         self.metadata = None if self.samples.metadata is None else self.samples.metadata.to(self.device)
 
-    def _pictures(self, plan: list[np.ndarray]) -> Iterator[torch.Tensor | None]:
-        if self.images is None or self.rows is None:
-            return iter([None] * len(plan))
-        return self.images.batches([self.rows[index] for index in plan])
-
-    def _batch(self, index: np.ndarray, pixels: torch.Tensor | None) -> Batch:
-        """Normalises last: `pixels` are uint8, or augmented floats in 0..255."""
-        if pixels is not None:
-            pixels = self.processor.image_processor.normalize_pixels(pixels)
+    def _batch(self, index: np.ndarray, augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Batch:
+        """The rows at the index; their images are augmented as 0..255 and normalised last."""
+        pixels = None
+        if self.images is not None and self.rows is not None:
+            pixels = self.images.batch(self.rows[index])
+            pixels = self.processor.image_processor.normalize_pixels(augment(pixels) if augment else pixels)
             pixels = pixels.contiguous(memory_format=self.memory_format)
         chosen = torch.from_numpy(index).to(self.device)
         metadata = None if self.metadata is None else self.metadata[chosen]
@@ -316,22 +562,17 @@ class TrainLoader(_Loader):
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])
-        numbers = range(start_step, self.steps_per_epoch)
-        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in numbers]
         first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
         shares = [np.arange(first + part, self.batch_size, parts) for part in range(self.micro_batches)]
-        pictures = self._pictures([index[share] for index in steps for share in shares])
         aspect = 1.0 if self.images is None else self.images.aspect
-        for step, index in zip(numbers, steps, strict=True):
+        for step in range(start_step, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, step))
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
             for share in shares:
-                pixels = next(pictures)
-                if pixels is not None:
-                    own = parameters.select(torch.from_numpy(share)).to(self.device)
-                    pixels = self.augment.apply(pixels, own, size)
-                batches.append(self._batch(index[share], pixels))
+                own = parameters.select(torch.from_numpy(share)).to(self.device)
+                batches.append(self._batch(index[share], partial(self.augment.apply, parameters=own, size=size)))
             yield self.samples.labels[index].to(self.device), batches
 
 
@@ -344,6 +585,5 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         own = np.arange(self.rank, len(self.samples), self.world_size)
-        plan = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
-        for index, pixels in zip(plan, self._pictures(plan), strict=True):
-            yield self._batch(index, pixels)
+        for start in range(0, len(own), self.batch_size):
+            yield self._batch(own[start : start + self.batch_size])

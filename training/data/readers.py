@@ -1,32 +1,40 @@
 """Readers of sources: every kind of `--data` is read into one raw table of strings next to its images."""
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 import datasets
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+from ham10000.modeling.processing_ham10000 import MISSING_VALUES
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
-    COLUMNS,
+    SYNONYMS,
     TABLE_SUFFIXES,
-    FieldTable,
-    downloads,
-    image_dataset,
+    DataOptions,
+    as_strings,
+    candidates,
+    match_columns,
     one_hot_columns,
+    read_rows,
     read_table,
-    select_fields,
-    stored_images,
-    string_frame,
+    spelled,
 )
-from ham10000.training.utils.columns import DataOptions, candidates, match_columns, read_rows, spelled
-from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible
+from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible, without_suffix
 
+COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
@@ -40,6 +48,21 @@ _NO_LABEL = re.compile(
 )
 
 
+class StoredImage(TypedDict):
+    """An image as `datasets` stores it: the bytes of its file, or where that lies; both None where there is none."""
+
+    bytes: bytes | None
+    path: str | None
+
+
+def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
+    """Images as the column `image`."""
+    # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
+    # the path over the bytes given with it.
+    stored = pa.table({"image": pa.array(list(images), type=IMAGE_FEATURES["image"].pa_type)})
+    return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
+
+
 @dataclass
 class RawSource:
     """Rows as they were read, before any check.
@@ -47,7 +70,8 @@ class RawSource:
     Attributes:
         name: The source as the user wrote it.
         frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
-            the row stands (`row` is the 1-based line of a text file or the 1-based row of a table).
+            the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its
+            own also `image`, what it calls the image.
         images: One column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
         missing: Per row, whether the source has no image for it.
         notes: Decisions taken while reading, one sentence each.
@@ -60,8 +84,8 @@ class RawSource:
 
     name: str
     frame: pd.DataFrame
-    images: datasets.Dataset
-    missing: list[bool]
+    images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))
+    missing: list[bool] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     header: list[str] = field(default_factory=list)
@@ -70,24 +94,12 @@ class RawSource:
     looked: str = ""
 
 
-def read_source(
-    source: str, options: DataOptions | None = None, *, synthetic_size: int | None = None, seed: int = 0
-) -> RawSource:
-    """Reads any kind of source, without decoding an image.
-
-    Args:
-        source: `synthetic`, `synthetic:N`, a folder, a table, or a Hub dataset id.
-        options: Names of columns and what to group by, where the source's are not recognised.
-        synthetic_size: Number of synthetic images; `synthetic:N` says the same.
-        seed: Seed of the synthetic generator.
-
-    Returns:
-        The raw rows and their images.
+def read_source(source: str, options: DataOptions, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
+    """Reads any kind of source, without decoding an image; the arguments are those of `load_data`.
 
     Raises:
-        Ham10000Error: Where the source is none of these, cannot be parsed, or lacks a required column.
+        Ham10000Error: Where the source is of no known kind, cannot be parsed, or lacks a required column.
     """
-    options = options or DataOptions()
     if source == "synthetic" or source.startswith("synthetic:"):
         return _read_synthetic(source, synthetic_size, seed)
     path = Path(source).expanduser()
@@ -112,7 +124,7 @@ def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
     n_images = int(number) if number else size or 800
     rows = make_synthetic(n_images, seed=seed)
     images = [row.pop("image") for row in rows]
-    frame = string_frame(pd.DataFrame(rows))
+    frame = as_strings(pd.DataFrame(rows))
     frame["file"], frame["row"] = source, range(1, len(frame) + 1)
     notes = [f"synthetic data, not patients: {n_images} images, generator seed {seed}"]
     return RawSource(source, frame, image_dataset(images), [False] * len(frame), notes, ours=True)
@@ -138,7 +150,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     labels = {Path(path).parent for path in images}
     classes = {path.name.lower() for path in labels}
     if folder not in labels and 1 < len(classes) <= len(images) / 2 and not any(map(_NO_LABEL.fullmatch, classes)):
-        return _read_class_folders(source, folder)
+        return _read_class_folders(source, folder, images)
     if len(tables) == 1:
         return _read_tables(source, tables, folder, options)  # which says what it lacks
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
@@ -152,16 +164,13 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
 def _has_labels(table: Path, options: DataOptions) -> bool:
     """Whether a table has a column for the image and one for the label."""
     try:
-        header = (
-            list(read_table(table)[0].columns)
-            if table.suffix.lower() == ".jsonl"
-            else read_rows(table, header_only=True)[0]
-        )
-        found = match_columns(header, {}, ("image_id", "dx"))
+        is_jsonl = table.suffix.lower() == ".jsonl"
+        header = list(read_table(table).columns) if is_jsonl else read_rows(table, header_only=True)[0]
+        given = {name: column for name, column in options.columns.items() if column in header}
+        found = match_columns(header, given, ("image_id", "dx"))
     except Ham10000Error:
         return False
-    named = {name for name, column in options.columns.items() if column in header}
-    return "image_id" in {*found, *named} and ("dx" in {*found, *named} or bool(one_hot_columns(header)))
+    return "image_id" in found and ("dx" in found or bool(one_hot_columns(header)))
 
 
 def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: DataOptions) -> RawSource:
@@ -185,48 +194,41 @@ def _root(table: Path) -> Path:
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
     """Tables with a row per image, which lies anywhere below the root."""
-    notes, paths, parts = [], [], []
+    notes: list[str] = []
+    paths: list[str | None] = []
+    parts: list[RawSource] = []
     indexes: dict[tuple[Path, ...], ImageFiles] = {}
     for table in tables:
-        raw, lines = read_table(table)
-        raw["\0line"] = lines
-        raw, joined = _join_companions(table, raw)
-        raw, chosen = _dermoscopic_only(table, raw)
-        fields = select_fields(raw.drop(columns="\0line"), table, raw["\0line"].tolist(), options)
-        for name, row in zip(fields.frame["image"], fields.frame["row"], strict=True):
-            _check_path(name, table, row, root, fields)
-        folders = _image_folders(table, root)
-        paths += _find_images(fields, table, root, folders, indexes)
-        parts.append(fields)
-        notes += [*joined, *chosen, *fields.notes]
+        raw = _dermoscopic_only(table, _join_companions(table, read_table(table), notes), notes)
+        part = select_fields(raw, table, options)
+        _check_paths(part, table, root)
+        paths += _find_images(part.frame["image"], table, root, indexes)
+        parts.append(part)
+        notes += part.notes
     for index in indexes.values():
         if index.copies:
             notes.append(
                 f"{index.copies} image files are copies of others of the same name in a second folder: counted once"
             )
-    first = next(iter(indexes.values()))
-    if unused := first.unused():
+    if unused := next(iter(indexes.values())).unused():
         names = _some([table.name for table in tables])
         notes.append(f"{len(unused)} image files have no row in {names} and are not used: {_some(unused)}")
     if len(tables) > 1:
-        joined_tables = [str(table.relative_to(root)) for table in tables]
-        notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined_tables}")
-    looked = " and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key)
-    return RawSource(
-        source,
-        pd.concat([part.frame for part in parts], ignore_index=True)[[*COLUMNS, "file", "row"]],
-        image_dataset([{"bytes": None, "path": path} for path in paths]),
-        [path is None for path in paths],
-        notes,
-        columns=parts[-1].columns,
-        header=parts[-1].header,
-        declared=parts[-1].declared,
+        joined = [str(table.relative_to(root)) for table in tables]
+        notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
+    return replace(
+        parts[-1],
+        name=source,
+        frame=pd.concat([part.frame for part in parts], ignore_index=True),
+        images=image_dataset([{"bytes": None, "path": path} for path in paths]),
+        missing=[path is None for path in paths],
+        notes=notes,
         ours=tables[0].name in _OFFICIAL_METADATA,
-        looked=looked,
+        looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
 
 
-def _join_companions(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Adds the columns of ISIC's `…_Metadata.csv` and `…_LesionGroupings.csv`, by image or, in MILK10k, by lesion."""
     places = dict.fromkeys((table.parent, _root(table)))
     stem = table.stem.removesuffix("GroundTruth")
@@ -235,88 +237,89 @@ def _join_companions(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, list
     if not found:
         other = [path for path in sorted(table.parent.glob("*Metadata.csv")) if path != table and visible(path.name)]
         found = other if len(other) == 1 else []
-    notes = []
     for path in found:
-        extra, _ = read_table(path)
+        extra = read_table(path)
         for name in ("image_id", "lesion_id"):
             ours, theirs = candidates(name, raw.columns), candidates(name, extra.columns)
             if ours and theirs:
                 break
         else:
             continue
-        extra = extra.rename(columns={theirs[0]: ours[0]})
-        added = [column for column in extra.columns if column not in raw.columns]
-        extra = extra[[ours[0], *added]].drop_duplicates(ours[0] if name == "image_id" else None)
-        matched = extra[ours[0]].isin(raw[ours[0]])
-        raw = raw.merge(extra, "left", ours[0])
+        added = [column for column in extra.columns if column not in (*raw.columns, theirs[0])]
+        extra = extra[[theirs[0], *added]].drop_duplicates(theirs[0] if name == "image_id" else None)
+        unmatched = int((~extra[theirs[0]].isin(raw[ours[0]])).sum())
+        raw = raw.join(extra.set_index(theirs[0]), on=ours[0])
         notes.append(f"{', '.join(added)} from {path.name}")
-        if not matched.all() and name == "lesion_id":
-            notes.append(f"{(~matched).sum():,} rows of {path.name} have no label in {table.name} and are not used")
-    return raw, notes
+        if unmatched and name == "lesion_id":
+            notes.append(f"{unmatched:,} rows of {path.name} have no label in {table.name} and are not used")
+    return raw
 
 
-def _dermoscopic_only(table: Path, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _dermoscopic_only(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Of the ISIC Archive's kinds of images those that the models are for, where a table has others too."""
     if "image_type" not in raw.columns:
-        return raw, []
+        return raw
     kept = raw["image_type"].astype(str).map(spelled) == "dermoscopic"
     if kept.all() or not kept.any():
-        return raw, []
-    note = (
+        return raw
+    notes.append(
         f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, remove "
         "the column image_type"
     )
-    return raw[kept].reset_index(drop=True), [note]
+    return raw[kept]
+
+
+def _check_paths(part: RawSource, table: Path, root: Path) -> None:
+    """Refuses the name of an image that leaves the root."""
+    column = "file_name" if "file_name" in part.header else part.columns["image_id"]
+    if column == "image_id":  # an id, which `check_rows` checks
+        return
+    for name, row in zip(part.frame["image"], part.frame["row"], strict=True):
+        path = Path(name.replace("\\", "/"))
+        if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(root.absolute())):
+            raise Ham10000Error(
+                f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+            )
 
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
     """Folders to look for a table's images first: others may have files of the same names, such as masks."""
+    folders: list[Path] = []
     if table.stem.endswith("GroundTruth"):
         name = table.stem.removesuffix("GroundTruth") + "Input"
         folders = [place / name for place in dict.fromkeys((table.parent, _root(table)))]
     elif table.name in _OFFICIAL_METADATA:
-        folders = sorted(root.iterdir())
-        folders = [path for path in folders if path.name.lower().startswith(("ham10000_images", "images"))]
-    else:
-        folders = []
+        folders = [
+            path for path in sorted(root.iterdir()) if path.name.lower().startswith(("ham10000_images", "images"))
+        ]
     return tuple(path for path in folders if path.is_dir()) or (root,)
 
 
-def _check_path(name: str, table: Path, row: int, root: Path, fields: FieldTable) -> None:
-    column = "file_name" if "file_name" in fields.header else fields.columns["image_id"]
-    if column == "image_id":  # an id, which `check_rows` checks
-        return
-    path = Path(name.replace("\\", "/"))
-    if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(root.absolute())):
-        raise Ham10000Error(f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'.")
-
-
 def _find_images(
-    fields: FieldTable, table: Path, root: Path, folders: tuple[Path, ...], indexes: dict[tuple[Path, ...], ImageFiles]
+    names: pd.Series, table: Path, root: Path, indexes: dict[tuple[Path, ...], ImageFiles]
 ) -> list[str | None]:
-    """The file of each row, from the folders first and then from anywhere below the root."""
-    paths: list[str | None] = [None] * len(fields.frame)
-    for places in dict.fromkeys((folders, (root,))):
+    """The file of each row, from the table's folders first and then from anywhere below the root."""
+    paths: list[str | None] = [None] * len(names)
+    for places in dict.fromkeys((_image_folders(table, root), (root,))):
         if None in paths or not indexes:
-            index = indexes.get(places) or indexes.setdefault(places, ImageFiles(*places))
+            index = indexes.setdefault(places, indexes.get(places) or ImageFiles(*places))
             paths = [
                 path or index.find(name.removeprefix(f"{root.absolute()}/"), table.parent)
-                for path, name in zip(paths, fields.frame["image"], strict=True)
+                for path, name in zip(paths, names, strict=True)
             ]
     return paths
 
 
-def _read_class_folders(source: str, folder: Path) -> RawSource:
+def _read_class_folders(source: str, folder: Path, paths: list[str]) -> RawSource:
     """A folder of images for each label, as the imagefolder of `datasets` means it."""
-    paths = list(files_below(folder))
     names = [comparable(str(Path(path).relative_to(folder))) for path in paths]
-    raw = pd.DataFrame({"file_name": names, "label": [name.split("/")[-2] for name in names]}, dtype=object)
-    fields = select_fields(raw, folder, list(range(1, len(raw) + 1)))
-    notes = [*fields.notes, "the label of an image is the name of its folder"]
+    table = {"file_name": names, "label": [name.split("/")[-2] for name in names]}
+    raw = select_fields(pd.DataFrame(table, index=range(1, len(names) + 1), dtype=object), folder, DataOptions())
+    raw.notes.append("the label of an image is the name of its folder")
     if any(name.count("/") > 1 for name in names):
-        notes.append("folders above these are joined; the source's own division is not used")
+        raw.notes.append("folders above these are joined; the source's own division is not used")
     images = image_dataset([{"bytes": None, "path": path} for path in paths])
-    return RawSource(source, fields.frame, images, [False] * len(paths), notes, fields.columns)
+    return replace(raw, name=source, images=images, missing=[False] * len(paths), header=[])
 
 
 def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOptions) -> RawSource:
@@ -345,10 +348,15 @@ def _read_hub(source: str, options: DataOptions) -> RawSource:
     return from_splits(source, loaded, options, roots=downloads())
 
 
+def downloads() -> tuple[Path, ...]:
+    """The folders that contain what was fetched from the Hub."""
+    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
+
+
 def from_splits(
     source: str,
     splits: datasets.DatasetDict,
-    options: DataOptions | None = None,
+    options: DataOptions,
     *,
     roots: tuple[Path, ...] | None = None,
 ) -> RawSource:
@@ -374,8 +382,8 @@ def from_splits(
         joined = datasets.concatenate_datasets(list(splits.values()))
     except ValueError as error:
         raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
-    raw = _from_dataset(source, joined, sizes, roots, options or DataOptions())
-    raw.notes.append(f"splits joined, the source's own division is not used: {dict(sizes)}")
+    raw = _from_dataset(source, joined, sizes, roots, options)
+    raw.notes.append(f"splits joined, the source's own division is not used: {sizes}")
     return raw
 
 
@@ -388,28 +396,174 @@ def _from_dataset(
         raise Ham10000Error(f"{source}: no column with images, such as 'image'; it has {table.column_names}.")
     simple = [name for name, kind in table.features.items() if isinstance(kind, (datasets.Value, datasets.ClassLabel))]
     columns = table.select_columns([name for name in simple if name != images_column])
-    raw = pd.DataFrame(columns.to_dict(), dtype=object)
+    raw = pd.DataFrame(columns.to_dict(), index=range(1, len(table) + 1), dtype=object)
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
             raw[name] = [None if value is None else feature.int2str(value) for value in raw[name]]
-    numbers, notes = list(range(1, len(raw) + 1)), []
+    notes = []
     if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
-        raw["image_id"] = [f"{number:06d}" for number in numbers]
+        raw["image_id"] = [f"{number:06d}" for number in raw.index]
         notes.append(f"{source}: no column for image_id; images are numbered")
-    fields = select_fields(raw, source, numbers, options)
-    kind = columns.features.get(fields.columns.get("dx", ""))
-    declared = kind.names if isinstance(kind, datasets.ClassLabel) else fields.declared
-    frame = fields.frame[[*COLUMNS]].copy()
-    frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
-    frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
-    images, missing = stored_images(
-        table.select_columns([images_column])
-        .rename_columns({images_column: "image"} if images_column != "image" else {})
-        .cast_column("image", datasets.Image()),
-        [f"{file}, row {row}" for file, row in zip(frame["file"], frame["row"], strict=True)],
-        roots,
+    found = select_fields(raw, source, options)
+    found.frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
+    found.frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
+    kind = columns.features.get(found.columns.get("dx", ""))
+    images = table.select_columns([images_column])
+    if images_column != "image":
+        images = images.rename_column(images_column, "image")
+    places = [f"{file}, row {row}" for file, row in zip(found.frame["file"], found.frame["row"], strict=True)]
+    images, missing = _stored_images(images.cast_column("image", datasets.Image()), places, roots)
+    declared = kind.names if isinstance(kind, datasets.ClassLabel) else found.declared
+    return replace(found, images=images, missing=missing, notes=[*notes, *found.notes], declared=declared)
+
+
+def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -> RawSource:
+    """Finds the column of each field; those a table may lack are filled.
+
+    Args:
+        raw: The table, indexed by line.
+        origin: Its file, for messages.
+        options: Names of columns, and the column to group by.
+
+    Returns:
+        The rows, still without images. Without a lesion id an image counts as its own lesion, with a note.
+
+    Raises:
+        Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
+            ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
+    """
+    header = [str(name) for name in raw.columns]
+    try:
+        columns, notes = _choose_columns(raw, header, options)
+    except Ham10000Error as error:
+        raise Ham10000Error(f"{origin}: {error}") from error
+    one_hot = [] if "dx" in columns else one_hot_columns(header)
+    absent = [name for name in ("image_id", "dx") if name not in columns and not (name == "dx" and one_hot)]
+    if absent:
+        raise Ham10000Error(
+            f"{origin}: no column for {' and '.join(absent)}; it has {header}. Recognised are "
+            + "; ".join(f"{', '.join(SYNONYMS[name])} ({name})" for name in absent)
+            + f". Name yours: --columns {' '.join(f'{name}=COLUMN' for name in absent)}"
+        )
+    texts = as_strings(raw)
+    found = {name: texts[column] for name, column in columns.items()}
+    if one_hot:
+        found["dx"] = _one_hot_labels(texts[one_hot], origin)
+    frame = pd.DataFrame({name: found.get(name, "unknown") for name in COLUMNS}, index=texts.index)
+    frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
+    if columns["image_id"] == "image_id":
+        frame["image_id"] = frame["image_id"].map(without_suffix)
+    else:
+        frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
+    alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
+    frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
+    if "lesion_id" not in columns:
+        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
+    elif alone.any():
+        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
+    frame["file"], frame["row"] = str(origin), frame.index
+    used = {*columns.values(), *one_hot, "file_name", "image_type"}
+    if unused := [name for name in header if name not in used and name]:
+        notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
+    declared = [name.lower() for name in one_hot]
+    frame = frame.reset_index(drop=True)
+    return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
+
+
+def _choose_columns(
+    raw: pd.DataFrame, header: Sequence[str], options: DataOptions
+) -> tuple[dict[str, str], list[str]]:
+    columns, notes = match_columns(header, options.columns), []
+    if options.group_by is not None:
+        if options.group_by not in header:
+            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {list(header)}.")
+        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
+        columns["lesion_id"] = options.group_by
+        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
+    labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
+    if "dx" not in options.columns and len(labels) > 1:
+        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
+        empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
+        columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
+        others = [name for name in labels if name != columns["dx"]]
+        notes.append(
+            f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {', '.join(others)}"
+        )
+    return columns, notes
+
+
+def _one_hot_labels(texts: pd.DataFrame, origin: str | Path) -> pd.Series:
+    """The label of each row of ISIC's columns, of which one must be 1 and the others 0."""
+    numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise Ham10000Error(
+            f"{origin}, line {texts.index[row]}: expected a 1 in one of {list(texts.columns)} and 0 in the others, "
+            f"got {texts.iloc[row].tolist()}."
+        )
+    return pd.Series(texts.columns.str.lower()[numbers.argmax(axis=1)], index=texts.index)
+
+
+def _ids_of_files(names: pd.Series) -> pd.Series:
+    """File names as ids; with their folders where two folders have files of one name."""
+    stems = names.str.rsplit("/", n=1).str[-1]
+    return names.str.strip("/").str.replace("/", "_") if names.nunique() > stems.nunique() else stems
+
+
+def _stored_images(
+    images: datasets.Dataset, places: Sequence[str], roots: tuple[Path, ...] | None
+) -> tuple[datasets.Dataset, list[bool]]:
+    """Finds the images without bytes, and refuses a path that leaves the folders it may name.
+
+    A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
+    images. Where the bytes are stored the path is a name only, and may be anything.
+
+    Args:
+        images: Column `image`, of type `datasets.Image()`.
+        places: File and row of each image, for messages.
+        roots: Folders below which paths must lie, a relative one below the first; symbolic links in them are followed.
+            None takes every path as it is.
+
+    Returns:
+        The images, with full paths, and whether each is missing.
+
+    Raises:
+        Ham10000Error: For the first image outside of `roots`.
+    """
+    if images._indices is not None:  # a selection, whose table still has all rows
+        images = images.flatten_indices()
+    column = images.data.column("image")
+    if not pc.struct_field(column, "bytes").null_count:
+        return images, [False] * len(images)
+    entries: list[StoredImage] = column.to_pylist()
+    missing = []
+    for number, (entry, place) in enumerate(zip(entries, places, strict=True)):
+        entry = entries[number] = entry or {"bytes": None, "path": None}
+        if entry["bytes"] is None and entry["path"] and roots is not None:
+            entry["path"] = _below(entry["path"], place, roots)
+        missing.append(entry["bytes"] is None and not (entry["path"] and _is_file(entry["path"])))
+    return image_dataset(entries), missing
+
+
+def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
+    """The path in full, or an error where it leads out of every folder."""
+    full = os.path.normpath(roots[0].absolute() / path)
+    if any(Path(full).is_relative_to(os.path.normpath(root.absolute())) for root in roots):
+        return full
+    raise Ham10000Error(
+        f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
+        "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
+        "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
+        "or put the images into the folder and name them by relative paths."
     )
-    return RawSource(source, frame, images, missing, [*notes, *fields.notes], fields.columns, fields.header, declared)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # such as a name that is too long, or with a null byte
+        return False
 
 
 def _some(names: list[str], limit: int = 3) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import datasets
 import numpy as np
@@ -15,10 +16,9 @@ from PIL import Image
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
 from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.readers import RawSource, read_source
-from ham10000.training.data.tables import COLUMNS, IMAGE_FEATURES, read_labels
+from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, read_source
+from ham10000.training.data.tables import DataOptions, read_labels, read_value, spelling_notes
 from ham10000.training.utils.cli import progress_bar
-from ham10000.training.utils.columns import DataOptions, read_value, spelling_notes
 from ham10000.training.utils.markdown_text import plain
 
 
@@ -79,23 +79,22 @@ class DataReport:
     def __str__(self) -> str:
         lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
         per_lesion = ", ".join(f"{count:,} with {images}" for images, count in self.images_per_lesion.items())
-        missing = ", ".join(f"{name} {count}" for name, count in self.missing.items())
-        unreadable = "not checked" if self.unreadable_images is None else _counted(self.unreadable_images)
-        lines = [
-            f"source               {self.source}",
-            f"images               {self.rows:,}{lesions}",
-            f"images per lesion    {per_lesion or 'unknown'}",
-            "images per class     " + ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
-            f"missing values       {missing}",
-            f"duplicate image ids  {_counted(self.duplicate_image_ids)}",
-            f"missing images       {_counted(self.missing_images)}",
-            f"unreadable images    {unreadable}",
-            f"unknown labels       {_counted(self.unknown_labels)}",
-            f"unknown sexes        {_counted(self.unknown_sexes)}",
-            f"unknown sites        {_counted(self.unknown_localizations)}",
-            f"invalid ages         {_counted(self.invalid_ages)}",
-            f"lesions with two dx  {_counted(self.inconsistent_lesions)}",
-        ]
+        facts = {
+            "source": self.source,
+            "images": f"{self.rows:,}{lesions}",
+            "images per lesion": per_lesion or "unknown",
+            "images per class": ", ".join(f"{name} {count:,}" for name, count in self.class_counts.items()),
+            "missing values": ", ".join(f"{name} {count}" for name, count in self.missing.items()),
+            "duplicate image ids": _counted(self.duplicate_image_ids),
+            "missing images": _counted(self.missing_images),
+            "unreadable images": "not checked" if self.unreadable_images is None else _counted(self.unreadable_images),
+            "unknown labels": _counted(self.unknown_labels),
+            "unknown sexes": _counted(self.unknown_sexes),
+            "unknown sites": _counted(self.unknown_localizations),
+            "invalid ages": _counted(self.invalid_ages),
+            "lesions with two dx": _counted(self.inconsistent_lesions),
+        }
+        lines = [f"{name:<20} {fact}" for name, fact in facts.items()]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -143,18 +142,15 @@ def load_data(
     """
     options = options or DataOptions()
     raw = read_source(source, options, synthetic_size=synthetic_size, seed=seed)
-    unreadable = (
-        _unreadable(raw.images, np.array(raw.missing, dtype=bool)) if check_images or drop_unreadable else None
-    )
+    unreadable = _unreadable(raw) if check_images or drop_unreadable else None
     asked = {"drop_unreadable": drop_unreadable, "drop_duplicates": drop_duplicates}
     asked |= {"drop_unknown_labels": drop_unknown_labels, "invalid_to_missing": invalid_to_missing}
     fixes = [name for name, is_asked in asked.items() if is_asked]
     rows, keep, report = check_rows(raw, options, unreadable_images=unreadable, fixes=fixes)
     images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
-    columns = {name: rows[name].tolist() for name in COLUMNS}
-    columns["age"] = [None if age != age else age for age in columns["age"]]
-    features = datasets.Features({name: kind for name, kind in features_of(report.labels).items() if name in COLUMNS})
-    table = datasets.Dataset.from_dict(columns, features=features)
+    features = datasets.Features({name: features_of(report.labels)[name] for name in COLUMNS})
+    age = rows["age"].astype(object).where(rows["age"].notna(), None)
+    table = datasets.Dataset.from_dict({**rows[[*COLUMNS]].to_dict("list"), "age": age.tolist()}, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
 
 
@@ -166,14 +162,7 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
 
 
 def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.Dataset:
-    """Numbers the labels of a dataset as another set does, by their names.
-
-    Args:
-        dataset: From `load_data`.
-        labels: The set, such as a model's, in the order of its ids; the data need not have all of them.
-
-    Returns:
-        The dataset, whose `dx` is an index into `labels`.
+    """Numbers the labels of a dataset, by their names, as another set such as a model's does.
 
     Raises:
         Ham10000Error: For labels of the data that are not in the set.
@@ -182,28 +171,23 @@ def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.D
     if list(labels) == names:
         return dataset
     ids = np.asarray(dataset["dx"][:], dtype=np.int64)
-    present = [name for index, name in enumerate(names) if (ids == index).any()]
+    present = [names[index] for index in np.unique(ids)]
     if outside := [name for name in present if name not in labels]:
         raise Ham10000Error(
             f"The data have the labels {present}, the model {list(labels)}: {outside} cannot be scored. Say which of "
             f"the model's each is, as in --label_map {outside[0]}={labels[0]}, or leave those rows out of the data."
         )
-    position = {label: index for index, label in enumerate(labels)}
-    table = np.array([position.get(name, -1) for name in names])
-    column = datasets.Dataset.from_dict(
-        {"dx": table[ids]}, features=datasets.Features({"dx": datasets.ClassLabel(names=list(labels))})
-    )
+    features = datasets.Features({"dx": datasets.ClassLabel(names=list(labels))})
+    column = datasets.Dataset.from_dict({"dx": [names[index] for index in ids]}, features=features)
     return datasets.concatenate_datasets([dataset.remove_columns("dx"), column], axis=1)
 
 
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
-    """The columns other than `image` as a table, with `dx` as the label's name.
-
-    Args:
-        dataset: A dataset from `load_data`, or a part of one.
+    """The columns of a dataset from `load_data` other than `image` as a table.
 
     Returns:
-        One row per image: image_id, lesion_id, dx, dx_type, age (NaN where missing), sex, localization, dataset.
+        One row per image: image_id, lesion_id, dx (its name), dx_type, age (NaN where missing), sex, localization,
+        dataset.
     """
     frame = dataset.with_format(None).select_columns(list(COLUMNS)).to_pandas()
     assert isinstance(frame, pd.DataFrame)
@@ -211,16 +195,16 @@ def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
     return frame
 
 
-def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
-    """Finds the images that cannot be decoded, with a progress bar.
+def _unreadable(raw: RawSource) -> np.ndarray:
+    """Finds the images that cannot be decoded, with a progress bar: (rows,) bool.
 
     Pillow's `verify` passes JPEG files that were cut off in the middle, so every file is decoded; at an eighth of its
     size that reads all of the data for a fraction of the time.
     """
-    stored = images.cast_column("image", datasets.Image(decode=False))
+    stored = raw.images.cast_column("image", datasets.Image(decode=False))
 
     def fails(index: int) -> bool:
-        if missing[index]:
+        if raw.missing[index]:
             return False
         image = stored[index]["image"]
         try:
@@ -235,21 +219,18 @@ def _unreadable(images: datasets.Dataset, missing: np.ndarray) -> np.ndarray:
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(fails, range(len(stored)))
-        bar = progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")
-        return np.array(list(bar), dtype=bool)
+        return np.array([*progress_bar(iterable=results, total=len(stored), desc="Checking images", unit="image")])
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _counted(values: list[str] | dict[str, int], limit: int = 5) -> str:
+def _counted(values: list[str] | dict[str, int]) -> str:
     """`"7 (a, b, ...)"`, or `"none"`."""
-    if not values:
-        return "none"
     total = sum(values.values()) if isinstance(values, dict) else len(values)
-    shown = [repr(value) for value in list(values)[:limit]]
-    return f"{total:,} ({', '.join(shown)}{', ...' if len(values) > limit else ''})"
+    shown = ", ".join([*map(repr, [*values][:5]), *["..."] * (len(values) > 5)])
+    return f"{total:,} ({shown})" if values else "none"
 
 
 class _Checks:
@@ -267,18 +248,18 @@ class _Checks:
         """The source's own name of a column."""
         return self.columns.get(column, column)
 
-    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str, limit: int = 5) -> None:
-        """Records rows `bad` as a problem: each with file, row, image id, field and value."""
+    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str) -> None:
+        """Records rows `bad` as a problem: five of them with file, row, image id, field and value."""
         if not bad.any():
             return
         rows = self.frame[bad]
         where = [
             f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
             f"{self.name(column)} = {row[column]!r}"
-            for row in rows.head(limit).to_dict("records")
+            for row in rows.head(5).to_dict("records")
         ]
-        if len(rows) > limit:
-            where.append(f"    ... and {len(rows) - limit:,} more")
+        if len(rows) > 5:
+            where.append(f"    ... and {len(rows) - 5:,} more")
         self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
 
     def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
@@ -307,7 +288,7 @@ def check_rows(
     """Checks and normalises every row.
 
     Args:
-        raw: The rows as they were read; its notes come first in the report.
+        raw: The rows; its notes come first in the report.
         options: The label set and its map.
         unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
         fixes: Which of `load_data`'s options to drop rows or read values as missing were given.
@@ -404,13 +385,10 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> N
         values = frame[name].str.strip().str.lower()
         values = values.where(~values.isin(MISSING_VALUES), "unknown")
         checks.notes += spelling_notes(name, values, checks.name(name))
-        values = values.map(lambda value, name=name: read_value(name, value))
+        values = values.map(partial(read_value, name))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
         found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
-        if name == "sex":
-            report.unknown_sexes = found
-        else:
-            report.unknown_localizations = found
+        (report.unknown_sexes if name == "sex" else report.unknown_localizations).update(found)
         frame[name] = values.mask(invalid, "unknown")
 
 

@@ -80,8 +80,8 @@ class Split:
         """Share of the images of validation and test whose lesion another image shows in train.
 
         Returns:
-            For `validation` and `test`: the share over `all` of its images and per class, each in [0, 1]; `all` alone,
-            and None, where no image has a lesion id, so that nobody knows.
+            Per part the share over `all` of its images and per class; `all` alone, and None, where no image has a
+            lesion id, so that nobody knows.
         """
         if not lesions_known(self.table):
             return {part: {"all": None} for part in SPLITS[1:]}
@@ -96,17 +96,10 @@ class Split:
 
     def counts(self, parts: Sequence[str] = ("train",)) -> np.ndarray:
         """(labels,) int64 images per class, over some of the parts."""
-        return np.array([sum(self.class_counts[part][label] for part in parts) for label in self.labels])
+        return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss from the training images, in the order of `labels`.
-
-        Args:
-            kind: `balanced` is n / (labels * count), `sqrt` its square root, `none` ones.
-            parts: The parts that are trained on.
-
-        Returns:
-            (labels,) float64.
+        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them.
 
         Raises:
             Ham10000Error: For another kind, or a class without training images.
@@ -119,19 +112,12 @@ class Split:
 
     def summary(self) -> JsonObject:
         """The content of `split.json`, as plain values."""
-        first = {name: getattr(self, name) for name in ("protocol", "seed", "folds", "fold", "sha256", "sizes")}
+        names = ("protocol", "seed", "folds", "fold", "sha256", "sizes", "class_counts")
         last = {"leakage": self.leakage(), "dropped": self.dropped, "labels": self.labels}
-        return {**first, "class_counts": self.class_counts, **last}
+        return {name: getattr(self, name) for name in names} | last
 
     def save(self, directory: str | Path) -> Path:
-        """Writes the assignment, each file complete or not at all.
-
-        Args:
-            directory: Receives `split.csv` (the table) and `split.json` (`summary()`).
-
-        Returns:
-            The path of `split.csv`.
-        """
+        """Writes `split.csv` (the table), whose path is returned, and `split.json` (`summary()`) into a folder."""
         path = write_table(self.table, Path(directory) / "split.csv")
         atomic_write_json(path.with_suffix(".json"), self.summary())
         return path
@@ -146,10 +132,8 @@ class Split:
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
-        absent = {
-            part: [dx for dx, count in counts.items() if not count] for part, counts in self.class_counts.items()
-        }
-        lacking = {part: labels for part, labels in absent.items() if labels}
+        counts = self.class_counts.items()
+        lacking = {part: labels for part, row in counts if (labels := [dx for dx, count in row.items() if not count])}
         if lacking:
             raise Ham10000Error(f"Classes without an image, per split: {lacking}. {self._advice()}")
         if self.protocol == "lesion-grouped":
@@ -162,13 +146,10 @@ class Split:
 
     def _advice(self) -> str:
         """Advice for a class that is not in every split."""
-        counts = self.table["dx"].value_counts()
-        present = [label for label in self.labels if label in counts.index]
-        if len(present) < len(self.labels):
-            absent = [label for label in self.labels if label not in present]
+        present = [label for label in self.labels if label in set(self.table["dx"])]
+        if absent := [label for label in self.labels if label not in present]:
             return f"The data have no {', '.join(absent)}: leave them out with --labels {' '.join(present)}."
-        unit = "lesions" if self.protocol == "lesion-grouped" else "images"
-        column = "group" if unit == "lesions" else "image_id"
+        unit, column = ("lesions", "group") if self.protocol == "lesion-grouped" else ("images", "image_id")
         rarest = self.table.groupby("dx")[column].nunique().sort_values()
         others = [label for label in self.labels if label != rarest.index[0]]
         return (
@@ -179,14 +160,11 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """Weights of the loss from the images of each class.
+    """(classes,) float64 weights of the loss from the images of each class.
 
     Args:
         counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
-        kind: One of `WEIGHT_KINDS`: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
-
-    Returns:
-        (classes,) float64.
+        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
 
     Raises:
         Ham10000Error: For another kind.
@@ -200,14 +178,14 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
 
 
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
-    """Groups photographs that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
+    """Groups images that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
 
     Args:
-        lesion_id: Lesion id of every photograph.
-        image_id: Image id of every photograph, in the same order.
+        lesion_id: Lesion id of every image.
+        image_id: Image id of every image, in the same order.
 
     Returns:
-        For every photograph the name of its group: the smallest lesion id in it.
+        The name of every image's group: the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
     parent = {lesion: lesion for lesion in lesion_id}
@@ -324,13 +302,7 @@ def leakage_text(share: float | None, part: str) -> str:
 
 
 def load_split(path: str | Path) -> Split:
-    """Reads a saved split and verifies that nobody edited it.
-
-    Args:
-        path: The folder given to `Split.save`, or its `split.csv`; `split.json` must lie next to it.
-
-    Returns:
-        The checked split.
+    """Reads a saved split, by its folder or its `split.csv`, and verifies that nobody edited it.
 
     Raises:
         Ham10000Error: Where a file is missing or unreadable, or the table does not have the recorded hash.
@@ -371,14 +343,7 @@ def load_split(path: str | Path) -> Split:
 
 
 def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict:
-    """Divides a dataset by a split.
-
-    Args:
-        dataset: From `load_data`.
-        split: From `make_split` or `load_split`.
-
-    Returns:
-        `train`, `validation` and `test`, each in the order of the split's table.
+    """Divides a dataset by a split into `train`, `validation` and `test`, each in the order of the split's table.
 
     Raises:
         Ham10000Error: Where the data and the split are not of the same images, lesions and labels.

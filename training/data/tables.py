@@ -1,22 +1,70 @@
-"""The content of a source: tables as text, every row with its line; labels; images as bytes or a path."""
+"""Tables as text, for training, evaluation and prediction: their cells, columns, spellings and labels.
 
+Command lines import this file before they are parsed: only functions may import pandas or torch.
+"""
+
+import argparse
+import csv
+import functools
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING
 
-import datasets
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-from huggingface_hub import constants
+if TYPE_CHECKING:
+    import pandas as pd
 
-from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
-from ham10000.modeling.processing_ham10000 import MISSING_VALUES
-from ham10000.training.utils.columns import SYNONYMS, DataOptions, candidates, match_columns, read_rows, spelled
-from ham10000.training.utils.files import comparable, without_suffix
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
+# Names of ISIC (Archive, 2018 to 2020, MILK10k), HAM10000, PAD-UFES-20, BCN20000, Derm7pt and `datasets`. Of several
+# that a table has, the first is read. They are compared in lower case, with `_` for spaces and hyphens.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "image_id": (
+        *("image_id", "isic_id", "image_name", "img_id", "image", "img", "file_name", "filename", "file", "path"),
+        *("filepath", "file_path", "image_path", "derm"),
+    ),
+    "lesion_id": ("lesion_id",),
+    "dx": (
+        *("dx", "diagnosis", "diagnostic", "diagnosis_3", "label", "class"),
+        *("benign_malignant", "target", "diagnosis_1"),
+    ),
+    "dx_type": ("dx_type", "diagnosis_confirm_type"),
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "localization": (
+        *("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "region", "location"),
+        "anatom_site",
+    ),
+    "dataset": ("dataset",),
+}
+
+# Sites of other datasets are coarser or finer than HAM10000's: each is read as the HAM10000 site that is most frequent
+# within it, or that contains it.
+SITES = {
+    "anterior torso": "trunk",
+    "posterior torso": "back",
+    "lateral torso": "trunk",
+    "torso": "trunk",
+    "head/neck": "face",
+    "palms/soles": "acral",
+    "oral/genital": "genital",
+    # MILK10k
+    "head neck face": "face",
+    # PAD-UFES-20
+    "arm": "upper extremity",
+    "forearm": "upper extremity",
+    "thigh": "lower extremity",
+    "nose": "face",
+    "lip": "face",
+    # Derm7pt
+    "head neck": "face",
+    "upper limbs": "upper extremity",
+    "lower limbs": "lower extremity",
+    "genital areas": "genital",
+    "buttocks": "back",
+}
 
 # The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
 _ONE_HOT = frozenset(
@@ -40,15 +88,244 @@ _SPELLINGS = {
 LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
 
 
+def _error(message: str) -> Exception:
+    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+    return Ham10000Error(message)
+
+
+@functools.cache
+def _spellings(name: str) -> dict[str, str]:
+    """Spellings of a field's values to HAM10000's."""
+    from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS, SEXES
+
+    sexes = {"m": "male", "f": "female", "man": "male", "woman": "female"} | {sex: sex for sex in SEXES}
+    return {"sex": sexes, "localization": SITES | {site: site for site in LOCALIZATIONS}}.get(name, {})
+
+
+def spelled(text: str) -> str:
+    """A word as it is compared: lower case, with single spaces for underscores, hyphens and commas."""
+    return re.sub(r"[\s_,-]+", " ", text).strip().lower()
+
+
+def read_value(name: str, text: str) -> str:
+    """A field's value in HAM10000's spelling, such as "male" for "M"; one that is not known stays as it is."""
+    return _spellings(name).get(spelled(text), text)
+
+
+def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
+    """A sentence for each value that `read_value` reads as another."""
+    counts = sorted(Counter(map(spelled, values)).items())
+    read = [(word, _spellings(name).get(word, word), count) for word, count in counts]
+    return [f"{column} {word!r} is read as {known!r} in {n:,} rows" for word, known, n in read if known != word]
+
+
+def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
+    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+
+    Args:
+        path: A file with commas, tabs or semicolons and a header.
+        header_only: Read no rows.
+
+    Returns:
+        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
+        each.
+
+    Raises:
+        Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
+            twice, or a file that is not UTF-8 text.
+    """
+    from ham10000.training.utils.files import restore_cell
+
+    end, rows, lines = 0, [], []
+    try:
+        # utf-8-sig drops the byte order mark that spreadsheets write.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header_line = stream.readline()
+            delimiter = max(",\t;", key=header_line.count)
+            # Strict: otherwise a quote that is never closed takes in all rows that follow.
+            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter, strict=True), [])]
+            if repeated := sorted({name for name in header if header.count(name) > 1}):
+                raise _error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
+            end = 1
+            reader = csv.reader([] if header_only else stream, delimiter=delimiter, strict=True)
+            for row in reader:
+                line, end = end + 1, reader.line_num + 1
+                if not any(row):
+                    continue
+                if end != line:
+                    raise _error(
+                        f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the "
+                        "cell on one line."
+                    )
+                if len(row) != len(header):
+                    raise _error(
+                        f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the cells."
+                    )
+                rows.append([restore_cell(cell) for cell in row])
+                lines.append(line)
+    except csv.Error as error:
+        raise _error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(f"{path} is not a UTF-8 text table: {error}. Save it as csv (UTF-8), with a header.") from error
+    return header, rows, lines
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
+
+    Raises:
+        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
+    """
+    import pandas as pd
+
+    if path.suffix.lower() != ".jsonl":
+        header, cells, lines = read_rows(path)
+        return pd.DataFrame(cells, index=lines, columns=header, dtype=object)
+    records: dict[int, dict[str, object]] = {}
+    try:
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(f"{path} is not a UTF-8 text file: {error}.") from error
+    fields = {name for names in SYNONYMS.values() for name in names}
+    for line, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
+            raise _error(f"{path}, line {line}: not JSON: {error}.") from error
+        if not isinstance(record, dict):
+            raise _error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+        if nested := [name for name in record if name in fields and isinstance(record[name], (list, dict))]:
+            value = record[nested[0]]
+            raise _error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
+        records[line] = record
+    return as_strings(pd.DataFrame(list(records.values()), index=list(records), dtype=object))
+
+
+def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Every value as stripped text, "" where it is missing."""
+
+    def text(value: object) -> str:
+        return "" if value is None or value != value else str(value).strip()
+
+    return frame.rename(columns=str).map(text).astype(object)
+
+
+def candidates(name: str, header: Iterable[str]) -> list[str]:
+    """The columns of a table that may be a field, the best first.
+
+    Raises:
+        Ham10000Error: Where two columns differ in case or punctuation only.
+    """
+    found: dict[str, str] = {}
+    for column in header:
+        key = spelled(column).replace(" ", "_")
+        if key in SYNONYMS[name] and found.setdefault(key, column) != column:
+            raise _error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
+    return [found[key] for key in SYNONYMS[name] if key in found]
+
+
+def match_columns(
+    header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
+) -> dict[str, str]:
+    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
+
+    Raises:
+        Ham10000Error: For a given column that does not exist, or two columns of one name.
+    """
+    matched = {}
+    for name in fields:
+        if name in given:
+            if given[name] not in header:
+                raise _error(
+                    f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
+                )
+            matched[name] = given[name]
+        elif found := [column for column in candidates(name, header) if column not in given.values()]:
+            matched[name] = found[0]
+    return matched
+
+
 def one_hot_columns(header: Sequence[str]) -> list[str]:
     """The columns of ISIC's classes, or none."""
     found = [name for name in header if name in _ONE_HOT]
     return found if len(found) > 1 else []
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """Options for a source whose columns and labels are not HAM10000's.
+
+    Attributes:
+        columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.
+        labels: The label set in order; empty to take it from the data.
+        label_map: Labels of the source to those they are read as, such as `{"naevus": "nv"}`.
+        group_by: The column whose rows of one value stay on one side of a split, such as `patient_id`; by default
+            the lesion.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    group_by: str | None = None
+
+    @classmethod
+    def from_texts(
+        cls,
+        columns: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        label_map: Sequence[str] = (),
+        group_by: str | None = None,
+    ) -> "DataOptions":
+        """Builds the options from `name=value` texts.
+
+        Raises:
+            Ham10000Error: For a text of another form, a field that does not exist, or labels that repeat.
+        """
+        pairs = _pairs("columns", "ours=theirs", columns)
+        if unknown := sorted(set(pairs) - set(SYNONYMS)):
+            raise _error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
+        words = [spelled(label) for label in labels]
+        if labels and (len(set(words)) != len(words) or len(words) < 2 or "" in words):
+            raise _error(f"--labels needs at least two different names, got {list(labels)}.")
+        return cls(pairs, tuple(labels), _pairs("label_map", "old=new", label_map), group_by)
+
+
+def _pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals or not old.strip() or not new.strip():
+            raise _error(f"--{option} {text!r}: expected {form}.")
+        if pairs.setdefault(old.strip(), new.strip()) != new.strip():
+            raise _error(f"--{option} gives {old.strip()!r} twice, {pairs[old.strip()]!r} and {new.strip()!r}.")
+    return pairs
+
+
+COLUMNS_HELP = f"names of columns where they are not recognised, ours=theirs; ours is one of {', '.join(SYNONYMS)}"
+LABELS_HELP = "the labels in order (default: HAM10000's seven where the data's can be read as them, else the data's)"
+LABEL_MAP_HELP = "labels to read as others, old=new"
+GROUP_BY_HELP = "column whose rows of one value stay on one side of the split, such as patient_id (default: lesions)"
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--columns`, `--labels`, `--label_map` and `--group_by`; see `data_options`."""
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=COLUMNS_HELP)
+    parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help=LABELS_HELP)
+    parser.add_argument("--label_map", nargs="+", default=[], metavar="OLD=NEW", help=LABEL_MAP_HELP)
+    parser.add_argument("--group_by", metavar="COLUMN", help=GROUP_BY_HELP)
+
+
+def data_options(arguments: argparse.Namespace) -> DataOptions:
+    """The options of a parser with `add_data_arguments`."""
+    return DataOptions.from_texts(arguments.columns, arguments.labels, arguments.label_map, arguments.group_by)
+
+
 def read_labels(
-    values: pd.Series, options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
-) -> tuple[list[str], pd.Series, list[str]]:
+    values: "pd.Series", options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
+) -> tuple[list[str], "pd.Series", list[str]]:
     """Reads the labels of a source and finds the set they form.
 
     Args:
@@ -66,11 +343,14 @@ def read_labels(
     Raises:
         Ham10000Error: Where `label_map` names a label that does not occur.
     """
+    from ham10000.modeling.configuration_ham10000 import LABELS
+    from ham10000.modeling.processing_ham10000 import MISSING_VALUES
+
     words = values.map(spelled)
     present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
     mapped = {spelled(old): new for old, new in options.label_map.items()}
     if absent := sorted(set(mapped) - set(present)):
-        raise Ham10000Error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
+        raise _error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
     after = {word: mapped.get(word, word) for word in present}  # still the users' words
     known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
     notes: list[str] = []
@@ -86,261 +366,11 @@ def read_labels(
         read = {word: new if word in mapped else written[word] for word, new in after.items()}
         labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
         notes.append(f"the labels are the data's own: {', '.join(labels)}")
-        if offered := [
-            f"'{label}={LABEL_SPELLINGS[label]}'"
-            for label in labels
-            if label not in LABELS and label in LABEL_SPELLINGS
-        ]:
-            notes.append(f"to read labels as HAM10000's: --label_map {' '.join(offered)}")
+        if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:
+            pairs = " ".join(f"'{label}={LABEL_SPELLINGS[label]}'" for label in offered)
+            notes.append(f"to read labels as HAM10000's: --label_map {pairs}")
     counts = words.value_counts()
     for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
         notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
     dx = words.map(read)
     return labels, dx.where(dx.notna(), values), notes
-
-
-COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
-_FIELD_NAMES = frozenset(name for names in SYNONYMS.values() for name in names)
-IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
-
-
-class StoredImage(TypedDict):
-    """An image as `datasets` stores it: the bytes of its file, or where that lies; both None where there is none."""
-
-    bytes: bytes | None
-    path: str | None
-
-
-@dataclass
-class FieldTable:
-    """The fields of a table.
-
-    Attributes:
-        frame: String columns `COLUMNS`, "" where missing, `file` and `row`; `image` is what the table calls the image.
-        columns: Our field to the source's column.
-        header: All columns of the source.
-        declared: Labels that have a column, for a table with one-hot labels.
-        notes: A sentence for each decision.
-    """
-
-    frame: pd.DataFrame
-    columns: dict[str, str]
-    header: list[str]
-    declared: list[str]
-    notes: list[str]
-
-
-def read_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The rows, and the line of each.
-
-    Raises:
-        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
-    """
-    if path.suffix.lower() != ".jsonl":
-        header, cells, lines = read_rows(path)
-        return pd.DataFrame(cells, columns=header, dtype=object), lines
-    rows, lines = [], []
-    try:
-        texts = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Ham10000Error(f"{path} is not a UTF-8 text file: {error}.") from error
-    for line, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
-            raise Ham10000Error(f"{path}, line {line}: not JSON: {error}.") from error
-        if not isinstance(record, dict):
-            raise Ham10000Error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
-        if nested := [name for name in record if name in _FIELD_NAMES and isinstance(record[name], (list, dict))]:
-            value = record[nested[0]]
-            raise Ham10000Error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
-        rows.append(record)
-        lines.append(line)
-    return string_frame(pd.DataFrame(rows, dtype=object)), lines
-
-
-def select_fields(
-    raw: pd.DataFrame, origin: str | Path, lines: list[int], options: DataOptions | None = None
-) -> FieldTable:
-    """Finds the column of each field; those a table may lack are filled.
-
-    Args:
-        raw: The table.
-        origin: Its file, for messages.
-        lines: Line of each row.
-        options: Names of columns, and the column to group by.
-
-    Returns:
-        The fields. Without a lesion id an image counts as its own lesion, with a note.
-
-    Raises:
-        Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
-            ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
-    """
-    options, header = options or DataOptions(), [str(name) for name in raw.columns]
-    try:
-        columns, notes = _choose_columns(raw, header, options)
-    except Ham10000Error as error:
-        raise Ham10000Error(f"{origin}: {error}") from error
-    one_hot = [] if "dx" in columns else one_hot_columns(header)
-    absent = [name for name in ("image_id", "dx") if name not in columns and not (name == "dx" and one_hot)]
-    if absent:
-        raise Ham10000Error(
-            f"{origin}: no column for {' and '.join(absent)}; it has {header}. Recognised are "
-            + "; ".join(f"{', '.join(SYNONYMS[name])} ({name})" for name in absent)
-            + f". Name yours: --columns {' '.join(f'{name}=COLUMN' for name in absent)}"
-        )
-    texts = string_frame(raw)
-    if one_hot and len(texts):
-        numbers = texts[one_hot].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
-        if bad.any():
-            row = int(bad.argmax())
-            raise Ham10000Error(
-                f"{origin}, line {lines[row]}: expected a 1 in one of {one_hot} and 0 in the others, got "
-                f"{texts[one_hot].iloc[row].tolist()}."
-            )
-        texts["dx"] = [one_hot[index].lower() for index in numbers.argmax(axis=1)]
-    frame = pd.DataFrame(index=texts.index)
-    for name in COLUMNS:
-        column = columns.get(name, "dx" if name == "dx" else "")
-        frame[name] = texts.get(column, "unknown")
-    frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
-    if columns["image_id"] == "image_id":
-        frame["image_id"] = frame["image_id"].map(without_suffix)
-    else:
-        frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
-    alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
-    frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
-    if "lesion_id" not in columns:
-        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
-    elif alone.any():
-        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
-    frame["file"], frame["row"] = str(origin), lines
-    used = {*columns.values(), *one_hot, "file_name", "image_type"}
-    if unused := [name for name in header if name not in used and name]:
-        notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
-    return FieldTable(frame, columns, header, [name.lower() for name in one_hot], notes)
-
-
-def _choose_columns(
-    raw: pd.DataFrame, header: Sequence[str], options: DataOptions
-) -> tuple[dict[str, str], list[str]]:
-    columns, notes = match_columns(header, options.columns), []
-    if options.group_by is not None:
-        if options.group_by not in header:
-            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {list(header)}.")
-        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
-        columns["lesion_id"] = options.group_by
-        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
-    labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
-    if "dx" not in options.columns and len(labels) > 1:
-        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
-        empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
-        columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
-        others = [name for name in labels if name != columns["dx"]]
-        notes.append(
-            f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {', '.join(others)}"
-        )
-    return columns, notes
-
-
-def _ids_of_files(names: pd.Series) -> pd.Series:
-    """File names as ids; with their folders where two folders have files of one name."""
-    stems = names.str.rsplit("/", n=1).str[-1]
-    return names.str.strip("/").str.replace("/", "_") if names.nunique() > stems.nunique() else stems
-
-
-def string_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every value as stripped text, "" where it is missing."""
-
-    def text(value: object) -> str:
-        return "" if value is None or value != value else str(value).strip()
-
-    return pd.DataFrame({str(name): [text(value) for value in frame[name]] for name in frame.columns}, dtype=object)
-
-
-def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
-    """Images as one column.
-
-    Args:
-        images: `bytes` and `path` of each, either or both None.
-
-    Returns:
-        Column `image`.
-    """
-    # Not Dataset.from_dict: it refuses missing images, and prefers a file of the working folder that happens to have
-    # the path over the bytes given with it.
-    stored = pa.table({"image": pa.array(list(images), type=IMAGE_FEATURES["image"].pa_type)})
-    return datasets.Dataset(stored, info=datasets.DatasetInfo(features=IMAGE_FEATURES))
-
-
-def downloads() -> tuple[Path, ...]:
-    """The folders that contain what was fetched from the Hub."""
-    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
-
-
-def stored_images(
-    images: datasets.Dataset, places: Sequence[str], roots: tuple[Path, ...] | None
-) -> tuple[datasets.Dataset, list[bool]]:
-    """Finds the images without bytes, and refuses a path that leaves the folders it may name.
-
-    A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
-    images. Where the bytes are stored the path is a name only, and may be anything.
-
-    Args:
-        images: Column `image`, of type `datasets.Image()`.
-        places: File and row of each image, for messages.
-        roots: Folders below which paths must lie, a relative one below the first; symbolic links in them are followed.
-            None takes every path as it is.
-
-    Returns:
-        The images, with full paths, and whether each is missing.
-
-    Raises:
-        Ham10000Error: For the first image outside of `roots`.
-    """
-    if images._indices is not None:  # a selection, whose table still has all rows
-        images = images.flatten_indices()
-    chunks: list[pa.StructArray] = []
-    missing: list[bool] = []
-    for chunk in images.data.column("image").chunks:
-        stored, paths = chunk.flatten()
-        names = paths.to_pylist()
-        for index in np.flatnonzero(stored.is_null().to_numpy(zero_copy_only=False)).tolist():
-            if names[index] and roots is not None:
-                names[index] = _below(names[index], places[len(missing) + index], roots)
-        no_bytes = stored.is_null().to_pylist()
-        missing += [empty and not (name and _is_file(name)) for empty, name in zip(no_bytes, names, strict=True)]
-        chunks.append(pa.StructArray.from_arrays([stored, pa.array(names, paths.type)], ["bytes", "path"]))
-    table = pa.table({"image": pa.chunked_array(chunks, IMAGE_FEATURES["image"].pa_type)})
-    return datasets.Dataset(table, info=datasets.DatasetInfo(features=IMAGE_FEATURES)), missing
-
-
-def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
-    """The path in full, or an error where it leads out of every folder."""
-    full = os.path.normpath(roots[0].absolute() / path)
-    if any(Path(full).is_relative_to(os.path.normpath(root.absolute())) for root in roots):
-        return full
-    raise Ham10000Error(
-        f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
-        "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
-        "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
-        "or put the images into the folder and name them by relative paths."
-    )
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # such as a name that is too long, or with a null byte
-        return False

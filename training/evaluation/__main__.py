@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ham10000.training.config import DATA_FIXES
+from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-from ham10000.training.utils.columns import add_data_arguments, data_options
 
 if TYPE_CHECKING:
     from ham10000.modeling import Ham10000Config

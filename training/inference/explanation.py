@@ -6,7 +6,6 @@
 `ham10000-predict lesion.jpg --explain explanation.png` does the same.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,14 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ham10000.modeling import (
-    LABEL_DESCRIPTIONS,
-    MALIGNANT,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    Ham10000Processor,
-    load_image,
-)
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, load_image
 from ham10000.training.inference.prediction import Calibration, calibration_of, evaluating
 
 # `ham10000-predict` imports this file: nothing here may import datasets, pandas, scikit-learn or matplotlib.
@@ -71,18 +63,17 @@ class MetadataEffects:
     given: dict[str, str]
     baseline: np.ndarray
     rows: tuple[MetadataEffect, ...]
-    malignant: tuple[str, ...] = MALIGNANT
-    descriptions: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(LABEL_DESCRIPTIONS))
+    malignant: tuple[str, ...]
+    descriptions: Mapping[str, str]
 
     def malignant_total(self, probabilities: np.ndarray | None = None) -> float:
         """The sum of the probabilities (classes,), by default those of the baseline, of the malignant classes."""
         return malignant_total(self.baseline if probabilities is None else probabilities, self.labels, self.malignant)
 
-    def unknown(self, field: str = ALL_FIELDS) -> np.ndarray | None:
-        """(classes,) probabilities with a field, by default all, unknown; None if the model lacks the field."""
-        if field == ALL_FIELDS and len(self.given) == 1:
-            (field,) = self.given
-        return next((row.probabilities for row in self.rows if (row.field, row.value) == (field, UNKNOWN)), None)
+    def unknown(self) -> np.ndarray | None:
+        """(classes,) probabilities with all fields unknown; None for the image variant."""
+        # The last of these rows is that of all fields, or of the only one.
+        return next((row.probabilities for row in reversed(self.rows) if row.value == UNKNOWN), None)
 
     def varied(self, field: str) -> list[MetadataEffect]:
         """The rows in which a field has each of its values, without unknown."""
@@ -103,12 +94,7 @@ def _logits(
 def describe_metadata(
     processor: Ham10000Processor, metadata: Mapping[str, object] | None, *, unknown_values: str = "error"
 ) -> dict[str, str]:
-    """Returns the values the model sees, by field, as text; `UNKNOWN` where one is missing.
-
-    Args:
-        processor: The model's processor.
-        metadata: One row, as for the processor.
-        unknown_values: As for the processor.
+    """Returns the values of a row that the model sees, by field, as text; `UNKNOWN` where one is missing.
 
     Raises:
         Ham10000Error: For a value the processor refuses.
@@ -145,7 +131,7 @@ def metadata_effects(
 
     Args:
         model: A model of any variant, on any device, in any floating point type.
-        processor: The model's processor.
+        processor: Its processor.
         image: An image in any form `load_image` reads; None for the metadata variant.
         metadata: One row, as for the processor; None if nothing is known, and for the image variant.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
@@ -214,8 +200,8 @@ class Explanation:
     Attributes:
         effects: The probabilities, and what they become when the metadata changes.
         image: The image, upright RGB; None for the metadata variant.
-        heatmaps: Label to the Grad-CAM map of that class, (image height, image width) float32 in [0, 1]; the predicted
-            class first.
+        heatmaps: Label to the Grad-CAM map of that class, the predicted one first: float32 in [0, 1] of the image's
+            height and width.
         name: Name of the image in the figure; None for none.
         calibration: What is known about the probabilities.
         warning: Why the prediction is worth nothing; None for no reason.
@@ -224,9 +210,9 @@ class Explanation:
     effects: MetadataEffects
     image: Image.Image | None
     heatmaps: dict[str, np.ndarray]
-    name: str | None = None
-    calibration: Calibration = Calibration()
-    warning: str | None = None
+    name: str | None
+    calibration: Calibration
+    warning: str | None
 
 
 def explain(
@@ -243,13 +229,13 @@ def explain(
 
     Args:
         model: A model of any variant, as loaded.
-        processor: The model's processor.
-        image: An image in any form `load_image` reads; None for the metadata variant.
-        metadata: One row, as for the processor; None if nothing is known.
+        processor: Its processor.
+        image: As for `metadata_effects`, like `metadata` and `unknown_values`.
+        metadata: One row.
         label: The class that is explained next to the predicted one, by default mel; where it is the predicted one, or
             the model has no mel, the second most probable takes its place.
         name: Name of the image in the figure.
-        unknown_values: As for `metadata_effects`.
+        unknown_values: `"error"` or `"missing"`.
 
     Returns:
         The explanation; a model that reads no image has no maps.
@@ -284,8 +270,6 @@ def grad_cam(
     pixel_values: torch.Tensor,
     class_ids: Sequence[int] | torch.Tensor,
     metadata: torch.Tensor | None = None,
-    *,
-    signed: bool = False,
 ) -> torch.Tensor:
     """Computes Grad-CAM on the last feature map of the backbone, the one that its pooling reads.
 
@@ -300,22 +284,21 @@ def grad_cam(
         pixel_values: (batch, 3, height, width) float, from the processor.
         class_ids: (batch,) the explained class of each image.
         metadata: (batch, fields) float, for a fusion model; None means that everything is missing.
-        signed: Whether to keep what speaks against the class, which equation 2 sets to 0: the map is then divided by
-            its largest magnitude.
 
     Returns:
-        (batch, height, width) float32 on the CPU in [0, 1], or [-1, 1] if signed; all 0 where nothing speaks for the
-        class.
+        (batch, height, width) float32 on the CPU in [0, 1]; all 0 where nothing speaks for the class.
 
     Raises:
         Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
-            as a ViT), inputs the model does not read, or class ids that the model has not.
+            as a ViT), or inputs the model does not read.
     """
     try:
         from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
     except ImportError as error:
         raise Ham10000Error(f"Grad-CAM needs captum ({error}): `pip install ham10000[explain]`.") from error
-    targets = _check_explainable(model, pixel_values, class_ids, metadata)
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
+    model._check_inputs(pixel_values, metadata)
     backbone, device = model.backbone, model.device
     dtype = next(backbone.parameters()).dtype
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
@@ -337,37 +320,13 @@ def grad_cam(
 
         # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
         maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
-            features.movedim(dimension, 1).float(), target=targets.to(device).clone(), relu_attributions=not signed
+            features.movedim(dimension, 1).float(),
+            target=torch.as_tensor(class_ids, device=device).clone(),
+            relu_attributions=True,
         )  # (B, 1, h, w)
     size = tuple(pixel_values.shape[-2:])
     enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
-    strongest = enlarged.abs().amax(dim=(1, 2), keepdim=True)
-    return torch.where(strongest > 0, enlarged / strongest, torch.zeros_like(enlarged))
-
-
-def _check_explainable(
-    model: Ham10000ForImageClassification,
-    pixel_values: torch.Tensor,
-    class_ids: Sequence[int] | torch.Tensor,
-    metadata: torch.Tensor | None,
-) -> torch.Tensor:
-    """The class ids as int64 (batch,), if the model and its inputs fit Grad-CAM."""
-    if not model.config.uses_image:
-        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
-    model._check_inputs(pixel_values, metadata)
-    targets = torch.as_tensor(class_ids).to(torch.int64).flatten()
-    classes = len(model.config.label_names)
-    if targets.shape != pixel_values.shape[:1] or not bool(((targets >= 0) & (targets < classes)).all()):
-        raise Ham10000Error(
-            f"`class_ids` must be {len(pixel_values)} class ids in 0..{classes - 1}, one per image, "
-            f"got {targets.tolist()}."
-        )
-    if not hasattr(model.backbone, "forward_features"):
-        raise Ham10000Error(
-            f"The backbone is a {type(model.backbone).__name__}, which has no gradient; explain the model as loaded, "
-            "not a copy made for another backend."
-        )
-    return targets
+    return (enlarged / enlarged.amax(dim=(1, 2), keepdim=True)).nan_to_num(0)
 
 
 def _channel_dimension(model: Ham10000ForImageClassification, features: object) -> int:

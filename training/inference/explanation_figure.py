@@ -43,15 +43,7 @@ _LEAST_SCALE = 5.0  # points: a change of a tenth of a point must not look like 
 
 
 def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
-    """Lays a heat map over an image.
-
-    Args:
-        image: Any PIL image.
-        heatmap: (H, W) in [0, 1]; of another size than the image it is stretched over the whole of it.
-
-    Returns:
-        An RGB image of the same size.
-    """
+    """Lays a heat map (H, W) in [0, 1] over an image, stretched to its size; an RGB image."""
     heat = Image.fromarray(np.asarray(heatmap, dtype=np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(heat), 0, 1)
     colours = matplotlib.colormaps[_HEAT](strength)[:, :, :3] * 255
@@ -63,24 +55,17 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
 def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | None = None) -> Figure:
     """Draws image, heat maps, probabilities with and without metadata, and the effects of the metadata.
 
-    Parts that the variant lacks are left out: a metadata-only model has no image, an image-only one no effects.
-
-    Args:
-        explanation: Result of `explain`.
-        path: Where the figure is also saved, in the format of the suffix; None for nowhere.
-
-    Returns:
-        The figure.
+    Parts that the variant lacks are left out: a metadata-only model has no image, an image-only one no effects. With a
+    path the figure is also saved, in the format of its suffix.
     """
     effects = explanation.effects
-    heights = {"images": 3.9 if explanation.image is not None else 0.0, "bars": 4.0}
-    heights["changes"] = 4.1 if effects.rows else 0.0
-    names = [name for name, height in heights.items() if height]
+    heights = {"images": 3.9} if explanation.image is not None else {}
+    heights |= {"bars": 4.0} | ({"changes": 4.1} if effects.rows else {})
     figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
     # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    parts = figure.subfigures(len(names), 1, squeeze=False, height_ratios=[heights[name] for name in names])
-    for name, part in zip(names, parts[:, 0], strict=True):
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=list(heights.values()))
+    for name, part in zip(heights, parts[:, 0], strict=True):
         if name == "images":
             _draw_images(part, explanation)
         elif name == "changes":
@@ -254,7 +239,7 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
         target: A file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
 
     Raises:
-        Ham10000Error: For a file though there are several samples, another suffix, or a path that is an input.
+        Ham10000Error: For a target that does not fit, or is an input.
     """
     path = Path(target)
     is_file = path.suffix != "" and not path.is_dir()

@@ -13,7 +13,6 @@ from ham10000.training.utils.hardware import resolve_precision
 
 PRECISIONS = ("fp32", "bf16", "auto")
 BACKENDS = ("torch", "openvino")
-_OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 # Folding rounds once more: the logits of the copy may differ by this much of their own size, or it is not used.
 FOLDING_TOLERANCE = 1e-3
 
@@ -23,7 +22,6 @@ def optimize_for_inference(
     precision: str = "auto",
     *,
     backend: str = "torch",
-    example: torch.Tensor | None = None,
 ) -> Ham10000ForImageClassification:
     """Copies a model for fast prediction; the copy cannot be trained or saved.
 
@@ -36,8 +34,6 @@ def optimize_for_inference(
         precision: `fp32`; `bf16`; or `auto`, which is bf16 where the hardware computes it natively, else fp32.
         backend: `torch`, or `openvino`, which computes the backbone faster on a CPU once it is converted; that takes
             seconds, so it is for thousands of images.
-        example: (batch, 3, height, width) pixel values on the model's device, on which the folded backbone is compared
-            with the original; where they differ nothing is folded. By default noise of the pretraining's size.
 
     Returns:
         The copy; for the metadata variant a plain copy.
@@ -56,9 +52,8 @@ def optimize_for_inference(
     fast: Any = copy.deepcopy(model)
     if fast.backbone is None:
         return fast
-    if example is None:
-        size = fast.backbone.pretrained_cfg.get("input_size", (3, 224, 224))
-        example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(fast.device)
+    size = fast.backbone.pretrained_cfg.get("input_size", (3, 224, 224))
+    example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(fast.device)
     if backend == "openvino":
         fast.backbone = OpenVinoBackbone(fast.backbone, precision, example)
         return fast
@@ -139,7 +134,7 @@ class OpenVinoBackbone(nn.Module):
         self.pretrained_cfg = backbone.pretrained_cfg
         try:
             converted = openvino.convert_model(backbone, example_input=example, input=[-1, 3, -1, -1])
-            settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision]}
+            settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision.replace("fp", "f")}
             self.compiled = openvino.Core().compile_model(converted, "CPU", settings)
         except RuntimeError as error:
             raise Ham10000Error(f"OpenVINO cannot convert this backbone: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.utils.columns import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
+from ham10000.training.data.tables import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
 from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_below
 
 
@@ -50,14 +50,7 @@ class MetadataTable:
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Lists the image files of files and folders.
-
-    Args:
-        inputs: Files, taken whatever their suffix, and folders, searched with their sub-folders for
-            `IMAGE_SUFFIXES` in any case; hidden files and folders are skipped.
-
-    Returns:
-        The files in the order of `inputs`, those of one folder sorted by path, each once.
+    """Lists files, whatever their suffix, and the images below folders: in the order given, sorted by path, each once.
 
     Raises:
         Ham10000Error: For something that does not exist, or a folder without an image.
@@ -70,10 +63,9 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         except OSError as error:  # such as a name that is too long
             raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
         if is_folder:
-            found = sorted(Path(file) for file in files_below(path))
+            images += (found := sorted(Path(file) for file in files_below(path)))
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
-            images += found
         elif exists:
             images.append(path)
         elif str(item).startswith(("http://", "https://")):
@@ -152,25 +144,22 @@ def collect_samples(
     processor: Ham10000Processor,
     inputs: Sequence[str],
     values: Mapping[str, str | None],
-    table: str | None = None,
+    table: str | None,
     *,
     checkpoint: str,
-    columns: Mapping[str, str] | None = None,
-    unknown_values: str = "error",
+    columns: Mapping[str, str],
+    unknown_values: str,
 ) -> list[Sample]:
     """Turns what the command line gives into samples whose metadata the processor accepts.
 
     Args:
         processor: The checkpoint's processor.
-        inputs: Files and folders, as for `find_images`.
+        inputs: Files and folders.
         values: Raw metadata of every image, by field; None for what was not given.
-        table: A csv, as for `read_metadata`, instead of `values`.
-        checkpoint: Name of the checkpoint, for messages.
+        table: A csv for `read_metadata` instead of `values`.
+        checkpoint: Its name, for messages.
         columns: As for `read_metadata`.
         unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
-
-    Returns:
-        At least one sample.
 
     Raises:
         Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.

@@ -95,9 +95,6 @@ def format_table(predictions: Predictions, top_k: int | None = None, width: int 
         predictions: The predictions.
         top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
         width: Columns of the terminal; below 80 lines are broken by it.
-
-    Returns:
-        Lines of text, the last of which is the disclaimer.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -198,17 +195,10 @@ def _bar(share: float, width: int) -> str:
 def format_json(predictions: Predictions, top_k: int | None = None) -> str:
     """Formats as a JSON list of `{"image", "label", "probabilities", "malignant_total", "calibration", "warning"}`.
 
-    `image` is null where metadata came from flags; `warning` says why the prediction is worth nothing, else it is
-    null; a model without malignant labels has no `malignant_total`; `calibration` has `temperature`, the measured
-    `ece` with its `part`, and `of_another_run` (see `Calibration`). With prediction sets each also has
-    `"prediction_set"` and `"coverage"`.
-
-    Args:
-        predictions: The predictions.
-        top_k: Number of classes kept in `probabilities`; by default all, the most probable first.
-
-    Returns:
-        JSON in ASCII, which every terminal can print.
+    `image` is null where metadata came from flags; `probabilities` has the `top_k` most probable classes, by default
+    all; a model without malignant labels has no `malignant_total`; `calibration` is a `Calibration`; `warning` says
+    why the prediction is worth nothing, else it is null. With prediction sets each also has `"prediction_set"` and
+    `"coverage"`. The JSON is in ASCII, which every terminal can print.
     """
     records, labels = [], predictions.config.label_names
     for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
@@ -231,31 +221,26 @@ def format_csv(predictions: Predictions) -> str:
 
     With prediction sets there is a column `set`, see `Predictions.set_text`. File names may come from untrusted
     sources: one that a spreadsheet would run as a formula gets a leading apostrophe (`files.escape_cell`).
-
-    Args:
-        predictions: The predictions.
     """
     labels, with_sets = predictions.config.label_names, predictions.sets is not None
+    rows = [["image", "label", *(f"p_{label}" for label in labels), *["set"] * with_sets, "warning"]]
+    for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
+        texts = [sample.name or "", labels[predictions.answers[number]], *[predictions.set_text(number)] * with_sets]
+        name, label, *sets = map(escape_cell, texts)
+        rows.append([name, label, *row.tolist(), *sets, sample.warning or ""])
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    names = [escape_cell(sample.name or "") for sample in predictions.samples]
     # Python before 3.13 leaves a carriage return without quotes.
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
-    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
-    sets = ["set"] if with_sets else []
-    writer.writerow(["image", "label", *(f"p_{label}" for label in labels), *sets, "warning"])
-    for number, (name, row) in enumerate(zip(names, predictions.probabilities, strict=True)):
-        sets = [escape_cell(predictions.set_text(number))] if with_sets else []
-        label = escape_cell(labels[predictions.answers[number]])
-        writer.writerow([name, label, *row.tolist(), *sets, predictions.samples[number].warning or ""])
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in str(row[0]) for row in rows) else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     return text.getvalue()
 
 
-def write_output(text: str, path: str | None = None) -> None:
-    """Writes text to a file, complete or not at all, or to the terminal, whatever its encoding.
-
-    Args:
-        text: Result of a formatter.
-        path: The file; None for stdout.
+def write_output(text: str, path: str | None) -> None:
+    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding.
 
     Raises:
         Ham10000Error: If the file cannot be written.
@@ -273,11 +258,7 @@ def write_output(text: str, path: str | None = None) -> None:
 
 
 def check_submission_labels(label_names: Sequence[str]) -> None:
-    """Refuses a model of other labels than HAM10000's seven.
-
-    Raises:
-        Ham10000Error: For labels that ISIC 2018, task 3, has not, or lacks.
-    """
+    """Raises a Ham10000Error for a model of other labels than HAM10000's seven, which ISIC 2018, task 3, asks for."""
     if set(label_names) != set(LABELS):
         raise Ham10000Error(
             f"ISIC 2018, task 3, asks for the seven classes {list(LABELS)}; this model has {list(label_names)}. Use a "
@@ -286,19 +267,15 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 
 
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
-    """Columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, probabilities with every digit.
+    """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
     Args:
-        image_ids: Image ids (N,), such as ISIC_0034524: no folder, no suffix.
-        probabilities: Probabilities (N, 7), columns in the order of `label_names`.
+        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
+        probabilities: (N, 7), columns in the order of `label_names`.
         label_names: The seven labels in the order of their ids.
 
-    Returns:
-        The file's text.
-
     Raises:
-        Ham10000Error: For an id that is empty or there twice, which the challenge's site would refuse, or that
-            `check_submission_ids` refuses, and for other labels than the seven.
+        Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.
     """
     check_submission_labels(label_names)
     check_submission_ids(image_ids)
@@ -311,21 +288,13 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label
                 "give each image its own name."
             )
         seen.add(image_id)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *ISIC_COLUMNS])
     order = [list(label_names).index(label) for label in ISIC_COLUMNS.values()]
-    for image_id, row in zip(image_ids, probabilities[:, order], strict=True):
-        writer.writerow([image_id, *row.tolist()])
-    return text.getvalue()
+    shares = zip(image_ids, probabilities[:, order].tolist(), strict=True)
+    return _csv([["image", *ISIC_COLUMNS], *([image_id, *row] for image_id, row in shares)])
 
 
 def check_submission_ids(image_ids: Sequence[str]) -> None:
-    """Refuses ids that a spreadsheet would run as a formula: ISIC's scorer compares ids, so none can be escaped.
-
-    Raises:
-        Ham10000Error: For the first such id.
-    """
+    """Raises a Ham10000Error for ids that are formulas to a spreadsheet: ISIC compares ids, so none can be escaped."""
     for image_id in image_ids:
         if escape_cell(image_id) != image_id:
             raise Ham10000Error(

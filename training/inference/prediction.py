@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ham10000.modeling import (
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
@@ -87,10 +90,7 @@ def _read_calibration(checkpoint: str, revision: str | None, temperature: float)
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns a device that works.
-
-    Args:
-        name: As torch names it, or `auto`: the GPU where there is one.
+    """Returns a device that works, by its name or, for `auto`, the GPU where there is one.
 
     Raises:
         Ham10000Error: For a device that does not exist.
@@ -105,9 +105,6 @@ def choose_device(name: str) -> torch.device:
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
     """Returns the folder of a checkpoint that comes with the source tree.
-
-    Args:
-        modality: `image`, `metadata` or `fusion`.
 
     Raises:
         Ham10000Error: If this installation has none.
@@ -124,15 +121,12 @@ def shipped_checkpoint(modality: str = "fusion") -> Path:
 def load_checkpoint(
     checkpoint: str | os.PathLike[str], revision: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Ham10000ForImageClassification, Ham10000Processor]:
-    """Loads a model and its processor with this package's own classes; no code from the checkpoint runs.
+    """Loads a model, in evaluation mode, and its processor by this package's classes; no code from it runs.
 
     Args:
         checkpoint: A folder, which needs no network, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
         device: Where the model is put.
-
-    Returns:
-        The model, in evaluation mode, and the processor.
 
     Raises:
         Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
@@ -143,28 +137,31 @@ def load_checkpoint(
     """
     folder, name = Path(checkpoint).expanduser(), str(checkpoint)
     is_folder = folder.is_dir()
-    if is_folder and revision is not None:
-        raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
-    if is_folder and not (folder / "config.json").is_file():
-        raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
-    if folder.is_file():
+    if is_folder:
+        if revision is not None:
+            raise Ham10000Error(f"`revision` is for Hub ids, but {name!r} is a folder; leave it out.")
+        if not (folder / "config.json").is_file():
+            raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
+        _check_index(folder)
+    elif folder.is_file():
         raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
-    if not is_folder and (not _HUB_ID.fullmatch(name) or folder.parent.is_dir()):
+    elif not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
-    if is_folder:
-        _check_index(folder)
     source = str(folder) if is_folder else name
-    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
+    branch = revision or "main"
     try:
-        model_type = Ham10000Config.get_config_dict(source, **options)[0].get("model_type")
+        settings, _ = Ham10000Config.get_config_dict(source, revision=branch, local_files_only=is_folder)
+        model_type = settings.get("model_type")
         if model_type != Ham10000Config.model_type:
             raise Ham10000Error(
                 f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
                 "give a checkpoint of this package."
             )
-        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **options)
-        processor = Ham10000Processor.from_pretrained(source, **options)
+        model = Ham10000ForImageClassification.from_pretrained(
+            source, dtype=torch.float32, revision=branch, local_files_only=is_folder
+        )
+        processor = Ham10000Processor.from_pretrained(source, revision=branch, local_files_only=is_folder)
     except (Ham10000Error, StrictDataclassError):
         raise
     except SafetensorError as error:
@@ -253,7 +250,7 @@ def predict(
 
     Args:
         model: Any variant, on any device.
-        processor: The model's processor.
+        processor: Its processor.
         images: Images in any form `load_image` reads; None for a metadata-only model.
         metadata: One mapping per image, as for the processor; None for an image-only model, or if nothing is known.
         batch_size: Samples per step.
@@ -343,7 +340,7 @@ def predict_logits(
     model: Ham10000ForImageClassification,
     loader: _Loader,
     *,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
@@ -353,7 +350,7 @@ def predict_logits(
     Args:
         model: The model, in evaluation mode.
         loader: An `EvalLoader`.
-        accelerator: An `Accelerator` that gathers over processes; None is one process.
+        accelerator: Gathers over processes; None is one process.
         autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
             the views are averaged, and their logarithm is returned.
@@ -377,9 +374,8 @@ def predict_logits(
             with autocast():
                 outputs.append(model(**inputs).logits.float())
         # Without averaging, one view keeps its logits bit-identical.
-        parts.append(
-            outputs[0] if len(outputs) == 1 else torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log()
-        )
+        many = len(outputs) > 1
+        parts.append(torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log() if many else outputs[0])
     logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()

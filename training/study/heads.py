@@ -16,7 +16,7 @@ from torch import nn
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
 from ham10000.modeling.modeling_ham10000 import MetadataEncoder
 from ham10000.training.data.split import class_weights
-from ham10000.training.losses import ClassificationLoss
+from ham10000.training.engine import ClassificationLoss
 
 HEAD_VARIANTS = ("metadata", "fusion", "control")
 

@@ -109,11 +109,7 @@ def _message(error: Exception) -> str | None:
 
 
 def progress_bar(**options: Any) -> "tqdm":
-    """Returns tqdm's bar; in a log file, which is not redrawn, a line every half minute at most.
-
-    Args:
-        **options: Of `tqdm.auto.tqdm`, such as `total`, `desc` and `unit`.
-    """
+    """Returns the bar of `tqdm.auto.tqdm`; in a log file, which is not redrawn, a line every half minute at most."""
     from tqdm.auto import tqdm
 
     if not sys.stderr.isatty():
@@ -159,10 +155,7 @@ def noted_signals() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def lost_processes_explained(output_dir: str) -> Iterator[None]:
-    """Turns torch's errors for a dead process of a distributed run into one of ours.
-
-    Args:
-        output_dir: The run's folder, which the message names.
+    """Turns torch's errors for a dead process of a distributed run into one of ours, which names the run's folder.
 
     Raises:
         Ham10000Error: For a lost connection to another process; the last saved state is untouched.

@@ -30,14 +30,9 @@ def plain(text: object) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with its own canvas, so that no global pyplot state is touched.
+    """An empty figure of so many inches with its own canvas, so that no global pyplot state is touched.
 
-    Args:
-        width: Width in inches; 8 stays readable when shown 800 pixels wide.
-        height: Height in inches.
-
-    Returns:
-        The figure.
+    8 inches stay readable when shown 800 pixels wide.
     """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -70,15 +65,7 @@ def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes the figure atomically, in the format its suffix names.
-
-    Args:
-        figure: The figure.
-        path: Destination, such as `figures/reliability.png`.
-
-    Returns:
-        The destination.
-    """
+    """Writes the figure atomically, in the format that the path's suffix names, and returns the path."""
     with atomic_path(path) as temporary:
         # Without the metadata the same figure is the same file, whatever the day.
         metadata = {"Software": None} if temporary.suffix == ".png" else None

@@ -24,9 +24,12 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # An object of a JSON file, whose keys its file's writer documents.
 JsonObject = dict[str, Any]
@@ -61,9 +64,7 @@ def writing(path: str | os.PathLike[str], also: type[Exception] = OSError) -> It
 def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0.0) -> list[Path]:
     """Removes the temporary files of killed processes from a folder and its `figures`, and returns their paths.
 
-    Args:
-        directory: The folder.
-        older_than: Seconds since the last write; 0 where nobody else can be writing, as under `only_writer`.
+    Those written less than `older_than` seconds ago stay; 0 is for where nobody else can be writing.
     """
     removed = []
     folder = Path(directory)
@@ -87,13 +88,8 @@ def restore_mode(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path next to `path`; on success it replaces `path`, on an exception it is removed.
 
-    The temporary name keeps the suffix of `path`, because savers such as matplotlib's choose the format by it.
-
-    Args:
-        path: The destination. Missing parent folders are created.
-
-    Yields:
-        The path to write to, which does not exist yet.
+    The temporary name keeps the suffix of `path`, because savers such as matplotlib's choose the format by it. Missing
+    parent folders are created.
 
     Raises:
         Ham10000Error: Where the folder cannot be created or written, or is full; `path` is as it was.
@@ -149,15 +145,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> Path:
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool = False) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: The file.
-        kind: Type of its outermost value.
-        optional: Return None for a file that does not exist.
-
-    Returns:
-        The value, of type `kind`.
+    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist.
 
     Raises:
         Ham10000Error: If the file does not exist, cannot be read, or is not JSON of that type.
@@ -186,7 +174,7 @@ def restore_cell(text: str) -> str:
     return _RESTORE.sub("", text)
 
 
-def write_table(frame: Any, path: str | os.PathLike[str]) -> Path:
+def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
     """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
 
     Floats are written with the fewest digits that read back as the same number.
@@ -212,16 +200,9 @@ def visible(name: str) -> bool:
 
 
 def files_below(folder: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[str]:
-    """Yields the files of a folder and its sub-folders in the order of their names.
+    """Yields the visible files of a folder and its sub-folders in the order of their names, by suffix in any case.
 
     scandir reads names only: asking the file system about each of 10,015 files would take seconds on a network disk.
-
-    Args:
-        folder: Where to search.
-        suffixes: Suffixes in lower case; files have them in any case.
-
-    Yields:
-        Paths, without what is not `visible`.
     """
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -247,16 +228,11 @@ def comparable(path: str) -> str:
 class ImageFiles:
     """The image files below some folders.
 
-    Args:
-        folders: Where to search, each with its sub-folders.
-
     Attributes:
-        folders: As given.
         copies: How many found files repeat another of the same name in a second folder.
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.folders = folders
         self.copies = 0
         self._by_stem: dict[str, list[str]] = {}
         self._used: set[str] = set()
@@ -267,25 +243,19 @@ class ImageFiles:
         return sum(len(paths) for paths in self._by_stem.values())
 
     def find(self, name: str, near: Path) -> str | None:
-        """Finds the file of an image.
+        """Finds the file of an image: its path, or None.
 
         Args:
             name: An id, a file name or the end of a path, with or without suffix; the suffix may be another.
             near: The folder that a path is relative to; a file there goes before others of the same name.
 
-        Returns:
-            The path, or None.
-
         Raises:
             Ham10000Error: Where two different files have the name.
         """
         wanted = without_suffix(comparable(name))
-        stem = wanted.rsplit("/", 1)[-1]
-        found = [
-            path
-            for path in self._by_stem.get(stem, ())
-            if "/" not in wanted or f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")
-        ]
+        found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])
+        if "/" in wanted:
+            found = [path for path in found if f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")]
         exact = f"{comparable(str(near))}/{wanted}"
         found = [path for path in found if without_suffix(comparable(path)) == exact] or found
         found = [path for path in found if comparable(path).endswith(comparable(name))] or found

@@ -71,11 +71,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def git_state() -> JsonObject | None:
-    """Commit of the checkout this package runs from.
+    """`commit` of the checkout this package runs from and `dirty` (tracked files differ from it).
 
-    Returns:
-        `commit` and `dirty` (tracked files differ from it), or None for an installed package: site-packages inside
-        somebody's repository must not report that repository's commit.
+    None for an installed package: site-packages inside somebody's repository must not report that one's commit.
     """
     is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit = _git("rev-parse", "HEAD") if is_tracked else None
@@ -118,13 +116,9 @@ def environment() -> JsonObject:
 
 
 def resolve_precision(name: str) -> str:
-    """Chooses the mixed precision: `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
+    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
 
-    Args:
-        name: `auto`, `no`, `bf16` or `fp16`.
-
-    Returns:
-        What `Accelerator(mixed_precision=…)` takes.
+    `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
 
     Raises:
         Ham10000Error: For fp16 without a GPU.
@@ -142,18 +136,13 @@ def resolve_precision(name: str) -> str:
 
 
 def keep_strided_depthwise_fp32(model: nn.Module) -> int:
-    """Takes strided depthwise convolutions out of bf16 autocast on a CPU.
+    """Takes strided depthwise convolutions out of bf16 autocast on a CPU, and returns their number.
 
     oneDNN has no fast bf16 kernel for the gradient of their input and falls back to a reference loop: in
     EfficientNetV2-B0 two layers take a quarter of the training step, and without them in bf16 it is 1.3 times as fast
     (`examples/benchmarks/strided_depthwise.py`, measured in `examples/results/strided_depthwise.json`). The class is
-    swapped, not the method, so that a deep copy of the model computes with its own weights.
-
-    Args:
-        model: The model, changed in place; its state dict stays the same.
-
-    Returns:
-        The number of layers changed.
+    swapped, not the method, so that a deep copy of the model computes with its own weights; the state dict stays the
+    same.
     """
     count = 0
     for module in model.modules():
@@ -172,15 +161,12 @@ def _fp32_class(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:
 
 
 def keep_freed_memory() -> bool:
-    """Tells malloc to reuse the memory of large freed tensors instead of returning it to the system.
+    """Tells malloc to reuse the memory of large freed tensors instead of returning it; whether glibc took it.
 
     By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time, step after
     step. Kept, an EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
     (`examples/benchmarks/allocator.py`, measured in `examples/results/allocator.json`). The price is that the process
     stays as large as it ever was.
-
-    Returns:
-        Whether the settings took effect: False anywhere but with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -42,15 +42,9 @@ def fence(language: str, text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str | None = None) -> str:
-    """A table of ready cells, an empty one shown as a dash; nothing at all without rows.
+    """A table of escaped cells, an empty one shown as a dash; nothing at all without rows.
 
-    Args:
-        header: Titles of the columns.
-        rows: Cells, already escaped.
-        align: `l` or `r` per column; by default the first is left, the others right.
-
-    Returns:
-        Markdown.
+    `align` has an `l` or `r` per column; by default the first is left, the others right.
     """
     rows = list(rows)
     marks = [{"l": ":---", "r": "---:"}[letter] for letter in align or "l" + "r" * (len(header) - 1)]
