@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import assert_same_run, history
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModel, get_cosine_schedule_with_warmup
@@ -27,6 +26,7 @@ from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.run_folder import save_model, training_states
 from ham10000.training.train import main as train
+from runs import assert_same_run, history
 
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
 PLAIN = ["--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
