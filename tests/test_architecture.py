@@ -120,7 +120,7 @@ def test_the_direction_is_read_from_the_floors(module: str, target: str, allowed
 
 
 # Lower these as the code allows; never raise them.
-LINES, PARAMETERS, LINES_WITH_ANY = 80, 9, 181
+LINES, PARAMETERS, LINES_WITH_ANY = 80, 9, 130
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
@@ -153,7 +153,7 @@ def test_any_is_rare() -> None:
     assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= LINES_WITH_ANY
 
 
-@pytest.mark.parametrize(("title", "most"), [("From csv to loss", 8), ("From JPEG to logits", 4)])
+@pytest.mark.parametrize(("title", "most"), [("From csv to loss", 8), ("From JPEG to logits", 3)])
 def test_a_path_of_the_map_is_short(title: str, most: int) -> None:
     """Counted in the map of CONTRIBUTING, which names every file that a row or an image passes."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -149,7 +149,8 @@ def test_its_figures_and_its_answer_are_those_of_the_study(modality: str) -> Non
         if name == "lesion-grouped"
     )
     for metric, score in rules["probable"].items():
-        assert found["metrics"][metric] == pytest.approx(score["estimate"]), metric
+        # The release is trained with the first seed.
+        assert found["metrics"][metric] == pytest.approx(score["per_seed"][0]), metric
     card = (folder / "README.md").read_text(encoding="utf-8")
     for paragraph in short_answer(study):
         assert escape(paragraph.replace("**", "")) in card

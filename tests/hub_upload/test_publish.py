@@ -505,7 +505,7 @@ def test_bad_input_is_refused_without_asking_the_hub(hub: HubServer, folder: Pat
 
 
 def test_what_a_release_owns() -> None:
-    owned = ("model.safetensors", "model-00001-of-00002.safetensors", "fusion_ham10000.py", "figures/a.png")
+    owned = ("model.safetensors", "model-00001-of-00002.safetensors", "pipeline_ham10000.py", "figures/a.png")
     foreign = ("README.md", "adapter/x.safetensors", "notes.txt", "my_figures/a.png", ".gitattributes", "sub/onnx/x")
     assert all(is_owned(path) for path in owned)
     assert not any(is_owned(path) for path in foreign)

@@ -34,7 +34,7 @@ def test_code_in_the_folder_that_computes_something_else_is_noticed(copy: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fusion_ham10000.py", "image_processing_ham10000.py"])
+@pytest.mark.parametrize("name", ["pipeline_ham10000.py", "image_processing_ham10000.py"])
 def test_a_missing_code_file_is_noticed(name: str, copy: Path) -> None:
     (copy / name).unlink()
     with pytest.raises(Ham10000Error, match=f"(?s)does not load without this package.*{name.removesuffix('.py')}"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from run_checks import assert_same_run, leftovers, one_error
 from torchvision.models import efficientnet_v2_s
 
 from ham10000.hub_upload.commands import convert
@@ -29,7 +30,6 @@ from ham10000.training.run_folder import begin_run, prepare_output_dir, replace_
 from ham10000.training.study.command import main as study
 from ham10000.training.train import main as train
 from ham10000.training.utils.files import atomic_write_text, remove_leftovers
-from runs import assert_same_run, leftovers, one_error
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--batch_size", "16", "--trackers", "none"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 from fork_server import Child, ForkServer
+from run_checks import assert_same_run, leftovers, one_error, results
 
 from ham10000.training.run_folder import training_states
 from ham10000.training.train import main
-from runs import assert_same_run, leftovers, one_error, results
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--epochs", "2", "--batch_size", "16", "--trackers", "none", "--save_every_steps", "3"]

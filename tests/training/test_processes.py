@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 from fork_server import Child, ForkServer
+from run_checks import assert_same_run, history
 from safetensors.torch import load_file
 
 from ham10000.training.run_folder import training_states
-from runs import assert_same_run, history
 
 # Neither batch norm nor dropout: what is left is arithmetic, which must not depend on the processes.
 PLAIN = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "32"]

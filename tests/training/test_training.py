@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from run_checks import assert_same_run, history
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModel, get_cosine_schedule_with_warmup
@@ -26,7 +27,6 @@ from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
 from ham10000.training.run_folder import save_model, training_states
 from ham10000.training.train import main as train
-from runs import assert_same_run, history
 
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "none", "--backbone_kwargs", "{}", "--image_size", "32"]
 PLAIN = ["--mixed_precision", "no", "--trackers", "none", "--batch_size", "20"]
