@@ -62,7 +62,7 @@ format: setup  ## reformat the code
 	$(BIN)/ruff format .
 
 results: setup  ## render the tables of the README and of examples/results
-	$(BIN)/python examples/benchmarks/results.py render --readme README.md examples/results/README.md
+	$(BIN)/python examples/benchmarks/results.py render --readme README.md examples/results/README.md examples/guides/speed.md
 
 docs: setup  ## API documentation from the docstrings, in build/docs (no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/docs/build_docs.py

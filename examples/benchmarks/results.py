@@ -20,7 +20,7 @@ from ham10000.training.study.figures import plot_study
 from ham10000.training.study.report import check_study, results_table, short_answer, study_markdown, targets_table
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
-from ham10000.training.utils.markdown_text import interval, table
+from ham10000.training.utils.markdown_text import interval, join, table
 
 # In place of a block while there is no study of this version.
 NO_STUDY = "The study has not run yet."
@@ -93,11 +93,28 @@ def _render_speeds(results: Path, *, targets: bool) -> str:
     return "\n\n".join(render_benchmark(read_json(path), targets=targets) for path in paths)
 
 
+def render_prediction(results: Path) -> str:
+    """The table of `prediction.json`, as `examples/benchmarks/prediction.py --output` writes it."""
+    found = read_json(results / "prediction.json", optional=True)
+    if found is None:
+        return ""
+    first, facts, settings = next(iter(found["median"])), found["environment"], found["settings"]
+    rows = [[name, f"{rate:.1f}", f"{found['ratio_to_first'][name]:.2f}"] for name, rate in found["median"].items()]
+    turns = len(found["images_per_second"][first])
+    return join(
+        table(["what predicts", "images/s", f"times {first}"], rows, align="lrr"),
+        f"{settings['backbone']} at {settings['image_size']} px, batches of {settings['batch_size']}, "
+        f"{settings['images']} photographs a turn, medians of {turns} turns, on {facts['cpu']['count']} cores of "
+        f"{facts['cpu']['model']}; torch {facts['versions']['torch']}, commit `{facts['git']['commit'][:10]}`.",
+    )
+
+
 # What a document has between two markers of these names.
 BLOCKS = {
     "answer": render_answer,
     "models": render_models,
     "results": render_results,
+    "prediction": render_prediction,
     "speed": functools.partial(_render_speeds, targets=False),
     "targets": render_targets,
     "speed targets": functools.partial(_render_speeds, targets=True),
