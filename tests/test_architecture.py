@@ -27,7 +27,7 @@ ALLOWED: dict[tuple[str, str], str] = {}
 
 
 def module_name(path: Path) -> str:
-    """The name of a file below the package, such as `training.data.cache`."""
+    """The name of a file below the package, such as `training.data.loader`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
