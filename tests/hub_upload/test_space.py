@@ -75,7 +75,8 @@ def test_every_import_of_a_published_folder_is_in_it_or_required(
 
 def test_no_tool_of_development_is_taken_along() -> None:
     files, others = needed_modules()
-    assert not others & {"pandas", "pytest", "accelerate", "onnx", "openvino"}
+    # pandas comes with Gradio; the readers of tables import it when they are called.
+    assert not others & {"datasets", "sklearn", "pytest", "accelerate", "onnx", "openvino"}
     assert "ham10000.training.train" not in files
     with pytest.raises(Ham10000Error, match=r"declares no requirement on \['nonesuch'\]"):
         requirements(["nonesuch"])

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,23 @@ def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
 # --- dtypes
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_takes_the_processors_output(
+    modality: str, dtype: torch.dtype, tiny_checkpoints: dict, picture: Image.Image
+) -> None:
+    processor = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])
+    given = {"images": picture, "metadata": {"age": 60, "sex": "male"}}
+    unused = {"image": ["metadata"], "metadata": ["images"], "fusion": []}[modality]
+    inputs = processor(**{name: value for name, value in given.items() if name not in unused})
+    assert {value.dtype for value in inputs.values()} == {torch.float32}
+    expected = AutoModel.from_pretrained(tiny_checkpoints[modality])(**inputs).logits
+    logits = AutoModel.from_pretrained(tiny_checkpoints[modality], dtype=dtype)(**inputs).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), expected, atol=0.1, rtol=0.05)
+
+
 def test_integer_pixels_are_refused() -> None:
     with pytest.raises(Ham10000Error, match=r"`pixel_values` must be floating point.*uint8"):
         make_model("image")(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
@@ -382,7 +402,29 @@ def test_a_loaded_model_is_not_initialised_again(tiny_checkpoints: dict[str, Pat
         assert torch.equal(value, before[name]), name
 
 
-# --- an optional library: it is not a dependency of this package, and adapted models are its own
+# --- optional libraries: they are no dependency of this package, and quantised or adapted models are theirs
+
+
+@torch.no_grad()
+def test_torchao_quantises_saves_and_loads(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="torchao is optional: pip install torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    inputs = make_inputs("fusion")
+    expected = AutoModel.from_pretrained(tiny_checkpoints["fusion"])(**inputs).logits
+    recipe = TorchAoConfig(Int8WeightOnlyConfig())
+    model = AutoModelForImageClassification.from_pretrained(
+        tiny_checkpoints["fusion"], quantization_config=recipe, dtype=torch.float32
+    )
+    assert "metadata_encoder.mlp.0.weight" in dict(model.named_parameters())
+    assert type(model.metadata_encoder.mlp[0].weight) is not nn.Parameter  # it was quantised
+    logits = model(**inputs).logits
+    torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, logits)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -423,6 +465,56 @@ def write_imagefolder(folder: Path, classes: list[str]) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
+# `evaluate.load("accuracy")` downloads this, unless a folder of that name is at hand.
+ACCURACY = """
+import datasets
+import evaluate
+from sklearn.metrics import accuracy_score
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({name: datasets.Value("int32") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": accuracy_score(references, predictions)}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["run_image_classification.py", "run_image_classification_no_trainer.py"])
+def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoints: dict, tmp_path: Path) -> None:
+    """With three classes, in processes that do not import this package."""
+    if not (folder := os.environ.get("TRANSFORMERS_EXAMPLES")):
+        pytest.skip("set TRANSFORMERS_EXAMPLES to examples/pytorch/image-classification of transformers' repository")
+    for split in ("train", "validation"):
+        write_imagefolder(tmp_path / "data" / split, THREE)
+    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
+    options = ["--trust_remote_code", "--ignore_mismatched_sizes", "--num_train_epochs", "1", "--output_dir", "out"]
+    if "no_trainer" in script:
+        options += ["--dataset_name", str(tmp_path / "data")]  # with its default, cifar10, it reads no folder
+    else:
+        options += ["--train_dir", "data/train", "--validation_dir", "data/validation", "--do_train", "--do_eval"]
+        options += ["--remove_unused_columns", "False", "--use_cpu", "--report_to", "none"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, Path(folder, script), "--model_name_or_path", tiny_checkpoints["image"], *options],
+        cwd=tmp_path,
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 <= json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_accuracy"] <= 1
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.label_names == THREE
+    before = AutoModel.from_pretrained(tiny_checkpoints["image"]).backbone.conv_stem.weight
+    assert 0 < (model.backbone.conv_stem.weight - before).abs().max() < 0.01  # trained, from those weights
+    answer = pipeline("image-classification", model=str(tmp_path / "out"))
+    assert {row["label"] for row in answer(str(tmp_path / "data" / "train" / "mel" / "0.png"))} == set(THREE)
+
+
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
 def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints: dict, tmp_path: Path) -> None:
     """The calls of transformers' example script, argument by argument, on an imagefolder."""
@@ -441,7 +533,12 @@ def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints
         **hub,
     )
     model = AutoModelForImageClassification.from_pretrained(
-        place, from_tf=False, config=config, trust_remote_code=False, ignore_mismatched_sizes=len(labels) != 7, **hub
+        place,
+        from_tf=False,
+        config=config,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=len(labels) != 7,
+        **hub,
     )
     trained = Ham10000ForImageClassification.from_pretrained(place)
     assert torch.equal(model.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
