@@ -138,7 +138,7 @@ def bundle(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: dict[str, Path]) -> None:
-    code = ("configuration", "fusion", "image_processing", "image_statistics", "modeling", "pipeline", "processing")
+    code = ("configuration", "image_processing", "image_statistics", "modeling", "pipeline", "processing")
     figures = ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves")
     expected = {
         *("README.md", "requirements.txt", "handler.py", "config.json", "processor_config.json", "model.safetensors"),
