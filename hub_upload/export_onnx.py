@@ -81,12 +81,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
             file = Path(scratch) / output.name
             _write(model, fixed_inputs(processor), file)
             difference = compare_onnx(file, model, processor)
-            output.with_name(f"{output.name}.data").unlink(missing_ok=True)  # of an earlier, larger model
-            for written in sorted(
-                Path(scratch).iterdir(), reverse=True
-            ):  # the weights before the graph that names them
-                restore_mode(written)
-                written.replace(output.parent / written.name)
+            written = sorted(Path(scratch).iterdir(), reverse=True)  # the weights before the graph that names them
+            for part in written:
+                restore_mode(part)
+                part.replace(output.parent / part.name)
+            if len(written) == 1:  # the weights of an earlier, larger model, which no graph names any more
+                output.with_name(f"{output.name}.data").unlink(missing_ok=True)
     except OSError as error:
         raise Ham10000Error(f"Cannot write {str(output)!r}: {error}. Choose another --output.") from error
     print(f"Checked   logits of onnxruntime differ from PyTorch's by at most {difference:.1e}")
