@@ -21,7 +21,7 @@ from ham10000.training.utils.hardware import keep_freed_memory
 
 # The same small network on both sides, small pictures: preparing them weighs more here than in the real measurement.
 SMALL = ["--backbone", "mobilenetv3_small_100", "--backbone_kwargs", "{}", "--baseline", "mobilenet_v3_small"]
-SIZES = ["--image_size", "64", "--images", "110", "--pictures", "32", "--batch_size", "16", "--steps", "3"]
+SIZES = ["--image_size", "64", "--images", "110", "--images_a_turn", "32", "--batch_size", "16", "--steps", "3"]
 
 
 def test_turns_are_taken_and_the_first_does_not_count() -> None:
@@ -63,7 +63,7 @@ def test_the_table_says_what_was_reached(results: dict, capsys: pytest.CaptureFi
     rows = [line for line in render_benchmark(slow).splitlines() if line.startswith("|")][2:]
     assert rows[0].endswith("| 2.50 | 40% short |")
     assert rows[1].endswith("| 0.95 | reached |")
-    assert rows[2].endswith("| 3.00 | 50% short |")
+    assert rows[2].endswith("| 4.00 | 62% short |")
     assert main(["--render", "nowhere.json"]) == 2
     assert "nowhere.json" in capsys.readouterr().err
 

@@ -4,14 +4,13 @@ python examples/benchmarks/benchmark.py --output examples/results/benchmark.json
 python examples/benchmarks/benchmark.py --render examples/results/benchmark.json
 
 Both sides take turns, so that a machine that slows down slows both; a ratio is the median over the turns of the ratio
-within a turn. The pictures are synthetic, at HAM10000's original 600x450 pixels and with grain,
-so that a file is as long as one of HAM10000's and takes as long to decode.
+within a turn. The images are synthetic, at HAM10000's original 600x450 pixels and with grain, so that a
+file is as long as one of HAM10000's and takes as long to decode.
 """
 
 import argparse
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +143,7 @@ def measure_inference(paths: list[Path], options: argparse.Namespace) -> dict[st
     )
     processor = create_processor(config, image_size=options.image_size, resizer=TrainConfig.resizer)
     model = optimize_for_inference(create_model(config).to(options.device).eval(), "auto", backend=options.backend)
-    chosen = (paths * -(-options.pictures // len(paths)))[: options.pictures]
+    chosen = (paths * -(-options.images_a_turn // len(paths)))[: options.images_a_turn]
 
     def predict_all() -> np.ndarray:
         return predict(model, processor, chosen, batch_size=options.batch_size)
@@ -204,7 +203,7 @@ def _peak_memory(dataset: datasets.Dataset, options: argparse.Namespace, folder:
 
 
 def measure_memory(dataset: datasets.Dataset, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Peak memory of training and validation on as many pictures as HAM10000 has, in a process of its own."""
+    """Peak memory of training and validation on as many images as HAM10000 has, in a process of its own."""
     on_gpu = options.device.type == "cuda"
     backbone, kwargs, batch_size, limit = (
         (options.backbone, options.backbone_kwargs, 256, 40.0) if on_gpu else (options.memory_backbone, "{}", 32, 3.0)
@@ -214,25 +213,6 @@ def measure_memory(dataset: datasets.Dataset, options: argparse.Namespace, folde
     with in_own_process(_peak_memory, dataset, own, folder) as peak:
         used = peak()
     return {"memory": {"ours": used, "other": limit, "ratio": limit / used, "ratios": [limit / used]}}
-
-
-def measure_cold_start(paths: list[Path], options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """One picture from a new process, against the imports that any such process needs."""
-    config = Ham10000Config(modality="image", backbone="test_efficientnet")
-    checkpoint = folder / "checkpoint"
-    create_model(config).save_pretrained(checkpoint)
-    create_processor(config, image_size=64).save_pretrained(checkpoint)
-    predicting = ["-m", "ham10000.training.predict", str(paths[0]), "--checkpoint", str(checkpoint)]
-
-    def rate(arguments: list[str]) -> float:
-        run = [sys.executable, *arguments]
-        return 1 / measure_seconds(lambda: subprocess.run(run, check=True, capture_output=True), options.device)
-
-    rates = take_turns(
-        {"ours": lambda: rate(predicting), "imports": lambda: rate(["-c", "import torch, transformers, timm"])},
-        options.repetitions,
-    )
-    return {"cold_start": summarize(rates, "ours", "imports")}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -247,10 +227,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3, help="training steps a turn")
-    parser.add_argument("--pictures", type=int, default=128, help="pictures a turn, for inference")
+    parser.add_argument("--steps", type=int, default=10, help="training steps a turn")
+    parser.add_argument("--images_a_turn", type=int, default=128, help="images that a turn of inference predicts")
     parser.add_argument("--images", type=int, default=300, help="size of the synthetic dataset")
-    parser.add_argument("--repetitions", type=int, default=3, help="turns that count, after one that does not")
+    parser.add_argument("--repetitions", type=int, default=5, help="turns that count, after one that does not")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what computes our predictions")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
@@ -276,14 +256,12 @@ def main(argv: Sequence[str]) -> None:
         keep_freed_memory()  # as `ham10000-train` and `ham10000-predict --precision` do
     with tempfile.TemporaryDirectory(prefix="ham10000-benchmark-") as scratch:
         folder = Path(scratch)
-        (folder / "pictures").mkdir()
-        dataset, paths = write_photographs(folder / "pictures", options.images)
+        (folder / "images").mkdir()
+        dataset, paths = write_photographs(folder / "images", options.images)
         if "inference" in wanted:
             cases |= measure_inference(paths, options)
         if "cache" in wanted:
             cases |= measure_cache(dataset, options, folder)
-        if "cold_start" in wanted:
-            cases |= measure_cold_start(paths, options, folder)
         if "memory" in wanted:
             cases |= measure_memory(dataset, options, folder)
         if "training" in wanted:
@@ -291,7 +269,7 @@ def main(argv: Sequence[str]) -> None:
                 cases |= measure_training(dataset, paths, options, folder)
     settings = {
         name: getattr(options, name)
-        for name in ("backbone", "baseline", "image_size", "batch_size", "steps", "pictures", "backend")
+        for name in ("backbone", "baseline", "image_size", "batch_size", "steps", "images_a_turn", "backend")
     }
     settings |= {"images": options.images, "repetitions": options.repetitions}
     settings |= {"precision": resolve_precision("auto"), "device": str(options.device)}

@@ -1,22 +1,51 @@
-"""The table of a benchmark: what was measured, what was aimed at, and by how much it was missed."""
+"""The tables of the benchmarks: what was measured in which unit, beside what, and by how much an aim was missed."""
 
+import statistics
+from dataclasses import dataclass
 from typing import Any
 
-from ham10000.training.utils.markdown_text import join, table
+from ham10000.training.utils.markdown_text import interval, join, table
 
-# Name to what it is, and the least ratio that is aimed at on a CPU and on a data-centre GPU.
-CASES: dict[str, tuple[str, float, float]] = {
-    "training": ("training images/s, against the baseline's pipeline", 2.5, 8.0),
-    "ceiling": ("training images/s, against the same step on batches that are there already", 0.95, 0.90),
-    "inference": ("images/s from JPEG files to probabilities, against the baseline card's snippet", 3.0, 10.0),
-    "cache": ("images/s a core while the cache is built, against 200", 1.0, 1.0),
-    "memory": ("GiB (3 on a CPU, 40 on a GPU), against the peak of training on 10,015 images", 1.0, 1.0),
-    "cold_start": ("`import torch, transformers, timm`, against a cold `ham10000-predict`", 1 / 1.3, 1 / 1.3),
+
+@dataclass(frozen=True)
+class Case:
+    """What a case measures.
+
+    Attributes:
+        what: The work.
+        unit: Of both sides.
+        beside: What it is measured against.
+        on_cpu: The least ratio that is aimed at on a CPU.
+        on_gpu: The same on a data-centre GPU.
+    """
+
+    what: str
+    unit: str
+    beside: str
+    on_cpu: float
+    on_gpu: float
+
+
+# The ratio is how many times better ours is: of rates ours over theirs, of memory theirs over ours.
+CASES = {
+    "training": Case("training", "images/s", "the baseline's pipeline", 2.5, 8.0),
+    "ceiling": Case("training", "images/s", "the same step on batches that are there already", 0.95, 0.90),
+    "inference": Case("JPEG files to probabilities", "images/s", "the baseline card's snippet", 4.0, 10.0),
+    "cache": Case("building the training cache", "images/s a core", "an aim", 1.0, 1.0),
+    "memory": Case("peak memory of training on 10,015 images", "GiB", "a limit", 1.0, 1.0),
 }
 
 
+def machine(facts: dict[str, Any]) -> str:
+    """The hardware and software of an `environment()`, and the commit with what differed from it."""
+    hardware = facts["gpu"]["model"] if facts["gpu"] else f"{facts['cpu']['count']} cores of {facts['cpu']['model']}"
+    git = facts["git"] or {"commit": "unknown", "dirty": False}
+    changes = ", with changes that were not committed" if git["dirty"] else ""
+    return f"{hardware}; torch {facts['versions']['torch']}, commit `{git['commit'][:10]}`{changes}"
+
+
 def render_benchmark(results: dict[str, Any], *, targets: bool = True) -> str:
-    """The results as a markdown table.
+    """The results of `benchmark.py` as a Markdown table.
 
     Args:
         results: What `--output` holds.
@@ -26,27 +55,115 @@ def render_benchmark(results: dict[str, Any], *, targets: bool = True) -> str:
         Markdown: one row a case, then the settings and the machine.
     """
     on_gpu = results["environment"]["gpu"] is not None
-    header = ["what", "ours", "other", "ratio (lowest and highest turn)", *(["target", "gap"] if targets else [])]
+    header = ["what", "unit", "ours", "beside", "it", "ratio (lowest and highest turn)"]
+    header += ["target", "gap"] if targets else []
     rows = []
-    for name, (title, cpu_target, gpu_target) in CASES.items():
+    for name, case in CASES.items():
         if name not in results["cases"]:
             continue
-        case, target = results["cases"][name], gpu_target if on_gpu else cpu_target
-        ratio, ratios = case["ratio"], case["ratios"]
+        found, target = results["cases"][name], case.on_gpu if on_gpu else case.on_cpu
+        ratio, ratios = found["ratio"], found["ratios"]
         verdict = "reached" if ratio >= target else f"{1 - ratio / target:.0%} short"
-        turns = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        row = [title, f"{case['ours']:.2f}", f"{case['other']:.2f}", turns]
+        turns = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else f"{ratio:.2f}"
+        row = [case.what, case.unit, f"{found['ours']:.2f}", case.beside, f"{found['other']:.2f}", turns]
         rows.append([*row, f"{target:.2f}", verdict] if targets else row)
-    facts, settings = results["environment"], results["settings"]
-    machine = facts["gpu"]["model"] if on_gpu else f"{facts['cpu']['count']} cores of {facts['cpu']['model']}"
-    commit = (facts["git"] or {}).get("commit", "unknown")[:10]
+    settings = results["settings"]
+    memory = "batch 256" if on_gpu else "EfficientNetV2-B0"
     return join(
-        table(header, rows, align="lrrrrl"[: len(header)]),
+        table(header, rows, align="llrlrrrl"[: len(header)]),
         f"{settings['backbone']} at {settings['image_size']} px, batch {settings['batch_size']}, "
-        f"precision {settings['precision']}, predictions by {settings.get('backend', 'torch')}, "
-        f"{settings['repetitions']} turns, on {machine}; torch {facts['versions']['torch']}, commit `{commit}`. "
-        + ("Memory with batch 256." if on_gpu else "Memory with EfficientNetV2-B0."),
+        f"precision {settings['precision']}, predictions by {settings['backend']}, {settings['repetitions']} turns of "
+        f"{settings['steps']} training steps and {settings['images_a_turn']} images, medians, on "
+        f"{machine(results['environment'])}. Memory with {memory}.",
     )
 
 
-__all__ = ["CASES", "render_benchmark"]
+def render_latency(results: dict[str, Any]) -> str:
+    """The results of `latency.py` as a Markdown table.
+
+    Args:
+        results: What `--output` holds.
+
+    Returns:
+        Markdown: one row a wait, then the machine.
+    """
+    rows = []
+    for wait in results["waits"]:
+        row = [wait["what"], f"{statistics.median(wait['seconds']):.2f}"]
+        if wait["beside"]:
+            pairs = list(zip(wait["seconds"], wait["beside_seconds"], strict=True))
+            more = statistics.median(a - b for a, b in pairs)
+            times = statistics.median(a / b for a, b in pairs)
+            row += [wait["beside"], f"{statistics.median(wait['beside_seconds']):.2f}", f"{more:.2f}", f"{times:.2f}"]
+        else:
+            row += [""] * 4
+        rows.append([*row, wait["aim"]])
+    header = ["what", "s", "beside", "s", "s more", "times", "aim"]
+    turns = len(results["waits"][0]["seconds"])
+    return join(
+        table(header, rows, align="lrlrrrl"),
+        f"Medians of {turns} turns, differences and ratios within a turn, on {machine(results['environment'])}.",
+    )
+
+
+def render_prediction(results: dict[str, Any]) -> str:
+    """The results of `prediction.py` as a Markdown table.
+
+    Args:
+        results: What `--output` holds.
+
+    Returns:
+        Markdown: a row for each way of predicting, then the settings and the machine.
+    """
+    first, settings = next(iter(results["median"])), results["settings"]
+    ratios = results["ratio_to_first"]
+    rows = [[name, f"{rate:.1f}", f"{ratios[name]:.2f}"] for name, rate in results["median"].items()]
+    return join(
+        table(["what predicts", "images/s", f"times {first}"], rows, align="lrr"),
+        f"{settings['backbone']} at {settings['image_size']} px, batches of {settings['batch_size']}, "
+        f"{settings['images']} images a turn, medians of {len(results['images_per_second'][first])} turns, on "
+        f"{machine(results['environment'])}.",
+    )
+
+
+def render_quality(results: dict[str, Any]) -> str:
+    """The results of `time_to_quality.py` as a Markdown table.
+
+    Args:
+        results: What `report --output` holds.
+
+    Returns:
+        Markdown: a row for the baseline and for each seed of ours, the ratios, then the machine.
+    """
+
+    def row(name: str, times: dict[str, Any], test: float, difference: str) -> list[str]:
+        waits = ["never" if times[key] is None else f"{times[key] / 60:.1f}" for key in ("by_loss", "by_macro_f1")]
+        return [name, str(times["epochs"]), f"{times['total'] / 60:.1f}", *waits, f"{test:.3f}", difference]
+
+    bar, baseline = results["bar"], results["baseline"]
+    rows = [row("baseline", baseline["times"], baseline["test_macro_f1"], "")]
+    for name, ours in results["ours"].items():
+        title = name.replace("ours-seed", "ours, seed ")
+        rows.append(row(title, ours["times"], ours["test_macro_f1"], interval(ours["difference"], signed=True)))
+    ratios = [
+        f"**{'by loss' if measure == 'by_loss' else 'by macro-F1'}: "
+        + ("the bar was not reached by every seed" if found["without_cache"] is None else "")
+        + ("" if found["without_cache"] is None else f"{found['without_cache']:.1f} times as fast")
+        + ("" if found["with_cache"] is None else f" ({found['with_cache']:.1f} with the cache built first)")
+        + "**"
+        for measure, found in results["ratio_of_seconds"].items()
+    ]
+    header = ["who", "epochs", "min in all", "min to the loss", "min to the macro-F1", "test macro-F1", "difference"]
+    facts = results["facts"]
+    return join(
+        f"The bar is the baseline's epoch {bar['epoch']} of {baseline['times']['epochs']}, the one with the lowest "
+        f"validation loss: loss {bar['validation_loss']:.3f}, macro-F1 {bar['validation_macro_f1']:.3f}. Building the "
+        f"cache, once: {results['cache_seconds'] / 60:.1f} min. {'; '.join(ratios)}.",
+        table(header, rows, align="lrrrrrl"),
+        f"{facts['backbone']}, baseline at 224 px; ours by `{results['config']}`; split "
+        f"`{facts['split_sha256'][:12]}`, on {machine(facts['environment'])} (baseline) and commit "
+        f"`{results['ours_environment']['git']['commit'][:10]}` (ours).",
+    )
+
+
+__all__ = ["CASES", "machine", "render_benchmark", "render_latency", "render_prediction", "render_quality"]

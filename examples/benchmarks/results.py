@@ -8,19 +8,19 @@ import argparse
 import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark_report import render_benchmark
+from benchmark_report import render_benchmark, render_latency, render_prediction, render_quality
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.run_folder import RunFile
 from ham10000.training.study.figures import plot_study
 from ham10000.training.study.report import check_study, results_table, short_answer, study_markdown, targets_table
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-from ham10000.training.utils.files import atomic_write_json, atomic_write_text, read_json
-from ham10000.training.utils.markdown_text import interval, join, table
+from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, read_json
+from ham10000.training.utils.markdown_text import interval, table
 
 # In place of a block while there is no study of this version.
 NO_STUDY = "The study has not run yet."
@@ -93,20 +93,10 @@ def _render_speeds(results: Path, *, targets: bool) -> str:
     return "\n\n".join(render_benchmark(read_json(path), targets=targets) for path in paths)
 
 
-def render_prediction(results: Path) -> str:
-    """The table of `prediction.json`, as `examples/benchmarks/prediction.py --output` writes it."""
-    found = read_json(results / "prediction.json", optional=True)
-    if found is None:
-        return ""
-    first, facts, settings = next(iter(found["median"])), found["environment"], found["settings"]
-    rows = [[name, f"{rate:.1f}", f"{found['ratio_to_first'][name]:.2f}"] for name, rate in found["median"].items()]
-    turns = len(found["images_per_second"][first])
-    return join(
-        table(["what predicts", "images/s", f"times {first}"], rows, align="lrr"),
-        f"{settings['backbone']} at {settings['image_size']} px, batches of {settings['batch_size']}, "
-        f"{settings['images']} photographs a turn, medians of {turns} turns, on {facts['cpu']['count']} cores of "
-        f"{facts['cpu']['model']}; torch {facts['versions']['torch']}, commit `{facts['git']['commit'][:10]}`.",
-    )
+def _rendered(results: Path, file: str, render: Callable[[JsonObject], str]) -> str:
+    """What a benchmark's JSON file renders to; nothing before it has run."""
+    found = read_json(results / file, optional=True)
+    return "" if found is None else render(found)
 
 
 # What a document has between two markers of these names.
@@ -114,7 +104,9 @@ BLOCKS = {
     "answer": render_answer,
     "models": render_models,
     "results": render_results,
-    "prediction": render_prediction,
+    "prediction": functools.partial(_rendered, file="prediction.json", render=render_prediction),
+    "latency": functools.partial(_rendered, file="latency.json", render=render_latency),
+    "quality": functools.partial(_rendered, file="time_to_quality.json", render=render_quality),
     "speed": functools.partial(_render_speeds, targets=False),
     "targets": render_targets,
     "speed targets": functools.partial(_render_speeds, targets=True),

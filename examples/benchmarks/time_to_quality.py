@@ -156,6 +156,7 @@ def run_ours(options: argparse.Namespace) -> None:
             }
         )
         accelerator = build_accelerator(config)
+        atomic_write_json(options.work / "ours.json", {"config": options.config, "environment": environment()})
         cache_facts = options.work / "cache.json"
         if not cache_facts.is_file():
             processor = create_processor(config.model_config(), image_size=config.size, resizer=config.resizer)
@@ -203,7 +204,7 @@ def report(options: argparse.Namespace) -> None:
         raise Ham10000Error(f"{options.work}: finish `baseline` and `ours` first.")
     history = read_json(baseline / "history.json", list)
     bar = min(history, key=lambda row: row["validation_loss"])
-    cache = read_json(options.work / "cache.json")["seconds"]
+    cache, sides = read_json(options.work / "cache.json")["seconds"], read_json(options.work / "ours.json")
     theirs = _time_to(history, bar)
     with np.load(baseline / f"epoch{bar['epoch']}.npz") as arrays:
         order = np.argsort(arrays["image_ids"])
@@ -236,6 +237,8 @@ def report(options: argparse.Namespace) -> None:
         "cache_seconds": cache,
         "ratio_of_seconds": ratios,
         "facts": read_json(baseline / "facts.json"),
+        "config": sides["config"],
+        "ours_environment": sides["environment"],
     }
     print(json.dumps({name: found[name] for name in ("bar", "ratio_of_seconds")}, indent=1))
     if options.output:

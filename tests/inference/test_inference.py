@@ -66,7 +66,8 @@ def test_openvino_in_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize(("modality", "backbone"), [("image", "test_resnet"), ("fusion", "test_efficientnet")])
 @torch.no_grad()
-def openvino_computes_the_same(modality: str, backbone: str) -> None:
+def openvino_computes_the_same(modality: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAM10000_CACHE", str(tmp_path))
     model = make_model(modality, backbone)
     fast = optimize_for_inference(model, "fp32", backend="openvino")
     rough = optimize_for_inference(model, "bf16", backend="openvino")
@@ -77,6 +78,26 @@ def openvino_computes_the_same(modality: str, backbone: str) -> None:
         expected = model(**inputs).logits
         torch.testing.assert_close(fast(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(rough(**inputs).logits.softmax(-1), expected.softmax(-1), rtol=0, atol=0.03)
+
+    # Read from the cache by what it is: other weights are another entry, a damaged one is made anew.
+    import openvino
+
+    (kept,) = (tmp_path / "openvino").iterdir()
+    converted = []
+    convert = openvino.convert_model
+    monkeypatch.setattr(openvino, "convert_model", lambda *a, **k: converted.append(1) or convert(*a, **k))
+    again = optimize_for_inference(model, "fp32", backend="openvino")
+    assert not converted
+    assert torch.equal(again(**inputs).logits, fast(**inputs).logits)
+    next(model.backbone.parameters()).mul_(2)
+    optimize_for_inference(model, "fp32", backend="openvino")
+    assert len(converted) == 1
+    weights = kept / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    next(model.backbone.parameters()).div_(2)
+    mended = optimize_for_inference(model, "fp32", backend="openvino")
+    assert len(converted) == 2
+    assert torch.equal(mended(**inputs).logits, fast(**inputs).logits)
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion", "metadata"])

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
-from ham10000.training.data.loader import default_cache_dir
 from ham10000.training.train import build_accelerator, build_model, check_forward, check_trackers, main
 from ham10000.training.utils.cli import progress_bar
+from ham10000.training.utils.files import default_cache_dir
 
 OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
 NOT_INSTALLED = sorted(set(LoggerType.list()) - {"all"} - {str(name) for name in get_available_trackers()})

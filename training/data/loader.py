@@ -30,6 +30,7 @@ from ham10000.training.data.augment import Augment, working_size
 from ham10000.training.data.readers import StoredImage
 from ham10000.training.data.sources import metadata_frame
 from ham10000.training.utils.cli import progress_bar
+from ham10000.training.utils.files import default_cache_dir
 
 # Pixels of a training frame to each pixel that training reads, in each direction: more than `Augment` samples, for
 # crops.
@@ -37,19 +38,6 @@ CACHE_FACTOR = 2
 
 # Part of the key: raise it when the same images and settings would give other bytes.
 _FORMAT = 2
-
-
-def default_cache_dir() -> Path:
-    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder; an error for a user without a home directory."""
-    if named := os.environ.get("HAM10000_CACHE"):
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ham10000"
-    except RuntimeError as error:
-        raise Ham10000Error(
-            "There is no place for the image cache: this user has no home directory. Name a folder as --cache_dir, or "
-            "in $HAM10000_CACHE."
-        ) from error
 
 
 def _encoded(dataset: datasets.Dataset) -> datasets.Dataset:

@@ -1,14 +1,20 @@
 """A copy of a model that only predicts, for speed: batch norm folded, channels last, bf16 if wanted."""
 
+import contextlib
 import copy
+import hashlib
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification
+from ham10000.training.utils.files import default_cache_dir, scratch_folder
 from ham10000.training.utils.hardware import resolve_precision
 
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -33,7 +39,7 @@ def optimize_for_inference(
         model: The model, in evaluation mode, on any device.
         precision: `fp32`; `bf16`; or `auto`, which is bf16 where the hardware computes it natively, else fp32.
         backend: `torch`, or `openvino`, which computes the backbone faster on a CPU once it is converted; that takes
-            seconds, so it is for thousands of images.
+            seconds the first time, so it is for many images.
 
     Returns:
         The copy; for the metadata variant a plain copy.
@@ -109,8 +115,8 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
 class OpenVinoBackbone(nn.Module):
     """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO.
 
-    The network is traced once, for any batch size and for images of any size it takes. It cannot be trained or moved
-    to another device.
+    The network is traced once, for any batch size and for images of any size it takes, and kept in the folder
+    `openvino` of the cache ($HAM10000_CACHE) for the next process. It cannot be trained or moved to another device.
 
     Args:
         backbone: A timm backbone on the CPU, in evaluation mode.
@@ -133,9 +139,8 @@ class OpenVinoBackbone(nn.Module):
             raise Ham10000Error(f"The OpenVINO backend computes on the CPU; the model is on {example.device}.")
         self.pretrained_cfg = backbone.pretrained_cfg
         try:
-            converted = openvino.convert_model(backbone, example_input=example, input=[-1, 3, -1, -1])
             settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision.replace("fp", "f")}
-            self.compiled = openvino.Core().compile_model(converted, "CPU", settings)
+            self.compiled = openvino.Core().compile_model(_converted(openvino, backbone, example), "CPU", settings)
         except RuntimeError as error:
             raise Ham10000Error(f"OpenVINO cannot convert this backbone: {str(error).splitlines()[0]}") from error
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)  # tells a model its device and dtype
@@ -143,3 +148,26 @@ class OpenVinoBackbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, 3, height, width) float32 to (batch, features) float32."""
         return torch.from_numpy(self.compiled(pixel_values.contiguous().numpy())[0].copy())
+
+
+def _converted(openvino: Any, backbone: nn.Module, example: torch.Tensor) -> Any:
+    """The network as an `openvino.Model`: read from the cache, or converted and, where that can be written, kept."""
+    key = hashlib.sha256(repr((backbone, backbone.pretrained_cfg)).encode())
+    key.update(" ".join((openvino.__version__, torch.__version__, timm.__version__)).encode())
+    for name, value in backbone.state_dict().items():
+        key.update(name.encode())
+        key.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    folder = None
+    with contextlib.suppress(Ham10000Error):  # without a home directory nothing is kept
+        folder = default_cache_dir() / "openvino" / key.hexdigest()[:32]
+    if folder is not None and folder.is_dir():
+        with contextlib.suppress(RuntimeError):
+            return openvino.Core().read_model(folder / "model.xml")
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
+    converted = openvino.convert_model(backbone, example_input=example, input=[-1, 3, -1, -1])
+    if folder is not None:
+        # A folder that another process has made meanwhile stays; a full or read-only disk keeps nothing.
+        with contextlib.suppress(OSError, RuntimeError), scratch_folder(folder.parent) as scratch:
+            openvino.save_model(converted, Path(scratch, "new", "model.xml"), compress_to_fp16=False)
+            Path(scratch, "new").replace(folder)
+    return converted

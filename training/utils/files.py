@@ -130,6 +130,19 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
+def default_cache_dir() -> Path:
+    """`$HAM10000_CACHE`, or `ham10000` in the user's cache folder; an error for a user without a home directory."""
+    if named := os.environ.get("HAM10000_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ham10000"
+    except RuntimeError as error:
+        raise Ham10000Error(
+            "There is no place for the cache: this user has no home directory. Name a folder as --cache_dir, or in "
+            "$HAM10000_CACHE."
+        ) from error
+
+
 def to_json(value: object) -> str:
     """Strict, indented JSON with a final newline.
 
