@@ -11,7 +11,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from ham10000.modeling import Ham10000Config, create_model
 from ham10000.training.utils.files import atomic_write_json
-from ham10000.training.utils.hardware import environment, keep_freed_memory, keep_strided_depthwise_fp32
+from ham10000.training.utils.hardware import (
+    environment,
+    keep_freed_memory,
+    keep_strided_depthwise_fp32,
+    resolve_precision,
+)
 
 # Part of an operation's name to its kind; the first that fits counts.
 KINDS = {
@@ -34,8 +39,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
+    precision = resolve_precision("auto")
     model = create_model(Ham10000Config(modality="image", backbone=options.backbone)).train()
-    keep_strided_depthwise_fp32(model)
+    if precision == "bf16":
+        keep_strided_depthwise_fp32(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     pixels = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -43,7 +50,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(pixel_values=pixels, labels=labels).loss
         loss.backward()
         optimizer.step()

@@ -269,7 +269,7 @@ def main(argv: Sequence[str]) -> None:
         command.add_argument("--split_seed", type=int, default=42)
     commands.choices["baseline"].add_argument("--epochs", type=int, default=10)
     commands.choices["ours"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    commands.choices["ours"].add_argument("--config", default="examples/configs/recipe_b0.yaml")
+    commands.choices["ours"].add_argument("--config", default="examples/configs/recipe_fast.yaml")
     options = parser.parse_args(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     {"baseline": run_baseline, "ours": run_ours, "report": report}[options.command](options)
