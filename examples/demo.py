@@ -3,7 +3,7 @@
 The model trained on the real data, in examples/checkpoints, answers too.
 
     runs/demo/
-    ├── data/                        1,000 synthetic photographs in HAM10000's own layout
+    ├── data/                        800 synthetic images in HAM10000's own layout
     ├── image/ metadata/ fusion/     a checkpoint each, with eval_results.json, predictions.csv and figures/
     ├── images/                      a few photographs that none of them was trained on
     ├── predictions.csv              the fusion model's answer to these
@@ -37,7 +37,7 @@ ROOT = Path("runs/demo")
 DATA = ROOT / "data"
 # Small images, a small network from random weights, a high learning rate: half a minute a variant is enough.
 NETWORK = "--backbone test_resnet --backbone_kwargs {} --pretrained none --image_size 64"
-RECIPE = "--epochs 14 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
+RECIPE = "--epochs 14 --train_scales 0.5 1 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
 
 
 def run(program: str, main: Callable[[list[str]], int], arguments: str) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     start = time.perf_counter()
     shutil.rmtree(ROOT, ignore_errors=True)
     print("Demo on SYNTHETIC data: it shows that everything works. Its numbers mean nothing about skin.")
-    run("ham10000-data", data_main, f"--data synthetic:1000 --export {DATA}")
+    run("ham10000-data", data_main, f"--data synthetic:800 --export {DATA}")
     common = f"--data {DATA} --cache_dir {ROOT / 'cache'}"
     for modality in MODALITIES:
         output = f"--output_dir {ROOT / modality}"
