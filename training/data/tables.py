@@ -88,7 +88,8 @@ _SPELLINGS = {
 LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
 
 
-def _error(message: str) -> Exception:
+def input_error(message: str) -> Exception:
+    """A Ham10000Error, whose module takes seconds to import."""
     from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
     return Ham10000Error(message)
@@ -146,7 +147,7 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
             # Strict: otherwise a quote that is never closed takes in all rows that follow.
             header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter, strict=True), [])]
             if repeated := sorted({name for name in header if header.count(name) > 1}):
-                raise _error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
+                raise input_error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
             end = 1
             reader = csv.reader([] if header_only else stream, delimiter=delimiter, strict=True)
             for row in reader:
@@ -154,20 +155,22 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
                 if not any(row):
                     continue
                 if end != line:
-                    raise _error(
+                    raise input_error(
                         f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the "
                         "cell on one line."
                     )
                 if len(row) != len(header):
-                    raise _error(
+                    raise input_error(
                         f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the cells."
                     )
                 rows.append([restore_cell(cell) for cell in row])
                 lines.append(line)
     except csv.Error as error:
-        raise _error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
+        raise input_error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _error(f"{path} is not a UTF-8 text table: {error}. Save it as csv (UTF-8), with a header.") from error
+        raise input_error(
+            f"{path} is not a UTF-8 text table: {error}. Save it as csv (UTF-8), with a header."
+        ) from error
     return header, rows, lines
 
 
@@ -186,7 +189,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise _error(f"{path} is not a UTF-8 text file: {error}.") from error
+        raise input_error(f"{path} is not a UTF-8 text file: {error}.") from error
     fields = {name for names in SYNONYMS.values() for name in names}
     for line, text in enumerate(texts, start=1):
         if not text.strip():
@@ -194,12 +197,12 @@ def read_table(path: Path) -> "pd.DataFrame":
         try:
             record = json.loads(text)
         except (RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
-            raise _error(f"{path}, line {line}: not JSON: {error}.") from error
+            raise input_error(f"{path}, line {line}: not JSON: {error}.") from error
         if not isinstance(record, dict):
-            raise _error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+            raise input_error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
         if nested := [name for name in record if name in fields and isinstance(record[name], (list, dict))]:
             value = record[nested[0]]
-            raise _error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
+            raise input_error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
         records[line] = record
     return as_strings(pd.DataFrame(list(records.values()), index=list(records), dtype=object))
 
@@ -223,7 +226,7 @@ def candidates(name: str, header: Iterable[str]) -> list[str]:
     for column in header:
         key = spelled(column).replace(" ", "_")
         if key in SYNONYMS[name] and found.setdefault(key, column) != column:
-            raise _error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
+            raise input_error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
     return [found[key] for key in SYNONYMS[name] if key in found]
 
 
@@ -239,7 +242,7 @@ def match_columns(
     for name in fields:
         if name in given:
             if given[name] not in header:
-                raise _error(
+                raise input_error(
                     f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
                 )
             matched[name] = given[name]
@@ -286,10 +289,10 @@ class DataOptions:
         """
         pairs = _pairs("columns", "ours=theirs", columns)
         if unknown := sorted(set(pairs) - set(SYNONYMS)):
-            raise _error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
+            raise input_error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
         words = [spelled(label) for label in labels]
         if labels and (len(set(words)) != len(words) or len(words) < 2 or "" in words):
-            raise _error(f"--labels needs at least two different names, got {list(labels)}.")
+            raise input_error(f"--labels needs at least two different names, got {list(labels)}.")
         return cls(pairs, tuple(labels), _pairs("label_map", "old=new", label_map), group_by)
 
 
@@ -298,9 +301,9 @@ def _pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         old, equals, new = text.partition("=")
         if not equals or not old.strip() or not new.strip():
-            raise _error(f"--{option} {text!r}: expected {form}.")
+            raise input_error(f"--{option} {text!r}: expected {form}.")
         if pairs.setdefault(old.strip(), new.strip()) != new.strip():
-            raise _error(f"--{option} gives {old.strip()!r} twice, {pairs[old.strip()]!r} and {new.strip()!r}.")
+            raise input_error(f"--{option} gives {old.strip()!r} twice, {pairs[old.strip()]!r} and {new.strip()!r}.")
     return pairs
 
 
@@ -350,7 +353,7 @@ def read_labels(
     present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
     mapped = {spelled(old): new for old, new in options.label_map.items()}
     if absent := sorted(set(mapped) - set(present)):
-        raise _error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
+        raise input_error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
     after = {word: mapped.get(word, word) for word in present}  # still the users' words
     known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
     notes: list[str] = []
