@@ -358,9 +358,7 @@ def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
 
 
 def _train(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    data: tuple[datasets.Dataset, DataReport] | None,
+    config: TrainConfig, accelerator: Accelerator, data: tuple[datasets.Dataset, DataReport] | None
 ) -> Progress:
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
     dataset, report = load_configured(config) if data is None else data

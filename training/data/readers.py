@@ -354,11 +354,7 @@ def downloads() -> tuple[Path, ...]:
 
 
 def from_splits(
-    source: str,
-    splits: datasets.DatasetDict,
-    options: DataOptions,
-    *,
-    roots: tuple[Path, ...] | None = None,
+    source: str, splits: datasets.DatasetDict, options: DataOptions, *, roots: tuple[Path, ...] | None = None
 ) -> RawSource:
     """Joins the splits of a loaded dataset; its own division is not trusted.
 

@@ -279,11 +279,7 @@ def lesions_known(rows: pd.DataFrame) -> bool:
 
 
 def check_rows(
-    raw: RawSource,
-    options: DataOptions,
-    *,
-    unreadable_images: np.ndarray | None,
-    fixes: Collection[str] = (),
+    raw: RawSource, options: DataOptions, *, unreadable_images: np.ndarray | None, fixes: Collection[str] = ()
 ) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
     """Checks and normalises every row.
 

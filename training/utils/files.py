@@ -131,11 +131,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def to_json(value: object) -> str:
-    """Strict, indented JSON with a final newline.
-
-    Raises:
-        ValueError: For NaN or an infinity, which are not JSON and which other languages refuse to read.
-    """
+    """Strict, indented JSON with a final newline; a ValueError for NaN or an infinity, which are not JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -145,11 +141,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> Path:
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool = False) -> Any:
-    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist.
-
-    Raises:
-        Ham10000Error: If the file does not exist, cannot be read, or is not JSON of that type.
-    """
+    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist."""
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
