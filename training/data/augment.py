@@ -103,13 +103,10 @@ class Augment:
         )
 
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
-        """Draws the parameters of a batch on the CPU.
+        """Draws the parameters of a batch on the CPU; a generator's state gives the same on every machine.
 
-        Args:
-            batch_size: Number of images.
-            generator: Its state gives the same parameters on every machine.
-            aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
-                squashed to the network's square: a round lesion stays as round as the network sees it in use.
+        A rotation is one of the frame, in pixels, before it is squashed to the network's square, so its `aspect`,
+        width over height, matters: a round lesion stays as round as the network sees it in use.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -221,7 +218,7 @@ def mix_batch(
         seed: Decides the kind, the share and the box; the same on every process of a step.
 
     Returns:
-        The mixed images, and the targets of the loss: the own labels and the partners', each with its share.
+        The mixed images, and the targets of the loss: the images' labels and the partners', each with its share.
     """
     if not (mixup or cutmix) or len(labels) < 2:
         return pixel_values, [(labels, 1.0)]

@@ -122,15 +122,10 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 
 
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+    """Reads a file with commas, tabs or semicolons and a header: the header, the rows as strings, the line of each.
 
-    Args:
-        path: A file with commas, tabs or semicolons and a header.
-        header_only: Read no rows.
-
-    Returns:
-        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
-        each.
+    The csv module, unlike pandas, knows the line of every record. Cells that `files.escape_cell` wrote are as they
+    were before it.
 
     Raises:
         Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
@@ -175,11 +170,7 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
-
-    Raises:
-        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
-    """
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line."""
     import pandas as pd
 
     if path.suffix.lower() != ".jsonl":
@@ -217,11 +208,7 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def candidates(name: str, header: Iterable[str]) -> list[str]:
-    """The columns of a table that may be a field, the best first.
-
-    Raises:
-        Ham10000Error: Where two columns differ in case or punctuation only.
-    """
+    """The columns of a table that may be a field, the best first; no two may differ in case or punctuation only."""
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
@@ -233,11 +220,7 @@ def candidates(name: str, header: Iterable[str]) -> list[str]:
 def match_columns(
     header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
 ) -> dict[str, str]:
-    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
-
-    Raises:
-        Ham10000Error: For a given column that does not exist, or two columns of one name.
-    """
+    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there."""
     matched = {}
     for name in fields:
         if name in given:
@@ -265,8 +248,7 @@ class DataOptions:
         columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.
         labels: The label set in order; empty to take it from the data.
         label_map: Labels of the source to those they are read as, such as `{"naevus": "nv"}`.
-        group_by: The column whose rows of one value stay on one side of a split, such as `patient_id`; by default
-            the lesion.
+        group_by: The column whose rows of one value stay on one side, such as `patient_id`; by default the lesion.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -106,13 +106,8 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
 class OpenVinoBackbone(nn.Module):
     """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO.
 
-    The network is traced once, for any batch size and for images of any size it takes. It cannot be trained or moved
-    to another device.
-
-    Args:
-        backbone: A timm backbone on the CPU, in evaluation mode.
-        precision: `fp32` or `bf16`.
-        example: (batch, 3, height, width) float32 pixel values to trace with.
+    The network, on the CPU and in evaluation mode, is traced once with example pixels, for any batch size and for
+    images of any size it takes. It cannot be trained or moved to another device.
 
     Raises:
         Ham10000Error: If OpenVINO is not installed, the backbone is not on the CPU, or it cannot be converted.
