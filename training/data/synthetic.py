@@ -290,21 +290,17 @@ def _noise(rng: np.random.Generator, cells: int, size: tuple[int, int] = (_TEXTU
     return np.asarray(coarse.resize(size, Image.Resampling.BILINEAR))
 
 
-def _curve(rng: np.random.Generator, start: np.ndarray, length: float, bend: float) -> list[tuple[float, float]]:
-    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend) + rng.normal(0, 0.12, 9))
-    steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 9
-    points = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    return [(float(x), float(y)) for x, y in points]
-
-
 def _draw_hairs(image: Image.Image, count: int, rng: np.random.Generator) -> None:
     draw = ImageDraw.Draw(image)
     size = np.array(image.size)
     tone = rng.uniform(25, 90)
     colour = (int(tone * 1.1), int(tone * 0.85), int(tone * 0.75))
     for _ in range(count):
-        path = _curve(rng, rng.uniform(0, 1, 2) * size, rng.uniform(0.3, 0.9) * size[1], 0.08)
-        draw.line(path, fill=colour, width=1 if rng.random() < 0.8 else 2)
+        start, length = rng.uniform(0, 1, 2) * size, rng.uniform(0.3, 0.9) * size[1]
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.08) + rng.normal(0, 0.12, 9))
+        steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 9
+        points = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+        draw.line([(float(x), float(y)) for x, y in points], fill=colour, width=1 if rng.random() < 0.8 else 2)
 
 
 def _spots(
