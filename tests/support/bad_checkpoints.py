@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bad_input import Case
+from bad_input import Case, written
 from safetensors.torch import load, save
 
 from ham10000.hub_upload.convert_checkpoint import read_weights
@@ -70,10 +70,6 @@ def setting(file: str, **values: Any) -> Edit:
     return edit
 
 
-def content(file: str, data: bytes | str) -> Edit:
-    return lambda checkpoint: (checkpoint / file).write_bytes(data.encode() if isinstance(data, str) else data)
-
-
 def absent(file: str) -> Edit:
     return lambda checkpoint: (checkpoint / file).unlink()
 
@@ -88,7 +84,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
 
 
 def cut(share: float) -> Edit:
-    return lambda checkpoint: content(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
+    return lambda checkpoint: written(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
 
 
 def shards(target: Callable[[Path], str]) -> Edit:
@@ -181,7 +177,7 @@ FOLDERS = [
     case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
     case("config absent", absent(CONFIG), "config.json"),
     case("config a folder", folder_named(CONFIG), "config.json"),
-    *[case(f"config {name}", content(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
+    *[case(f"config {name}", written(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
     case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
     case(
         "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
@@ -195,7 +191,7 @@ FOLDERS = [
     case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
     case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
     case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
-    *[case(f"processor {name}", content(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
+    *[case(f"processor {name}", written(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
     *[case(f"processor {k} {v!r}", setting(PROCESSOR, **{k: v}), text) for k, v, text in IN_PROCESSOR],
     *[
         case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
@@ -219,11 +215,11 @@ FOLDERS = [
     case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
     case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
     case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
-    case("weights a pickle by another name", content(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
-    case("weights of zero bytes", content(WEIGHTS, b""), *DAMAGED),
-    case("weights are text", content(WEIGHTS, b"not weights" * 9), *DAMAGED),
-    case("weights are a pointer of Git LFS", content(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
-    case("weights with an endless header", content(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
+    case("weights a pickle by another name", written(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
+    case("weights of zero bytes", written(WEIGHTS, b""), *DAMAGED),
+    case("weights are text", written(WEIGHTS, b"not weights" * 9), *DAMAGED),
+    case("weights are a pointer of Git LFS", written(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
+    case("weights with an endless header", written(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
     *[case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
     case(
         "weights of six classes",
@@ -244,7 +240,7 @@ FOLDERS = [
     *[case(f"index {name}", index(text), "checkpoint") for name, text in BAD_INDEX.items()],
     Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
     Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("has no config.json",)),
-    case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
+    case("untrusted code beside it", written("evil.py", "raise SystemExit"), check=_loads),
     case("code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads),
 ]
 
@@ -256,11 +252,7 @@ def _torch_bytes(value: Any, new: bool = True) -> bytes:
 
 
 def to_convert(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:
-    def build(folder: Path) -> Path:
-        (folder / file).write_bytes(make())
-        return folder / file
-
-    return Case("weights to convert", name, build, read_weights, (file, *fragments))
+    return Case("weights to convert", name, lambda f: written(file, make())(f), read_weights, (file, *fragments))
 
 
 _SMALL = {"a.weight": torch.arange(600.0)}

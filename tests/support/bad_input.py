@@ -36,6 +36,16 @@ class Case:
         return f"{self.category}-{self.name}"
 
 
+def written(name: str, content: bytes | str) -> Callable[[Path], Path]:
+    """Makes a file in a folder, and returns its path."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder / name
+
+    return build
+
+
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file and folder below a folder with its size and time of change."""
     return {
