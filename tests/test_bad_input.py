@@ -1,6 +1,5 @@
 """The bad-input corpus: each case ends in the documented result or in one error that says where and what."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import bad_pictures
 import bad_splits
 import bad_tables
 import pytest
-from bad_input import Case, judge, listing
+from bad_input import Case, judge, listing, written
 from transformers.utils import logging as transformers_logging
 
 from ham10000.training import predict, train
@@ -44,10 +43,6 @@ def test_case(case: Case, tmp_path: Path, record_property: Callable[[str, object
     assert not Path("payload-ran").exists(), "code in a pickle ran"
 
 
-def test_no_case_is_there_twice() -> None:
-    assert [name for name, count in Counter(case.id for case in CASES).items() if count > 1] == []
-
-
 # Through the command lines: (program, arguments made in a folder, fragments of the message).
 Command = tuple[str, Callable[[Path], Sequence[str]], tuple[str, ...]]
 PROGRAMS: dict[str, Callable[..., int]] = {
@@ -76,11 +71,7 @@ def _predict(
 
 
 def _metadata(text: str) -> Callable[[Path], Sequence[str]]:
-    def build(folder: Path) -> Sequence[str]:
-        (folder / "m.csv").write_text(text)
-        return _predict("--metadata", str(folder / "m.csv"))(folder)
-
-    return build
+    return lambda folder: _predict("--metadata", str(written("m.csv", text)(folder)))(folder)
 
 
 def _table(table: str, *options: str) -> Callable[[Path], Sequence[str]]:
@@ -93,11 +84,7 @@ def _table(table: str, *options: str) -> Callable[[Path], Sequence[str]]:
 
 
 def _train_config(text: str) -> Callable[[Path], Sequence[str]]:
-    def build(folder: Path) -> Sequence[str]:
-        (folder / "c.yaml").write_text(text)
-        return ["--config", str(folder / "c.yaml"), "--output_dir", str(folder / "run")]
-
-    return build
+    return lambda folder: ["--config", str(written("c.yaml", text)(folder)), "--output_dir", str(folder / "run")]
 
 
 def _evaluate(edit: Callable[[Path], Any] | None = None) -> Callable[[Path], Sequence[str]]:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
@@ -32,13 +31,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # Without batch norm, whose statistics each process keeps for itself.
 FLAT = ["--backbone", "test_vit", "--backbone_kwargs", '{"img_size": 32}', "--image_size", "32"]
 FLAT += ["--pretrained", "none", "--trackers", "none"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def load_example(name: str) -> ModuleType:
