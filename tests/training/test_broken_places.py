@@ -94,7 +94,6 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
     """A run of one epoch, evaluated."""
-    AcceleratorState._reset_state(True)
     folder = tmp_path_factory.mktemp("places") / "run"
     places = ["--data", str(synthetic_folder), "--cache_dir", str(folder.parent / "cache")]
     assert train([*TINY, *places, "--epochs", "1", "--output_dir", str(folder)]) == 0
