@@ -100,25 +100,15 @@ class ClassificationLoss:
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every training state.
+    """Where a run stands; saved with every training state."""
 
-    Attributes:
-        epoch: The epoch in progress, from 0.
-        step: Optimiser steps done in it.
-        kept_epoch: Number of the epoch whose weights the checkpoint has, from 1; 0 before the first.
-        kept_loss: Its validation loss; None without validation.
-        loss_sum: Sum of the losses of the epoch's steps.
-        seconds: Training time of the epoch so far.
-        history: One row per finished epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    kept_epoch: int = 0
-    kept_loss: float | None = None
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    epoch: int = 0  # the one in progress, from 0
+    step: int = 0  # optimiser steps done in it
+    kept_epoch: int = 0  # the epoch whose weights the checkpoint has, from 1; 0 before the first
+    kept_loss: float | None = None  # its validation loss; None without validation
+    loss_sum: float = 0.0  # over the epoch's steps
+    seconds: float = 0.0  # training time of the epoch so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
 
 
 def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:

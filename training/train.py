@@ -84,19 +84,12 @@ def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it.
+    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it."""
 
-    Attributes:
-        name: Its Hub id, or the name of its folder.
-        labels: Its labels.
-        data: `HAM10000` or `synthetic` where it was trained on that, the name of its data where it says so, else None.
-        head: Whether its classifier was taken over too.
-    """
-
-    name: str
+    name: str  # its Hub id, or the name of its folder
     labels: list[str]
-    data: str | None
-    head: bool
+    data: str | None  # `HAM10000` or `synthetic` where it was trained on that, or the name of its data where known
+    head: bool  # whether its classifier was taken over too
 
 
 def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseModel:

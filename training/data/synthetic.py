@@ -180,17 +180,11 @@ _SKINS = ((226, 182, 164), (214, 158, 146), (196, 148, 124), (204, 176, 168), (2
 
 @dataclass
 class Lesion:
-    """One lesion as all of its photographs show it.
+    """One lesion as all of its photographs show it."""
 
-    Attributes:
-        surface: 128x128 RGBA, the lesion seen from straight above; alpha is how much of the skin it covers.
-        skin: RGB of the skin around it.
-        hairiness: Mean number of hairs in a photograph.
-    """
-
-    surface: Image.Image
-    skin: np.ndarray
-    hairiness: float
+    surface: Image.Image  # 128x128 RGBA, the lesion seen from straight above; alpha is how much of the skin it covers
+    skin: np.ndarray  # RGB around it
+    hairiness: float  # mean number of hairs in a photograph
 
     @classmethod
     def draw(cls, dx: str, rng: np.random.Generator) -> "Lesion":

@@ -36,27 +36,18 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 class Predictions:
     """What a model says about some samples.
 
-    Attributes:
-        samples: The samples that were predicted.
-        probabilities: (samples, classes), by the checkpoint's temperature.
-        answers: (samples,) class ids by the decision rule.
-        config: Gives the labels and their plain names.
-        calibration: What is known about the probabilities.
-        sets: (samples, classes) bool prediction sets, or None.
-        coverage: What the sets promise in every class, for images like the training data.
-        given: Of a single sample, its metadata as the model reads it, by field; may be empty.
-        unknown: Of a single sample, (classes,) probabilities with its metadata unknown; None not to compare.
+    Of a single sample, `given` is its metadata as the model reads it, by field, and may be empty.
     """
 
     samples: Sequence[Sample]
-    probabilities: np.ndarray
-    answers: np.ndarray
+    probabilities: np.ndarray  # (samples, classes), by the checkpoint's temperature
+    answers: np.ndarray  # (samples,) class ids by the decision rule
     config: Ham10000Config = dataclasses.field(default_factory=Ham10000Config)
     calibration: Calibration = Calibration()
-    sets: np.ndarray | None = None
-    coverage: float | None = None
+    sets: np.ndarray | None = None  # (samples, classes) bool
+    coverage: float | None = None  # what the sets promise in every class, for images like the training data
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    unknown: np.ndarray | None = None
+    unknown: np.ndarray | None = None  # (classes,) of a single sample with its metadata unknown; None not to compare
 
     def named_set(self, row: int) -> list[str]:
         """Names of the classes in a sample's set."""
