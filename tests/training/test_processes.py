@@ -11,17 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from fork_server import Child, ForkServer
-from run_checks import assert_same_run, history
+from run_checks import assert_same_run, history, wait_for_states
 from safetensors.torch import load_file
-
-from ham10000.training.run_folder import training_states
 
 # Neither batch norm nor dropout: what is left is arithmetic, which must not depend on the processes.
 PLAIN = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "32"]
@@ -46,18 +43,10 @@ def run_ranks(forks: ForkServer, world_size: int, argv: list[str], command: str 
     return ranks
 
 
-def wait_for_state(folder: Path, are_running: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not training_states(folder):
-        assert are_running()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def begin(forks: ForkServer, folder: Path, data: Path) -> list[Child]:
     """Two processes that have saved a state."""
     ranks = forks.start_ranks(2, options(folder, data, *STEPS))
-    wait_for_state(folder, lambda: all(rank.is_running() for rank in ranks))
+    wait_for_states(folder, lambda: all(rank.is_running() for rank in ranks))
     return ranks
 
 
@@ -218,7 +207,7 @@ def launch(folder: Path, data: Path) -> subprocess.Popen[str]:
     script = str(Path(__file__).parents[2] / "training" / "train.py")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen([*command, script, *options(folder, data, *STEPS)], **pipes)
-    wait_for_state(folder, lambda: process.poll() is None, 300)
+    wait_for_states(folder, lambda: process.poll() is None)
     return process
 
 
