@@ -51,7 +51,8 @@ def read_only(*folders: Path) -> Iterator[None]:
     if is_root:
         if not hasattr(libc, "capset") or libc.capget(header, sets) != 0:
             pytest.skip("root writes everywhere on this system, and its capabilities cannot be dropped")
-        sets[0] ^= 1 << _CAP_DAC_OVERRIDE
+        effective = sets[0]
+        sets[0] = effective & ~(1 << _CAP_DAC_OVERRIDE)
         assert libc.capset(header, sets) == 0
     try:
         for folder in folders:
@@ -63,7 +64,7 @@ def read_only(*folders: Path) -> Iterator[None]:
         for folder, mode in modes.items():
             folder.chmod(mode)
         if is_root:
-            sets[0] ^= 1 << _CAP_DAC_OVERRIDE
+            sets[0] = effective
             assert libc.capset(header, sets) == 0
 
 
