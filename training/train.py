@@ -269,14 +269,9 @@ def run_summary(
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
-    Args:
-        config: The resolved configuration.
-        split: The division of the data.
-        engine: The engine, before or after `fit`.
-        seconds: Wall time of the session so far.
-        notes: What the data report noted.
-        started: `environment()` at the start: the code on disk may be another one by the end.
-        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
+    `seconds` are those of the session so far, `notes` the data report's, `started` is `environment()` at the start, as
+    the code on disk may be another one by the end, and `origin` has `base_model`, a `BaseModel` as a dict, and
+    `weights_sha256`.
     """
     progress, now = engine.progress, environment()
     rates = sorted(row["images_per_second"] for row in progress.history)

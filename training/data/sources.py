@@ -276,13 +276,9 @@ def lesions_known(rows: pd.DataFrame) -> bool:
 def check_rows(
     raw: RawSource, options: DataOptions, *, unreadable_images: np.ndarray | None, fixes: Collection[str] = ()
 ) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
-    """Checks and normalises every row.
+    """Checks and normalises every row, with the given `fixes` of `load_data`.
 
-    Args:
-        raw: The rows; its notes come first in the report.
-        options: The label set and its map.
-        unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
-        fixes: The given ones of `load_data`'s options that drop rows or read values as missing.
+    `unreadable_images` is (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
 
     Returns:
         The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and

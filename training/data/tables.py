@@ -311,22 +311,15 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
 def read_labels(
     values: "pd.Series", options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
 ) -> tuple[list[str], "pd.Series", list[str]]:
-    """Reads the labels of a source and finds the set they form.
+    """Reads the labels of a source, after the options' `label_map`, and finds the set they form.
 
-    Args:
-        values: The label of each row as it is written.
-        options: Its `labels` are the set, its `label_map` is applied first.
-        declared: Further labels that the source has a column for, whether or not a row has it.
-        name: The column, for messages.
-        ours: The set is HAM10000's, whatever the rows say.
+    The options' `labels` are the set, or where it is `ours` HAM10000's seven, whatever the rows say. `declared` are
+    further labels that the source has a column for, whether or not a row has it.
 
     Returns:
         The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
         source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
         sentence for each decision.
-
-    Raises:
-        Ham10000Error: Where `label_map` names a label that does not occur.
     """
     from ham10000.modeling.configuration_ham10000 import LABELS
     from ham10000.modeling.processing_ham10000 import MISSING_VALUES

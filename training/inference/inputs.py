@@ -66,14 +66,11 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_metadata(
     path: str | os.PathLike[str], fields: Sequence[str], columns: Mapping[str, str] | None = None
 ) -> MetadataTable:
-    """Reads a csv of metadata; only the columns of the fields are kept.
+    """Reads a csv of metadata; only the columns of the checkpoint's fields are kept.
 
-    Args:
-        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a
-            row is named by the file's name with or without suffix, or by its path, relative to the csv or to the
-            working directory.
-        fields: The metadata fields of the checkpoint.
-        columns: Our field to the csv's column, where it is not recognised.
+    It is separated by comma, semicolon or tab, with a header, and names as in training (`SYNONYMS`) or as `columns`
+    gives them. The image of a row is named by the file's name with or without suffix, or by its path, relative to the
+    csv or to the working directory.
 
     Raises:
         Ham10000Error: If the file cannot be read, has none of the fields, or names an image twice.

@@ -235,14 +235,10 @@ class ImageFiles:
         return sum(len(paths) for paths in self._by_stem.values())
 
     def find(self, name: str, near: Path) -> str | None:
-        """Finds the file of an image: its path, or None.
+        """Finds the file of an image: its path, or None; two different files of the name are an error.
 
-        Args:
-            name: An id, a file name or the end of a path, with or without suffix; the suffix may be another.
-            near: The folder that a path is relative to; a file there goes before others of the same name.
-
-        Raises:
-            Ham10000Error: Where two different files have the name.
+        The name is an id, a file name or the end of a path, with or without suffix; the suffix may be another. A file
+        at that path below the folder `near` goes before others of the same name.
         """
         wanted = without_suffix(comparable(name))
         found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])
