@@ -97,10 +97,11 @@ def said_by_transformers() -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True, scope="module")
 def fresh_verbosity() -> Iterator[None]:
-    """No module of tests inherits another's verbosity of transformers, which lasts for a process."""
+    """No module of tests inherits that command lines have silenced transformers, which lasts for a process."""
     verbosity = transformers_logging.get_verbosity()
     yield
     transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

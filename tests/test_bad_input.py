@@ -1,6 +1,6 @@
 """The bad-input corpus: each case ends in the documented result or in one error that says where and what."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import bad_splits
 import bad_tables
 import pytest
 from bad_input import Case, judge, listing, written
-from transformers.utils import logging as transformers_logging
 
 from ham10000.training import predict, train
 from ham10000.training.data import __main__ as data_report
@@ -23,17 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder and a cache of our own: what is written by mistake must not land in the repository."""
-    verbosity = transformers_logging.get_verbosity()
     folder = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("HOME", str(folder))
-    yield
-    # The command lines silence transformers for their process, which here is that of the other tests.
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
