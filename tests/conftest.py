@@ -58,14 +58,8 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 def pytest_configure(config: pytest.Config) -> None:
     """Marks of transformers' own tests, which test_transformers_mixins.py runs where their sources are at hand."""
-    for name in (
-        "accelerate_tests",
-        "torch_compile_test",
-        "flash_attn_test",
-        "flash_attn_3_test",
-        "flash_attn_4_test",
-        "is_pipeline_test",
-    ):
+    attention = ("flash_attn_test", "flash_attn_3_test", "flash_attn_4_test")
+    for name in ("accelerate_tests", "torch_compile_test", *attention, "is_pipeline_test"):
         config.addinivalue_line("markers", f"{name}: used by transformers' tests")
 
 
@@ -102,10 +96,17 @@ def said_by_transformers() -> Iterator[list[str]]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def fresh_libraries() -> Iterator[None]:
-    """No module of tests inherits another's: Accelerate's precision and transformers' verbosity last for a process."""
-    AcceleratorState._reset_state(True)
+def fresh_verbosity() -> Iterator[None]:
+    """No module of tests inherits that command lines have silenced transformers, which lasts for a process."""
     verbosity = transformers_logging.get_verbosity()
     yield
-    AcceleratorState._reset_state(True)
     transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the whole process; every test starts without it."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

@@ -1,7 +1,6 @@
 """The bad-input corpus: each case ends in the documented result or in one error that says where and what."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import bad_pictures
 import bad_splits
 import bad_tables
 import pytest
-from bad_input import Case, judge, listing
-from transformers.utils import logging as transformers_logging
+from bad_input import Case, judge, listing, written
 
 from ham10000.training import predict, train
 from ham10000.training.data import __main__ as data_report
@@ -24,17 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder and a cache of our own: what is written by mistake must not land in the repository."""
-    verbosity = transformers_logging.get_verbosity()
     folder = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("HOME", str(folder))
-    yield
-    # The command lines silence transformers for their process, which here is that of the other tests.
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -42,10 +35,6 @@ def test_case(case: Case, tmp_path: Path, record_property: Callable[[str, object
     record_property("bad_input", (case.category, "read" if case.error is None else "refused"))
     judge(case, tmp_path)
     assert not Path("payload-ran").exists(), "code in a pickle ran"
-
-
-def test_no_case_is_there_twice() -> None:
-    assert [name for name, count in Counter(case.id for case in CASES).items() if count > 1] == []
 
 
 # Through the command lines: (program, arguments made in a folder, fragments of the message).
@@ -76,11 +65,7 @@ def _predict(
 
 
 def _metadata(text: str) -> Callable[[Path], Sequence[str]]:
-    def build(folder: Path) -> Sequence[str]:
-        (folder / "m.csv").write_text(text)
-        return _predict("--metadata", str(folder / "m.csv"))(folder)
-
-    return build
+    return lambda folder: _predict("--metadata", str(written("m.csv", text)(folder)))(folder)
 
 
 def _table(table: str, *options: str) -> Callable[[Path], Sequence[str]]:
@@ -93,11 +78,7 @@ def _table(table: str, *options: str) -> Callable[[Path], Sequence[str]]:
 
 
 def _train_config(text: str) -> Callable[[Path], Sequence[str]]:
-    def build(folder: Path) -> Sequence[str]:
-        (folder / "c.yaml").write_text(text)
-        return ["--config", str(folder / "c.yaml"), "--output_dir", str(folder / "run")]
-
-    return build
+    return lambda folder: ["--config", str(written("c.yaml", text)(folder)), "--output_dir", str(folder / "run")]
 
 
 def _evaluate(edit: Callable[[Path], Any] | None = None) -> Callable[[Path], Sequence[str]]:

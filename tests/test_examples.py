@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
+from run_checks import wait_for_states
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
@@ -26,19 +25,11 @@ from ham10000.training.data.split import apply_split, make_split
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.prediction import load_checkpoint, predict
-from ham10000.training.run_folder import training_states
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Without batch norm, whose statistics each process keeps for itself.
 FLAT = ["--backbone", "test_vit", "--backbone_kwargs", '{"img_size": 32}', "--image_size", "32"]
 FLAT += ["--pretrained", "none", "--trackers", "none"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def load_example(name: str) -> ModuleType:
@@ -242,11 +233,7 @@ def test_a_preempted_slurm_job_is_requeued_and_ends_as_if_nothing_had_been(tmp_p
 
     folder = tmp_path / "run"
     first = launch(script, folder, synthetic_folder, 20, **variables)
-    deadline = time.monotonic() + 300
-    while not training_states(folder):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_states(folder, lambda: first.poll() is None)
     children = subprocess.run(["pgrep", "-f", str(tools / "srun")], capture_output=True, text=True).stdout.split()
     assert children
     os.kill(int(children[0]), signal.SIGTERM)

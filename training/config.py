@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 
-from ham10000.training.data.tables import COLUMNS_HELP, GROUP_BY_HELP, LABEL_MAP_HELP, LABELS_HELP, DataOptions
+from ham10000.training.data.tables import (
+    COLUMNS_HELP,
+    GROUP_BY_HELP,
+    LABEL_MAP_HELP,
+    LABELS_HELP,
+    DataOptions,
+    input_error,
+)
 from ham10000.training.utils.cli import add_debug_argument
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
@@ -77,11 +84,9 @@ class TrainConfig:
     folds: int | None = _option(None, "number of folds (default: the protocol's own split)")
     fold: int = _option(0, "which fold is the test set; the next one is the validation set")
     split_file: str | None = _option(None, "split.csv of an earlier run, used instead of making a split")
-
     train_on_validation: bool = _option(
         False, "train on the validation images too, for a model to publish: the last epoch is kept, nothing is chosen"
     )
-
     train_on_all: bool = _option(False, "train on every image, the test images too: nothing is left to score it on")
 
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
@@ -173,13 +178,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks every value; the types are checked by `strict`."""
-        for name in (
-            "epochs",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "eval_batch_size",
-            "keep_checkpoints",
-        ):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "head_learning_rate"):
             self._require(name, getattr(self, name) > 0, "positive")
@@ -207,7 +206,7 @@ class TrainConfig:
         for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
         if self.batch_size % self.gradient_accumulation_steps:
-            raise _error(
+            raise input_error(
                 f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
                 "`gradient_accumulation_steps`; the first must be a multiple of the second."
             )
@@ -219,11 +218,7 @@ class TrainConfig:
         return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self, labels: Sequence[str] = ()) -> "Ham10000Config":
-        """The configuration of the model this run trains.
-
-        Args:
-            labels: The label set of the data; empty for that of the settings.
-        """
+        """The configuration of the model this run trains, for the label set of the data or else of the settings."""
         from ham10000.modeling import Ham10000Config
 
         names = list(labels or self.labels)
@@ -231,11 +226,11 @@ class TrainConfig:
         if names and self.malignant_labels is not None:
             malignant = [label for label in self.malignant_labels if label != "none"]
             if unknown := sorted(set(malignant) - set(names)):
-                raise _error(f"`malignant_labels` names {unknown}, but the labels are {names}.")
+                raise input_error(f"`malignant_labels` names {unknown}, but the labels are {names}.")
         try:
             backbone_kwargs = json.loads(self.backbone_kwargs)
         except json.JSONDecodeError as error:
-            raise _error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
+            raise input_error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
         return Ham10000Config(
             modality=self.modality,
             backbone=self.backbone,
@@ -286,26 +281,14 @@ class TrainConfig:
 
     def _require(self, name: str, condition: bool, expected: str) -> None:
         if not condition:
-            raise _error(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
-
-
-def _error(message: str) -> Exception:
-    from ham10000.modeling.configuration_ham10000 import Ham10000Error
-
-    return Ham10000Error(message)
+            raise input_error(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
-
-    Args:
-        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read.
-
-    Returns:
-        The values the file sets.
+    """Returns the values that a YAML or JSON configuration file, or the `config` of a `train_config.json`, sets.
 
     Raises:
-        Ham10000Error: If the file is missing, malformed, or holds an unknown key.
+        Ham10000Error: If the file is missing or malformed, or has an unknown key.
     """
     import yaml
 
@@ -313,46 +296,37 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _error(f"Cannot read the config file {str(path)!r}: {error}") from error
+        raise input_error(f"Cannot read the config file {str(path)!r}: {error}") from error
     values = {} if values is None else values
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
     if not isinstance(values, dict):
-        raise _error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
+        raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
     for name in _REMOVED:
         values.pop(name, None)
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
-        raise _error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
+        raise input_error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
     for item in dataclasses.fields(TrainConfig):
-        if item.type in (int, int | None) and isinstance(values.get(item.name), str):
+        value = values.get(item.name)
+        if item.type in (int, int | None) and isinstance(value, str):
             # As a default of argparse it would be refused without the name of the file.
-            raise _error(f"{path}: {item.name} must be a whole number, got {values[item.name]!r}.")
-        if item.type == list[float] and isinstance(values.get(item.name), list):
-            values[item.name] = [float(v) if isinstance(v, int) else v for v in values[item.name]]
+            raise input_error(f"{path}: {item.name} must be a whole number, got {value!r}.")
+        if item.type == list[float] and isinstance(value, list):
+            values[item.name] = [float(v) if isinstance(v, int) else v for v in value]
         # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
-        if item.name in values and item.type is float and isinstance(values[item.name], (int, str)):
+        if item.type is float and isinstance(value, (int, str)):
             try:
-                values[item.name] = float(values[item.name])
+                values[item.name] = float(value)
             except ValueError as error:
-                raise _error(f"{path}: {item.name} must be a number, got {values[item.name]!r}.") from error
+                raise input_error(f"{path}: {item.name} must be a number, got {value!r}.") from error
     return values
 
 
 def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
-    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
-
-    Args:
-        checkpoint: A checkpoint folder or Hub id.
-
-    Returns:
-        Options of `TrainConfig` by name.
-
-    Raises:
-        Ham10000Error: As `load_checkpoint`.
-    """
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over."""
     from ham10000.training.inference.prediction import load_checkpoint
 
     model, processor = load_checkpoint(checkpoint)
@@ -420,13 +394,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     """Builds the configuration from the command line, over `--config FILE`, over the defaults.
 
-    With `--resume` and no file, the run's own `train_config.json` is the file.
-
-    Args:
-        argv: Arguments without the program's name; None reads `sys.argv`. Hyphens in names count as underscores.
-
-    Returns:
-        The validated configuration.
+    With `--resume` and no file, the run's own `train_config.json` is the file. Hyphens in names count as underscores.
 
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.
@@ -450,14 +418,3 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
         parser.set_defaults(**values)
         arguments = parser.parse_args(given)
     return TrainConfig(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(TrainConfig)})
-
-
-__all__ = [
-    "DATA_FIXES",
-    "PROTOCOLS",
-    "TrainConfig",
-    "build_parser",
-    "checkpoint_settings",
-    "parse_arguments",
-    "read_config_file",
-]

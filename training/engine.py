@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +47,25 @@ _READ_EVERY = 20
 
 
 def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
-    """`tau * log(drawn)`, added to the logits in training only.
+    """`tau * log(drawn)`, (classes,) float32, added to the logits in training only; None where tau is 0.
 
     Logit adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation
     10), at tau = 1 the balanced softmax (Ren et al., NeurIPS 2020, arXiv:2007.10740). Without it the logits answer for
-    a class prior of `drawn ** (1 - tau)`: at 0 the classes as drawn, at 1 equal classes.
-
-    Args:
-        drawn: (classes,) share of each class among the rows an epoch draws.
-        tau: Strength, from 0.
-
-    Returns:
-        (classes,) float32, or None where tau is 0.
+    a class prior of `drawn ** (1 - tau)`, of the (classes,) shares of an epoch: at 0 as drawn, at 1 equal classes.
     """
     return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
 
 
 def answered_prior(drawn: np.ndarray, class_weights: np.ndarray, tau: float) -> np.ndarray:
-    """The class prior that a model's probabilities answer for, by how it was trained.
+    """The class prior (classes,), summing to one, that a model's probabilities answer for, by how it was trained.
 
-    Args:
-        drawn: (classes,) share of each class among the rows an epoch draws.
-        class_weights: (classes,) weights of the loss, which multiply it.
-        tau: Strength of the logit adjustment, which takes `drawn ** tau` off.
-
-    Returns:
-        (classes,) shares, summing to one.
+    The weights of the loss multiply the shares as drawn, and the logit adjustment takes `drawn ** tau` off.
     """
     prior = drawn ** (1 - tau) * class_weights
     return prior / prior.sum()
 
 
+@dataclass(frozen=True, eq=False)
 class ClassificationLoss:
     """Weighted cross-entropy whose normaliser is the caller's.
 
@@ -91,31 +79,17 @@ class ClassificationLoss:
         offset: (classes,) added to the logits in training only, see `logit_offset`; None adds nothing.
     """
 
-    def __init__(
-        self,
-        class_weights: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        offset: torch.Tensor | None = None,
-    ):
-        self.class_weights = class_weights
-        self.label_smoothing = label_smoothing
-        self.offset = offset
+    class_weights: torch.Tensor
+    _: KW_ONLY
+    label_smoothing: float = 0.0
+    offset: torch.Tensor | None = None
 
     def weight_sum(self, labels: torch.Tensor) -> torch.Tensor:
         """Scalar sum of the class weights of (batch,) labels, the normaliser of the batch."""
         return self.class_weights[labels].sum()
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum of the weighted losses of a micro-batch.
-
-        Args:
-            logits: (batch, classes).
-            labels: (batch,) int64.
-
-        Returns:
-            Scalar float32, not yet divided by `weight_sum`.
-        """
+        """Scalar float32 sum of the weighted losses of (batch, classes) logits and (batch,) labels."""
         logits = logits.float()
         if self.offset is not None:
             logits = logits + self.offset
@@ -126,42 +100,26 @@ class ClassificationLoss:
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every training state.
+    """Where a run stands; saved with every training state."""
 
-    Attributes:
-        epoch: The epoch in progress, from 0.
-        step: Optimiser steps done in it.
-        kept_epoch: Number of the epoch whose weights the checkpoint has, from 1; 0 before the first.
-        kept_loss: Its validation loss; None without validation.
-        loss_sum: Sum of the losses of the epoch's steps.
-        seconds: Training time of the epoch so far.
-        history: One row per finished epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    kept_epoch: int = 0
-    kept_loss: float | None = None
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    epoch: int = 0  # the one in progress, from 0
+    step: int = 0  # optimiser steps done in it
+    kept_epoch: int = 0  # the epoch whose weights the checkpoint has, from 1; 0 before the first
+    kept_loss: float | None = None  # its validation loss; None without validation
+    loss_sum: float = 0.0  # over the epoch's steps
+    seconds: float = 0.0  # training time of the epoch so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
 
 
 def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for the backbone, and no weight decay on biases and norms.
 
-    Args:
-        model: The model.
-        config: The run's configuration.
-
-    Returns:
-        The optimiser; `peak_lr` of each group is what the schedule scales.
+    `peak_lr` of each group is what the schedule scales.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
     settings = []
     for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
         peak = config.learning_rate if in_backbone else config.head_learning_rate
@@ -171,16 +129,7 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant.
-
-    Args:
-        step: Optimiser step of the whole run, from 0.
-        total_steps: Steps of the whole run.
-        config: Its schedule and warm-up share.
-
-    Returns:
-        A factor in (0, 1].
-    """
+    """Share (0, 1] of the peak learning rate at a step of the run, from 0: linear warm-up, then cosine or constant."""
     warmup_steps = config.warmup_fraction * total_steps
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -273,9 +222,6 @@ class Engine:
         Args:
             stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
 
-        Returns:
-            The progress, with the history and the epoch that is kept.
-
         Raises:
             Ham10000Error: If the loss is no longer finite.
             Interrupted: If a signal has come.
@@ -334,8 +280,7 @@ class Engine:
             # Its batch norm keeps the statistics it came with, and drop path does not drop what cannot adapt.
             self.model.backbone.eval()
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.accelerator.device)
-        start, earlier_seconds = time.perf_counter(), progress.seconds
-        steps = self.train_loader.epoch(progress.epoch, progress.step)
+        start = time.perf_counter() - progress.seconds  # as if the steps before a resumption had just been done
         unread: list[torch.Tensor] = []
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
         with progress_bar(
@@ -346,7 +291,7 @@ class Engine:
             disable=not self.accelerator.is_local_main_process,
             leave=False,
         ) as bar:
-            for labels, micro_batches in steps:
+            for labels, micro_batches in self.train_loader.epoch(progress.epoch, progress.step):
                 number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
                 unread.append(self._step(number, labels, micro_batches))
                 loss_sum += unread[-1]
@@ -361,13 +306,11 @@ class Engine:
                 signum = self._agreed_signal(is_read)
                 if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
                     self._check_finite(unread)
-                    progress.loss_sum = loss_sum.item()
-                    progress.seconds = earlier_seconds + time.perf_counter() - start
+                    progress.loss_sum, progress.seconds = loss_sum.item(), time.perf_counter() - start
                     self._save_state()
                 if signum:
                     self._stop(signum)
-        progress.loss_sum = loss_sum.item()
-        progress.seconds = earlier_seconds + time.perf_counter() - start
+        progress.loss_sum, progress.seconds = loss_sum.item(), time.perf_counter() - start
 
     def _stop(self, signum: int) -> None:
         """Ends the run, whose state is being saved by the main process."""
@@ -413,7 +356,8 @@ class Engine:
                     cutmix=config.cutmix,
                     seed=mix_seeds(config.seed, number, index),
                 )
-            with _gradient_sync(self.accelerator, self.wrapped, is_last):
+            # Gradients are exchanged once a step, with the last micro-batch.
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
                 logits = self.wrapped(**batch.inputs).logits
                 # The partners are the same samples in another order, so their weights have the same sum.
                 losses = [share * self.loss(logits, target) for target, share in targets]
@@ -432,7 +376,12 @@ class Engine:
     def _validate(self) -> dict[str, Any]:
         progress = self.progress
         model = self.published_model.eval()
-        self._share_statistics(model)
+        if self.accelerator.num_processes > 1:
+            # Data parallelism exchanges gradients, not the running statistics of batch norm: each process follows its
+            # own part of the batch, and its average of the weights with it. Validated as they are, the epochs would be
+            # compared by a mixture of networks, none of which is saved; so all take the buffers of the main process.
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         scores = {}
         if self.validation_loader is not None:
             logits = predict_logits(
@@ -450,17 +399,6 @@ class Engine:
             "seconds": progress.seconds,
             "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
         }
-
-    def _share_statistics(self, model: nn.Module) -> None:
-        """Gives every process the buffers of the main one, which are those that are saved.
-
-        Data parallelism exchanges gradients, not the running statistics of batch norm: each process follows its own
-        part of the batch, and its average of the weights with it. Validated as they are, the epochs would be compared
-        by a mixture of networks, none of which is saved.
-        """
-        if self.accelerator.num_processes > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     def out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed since the one that is kept."""
@@ -500,11 +438,6 @@ class Engine:
             replace_run(self.folder)
 
 
-def _gradient_sync(accelerator: Accelerator, model: nn.Module, sync: bool) -> Any:
-    """Gradients are exchanged once a step, with the last micro-batch."""
-    return contextlib.nullcontext() if sync else accelerator.no_sync(model)
-
-
 def describe_kept(progress: Progress, config: TrainConfig) -> str:
     """Which epoch is kept, and why, as text."""
     if not progress.kept_epoch:
@@ -524,16 +457,3 @@ def _table_head(has_validation: bool) -> str:
     return "  ".join(
         title for title, (name, _) in _COLUMNS.items() if has_validation or not name.startswith("validation_")
     )
-
-
-__all__ = [
-    "ClassificationLoss",
-    "Engine",
-    "Progress",
-    "answered_prior",
-    "build_optimizer",
-    "describe_kept",
-    "learning_rate_factor",
-    "logit_offset",
-    "validation_metrics",
-]

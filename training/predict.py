@@ -287,8 +287,5 @@ def _explain(
     print(f"wrote {path if len(samples) == 1 else f'{len(samples)} figures to {path.parent}'}", file=sys.stderr)
 
 
-__all__ = ["build_parser", "main"]
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -58,18 +58,8 @@ from ham10000.training.utils.hardware import (
 )
 
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
-FREE_TO_CHANGE = {
-    "data",
-    "pretrained",
-    "init_from",
-    "output_dir",
-    "cache_dir",
-    "trackers",
-    "save_every_steps",
-    "keep_checkpoints",
-    "resume",
-    "overwrite",
-}
+FREE_TO_CHANGE = {"data", "pretrained", "init_from", "output_dir", "cache_dir", "trackers"}
+FREE_TO_CHANGE |= {"save_every_steps", "keep_checkpoints", "resume", "overwrite"}
 
 
 def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
@@ -83,15 +73,7 @@ def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
 
 
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
-    """The model at the beginning of a run, from the run's seed.
-
-    Args:
-        config: The run's configuration.
-        labels: The label set of the data.
-
-    Raises:
-        Ham10000Error: If there is no such backbone, or no such weights.
-    """
+    """The model at the beginning of a run, from the run's seed, for the label set of the data."""
     set_seed(config.seed)
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
@@ -102,30 +84,16 @@ def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it.
+    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it."""
 
-    Attributes:
-        name: Its Hub id, or the name of its folder.
-        labels: Its labels.
-        data: `HAM10000` or `synthetic` where it was trained on that, the name of its data where it says so, else None.
-        head: Whether its classifier was taken over too.
-    """
-
-    name: str
+    name: str  # its Hub id, or the name of its folder
     labels: list[str]
-    data: str | None
-    head: bool
+    data: str | None  # `HAM10000` or `synthetic` where it was trained on that, or the name of its data where known
+    head: bool  # whether its classifier was taken over too
 
 
 def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseModel:
     """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
-
-    Args:
-        model: The model at the beginning of a run.
-        checkpoint: A checkpoint folder or Hub id.
-
-    Returns:
-        What was taken over.
 
     Raises:
         Ham10000Error: If the checkpoint cannot be loaded, or is another network.
@@ -163,13 +131,9 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseMo
 
 
 def weights_sha256(config: TrainConfig) -> str | None:
-    """SHA-256 of the file whose weights a run starts from, as `sha256sum` and the Hub give it.
+    """SHA-256 of the file whose loaded weights a run starts from, as `sha256sum` and the Hub give it.
 
-    Args:
-        config: The run's configuration; its weights have been loaded.
-
-    Returns:
-        64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
+    None for random weights, and for those that are not one safetensors file at hand.
     """
     path: Any = Path(config.init_from or config.pretrained)
     if config.modality == "metadata" and not config.init_from:
@@ -188,13 +152,8 @@ def weights_sha256(config: TrainConfig) -> str | None:
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
     """Runs a copy of the model, in training mode, on black images of every size of the run.
 
-    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample: found
-    here, it costs neither the time to build the cache nor an earlier run.
-
-    Args:
-        model: The model, which stays as it is.
-        config: Its image sizes and batch.
-        processes: Between which a batch is divided.
+    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample, of a batch
+    that is divided between the processes: found here, it costs neither the time to build the cache nor an earlier run.
 
     Raises:
         Ham10000Error: For the first size at which the model does not give logits.
@@ -234,18 +193,7 @@ def build_engine(
     split: Split,
     model: Ham10000ForImageClassification | None = None,
 ) -> Engine:
-    """Puts model, loaders and loss together.
-
-    Args:
-        config: The run's configuration.
-        accelerator: Device, processes and precision.
-        dataset: The whole source.
-        split: Its division.
-        model: Result of `build_model`; None builds it.
-
-    Returns:
-        The engine, ready for `fit`.
-    """
+    """Puts model (by default that of `build_model`), loaders and loss together, ready for `Engine.fit`."""
     model = build_model(config, split.labels) if model is None else model
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
@@ -321,21 +269,11 @@ def run_summary(
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
-    Args:
-        config: The resolved configuration.
-        split: The division of the data.
-        engine: The engine, before or after `fit`.
-        seconds: Wall time of the session so far.
-        notes: What the data report noted.
-        started: `environment()` at the start: the code on disk may be another one by the end.
-        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
-
-    Returns:
-        Strict JSON values.
+    `seconds` are those of the session so far, `notes` the data report's, `started` is `environment()` at the start, as
+    the code on disk may be another one by the end, and `origin` has `base_model`, a `BaseModel` as a dict, and
+    `weights_sha256`.
     """
-    progress: Progress = engine.progress
-    now = environment()
-    kept = next((row for row in progress.history if row["epoch"] == progress.kept_epoch), None)
+    progress, now = engine.progress, environment()
     rates = sorted(row["images_per_second"] for row in progress.history)
     return {
         "config": config.to_dict(),
@@ -351,7 +289,8 @@ def run_summary(
         "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),
         "epochs_trained": progress.epoch,
-        "best": kept,  # the epoch that the checkpoint has; named so by earlier versions
+        # The epoch that the checkpoint has; named so by earlier versions.
+        "best": next((row for row in progress.history if row["epoch"] == progress.kept_epoch), None),
         "training_seconds": round(sum(row["seconds"] for row in progress.history), 1),
         "session_seconds": round(seconds, 1),
         "median_images_per_second": rates[len(rates) // 2] if rates else None,
@@ -368,9 +307,6 @@ def train(
         config: The run's configuration.
         accelerator: Device, processes and precision; may serve one run after another.
         data: Result of `load_data` for `config.data`, where several runs share it; None reads it.
-
-    Returns:
-        The progress, with the history and the epoch that is kept.
 
     Raises:
         Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
@@ -410,9 +346,7 @@ def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
 
 
 def _train(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    data: tuple[datasets.Dataset, DataReport] | None,
+    config: TrainConfig, accelerator: Accelerator, data: tuple[datasets.Dataset, DataReport] | None
 ) -> Progress:
     start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
     dataset, report = load_configured(config) if data is None else data
@@ -473,15 +407,7 @@ def _train(
 
 
 def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Accelerator:
-    """The processes, device and precision of a run.
-
-    Args:
-        config: Its precision and folder.
-        trackers: Accelerate trackers.
-
-    Returns:
-        The accelerator; one for a process.
-    """
+    """The processes, device, precision and trackers of a run; one for a process."""
     check_trackers(trackers)
     names: list[Any] = list(trackers)
     accelerator = Accelerator(
@@ -500,11 +426,7 @@ def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Acce
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuses what Accelerate would leave out without a word: a tracker whose package is not installed.
-
-    Raises:
-        Ham10000Error: For an unknown tracker, or one that is not installed.
-    """
+    """Refuses what Accelerate would leave out without a word: a tracker it does not know or that is not installed."""
     known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in (*installed, "all"):
@@ -516,11 +438,7 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def launched_precision(name: str) -> str:
-    """What `auto` means under `accelerate launch`, which always names a precision: that one.
-
-    Raises:
-        Ham10000Error: For one that a run cannot have, such as fp8.
-    """
+    """What `auto` means under `accelerate launch`, which always names a precision: that one, if a run can have it."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if name != "auto" or launched is None:
         return name

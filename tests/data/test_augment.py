@@ -136,10 +136,7 @@ def test_a_rotation_is_one_of_the_frame_before_it_is_squashed() -> None:
 SIZES = (64, 96, 128, 160, 192, 224)
 CONFIG = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
 # The augmentation and the largest difference that it may make.
-AUGMENTATIONS = [
-    (Augment(flip=False), 0.03),
-    (Augment.from_config(TrainConfig(), create_processor(CONFIG)), 0.10),
-]
+AUGMENTATIONS = [(Augment(flip=False), 0.03), (Augment.from_config(TrainConfig(), create_processor(CONFIG)), 0.10)]
 
 
 def sharpness(pixels: torch.Tensor) -> float:

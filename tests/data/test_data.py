@@ -173,7 +173,7 @@ def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes 
     assert [image.size for image in loaded["image"]] == [(40, 30)] * 2
 
 
-def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path) -> None:
     splits = datasets.DatasetDict({"train": table(None, str(folders / "private" / "mine.jpg"))})
     with pytest.raises(Ham10000Error, match="split train, row 2"):
         from_splits("user/d", splits, DataOptions(), roots=downloads())

@@ -4,9 +4,8 @@ Headers and folder names are those of the published files; images and rows are m
 """
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
@@ -42,7 +41,7 @@ lesion_id,image_id,dx,dx_type,age,sex,localization,dataset
 H1,I1,mel,histo,60,male,back,x
 H2,I2,nv,histo,,unknown,ear,x"""
 HAM_IMAGES = "HAM10000_images_part_1/I1 HAM10000_images_part_2/I2"
-MILK = ["akiec", "bcc", "ben_oth", "bkl", "df", "inf", "mal_oth", "mel", "nv", "sccka", "vasc"]
+MILK = "akiec; bcc; ben_oth; bkl; df; inf; mal_oth; mel; nv; sccka; vasc"
 ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the ISIC 2018 test set begins
 TEST_2018 = "ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv"
 CORPORA = {
@@ -196,55 +195,50 @@ def write(name: str, folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class Layout:
+class Layout(NamedTuple):
     """A corpus, and what it must be read as."""
 
     corpus: str
-    rows: list[str]  # image_id, dx, age ("" where missing), sex, localization
-    labels: Sequence[str] = LABELS
+    rows: str  # image_id, dx, age ("" where missing), sex, localization
+    labels: str = "; ".join(LABELS)
     lesions: int | None = None
     says: tuple[str, ...] = ()
-    options: DataOptions = field(default_factory=DataOptions)
+    options: DataOptions = DataOptions()
     fixes: tuple[str, ...] = ()
     source: str = ""  # the table in it that is given
 
 
-def layout(corpus: str, rows: str, labels: str | Sequence[str] = LABELS, lesions: int | None = None, **more) -> Layout:
-    return Layout(corpus, rows.split("; "), labels.split("; ") if isinstance(labels, str) else labels, lesions, **more)
-
-
-HAM = ("I1,mel,60,male,back; I2,nv,,unknown,ear", LABELS, 2)
+HAM = ("I1,mel,60,male,back; I2,nv,,unknown,ear", "; ".join(LABELS), 2)
 TO_2020 = DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id")
 CLINIC = DataOptions(
     columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
     label_map={"Nävus": "nv", "Melanom": "mel"},
 )
 LAYOUTS = [
-    layout("ham10000", *HAM),
-    layout("kaggle", *HAM, says=("2 image files are copies",)),
-    layout("dataverse", *HAM),
-    layout("official csv beside ISIC images", *HAM),
-    layout(
+    Layout("ham10000", *HAM),
+    Layout("kaggle", *HAM, says=("2 image files are copies",)),
+    Layout("dataverse", *HAM),
+    Layout("official csv beside ISIC images", *HAM),
+    Layout(
         "isic2018",
         "I1,mel,,unknown,unknown; I2,nv,,unknown,unknown; I3,nv,,unknown,unknown",
         lesions=2,
         says=("lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings", "Test_GroundTruth"),
     ),
-    layout(
+    Layout(
         "isic2018",
         "T1,mel,,unknown,unknown",
         source=TEST_2018,
         says=("no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'",),
     ),
-    layout(
+    Layout(
         "isic2019",
         "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; ISIC_0073502,ak,70,male,face",
         "ak; bcc; bkl; df; mel; nv; scc; vasc",
         3,
         says=("2 rows without lesion_id", "--label_map 'ak=akiec'", "general 'head/neck' is read as 'face' in 1 rows"),
     ),
-    layout(
+    Layout(
         "isic2019",
         "ISIC_0000000,nv,55,female,trunk; ISIC_0073502,akiec,70,male,face",
         lesions=2,
@@ -252,14 +246,14 @@ LAYOUTS = [
         fixes=("drop_unknown_labels",),
         says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
     ),
-    layout(
+    Layout(
         "isic2020",
         "ISIC_2637011,benign,45,male,face; ISIC_0015719,benign,45,female,upper extremity; "
         "ISIC_0052212,malignant,50,female,lower extremity",
         "benign; malignant",
         says=("labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"),
     ),
-    layout(
+    Layout(
         "isic2020",
         "ISIC_2637011,nv,45,male,face; ISIC_0015719,nv,45,female,upper extremity; "
         "ISIC_0052212,mel,50,female,lower extremity",
@@ -268,39 +262,39 @@ LAYOUTS = [
         options=TO_2020,
         says=("lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"),
     ),
-    layout(
+    Layout(
         "archive",
         "ISIC_0024306,nv,45,male,acral; ISIC_0024307,mel,50,male,lower extremity",
         lesions=2,
         says=("1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"),
     ),
-    layout(
+    Layout(
         "older archive",
         "ISIC_0000000,nv,55,female,unknown; ISIC_0000001,bkl,,unknown,unknown",
         says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
     ),
-    layout(
+    Layout(
         "milk10k",
         "ISIC_2,nv,40,female,trunk; ISIC_3,sccka,85,male,face",
         MILK,
         2,
         says=("2 rows whose image_type is not dermoscopic",),
     ),
-    layout(
+    Layout(
         "pad_ufes",
         "PAT_1516_1765_530,nev,8,unknown,upper extremity; PAT_46_881_939,scc,55,female,neck",
         "nev; scc",
         2,
         says=("columns that are not used: patient_id, smoke",),
     ),
-    layout("bcn20000", "ISIC_0053453,scar,80,male,face; ISIC_0053454,bcc,75,female,trunk", "bcc; scar", 2),
-    layout(
+    Layout("bcn20000", "ISIC_0053453,scar,80,male,face; ISIC_0053454,bcc,75,female,trunk", "bcc; scar", 2),
+    Layout(
         "derm7pt",
         "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity",
         "basal cell carcinoma; blue nevus",
         says=("no row has a value for age", "seven_point_score"),
     ),
-    layout(
+    Layout(
         "class folders",
         "; ".join(
             f"{row},,unknown,unknown"
@@ -308,8 +302,8 @@ LAYOUTS = [
         ),
         says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
     ),
-    layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo,,unknown,unknown", "scar; tattoo"),
-    layout(
+    Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo,,unknown,unknown", "scar; tattoo"),
+    Layout(
         "clinic",
         "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown",
         options=CLINIC,
@@ -324,11 +318,11 @@ def test_layout(layout: Layout, tmp_path: Path) -> None:
     source = write(layout.corpus, tmp_path) / layout.source
     dataset, report = load_data(str(source), layout.options, check_images=True, **dict.fromkeys(layout.fixes, True))
     frame = metadata_frame(dataset)
-    assert report.labels == dataset.features["dx"].names == list(layout.labels)
+    assert report.labels == dataset.features["dx"].names == layout.labels.split("; ")
     assert list(report.class_counts) == report.labels
     assert report.lesions == layout.lesions
     columns = frame[["image_id", "dx", "age", "sex", "localization"]]
-    assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == layout.rows
+    assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == layout.rows.split("; ")
     for words in layout.says:
         assert words in str(report), f"{words!r} is not in\n{report}"
     # The image of a row is the one that was written for it.

@@ -174,15 +174,12 @@ def test_processes_and_micro_batches_share_out_the_same_global_batch(make_loader
         assert torch.equal(piece.labels, whole.labels[number::parts])
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(make_loader) -> None:
-    with pytest.raises(Ham10000Error, match="multiple of 3 processes"):
-        make_loader(world_size=3)
-
-
-def test_image_only_reads_no_metadata(make_loader) -> None:
+def test_a_loader_knows_what_its_network_reads_and_what_cannot_be_shared_out(make_loader) -> None:
     processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
     _, (batch,) = next(make_loader(processor).epoch(0))
     assert set(batch.inputs) == {"pixel_values"}
+    with pytest.raises(Ham10000Error, match="multiple of 3 processes"):
+        make_loader(world_size=3)
 
 
 def test_eval_loader_shares_out_every_row_once(dataset, processor, cache_dir) -> None:
@@ -209,7 +206,5 @@ def test_square_root_shares_are_kang_et_al_equation_1() -> None:
     np.testing.assert_allclose(np.bincount(LABELS[order]) / len(order), expected, atol=1 / len(order))
     times = np.bincount(order, minlength=len(LABELS))
     assert all(np.ptp(times[label == LABELS]) <= 1 for label in range(7))  # as evenly as the share allows
-
-
-def test_a_class_without_rows_is_no_error() -> None:
+    # A class may be without rows.
     assert sorted(epoch_order(np.array([0, 0, 5, 5]), "sqrt", np.random.default_rng(0))) == [0, 1, 2, 3]

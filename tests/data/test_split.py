@@ -25,11 +25,6 @@ def data(synthetic_folder: Path) -> datasets.Dataset:
     return load_data(str(synthetic_folder))[0]
 
 
-@pytest.fixture(scope="module")
-def real(shared_dir: Path) -> datasets.Dataset:
-    return load_data(str(shared_dir / "ham10000"))[0]
-
-
 def test_known_duplicates_become_one_group() -> None:
     images = ["ISIC_0033481", "ISIC_0033421", "ISIC_0000001", "ISIC_0000002", "ISIC_0033556"]
     groups = lesion_groups(["b", "a", "b", "c", "d"], images)
@@ -113,9 +108,9 @@ def test_impossible_splits(data: datasets.Dataset, options: dict, message: str) 
 
 
 @pytest.mark.shared
-def test_published_baseline_split(
-    real: datasets.Dataset, shared_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_real_splits(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published baseline's, and that lesions and known duplicates stay together in ours."""
+    real = load_data(str(shared_dir / "ham10000"))[0]
     split = make_split(real, "image-stratified", seed=42)
     assert list(split.class_counts["train"].values()) == [261, 411, 871, 92, 889, 5328, 114]
     assert list(split.class_counts["test"].values()) == [33, 52, 109, 11, 111, 666, 14]
@@ -125,10 +120,6 @@ def test_published_baseline_split(
     assert "7,966/996/996" in printed
     assert "4.3602   2.7689   1.3065  12.3696   1.2801   0.2136   9.9825" in printed
     assert "39.8% of the test images" in printed
-
-
-@pytest.mark.shared
-def test_real_lesions_and_duplicates_stay_together(real: datasets.Dataset, shared_dir: Path) -> None:
     published = pd.read_csv(shared_dir / "ham10000" / "known_duplicates.csv")
     assert set(KNOWN_DUPLICATE_PAIRS) == set(zip(published.image_id_a, published.image_id_b, strict=True))
     split = make_split(real)

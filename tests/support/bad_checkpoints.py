@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bad_input import Case
+from bad_input import Case, written
 from safetensors.torch import load, save
 
 from ham10000.hub_upload.convert_checkpoint import read_weights
@@ -70,10 +70,6 @@ def setting(file: str, **values: Any) -> Edit:
     return edit
 
 
-def content(file: str, data: bytes | str) -> Edit:
-    return lambda checkpoint: (checkpoint / file).write_bytes(data.encode() if isinstance(data, str) else data)
-
-
 def absent(file: str) -> Edit:
     return lambda checkpoint: (checkpoint / file).unlink()
 
@@ -88,7 +84,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
 
 
 def cut(share: float) -> Edit:
-    return lambda checkpoint: content(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
+    return lambda checkpoint: written(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
 
 
 def shards(target: Callable[[Path], str]) -> Edit:
@@ -103,17 +99,12 @@ def shards(target: Callable[[Path], str]) -> Edit:
     return edit
 
 
-def index(text: str) -> Edit:
+def instead_of_weights(file: str, content: bytes | str) -> Edit:
     def edit(checkpoint: Path) -> None:
         (checkpoint / WEIGHTS).unlink()
-        (checkpoint / INDEX).write_text(text)
+        written(file, content)(checkpoint)
 
     return edit
-
-
-def only_pickle(checkpoint: Path) -> None:
-    (checkpoint / WEIGHTS).unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
 
 
 def folder_named(file: str) -> Edit:
@@ -140,19 +131,18 @@ def _loads(result: Any) -> None:
     assert model.classifier.weight.shape[0] == 7
 
 
+only_pickle = instead_of_weights("pytorch_model.bin", pickle.dumps(Payload()))
 DAMAGED, UNFIT = ("The weights of", "are damaged"), ("The weights of", "do not fit its config.json")
-IN_CONFIG: dict[str, tuple[Any, str]] = {
-    "modality": ("both", "'image', 'metadata', 'fusion'"),
-    "fusion": ("sum", "concat"),
-    "backbone": ("no_such_network", "timm cannot build"),
-    "backbone_kwargs": ({"no_such": 1}, "no_such"),
-    "age_offset": ("fifty", "age_offset"),
-    "metadata_fields": (["dx"], "it is the label itself"),
-    "id2label": ({str(i): "nv" for i in range(7)}, "id2label"),
-    "num_labels": (3, "`num_labels` is 3"),
-}
-# What our own classes do not see, because the library reads it first.
-LIBRARY_CONFIG: list[tuple[str, Any, str]] = [
+IN_CONFIG: list[tuple[str, Any, str]] = [
+    ("modality", "both", "'image', 'metadata', 'fusion'"),
+    ("fusion", "sum", "concat"),
+    ("backbone", "no_such_network", "timm cannot build"),
+    ("backbone_kwargs", {"no_such": 1}, "no_such"),
+    ("age_offset", "fifty", "age_offset"),
+    ("metadata_fields", ["dx"], "it is the label itself"),
+    ("id2label", {str(i): "nv" for i in range(7)}, "id2label"),
+    ("num_labels", 3, "`num_labels` is 3"),
+    # What our own classes do not see, because the library reads it first.
     ("id2label", ["akiec"], "id2label"),
     ("id2label", {"first": "akiec"}, "id2label"),
     ("dtype", "float3", "config.json"),
@@ -176,12 +166,11 @@ BAD_INDEX = {"cut": "{", "of nothing": "{}", "a list": "[]"}
 
 FOLDERS = [
     case("untouched", lambda checkpoint: None, check=_loads),
-    *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, (v, text) in IN_CONFIG.items()],
-    *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, v, text in LIBRARY_CONFIG],
+    *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, v, text in IN_CONFIG],
     case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
     case("config absent", absent(CONFIG), "config.json"),
     case("config a folder", folder_named(CONFIG), "config.json"),
-    *[case(f"config {name}", content(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
+    *[case(f"config {name}", written(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
     case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
     case(
         "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
@@ -195,7 +184,7 @@ FOLDERS = [
     case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
     case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
     case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
-    *[case(f"processor {name}", content(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
+    *[case(f"processor {name}", written(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
     *[case(f"processor {k} {v!r}", setting(PROCESSOR, **{k: v}), text) for k, v, text in IN_PROCESSOR],
     *[
         case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
@@ -219,11 +208,11 @@ FOLDERS = [
     case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
     case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
     case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
-    case("weights a pickle by another name", content(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
-    case("weights of zero bytes", content(WEIGHTS, b""), *DAMAGED),
-    case("weights are text", content(WEIGHTS, b"not weights" * 9), *DAMAGED),
-    case("weights are a pointer of Git LFS", content(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
-    case("weights with an endless header", content(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
+    case("weights a pickle by another name", written(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
+    case("weights of zero bytes", written(WEIGHTS, b""), *DAMAGED),
+    case("weights are text", written(WEIGHTS, b"not weights" * 9), *DAMAGED),
+    case("weights are a pointer of Git LFS", written(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
+    case("weights with an endless header", written(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
     *[case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
     case(
         "weights of six classes",
@@ -241,10 +230,10 @@ FOLDERS = [
         "outside",
     ),
     case("index names an absent file", shards(lambda folder: "no.safetensors"), "no.safetensors"),
-    *[case(f"index {name}", index(text), "checkpoint") for name, text in BAD_INDEX.items()],
+    *[case(f"index {name}", instead_of_weights(INDEX, text), "checkpoint") for name, text in BAD_INDEX.items()],
     Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
     Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("has no config.json",)),
-    case("untrusted code beside it", content("evil.py", "raise SystemExit"), check=_loads),
+    case("untrusted code beside it", written("evil.py", "raise SystemExit"), check=_loads),
     case("code named in the config", setting(CONFIG, auto_map={"AutoModel": "../evil.Model"}), check=_loads),
 ]
 
@@ -256,11 +245,7 @@ def _torch_bytes(value: Any, new: bool = True) -> bytes:
 
 
 def to_convert(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:
-    def build(folder: Path) -> Path:
-        (folder / file).write_bytes(make())
-        return folder / file
-
-    return Case("weights to convert", name, build, read_weights, (file, *fragments))
+    return Case("weights to convert", name, lambda f: written(file, make())(f), read_weights, (file, *fragments))
 
 
 _SMALL = {"a.weight": torch.arange(600.0)}

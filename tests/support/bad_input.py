@@ -13,27 +13,28 @@ from ham10000.modeling import Ham10000Error
 
 @dataclass(frozen=True)
 class Case:
-    """One input and what it must come to.
+    """One input and what it must come to."""
 
-    Attributes:
-        category: Kind of input, as the count is reported.
-        name: Name of the test.
-        build: Makes the input in a folder; its files are the only ones there.
-        run: Reads the input.
-        error: Fragments of the one error's message (the folder's own path may be among them); None if it is read.
-        check: Asserts the documented result, if it is read.
-    """
-
-    category: str
-    name: str
-    build: Callable[[Path], Any]
-    run: Callable[[Any], Any]
-    error: tuple[str, ...] | None = None
-    check: Callable[[Any], None] | None = None
+    category: str  # as the count is reported
+    name: str  # of the test
+    build: Callable[[Path], Any]  # makes the input in a folder; its files are the only ones there
+    run: Callable[[Any], Any]  # reads the input
+    error: tuple[str, ...] | None = None  # fragments of the one error's message; None if it is read
+    check: Callable[[Any], None] | None = None  # asserts the documented result, if it is read
 
     @property
     def id(self) -> str:
         return f"{self.category}-{self.name}"
+
+
+def written(name: str, content: bytes | str) -> Callable[[Path], Path]:
+    """Makes a file in a folder, and returns its path."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder / name
+
+    return build
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -4,12 +4,11 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bad_input import Case
+from bad_input import Case, written
 from PIL import Image
 
 from ham10000.modeling import load_image
@@ -38,12 +37,8 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(b"\0" * 100), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks.items())
 
 
 def pixels_at(size: tuple[int, int], at: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 0) -> Check:
@@ -76,12 +71,8 @@ def same_as(expected: Image.Image, tolerance: int = 0) -> Check:
 def file(
     name: str, content: bytes, *, error: tuple[str, ...] | None = None, check: Check | None = None, at: str = "a.jpg"
 ) -> Case:
-    def build(folder: Path) -> Path:
-        (folder / at).write_bytes(content)
-        return folder / at
-
     # The file is named in every refusal.
-    return Case("picture file", name, build, load_image, None if error is None else (at, *error), check)
+    return Case("picture file", name, written(at, content), load_image, None if error is None else (at, *error), check)
 
 
 def memory(name: str, value: Any, *, error: tuple[str, ...] | None = None, check: Check | None = None) -> Case:

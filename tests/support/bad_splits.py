@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from bad_input import Case
+from bad_input import Case, written
 
 from ham10000.training.config import parse_arguments
 from ham10000.training.data.sources import load_data
@@ -63,10 +63,6 @@ def record(**values: Any) -> Callable[[Path], None]:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
     return edit
-
-
-def content(file: str, value: bytes | str) -> Callable[[Path], Any]:
-    return lambda folder: (folder / file).write_bytes(value.encode() if isinstance(value, str) else value)
 
 
 def put(column: str, value: str, row: int = 0) -> Callable[[Path], None]:
@@ -136,12 +132,12 @@ SPLITS = [
     case("table absent", lambda folder: (folder / "split.csv").unlink(), "split.csv", "does not exist"),
     case("record absent", lambda folder: (folder / "split.json").unlink(), "split.json", "does not exist"),
     *[
-        case(f"{file} {name}", content(file, value), "no saved split")
+        case(f"{file} {name}", written(file, value), "no saved split")
         for file in ("split.csv", "split.json")
         for name, value in {"empty": "", "binary": b"\xff\xfe\x00", "of another kind": "[1, 2]"}.items()
     ],
-    case("record 100,000 deep", content("split.json", "[" * 100_000), "no saved split"),
-    case("record without a seed", content("split.json", '{"protocol": "lesion-grouped"}'), "no saved split", "seed"),
+    case("record 100,000 deep", written("split.json", "[" * 100_000), "no saved split"),
+    case("record without a seed", written("split.json", '{"protocol": "lesion-grouped"}'), "no saved split", "seed"),
     case("an image in train and test", _twice, "twice"),
     case("a lesion on two sides", _overlap, "two sides"),
 ]
@@ -166,15 +162,11 @@ def parse_file(path: Path) -> Any:
 
 
 def config(name: str, text: str | bytes, *fragments: str, file: str = "c.yaml") -> Case:
-    def build(folder: Path) -> Path:
-        (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
-        return folder / file
-
-    return Case("config file", name, build, parse_file, fragments)
+    return Case("config file", name, written(file, text), parse_file, fragments)
 
 
 CONFIGS = [
-    options("epochs zero", ["--epochs", "0"], "epochs", "0"),
+    options("epochs zero", ["--epochs", "0"], "`epochs` must be at least 1"),
     options("negative rate", ["--learning_rate", "-1"], "learning_rate", "-1"),
     options("rate NaN", ["--learning_rate", "nan"], "learning_rate", "nan"),
     options("uneven batches", ["--batch_size", "10", "--gradient_accumulation_steps", "3"], "batch_size", "10", "3"),
@@ -183,11 +175,18 @@ CONFIGS = [
     options("side zero", ["--image_size", "0"], "image_size"),
     options("arguments no JSON", ["--backbone_kwargs", "{"], "backbone_kwargs", "'{'"),
     options("arguments a list", ["--backbone_kwargs", "[1]"], "backbone_kwargs"),
-    options("leaking field", ["--metadata_fields", "dx_type"], "dx_type"),
+    options("leaking field", ["--metadata_fields", "age", "dx_type"], "dx_type", "can never be a model input"),
     options("smoothing all", ["--label_smoothing", "1"], "label_smoothing"),
     options("rotation beyond", ["--augment_rotation", "181"], "augment_rotation", "181"),
     options("area zero", ["--augment_min_area", "0"], "augment_min_area"),
-    options("no states kept", ["--keep_checkpoints", "0"], "keep_checkpoints"),
+    options("no states kept", ["--keep_checkpoints", "0"], "`keep_checkpoints` must be at least 1"),
+    options(
+        "no backbone to freeze", ["--freeze_backbone", "true", "--pretrained", "none"], "`freeze_backbone` must be"
+    ),
+    options("a scale beyond", ["--train_scales", "0.5", "1.5"], "`train_scales` must be two shares in (0, 1]"),
+    options("negative mixup", ["--mixup", "-1"], "`mixup` must be 0 or more"),
+    options("patience zero", ["--patience", "0"], "`patience` must be positive, or left out"),
+    options("cache of nothing", ["--cache_size", "0"], "`cache_size` must be positive, or left out"),
     config("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
     config("a key of a number", "3: 3\n", "c.yaml", "3"),
     config("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),

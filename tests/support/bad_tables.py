@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from bad_input import Case
+from bad_input import Case, written
 from bad_pictures import JPEG
 
 from ham10000.training.data.sources import load_data, metadata_frame
@@ -215,11 +215,8 @@ FORMS = [
 
 
 def _jsonl_case(name: str, text: str | bytes, *fragments: str) -> Case:
-    def build(folder: Path) -> Path:
-        (folder / "metadata.jsonl").write_bytes(text.encode() if isinstance(text, str) else text)
-        return folder
-
-    return Case("table of json lines", name, build, load, ("metadata.jsonl", *fragments))
+    build, run = written("metadata.jsonl", text), lambda path: load(path.parent)
+    return Case("table of json lines", name, build, run, ("metadata.jsonl", *fragments))
 
 
 def _record(**values: Any) -> str:
@@ -253,21 +250,11 @@ def _read_fields(path: Path) -> Any:
 def _to_predict(
     name: str, text: str | bytes, *, error: tuple[str, ...] | None = None, rows: list[dict[str, str]] | None = None
 ) -> Case:
-    def build(folder: Path) -> Path:
-        (folder / "m.csv").write_bytes(text.encode() if isinstance(text, str) else text)
-        return folder / "m.csv"
-
     def check(table: Any) -> None:
         assert [row.metadata for row in table.rows] == rows
 
-    return Case(
-        "table to predict",
-        name,
-        build,
-        _read_fields,
-        None if error is None else ("m.csv", *error),
-        check if error is None else None,
-    )
+    outcome = (None, check) if error is None else (("m.csv", *error), None)
+    return Case("table to predict", name, written("m.csv", text), _read_fields, *outcome)
 
 
 _ROW = {"age": "60", "sex": "male"}

@@ -54,15 +54,10 @@ def command_lines(markdown: str) -> Iterator[tuple[str, bool]]:
 
 
 def parse_command(line: str, complete: bool = True) -> None:
-    """Parses a command line with the command's own parser.
+    """Parses a line of a shell with the command's own parser; a complete one has every required argument.
 
-    Args:
-        line: A line of a shell, comments included.
-        complete: Whether every required argument must be there.
-
-    Raises:
-        ValueError: What the parser said, or that there is no such command, target, extra, script or test. The options
-            of pytest are left to pytest.
+    A ValueError is what the parser said, or that there is no such command, target, extra, script or test. The options
+    of pytest are left to pytest.
     """
     match [word for word in shlex.split(line, comments=True) if word != "…"]:
         case ["make", *targets]:

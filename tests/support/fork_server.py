@@ -21,27 +21,18 @@ _WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os
 
 
 class Child:
-    """A forked command line.
-
-    Attributes:
-        pid: Its process.
-    """
+    """A forked command line and its process."""
 
     def __init__(self, server: "ForkServer", pid: int, output: Path):
         self.server, self.pid, self.output = server, pid, output
-        self._code: int | None = None
 
     def wait(self) -> int:
         """The exit code, negative for a signal."""
-        if self._code is None:
-            self._code = self.server.ask({"wait": self.pid})["code"]
-        return self._code
+        return self.server.ask({"wait": self.pid})["code"]
 
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
-        if self._code is None:
-            self._code = self.server.ask({"poll": self.pid})["code"]
-        return self._code is None
+        return self.server.ask({"poll": self.pid})["code"] is None
 
     @property
     def text(self) -> str:

@@ -1,6 +1,8 @@
 """What tests of whole runs share."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,15 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert states[0].keys() == states[1].keys()
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
     assert results(history(folder)) == results(history(other))
+
+
+def wait_for_states(folder: Path, is_running: Callable[[], bool], count: int = 1, seconds: float = 300) -> None:
+    """Waits until a command that is running has saved so many states."""
+    deadline = time.monotonic() + seconds
+    while len(training_states(folder)) < count:
+        assert is_running()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -37,14 +37,6 @@ STUDY = ["--config", str(Path(__file__).parents[2] / "examples" / "configs" / "s
 _CAP_DAC_OVERRIDE = 1
 
 
-class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
-class _Sets(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
-
-
 @contextmanager
 def read_only(*folders: Path) -> Iterator[None]:
     """Takes from folders the permission to write, and from root the power to write all the same.
@@ -53,14 +45,15 @@ def read_only(*folders: Path) -> Iterator[None]:
     """
     modes = {folder: folder.stat().st_mode for folder in folders}
     is_root = os.geteuid() == 0
-    header, sets = _Header(0x20080522, 0), (_Sets * 2)()  # _LINUX_CAPABILITY_VERSION_3
+    # _LINUX_CAPABILITY_VERSION_3 and this thread; effective, permitted and inheritable, twice 32 bits of each.
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)
     if is_root:
-        if not hasattr(libc, "capset") or libc.capget(ctypes.byref(header), sets) != 0:
+        if not hasattr(libc, "capset") or libc.capget(header, sets) != 0:
             pytest.skip("root writes everywhere on this system, and its capabilities cannot be dropped")
-        effective = sets[0].effective
-        sets[0].effective = effective & ~(1 << _CAP_DAC_OVERRIDE)
-        assert libc.capset(ctypes.byref(header), sets) == 0
+        effective = sets[0]
+        sets[0] = effective & ~(1 << _CAP_DAC_OVERRIDE)
+        assert libc.capset(header, sets) == 0
     try:
         for folder in folders:
             folder.chmod(0o555)
@@ -71,8 +64,8 @@ def read_only(*folders: Path) -> Iterator[None]:
         for folder, mode in modes.items():
             folder.chmod(mode)
         if is_root:
-            sets[0].effective = effective
-            assert libc.capset(ctypes.byref(header), sets) == 0
+            sets[0] = effective
+            assert libc.capset(header, sets) == 0
 
 
 @contextmanager
@@ -94,7 +87,6 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
     """A run of one epoch, evaluated."""
-    AcceleratorState._reset_state(True)
     folder = tmp_path_factory.mktemp("places") / "run"
     places = ["--data", str(synthetic_folder), "--cache_dir", str(folder.parent / "cache")]
     assert train([*TINY, *places, "--epochs", "1", "--output_dir", str(folder)]) == 0
@@ -388,19 +380,16 @@ def test_a_damaged_cache_is_built_again(damage, pictures, tmp_path, capsys) -> N
     assert read_rows(images, np.array([3])).tobytes() == whole[-len(dataset) * 3072 :][3 * 3072 : 4 * 3072]
 
 
-def test_a_read_only_cache(pictures, tmp_path) -> None:
+def test_a_cache_without_permission_or_room(pictures, tmp_path) -> None:
     message = r"Cannot write the image cache .*: Permission denied.*--cache_dir"
     with read_only(tmp_path), pytest.raises(Ham10000Error, match=message):
         cached_images(*pictures, cache_dir=tmp_path, progress=False)
-    built = np.array(cached_images(*pictures, cache_dir=tmp_path, progress=False))
-    with read_only(tmp_path):  # complete, it serves
-        assert (cached_images(*pictures, cache_dir=tmp_path, progress=False) == built).all()
-
-
-def test_a_cache_that_fills_its_disk(pictures, tmp_path) -> None:
     with disk_full_beyond(100_000), pytest.raises(Ham10000Error, match=r"File too large\. It takes 0\.00 GB; name"):
         cached_images(*pictures, cache_dir=tmp_path, progress=False)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    built = np.array(cached_images(*pictures, cache_dir=tmp_path, progress=False))
+    with read_only(tmp_path):  # complete, it serves
+        assert (cached_images(*pictures, cache_dir=tmp_path, progress=False) == built).all()
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -32,9 +32,6 @@ def test_logit_adjustment_is_the_published_formula() -> None:
     scores = PRIOR**tau * np.exp(logits.numpy())
     expected = -np.log(scores[np.arange(8), labels.numpy()] / scores.sum(axis=1)).sum()
     assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_without_tau_nothing_is_added() -> None:
     assert logit_offset(PRIOR, 0.0) is None
 
 

@@ -11,17 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from fork_server import Child, ForkServer
-from run_checks import assert_same_run, history
+from run_checks import assert_same_run, history, wait_for_states
 from safetensors.torch import load_file
-
-from ham10000.training.run_folder import training_states
 
 # Neither batch norm nor dropout: what is left is arithmetic, which must not depend on the processes.
 PLAIN = ["--modality", "image", "--backbone", "test_vit", "--classifier_dropout", "0", "--image_size", "32"]
@@ -39,25 +36,23 @@ def codes(children: list[Child]) -> list[int]:
     return [child.wait() for child in children]
 
 
-def wait_for_state(folder: Path, are_running: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not training_states(folder):
-        assert are_running()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def run_ranks(forks: ForkServer, world_size: int, argv: list[str], command: str = "train") -> list[Child]:
+    """Processes that know each other and end well."""
+    ranks = forks.start_ranks(world_size, argv, command)
+    assert codes(ranks) == [0] * world_size, ranks[0].text
+    return ranks
 
 
 def begin(forks: ForkServer, folder: Path, data: Path) -> list[Child]:
     """Two processes that have saved a state."""
     ranks = forks.start_ranks(2, options(folder, data, *STEPS))
-    wait_for_state(folder, lambda: all(rank.is_running() for rank in ranks))
+    wait_for_states(folder, lambda: all(rank.is_running() for rank in ranks))
     return ranks
 
 
 def resume(forks: ForkServer, folder: Path, undisturbed: Path) -> None:
     """Two processes go on, and end as if nothing had happened."""
-    ranks = forks.start_ranks(2, ["--resume", "--output_dir", str(folder)])
-    assert codes(ranks) == [0, 0], ranks[0].text
+    run_ranks(forks, 2, ["--resume", "--output_dir", str(folder)])
     assert_same_run(folder, undisturbed)
 
 
@@ -66,8 +61,7 @@ def test_four_processes_give_the_metrics_of_one(forks, synthetic_folder, tmp_pat
     more = [*PLAIN, "--epochs", "1", "--eval_batch_size", "4"]
     folders = [tmp_path / "one", tmp_path / "four"]
     for folder, world_size in zip(folders, (1, 4), strict=True):
-        ranks = forks.start_ranks(world_size, options(folder, synthetic_folder, *more))
-        assert codes(ranks) == [0] * world_size, ranks[0].text
+        ranks = run_ranks(forks, world_size, options(folder, synthetic_folder, *more))
         assert f"{world_size} process(es)" in " ".join(ranks[0].text.split())
         assert [rank.text for rank in ranks[1:] if "epoch" in rank.text] == []  # one speaks for all
         assert json.loads((folder / "split.json").read_text())["sizes"]["validation"] % 4 != 0
@@ -114,18 +108,15 @@ print("every row once, in order")
 def test_every_row_is_predicted_once_and_in_order(forks: ForkServer, tmp_path: Path, world_size: int) -> None:
     script = tmp_path / "predict.py"
     script.write_text(PREDICT)
-    ranks = forks.start_ranks(world_size, [str(script)], command="script")
-    assert codes(ranks) == [0] * world_size, ranks[0].text
+    ranks = run_ranks(forks, world_size, [str(script)], "script")
     assert all("every row once, in order" in rank.text for rank in ranks)
 
 
 def test_with_batch_norm_the_epoch_is_judged_by_the_network_that_is_saved(forks, synthetic_folder, tmp_path) -> None:
     folder = tmp_path / "run"
     more = [*BATCH_NORM, "--epochs", "1", "--ema_decay", "0"]
-    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *more))
-    assert codes(ranks) == [0, 0], ranks[0].text
-    (one,) = forks.start_ranks(1, options(tmp_path / "one", synthetic_folder, *more))
-    assert one.wait() == 0
+    run_ranks(forks, 2, options(folder, synthetic_folder, *more))
+    run_ranks(forks, 1, options(tmp_path / "one", synthetic_folder, *more))
     statistics = [load_file(path / "model.safetensors") for path in (folder, tmp_path / "one")]
     means = [name for name in statistics[0] if name.endswith("running_mean")]
     # Each process normalises by its own half of a batch, which is documented, and seen in the statistics.
@@ -144,8 +135,7 @@ def test_with_batch_norm_the_epoch_is_judged_by_the_network_that_is_saved(forks,
 def undisturbed(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, two epochs, nobody killed."""
     folder = tmp_path_factory.mktemp("processes") / "undisturbed"
-    ranks = forks.start_ranks(2, options(folder, synthetic_folder, *STEPS))
-    assert codes(ranks) == [0, 0], ranks[0].text
+    run_ranks(forks, 2, options(folder, synthetic_folder, *STEPS))
     return folder
 
 
@@ -217,7 +207,7 @@ def launch(folder: Path, data: Path) -> subprocess.Popen[str]:
     script = str(Path(__file__).parents[2] / "training" / "train.py")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen([*command, script, *options(folder, data, *STEPS)], **pipes)
-    wait_for_state(folder, lambda: process.poll() is None, 300)
+    wait_for_states(folder, lambda: process.poll() is None)
     return process
 
 

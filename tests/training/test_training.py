@@ -50,7 +50,6 @@ def summary_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Path:
     """Two epochs of the fusion variant with everything random switched on."""
-    AcceleratorState._reset_state(True)
     folder = tmp_path_factory.mktemp("runs") / "fusion"
     assert run_training(folder, synthetic_folder, "--epochs", "2", "--modality", "fusion") == 0
     return folder
@@ -148,17 +147,17 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(interrupted, finished_run)
 
 
-def test_an_existing_run_is_not_overwritten(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (finished_run / "model.safetensors").read_bytes()
-    assert run_training(finished_run, "synthetic:200", "--epochs", "1") == 2
-    assert "--resume" in capsys.readouterr().err
-    assert (finished_run / "model.safetensors").read_bytes() == before
-
-
-def test_resuming_with_other_settings_is_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "synthetic:200", "--epochs", "1"], "already holds a run. Continue it with --resume"),
+        (["--resume", "--learning_rate", "0.5"], "learning_rate was 0.0005 and is now 0.5"),
+    ],
+)
+def test_an_existing_run_is_not_changed(finished_run: Path, options: list[str], message: str, capsys) -> None:
     before = {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()}
-    assert train(["--resume", "--output_dir", str(finished_run), "--learning_rate", "0.5"]) == 2
-    assert "learning_rate was 0.0005 and is now 0.5" in capsys.readouterr().err
+    assert train([*options, "--output_dir", str(finished_run)]) == 2
+    assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()} == before
 
 
@@ -191,13 +190,7 @@ def test_evaluation_states_what_predictions_csv_gives(evaluated_run: Path, synth
     with torch.inference_mode():
         expected = model(**inputs).logits.softmax(-1).numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
-
-
-def test_evaluation_of_other_data_with_the_split_is_refused(
-    finished_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2
-    assert "error:" in capsys.readouterr().err
+    assert evaluate(["--checkpoint", str(finished_run), "--data", "synthetic:300"]) == 2  # other data than the split's
 
 
 def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:
@@ -359,30 +352,6 @@ def test_optimizer_groups_cover_every_parameter_once() -> None:
         assert rates == {group["peak_lr"]}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--epochs", "0"], "`epochs` must be at least 1"),
-        (["--backbone_kwargs", "{"], "not JSON"),
-        (["--batch_size", "30", "--gradient_accumulation_steps", "4"], "multiple"),
-        (["--metadata_fields", "age", "dx"], "can never be a model input"),
-        (["--freeze_backbone", "true"], "`freeze_backbone` must be false for a model without a backbone, or with a"),
-        (["--train_scales", "0.5", "1.5"], "`train_scales` must be two shares in (0, 1]"),
-        (["--mixup", "-1"], "`mixup` must be 0 or more"),
-        (["--patience", "0"], "`patience` must be positive, or left out"),
-        (["--cache_size", "0"], "`cache_size` must be positive, or left out"),
-    ],
-)
-def test_wrong_settings_end_in_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert run_training(tmp_path / "run", "synthetic:220", *options) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("learning_rate: 1e-3\nepochs: 3\nbackbone_kwargs: {bn_eps: 0.001}\nweight_decay: 1\n")
@@ -390,9 +359,6 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
     assert (config.learning_rate, config.epochs, config.weight_decay) == (1e-3, 5, 1.0)
     assert config.model_config().backbone_kwargs == {"bn_eps": 0.001}
     assert config.batch_size == TrainConfig().batch_size
-    file.write_text("leraning_rate: 1e-3\n")
-    with pytest.raises(Ham10000Error, match=r"unknown key\(s\) \['leraning_rate'\]"):
-        parse_arguments(["--config", str(file)])
 
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham10000.training.config import PROTOCOLS
+from ham10000.training.config import DATA_FIXES, PROTOCOLS
 from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 
@@ -79,13 +79,6 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
             HAM10000_images_part_1/<image_id>.jpg      the first half
             HAM10000_images_part_2/<image_id>.jpg      the rest
 
-    Args:
-        directory: A new or empty folder.
-        dataset: From `load_data`.
-
-    Returns:
-        The folder.
-
     Raises:
         Ham10000Error: Where the folder is not empty.
     """
@@ -123,15 +116,8 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.data.sources import load_data
     from ham10000.training.data.split import make_split
 
-    dataset, report = load_data(
-        options.data,
-        data_options(options),
-        check_images=options.check_images,
-        drop_unreadable=options.drop_unreadable,
-        drop_duplicates=options.drop_duplicates,
-        drop_unknown_labels=options.drop_unknown_labels,
-        invalid_to_missing=options.invalid_to_missing,
-    )
+    checks = {name: getattr(options, name) for name in ("check_images", *DATA_FIXES)}
+    dataset, report = load_data(options.data, data_options(options), **checks)
     if not options.json:
         print(f"{report}\n", flush=True)
     if options.export:

@@ -42,19 +42,12 @@ def interpolation(processor: Ham10000Processor) -> str:
 
 
 class AugmentParameters(NamedTuple):
-    """The changes of each image of a batch.
+    """The changes of each image of a batch."""
 
-    Attributes:
-        affine: (batch, 2, 3) float32, maps output to input coordinates in [-1, 1] as `affine_grid` reads it.
-        brightness: (batch,) factor.
-        contrast: (batch,) factor about the image's mean grey.
-        color: (batch, 3, 3) float32, the saturation and hue matrix applied to RGB.
-    """
-
-    affine: torch.Tensor
-    brightness: torch.Tensor
-    contrast: torch.Tensor
-    color: torch.Tensor
+    affine: torch.Tensor  # (batch, 2, 3) float32, output to input coordinates in [-1, 1] as `affine_grid` reads it
+    brightness: torch.Tensor  # (batch,) factor
+    contrast: torch.Tensor  # (batch,) factor about the image's mean grey
+    color: torch.Tensor  # (batch, 3, 3) float32, the saturation and hue matrix applied to RGB
 
     def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
         """The parameters of some of the images."""
@@ -103,13 +96,10 @@ class Augment:
         )
 
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
-        """Draws the parameters of a batch on the CPU.
+        """Draws the parameters of a batch on the CPU; a generator's state gives the same on every machine.
 
-        Args:
-            batch_size: Number of images.
-            generator: Its state gives the same parameters on every machine.
-            aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
-                squashed to the network's square: a round lesion stays as round as the network sees it in use.
+        A rotation is one of the frame, in pixels, before it is squashed to the network's square, so its `aspect`,
+        width over height, matters: a round lesion stays as round as the network sees it in use.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -221,7 +211,7 @@ def mix_batch(
         seed: Decides the kind, the share and the box; the same on every process of a step.
 
     Returns:
-        The mixed images, and the targets of the loss: the own labels and the partners', each with its share.
+        The mixed images, and the targets of the loss: their labels and their partners', each with its share.
     """
     if not (mixup or cutmix) or len(labels) < 2:
         return pixel_values, [(labels, 1.0)]

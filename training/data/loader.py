@@ -109,12 +109,6 @@ def cached_images(
     where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
     read-only, and may be deleted under a process that has opened it.
 
-    Args:
-        dataset: Has `image` and `image_id`.
-        image_processor: Decides the size and the resampling filter.
-        cache_dir: Folder of the caches; None is `default_cache_dir()`.
-        progress: Whether to show a progress bar while building.
-
     Returns:
         (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
 
@@ -244,9 +238,8 @@ def _decoded(
 
 
 def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> str:
-    settings: dict[str, object] = {"format": _FORMAT, "resizer": image_processor.resizer}
+    settings = {"format": _FORMAT, "resizer": image_processor.resizer, "resample": image_processor.resample}
     settings |= {"height": image_processor.size["height"], "width": image_processor.size["width"]}
-    settings |= {"resample": image_processor.resample}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
         if entry["bytes"] is not None:
@@ -260,17 +253,11 @@ def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> s
 
 @dataclass
 class Batch:
-    """One micro-batch on the device.
+    """One micro-batch on the device."""
 
-    Attributes:
-        pixel_values: (batch, 3, height, width) float32, normalised; None for the metadata variant.
-        metadata: (batch, fields) float32; None for the image variant.
-        labels: (batch,) int64.
-    """
-
-    pixel_values: torch.Tensor | None
-    metadata: torch.Tensor | None
-    labels: torch.Tensor
+    pixel_values: torch.Tensor | None  # (batch, 3, height, width) float32, normalised; None for the metadata variant
+    metadata: torch.Tensor | None  # (batch, fields) float32; None for the image variant
+    labels: torch.Tensor  # (batch,) int64
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -281,17 +268,11 @@ class Batch:
 
 @dataclass
 class Samples:
-    """The rows of one split as tensors on the CPU.
-
-    Attributes:
-        image_ids: (rows,) names.
-        labels: (rows,) int64.
-        metadata: (rows, fields) float32, or None for the image variant.
-    """
+    """The rows of one split as tensors on the CPU."""
 
     image_ids: list[str]
-    labels: torch.Tensor
-    metadata: torch.Tensor | None
+    labels: torch.Tensor  # (rows,) int64
+    metadata: torch.Tensor | None  # (rows, fields) float32; None for the image variant
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset, processor: Ham10000Processor) -> "Samples":
@@ -309,13 +290,7 @@ class Samples:
 
 
 class CachedImages:
-    """Images from the uint8 cache: one resident tensor on a GPU where it fits, read from the file otherwise.
-
-    Args:
-        images: (rows, 3, height, width) uint8.
-        image_ids: Their names.
-        device: Where batches are wanted.
-    """
+    """Images (rows, 3, height, width) of the uint8 cache: a resident tensor on a GPU where it fits, else the file."""
 
     def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device):
         self._position = {image_id: row for row, image_id in enumerate(image_ids)}
@@ -360,17 +335,14 @@ def open_images(
     Args:
         dataset: The rows that are predicted; for frames the whole source, all splits, so that one cache serves every
             protocol and fold.
-        processor: The checkpoint's; a metadata-only one needs no images.
+        processor: The checkpoint's; a metadata-only one needs no images, and gets None.
         device: Where batches are wanted.
         train_size: (height, width) of the largest training images, for frames: at the images' own aspect, with more
             pixels than the network reads.
         short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
             images' own where that is little more. Never more than the images have.
-        cache_dir: As for `cached_images`, like `progress`.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
         progress: Whether to show a progress bar.
-
-    Returns:
-        The images, or None for the metadata variant.
     """
     if "pixel_values" not in processor.model_input_names:
         return None
@@ -382,15 +354,7 @@ def open_images(
 
 
 def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
-    """The colours and textures of images, as they are stored.
-
-    Args:
-        dataset: Has `image`.
-        most: Of more images, so many are read, evenly spaced.
-
-    Returns:
-        (images, features) float64, see `image_features`.
-    """
+    """`image_features`, (images, features) float64, of so many images at most, evenly spaced, as they are stored."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
     entries = _encoded(dataset.select(rows))["image"]
     with ThreadPoolExecutor() as pool:
@@ -435,35 +399,21 @@ class _Loader:
 
 
 def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
-    """The share of an epoch that each class takes.
+    """The share (classes,) of an epoch that each class takes, from the training images (classes,) of each.
 
-    Args:
-        counts: (classes,) training images of each class.
-        sampling: `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way
-            to equal shares (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217,
-            equation 1 with q = 1/2).
-
-    Returns:
-        (classes,) float64, summing to one.
+    `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way to equal shares
+    (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217, equation 1 with q = 1/2).
     """
     weights = counts.astype(np.float64) ** {"natural": 1.0, "sqrt": 0.5}[sampling]
     return weights / weights.sum()
 
 
 def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> np.ndarray:
-    """The rows of one epoch, as many as there are.
+    """The positions (rows,) of one epoch's rows, as many as there are labels; with `natural` a permutation.
 
     A class is drawn as evenly as its share allows: every row as many whole times as it fits, and a random part of the
     rows once more. Compared with weights of the loss, rare classes come with more augmented views instead of larger
     gradients of few.
-
-    Args:
-        labels: (rows,) class ids.
-        sampling: As for `class_shares`.
-        rng: Source of randomness.
-
-    Returns:
-        (rows,) int64 positions; with `natural` a permutation.
     """
     if sampling == "natural":
         return rng.permutation(len(labels))
@@ -486,17 +436,8 @@ class TrainLoader(_Loader):
     The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
 
     Args:
-        samples: The training rows.
-        images: From `open_images`, or None.
-        processor: Normalises the images.
-        device: Where batches are wanted.
-        augment: The augmentation.
         batch_size: Samples per optimiser step, over all processes.
         micro_batches: Parts into which each process cuts its share of a batch.
-        seed: Seed of order and augmentation.
-        rank: Number of this process.
-        world_size: Number of processes.
-        channels_last: Memory layout of the pixel values.
         size: (height, width) of an epoch's images, by its number from 0; by default the processor's.
         sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
 
@@ -539,14 +480,9 @@ class TrainLoader(_Loader):
         return [self.samples.image_ids[row] for row in index]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
-        """Yields the steps of an epoch.
+        """Yields the steps of an epoch, from 0, beginning at a step when resuming.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Step of the epoch to begin at, when resuming.
-
-        Yields:
-            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        Each is the labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])

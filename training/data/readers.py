@@ -67,31 +67,22 @@ def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
 class RawSource:
     """Rows as they were read, before any check.
 
-    Attributes:
-        name: The source as the user wrote it.
-        frame: One row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
-            the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its
-            own also `image`, what it calls the image.
-        images: One column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
-        missing: Per row, whether the source has no image for it.
-        notes: Decisions taken while reading, one sentence each.
-        columns: Our field to the source's column, for messages.
-        header: The columns there are.
-        declared: Labels that the source has, whether or not a row has them.
-        ours: Whether the labels are HAM10000's, whatever the rows say.
-        looked: Where images were looked for.
+    `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
+    the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its own also
+    `image`, what it calls the image. `images` is one column `image` (`datasets.Image()`), row by row next to `frame`;
+    never decoded here.
     """
 
-    name: str
+    name: str  # the source as the user wrote it
     frame: pd.DataFrame
     images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))
-    missing: list[bool] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    columns: dict[str, str] = field(default_factory=dict)
-    header: list[str] = field(default_factory=list)
-    declared: list[str] = field(default_factory=list)
-    ours: bool = False
-    looked: str = ""
+    missing: list[bool] = field(default_factory=list)  # per row, whether the source has no image for it
+    notes: list[str] = field(default_factory=list)  # decisions taken while reading, one sentence each
+    columns: dict[str, str] = field(default_factory=dict)  # our field to the source's column, for messages
+    header: list[str] = field(default_factory=list)  # the columns there are
+    declared: list[str] = field(default_factory=list)  # labels that the source has, whether or not a row has them
+    ours: bool = False  # whether the labels are HAM10000's, whatever the rows say
+    looked: str = ""  # where images were looked for
 
 
 def read_source(source: str, options: DataOptions, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
@@ -354,25 +345,13 @@ def downloads() -> tuple[Path, ...]:
 
 
 def from_splits(
-    source: str,
-    splits: datasets.DatasetDict,
-    options: DataOptions,
-    *,
-    roots: tuple[Path, ...] | None = None,
+    source: str, splits: datasets.DatasetDict, options: DataOptions, *, roots: tuple[Path, ...] | None = None
 ) -> RawSource:
     """Joins the splits of a loaded dataset; its own division is not trusted.
 
-    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
-
-    Args:
-        source: Name for messages.
-        splits: The dataset with its splits.
-        options: Names of columns and what to group by.
-        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
-            paths are taken as they are.
-
-    Returns:
-        The raw rows of all splits.
+    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs. An
+    image that is stored as a path must lie below one of `roots`; None is for your own dataset, whose paths are used as
+    they are.
 
     Raises:
         Ham10000Error: For a missing column, splits whose columns differ, or an image outside of `roots`.
@@ -418,15 +397,9 @@ def _from_dataset(
 
 
 def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -> RawSource:
-    """Finds the column of each field; those a table may lack are filled.
+    """Finds the column of each field of a table, indexed by line; those it may lack are filled.
 
-    Args:
-        raw: The table, indexed by line.
-        origin: Its file, for messages.
-        options: Names of columns, and the column to group by.
-
-    Returns:
-        The rows, still without images. Without a lesion id an image counts as its own lesion, with a note.
+    Without a lesion id an image counts as its own lesion, with a note. The rows are still without images.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
@@ -517,19 +490,11 @@ def _stored_images(
     """Finds the images without bytes, and refuses a path that leaves the folders it may name.
 
     A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
-    images. Where the bytes are stored the path is a name only, and may be anything.
-
-    Args:
-        images: Column `image`, of type `datasets.Image()`.
-        places: File and row of each image, for messages.
-        roots: Folders below which paths must lie, a relative one below the first; symbolic links in them are followed.
-            None takes every path as it is.
+    images. Where the bytes are stored the path is a name only, and may be anything. Others must lie below one of
+    `roots`, a relative one below the first; symbolic links in them are followed. None takes every path as it is.
 
     Returns:
         The images, with full paths, and whether each is missing.
-
-    Raises:
-        Ham10000Error: For the first image outside of `roots`.
     """
     if images._indices is not None:  # a selection, whose table still has all rows
         images = images.flatten_indices()

@@ -99,11 +99,7 @@ class Split:
         return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them.
-
-        Raises:
-            Ham10000Error: For another kind, or a class without training images.
-        """
+        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them."""
         counts = self.counts(parts)
         if kind != "none" and not counts.all():
             absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
@@ -123,12 +119,7 @@ class Split:
         return path
 
     def check(self) -> None:
-        """Asserts what the protocol promises.
-
-        Raises:
-            Ham10000Error: For an image id twice, a class that a split lacks, or, with `lesion-grouped`, a lesion on
-                two sides.
-        """
+        """Refuses an image id twice, a class that a split lacks and, with `lesion-grouped`, a lesion on two sides."""
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
@@ -160,14 +151,9 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """(classes,) float64 weights of the loss from the images of each class.
+    """(classes,) float64 weights of the loss from the training images (classes,) of each class.
 
-    Args:
-        counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
-        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
-
-    Raises:
-        Ham10000Error: For another kind.
+    `balanced` is n / (classes * count), `sqrt` its square root, `none` ones; no count may be 0 unless it is `none`.
     """
     if kind not in WEIGHT_KINDS:
         raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
@@ -180,12 +166,7 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     """Groups images that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
 
-    Args:
-        lesion_id: Lesion id of every image.
-        image_id: Image id of every image, in the same order.
-
-    Returns:
-        The name of every image's group: the smallest lesion id in it.
+    Returns the name of every image's group: the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
     parent = {lesion: lesion for lesion in lesion_id}

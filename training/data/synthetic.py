@@ -75,11 +75,6 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
     seventh of all, in very small sets), and lesions have HAM10000's number of photographs. Metadata is constant within
     a lesion; at least one row has no age.
 
-    Args:
-        n_images: Number of photographs, at least 7.
-        seed: Seed of everything.
-        image_size: Width and height in pixels.
-
     Returns:
         One dict per photograph: `image` ({"bytes": JPEG, "path": file name}) and the csv's columns, with None where
         the age is missing.
@@ -185,17 +180,11 @@ _SKINS = ((226, 182, 164), (214, 158, 146), (196, 148, 124), (204, 176, 168), (2
 
 @dataclass
 class Lesion:
-    """One lesion as all of its photographs show it.
+    """One lesion as all of its photographs show it."""
 
-    Attributes:
-        surface: 128x128 RGBA, the lesion seen from straight above; alpha is how much of the skin it covers.
-        skin: RGB of the skin around it.
-        hairiness: Mean number of hairs in a photograph.
-    """
-
-    surface: Image.Image
-    skin: np.ndarray
-    hairiness: float
+    surface: Image.Image  # 128x128 RGBA, the lesion seen from straight above; alpha is how much of the skin it covers
+    skin: np.ndarray  # RGB around it
+    hairiness: float  # mean number of hairs in a photograph
 
     @classmethod
     def draw(cls, dx: str, rng: np.random.Generator) -> "Lesion":
@@ -235,16 +224,7 @@ class Lesion:
 
 
 def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int] = (200, 150)) -> Image.Image:
-    """Photographs a lesion: angle, zoom, place, light, skin texture, hairs and the dermatoscope's rim vary.
-
-    Args:
-        lesion: What to photograph.
-        rng: Source of this photograph's differences.
-        image_size: Width and height in pixels.
-
-    Returns:
-        An RGB image.
-    """
+    """Photographs a lesion in RGB: angle, zoom, place, light, skin texture, hairs and the dermatoscope's rim vary."""
     width, height = image_size
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
     skin = lesion.skin + mottling[..., None]
@@ -304,21 +284,17 @@ def _noise(rng: np.random.Generator, cells: int, size: tuple[int, int] = (_TEXTU
     return np.asarray(coarse.resize(size, Image.Resampling.BILINEAR))
 
 
-def _curve(rng: np.random.Generator, start: np.ndarray, length: float, bend: float) -> list[tuple[float, float]]:
-    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend) + rng.normal(0, 0.12, 9))
-    steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 9
-    points = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    return [(float(x), float(y)) for x, y in points]
-
-
 def _draw_hairs(image: Image.Image, count: int, rng: np.random.Generator) -> None:
     draw = ImageDraw.Draw(image)
     size = np.array(image.size)
     tone = rng.uniform(25, 90)
     colour = (int(tone * 1.1), int(tone * 0.85), int(tone * 0.75))
     for _ in range(count):
-        path = _curve(rng, rng.uniform(0, 1, 2) * size, rng.uniform(0.3, 0.9) * size[1], 0.08)
-        draw.line(path, fill=colour, width=1 if rng.random() < 0.8 else 2)
+        start, length = rng.uniform(0, 1, 2) * size, rng.uniform(0.3, 0.9) * size[1]
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.08) + rng.normal(0, 0.12, 9))
+        steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / 9
+        points = start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+        draw.line([(float(x), float(y)) for x, y in points], fill=colour, width=1 if rng.random() < 0.8 else 2)
 
 
 def _spots(

@@ -88,7 +88,8 @@ _SPELLINGS = {
 LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
 
 
-def _error(message: str) -> Exception:
+def input_error(message: str) -> Exception:
+    """A Ham10000Error, whose module takes seconds to import."""
     from ham10000.modeling.configuration_ham10000 import Ham10000Error
 
     return Ham10000Error(message)
@@ -121,15 +122,10 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 
 
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+    """Reads a file with commas, tabs or semicolons and a header: the header, the rows as strings, the line of each.
 
-    Args:
-        path: A file with commas, tabs or semicolons and a header.
-        header_only: Read no rows.
-
-    Returns:
-        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
-        each.
+    The csv module, unlike pandas, knows the line of every record. Cells that `files.escape_cell` wrote are as they
+    were before it.
 
     Raises:
         Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
@@ -146,7 +142,7 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
             # Strict: otherwise a quote that is never closed takes in all rows that follow.
             header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter, strict=True), [])]
             if repeated := sorted({name for name in header if header.count(name) > 1}):
-                raise _error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
+                raise input_error(f"{path}: the column(s) {repeated} occur twice; keep one of each.")
             end = 1
             reader = csv.reader([] if header_only else stream, delimiter=delimiter, strict=True)
             for row in reader:
@@ -154,29 +150,27 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
                 if not any(row):
                     continue
                 if end != line:
-                    raise _error(
+                    raise input_error(
                         f"{path}, line {line}: a quoted cell runs on to line {end}; a quote is missing, or write the "
                         "cell on one line."
                     )
                 if len(row) != len(header):
-                    raise _error(
+                    raise input_error(
                         f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the cells."
                     )
                 rows.append([restore_cell(cell) for cell in row])
                 lines.append(line)
     except csv.Error as error:
-        raise _error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
+        raise input_error(f"{path}, from line {end + 1}: not a table: {error}. Look for a stray quote.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _error(f"{path} is not a UTF-8 text table: {error}. Save it as csv (UTF-8), with a header.") from error
+        raise input_error(
+            f"{path} is not a UTF-8 text table: {error}. Save it as csv (UTF-8), with a header."
+        ) from error
     return header, rows, lines
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
-
-    Raises:
-        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
-    """
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line."""
     import pandas as pd
 
     if path.suffix.lower() != ".jsonl":
@@ -186,7 +180,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise _error(f"{path} is not a UTF-8 text file: {error}.") from error
+        raise input_error(f"{path} is not a UTF-8 text file: {error}.") from error
     fields = {name for names in SYNONYMS.values() for name in names}
     for line, text in enumerate(texts, start=1):
         if not text.strip():
@@ -194,12 +188,12 @@ def read_table(path: Path) -> "pd.DataFrame":
         try:
             record = json.loads(text)
         except (RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
-            raise _error(f"{path}, line {line}: not JSON: {error}.") from error
+            raise input_error(f"{path}, line {line}: not JSON: {error}.") from error
         if not isinstance(record, dict):
-            raise _error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
+            raise input_error(f"{path}, line {line}: expected a JSON object, got {text.strip()[:40]!r}.")
         if nested := [name for name in record if name in fields and isinstance(record[name], (list, dict))]:
             value = record[nested[0]]
-            raise _error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
+            raise input_error(f"{path}, line {line}: expected one value for {nested[0]}, got {value!r}.")
         records[line] = record
     return as_strings(pd.DataFrame(list(records.values()), index=list(records), dtype=object))
 
@@ -214,32 +208,24 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def candidates(name: str, header: Iterable[str]) -> list[str]:
-    """The columns of a table that may be a field, the best first.
-
-    Raises:
-        Ham10000Error: Where two columns differ in case or punctuation only.
-    """
+    """The columns of a table that may be a field, the best first; no two may differ in case or punctuation only."""
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
         if key in SYNONYMS[name] and found.setdefault(key, column) != column:
-            raise _error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
+            raise input_error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
     return [found[key] for key in SYNONYMS[name] if key in found]
 
 
 def match_columns(
     header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
 ) -> dict[str, str]:
-    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
-
-    Raises:
-        Ham10000Error: For a given column that does not exist, or two columns of one name.
-    """
+    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there."""
     matched = {}
     for name in fields:
         if name in given:
             if given[name] not in header:
-                raise _error(
+                raise input_error(
                     f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
                 )
             matched[name] = given[name]
@@ -262,8 +248,7 @@ class DataOptions:
         columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.
         labels: The label set in order; empty to take it from the data.
         label_map: Labels of the source to those they are read as, such as `{"naevus": "nv"}`.
-        group_by: The column whose rows of one value stay on one side of a split, such as `patient_id`; by default
-            the lesion.
+        group_by: The column whose rows of one value stay on one side, such as `patient_id`; by default the lesion.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -286,10 +271,10 @@ class DataOptions:
         """
         pairs = _pairs("columns", "ours=theirs", columns)
         if unknown := sorted(set(pairs) - set(SYNONYMS)):
-            raise _error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
+            raise input_error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
         words = [spelled(label) for label in labels]
         if labels and (len(set(words)) != len(words) or len(words) < 2 or "" in words):
-            raise _error(f"--labels needs at least two different names, got {list(labels)}.")
+            raise input_error(f"--labels needs at least two different names, got {list(labels)}.")
         return cls(pairs, tuple(labels), _pairs("label_map", "old=new", label_map), group_by)
 
 
@@ -298,9 +283,9 @@ def _pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         old, equals, new = text.partition("=")
         if not equals or not old.strip() or not new.strip():
-            raise _error(f"--{option} {text!r}: expected {form}.")
+            raise input_error(f"--{option} {text!r}: expected {form}.")
         if pairs.setdefault(old.strip(), new.strip()) != new.strip():
-            raise _error(f"--{option} gives {old.strip()!r} twice, {pairs[old.strip()]!r} and {new.strip()!r}.")
+            raise input_error(f"--{option} gives {old.strip()!r} twice, {pairs[old.strip()]!r} and {new.strip()!r}.")
     return pairs
 
 
@@ -326,22 +311,15 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
 def read_labels(
     values: "pd.Series", options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
 ) -> tuple[list[str], "pd.Series", list[str]]:
-    """Reads the labels of a source and finds the set they form.
+    """Reads the labels of a source, after the options' `label_map`, and finds the set they form.
 
-    Args:
-        values: The label of each row as it is written.
-        options: Its `labels` are the set, its `label_map` is applied first.
-        declared: Further labels that the source has a column for, whether or not a row has it.
-        name: The column, for messages.
-        ours: The set is HAM10000's, whatever the rows say.
+    The options' `labels` are the set, or where it is `ours` HAM10000's seven, whatever the rows say. `declared` are
+    further labels that the source has a column for, whether or not a row has it.
 
     Returns:
         The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
         source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
         sentence for each decision.
-
-    Raises:
-        Ham10000Error: Where `label_map` names a label that does not occur.
     """
     from ham10000.modeling.configuration_ham10000 import LABELS
     from ham10000.modeling.processing_ham10000 import MISSING_VALUES
@@ -350,7 +328,7 @@ def read_labels(
     present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
     mapped = {spelled(old): new for old, new in options.label_map.items()}
     if absent := sorted(set(mapped) - set(present)):
-        raise _error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
+        raise input_error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
     after = {word: mapped.get(word, word) for word in present}  # still the users' words
     known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
     notes: list[str] = []

@@ -31,17 +31,11 @@ def malignant_total(probabilities: np.ndarray, labels: Sequence[str], malignant:
 
 @dataclass(frozen=True, eq=False)
 class MetadataEffect:
-    """The prediction with one field changed.
+    """The prediction with one field changed."""
 
-    Attributes:
-        field: The field that was changed, or `ALL_FIELDS`.
-        value: Its new value as shown, such as `"60"` or `"back"`; `UNKNOWN` for missing.
-        probabilities: (classes,) float64, in the order of the labels.
-    """
-
-    field: str
-    value: str
-    probabilities: np.ndarray
+    field: str  # or `ALL_FIELDS`
+    value: str  # as shown, such as `"60"` or `"back"`; `UNKNOWN` for missing
+    probabilities: np.ndarray  # (classes,) float64, in the order of the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +88,7 @@ def _logits(
 def describe_metadata(
     processor: Ham10000Processor, metadata: Mapping[str, object] | None, *, unknown_values: str = "error"
 ) -> dict[str, str]:
-    """Returns the values of a row that the model sees, by field, as text; `UNKNOWN` where one is missing.
-
-    Raises:
-        Ham10000Error: For a value the processor refuses.
-    """
+    """Returns the values of a row that the model sees, by field, as text; `UNKNOWN` where one is missing."""
     row = processor.encode_metadata([metadata or {}], unknown_values=unknown_values)[0].tolist()
     return {
         field: _shown(processor, field, value) for field, value in zip(processor.metadata_fields, row, strict=True)
@@ -197,22 +187,16 @@ def _changed_rows(
 class Explanation:
     """A prediction with what explains it.
 
-    Attributes:
-        effects: The probabilities, and what they become when the metadata changes.
-        image: The image, upright RGB; None for the metadata variant.
-        heatmaps: Label to the Grad-CAM map of that class, the predicted one first: float32 in [0, 1] of the image's
-            height and width.
-        name: Name of the image in the figure; None for none.
-        calibration: What is known about the probabilities.
-        warning: Why the prediction is worth nothing; None for no reason.
+    `heatmaps` has the Grad-CAM map of each explained class by its label, the predicted one first: float32 in [0, 1] of
+    the image's height and width.
     """
 
     effects: MetadataEffects
-    image: Image.Image | None
+    image: Image.Image | None  # upright RGB; None for the metadata variant
     heatmaps: dict[str, np.ndarray]
-    name: str | None
+    name: str | None  # of the image, in the figure
     calibration: Calibration
-    warning: str | None
+    warning: str | None  # why the prediction is worth nothing
 
 
 def explain(

@@ -24,10 +24,7 @@ FOLDING_TOLERANCE = 1e-3
 
 
 def optimize_for_inference(
-    model: Ham10000ForImageClassification,
-    precision: str = "auto",
-    *,
-    backend: str = "torch",
+    model: Ham10000ForImageClassification, precision: str = "auto", *, backend: str = "torch"
 ) -> Ham10000ForImageClassification:
     """Copies a model for fast prediction; the copy cannot be trained or saved.
 

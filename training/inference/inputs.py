@@ -14,38 +14,26 @@ from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_belo
 
 @dataclass
 class Sample:
-    """One thing to predict.
+    """One thing to predict."""
 
-    Attributes:
-        name: The image as the user named it, or the row's id; None for metadata from flags alone.
-        image: The file; None for a metadata-only checkpoint.
-        metadata: Raw values by field; None where nothing is known, or the checkpoint reads none.
-        origin: Source of the metadata, for messages.
-        warning: Why its prediction is worth nothing, such as an image unlike the training data; None for no reason.
-    """
-
-    name: str | None
-    image: Path | None = None
-    metadata: dict[str, str] | None = None
-    origin: str = ""
-    warning: str | None = None
+    name: str | None  # the image as the user named it, or the row's id; None for metadata from flags alone
+    image: Path | None = None  # None for a metadata-only checkpoint
+    metadata: dict[str, str] | None = None  # raw values; None where nothing is known, or the checkpoint reads none
+    origin: str = ""  # source of the metadata, for messages
+    warning: str | None = None  # why its prediction is worth nothing, such as an image unlike the training data
 
 
 @dataclass
 class MetadataTable:
     """A csv of metadata.
 
-    Attributes:
-        path: The file.
-        rows: One sample per row, without an image.
-        by_image: The same samples by every name an image may be looked up with.
-        notes: Lines that begin with `note:` (columns that are ignored, spellings that were read as others) or
-            `warning:` (a field without a column).
+    Its notes begin with `note:` (columns that are ignored, spellings that were read as others) or `warning:` (a field
+    without a column).
     """
 
     path: Path
-    rows: list[Sample]
-    by_image: dict[str, Sample]
+    rows: list[Sample]  # without images
+    by_image: dict[str, Sample]  # the same, by every name an image may be looked up with
     notes: list[str]
 
 
@@ -78,14 +66,11 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_metadata(
     path: str | os.PathLike[str], fields: Sequence[str], columns: Mapping[str, str] | None = None
 ) -> MetadataTable:
-    """Reads a csv of metadata; only the columns of the fields are kept.
+    """Reads a csv of metadata; only the columns of the checkpoint's fields are kept.
 
-    Args:
-        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a
-            row is named by the file's name with or without suffix, or by its path, relative to the csv or to the
-            working directory.
-        fields: The metadata fields of the checkpoint.
-        columns: Our field to the csv's column, where it is not recognised.
+    It is separated by comma, semicolon or tab, with a header, and names as in training (`SYNONYMS`) or as `columns`
+    gives them. The image of a row is named by the file's name with or without suffix, or by its path, relative to the
+    csv or to the working directory.
 
     Raises:
         Ham10000Error: If the file cannot be read, has none of the fields, or names an image twice.
@@ -152,14 +137,8 @@ def collect_samples(
 ) -> list[Sample]:
     """Turns what the command line gives into samples whose metadata the processor accepts.
 
-    Args:
-        processor: The checkpoint's processor.
-        inputs: Files and folders.
-        values: Raw metadata of every image, by field; None for what was not given.
-        table: A csv for `read_metadata` instead of `values`.
-        checkpoint: Its name, for messages.
-        columns: As for `read_metadata`.
-        unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
+    `values` are of every image, by field, and None for what was not given; a `table` for `read_metadata` stands in
+    their place. With `unknown_values="missing"` a value may be outside the vocabulary, and an image without a row.
 
     Raises:
         Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.

@@ -36,27 +36,18 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 class Predictions:
     """What a model says about some samples.
 
-    Attributes:
-        samples: The samples that were predicted.
-        probabilities: (samples, classes), by the checkpoint's temperature.
-        answers: (samples,) class ids by the decision rule.
-        config: Gives the labels and their plain names.
-        calibration: What is known about the probabilities.
-        sets: (samples, classes) bool prediction sets, or None.
-        coverage: What the sets promise in every class, for images like the training data.
-        given: Of a single sample, its metadata as the model reads it, by field; may be empty.
-        unknown: Of a single sample, (classes,) probabilities with its metadata unknown; None not to compare.
+    Of a single sample, `given` is its metadata as the model reads it, by field, and may be empty.
     """
 
     samples: Sequence[Sample]
-    probabilities: np.ndarray
-    answers: np.ndarray
+    probabilities: np.ndarray  # (samples, classes), by the checkpoint's temperature
+    answers: np.ndarray  # (samples,) class ids by the decision rule
     config: Ham10000Config = dataclasses.field(default_factory=Ham10000Config)
     calibration: Calibration = Calibration()
-    sets: np.ndarray | None = None
-    coverage: float | None = None
+    sets: np.ndarray | None = None  # (samples, classes) bool
+    coverage: float | None = None  # what the sets promise in every class, for images like the training data
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    unknown: np.ndarray | None = None
+    unknown: np.ndarray | None = None  # (classes,) of a single sample with its metadata unknown; None not to compare
 
     def named_set(self, row: int) -> list[str]:
         """Names of the classes in a sample's set."""
@@ -91,10 +82,7 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
 def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
-    Args:
-        predictions: The predictions.
-        top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
-        width: Columns of the terminal; below 80 lines are broken by it.
+    By default all classes of one sample and the most probable one of several; `width` is that of the terminal.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -240,11 +228,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_output(text: str, path: str | None) -> None:
-    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding.
-
-    Raises:
-        Ham10000Error: If the file cannot be written.
-    """
+    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding."""
     if path:
         atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
@@ -269,10 +253,7 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
     """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
-    Args:
-        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
-        probabilities: (N, 7), columns in the order of `label_names`.
-        label_names: The seven labels in the order of their ids.
+    Ids are such as ISIC_0034524, without folder and suffix; the (N, 7) probabilities are in the order of the labels.
 
     Raises:
         Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.

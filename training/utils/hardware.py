@@ -32,13 +32,8 @@ def peak_rss_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def peak_cuda_mib() -> float | None:
-    """Largest memory held by tensors on the current CUDA device so far, in MiB, or None without CUDA."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-
-
 def reset_peak_memory() -> None:
-    """Resets `peak_rss_mib` and `peak_cuda_mib`, for the next of several runs in one process.
+    """Resets the peaks that `environment` reports, for the next of several runs in one process.
 
     On systems other than Linux the resident peak stays that of the whole process.
     """
@@ -97,9 +92,10 @@ def environment() -> JsonObject:
         this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit and
         dirty, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
     """
-    gpu, cuda_peak = None, peak_cuda_mib()
+    gpu, cuda_peak = None, None
     if torch.cuda.is_available():
         gpu = {"model": torch.cuda.get_device_name(), "count": torch.cuda.device_count(), "cuda": torch.version.cuda}
+        cuda_peak = round(torch.cuda.max_memory_allocated() / 2**20, 1)  # of tensors, on the current device
     # In a container or under taskset fewer cores are usable than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
@@ -111,17 +107,14 @@ def environment() -> JsonObject:
         "gpu": gpu,
         "git": git_state(),
         "peak_rss_mib": round(peak_rss_mib(), 1),
-        "peak_cuda_mib": None if cuda_peak is None else round(cuda_peak, 1),
+        "peak_cuda_mib": cuda_peak,
     }
 
 
 def resolve_precision(name: str) -> str:
-    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
+    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`, which needs a GPU.
 
     `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
-
-    Raises:
-        Ham10000Error: For fp16 without a GPU.
     """
     if name == "fp16" and not torch.cuda.is_available():
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")
