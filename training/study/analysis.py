@@ -189,7 +189,7 @@ def _variant(
             for seed, temperatures, biases in zip(predictions.seeds, fitted.temperatures, fitted.biases, strict=True)
         ],
         "sets": [_sets(fitted, coverage, bootstrap) for coverage in study.coverages],
-        "subgroups": _subgroups(fitted, inputs, bootstrap),
+        "subgroups": _subgroups(fitted, inputs),
         "shortcuts": shortcuts,
     }
 
@@ -217,7 +217,7 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResu
     }
 
 
-def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> JsonObject:
+def _subgroups(fitted: CrossFitted, inputs: Inputs) -> JsonObject:
     """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
     predictions, seeds = fitted.predictions, len(fitted.predictions.seeds)
     answers = fitted.all_answers(inputs.study.rule).reshape(-1)
@@ -226,7 +226,7 @@ def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> Jso
         np.tile(predictions.labels, seeds),
         np.eye(len(predictions.classes))[answers],
         np.tile(predictions.groups, seeds),
-        n_resamples=bootstrap.weights.n_resamples,
+        n_resamples=inputs.study.n_resamples,
     )
     for group in (group for groups in results["fields"].values() for group in groups):
         group["n_images"] //= seeds
