@@ -414,6 +414,14 @@ class Sample:
         }
 
 
+def mean_sample(samples: Sequence[Sample]) -> Sample:
+    """The mean of several samples, over those that are defined in a resample."""
+    values = np.stack([sample.values for sample in samples])
+    with np.errstate(invalid="ignore"):
+        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
+    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
+
+
 class Bootstrap:
     """Resampled lesions and seeds.
 

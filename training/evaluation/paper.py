@@ -42,7 +42,7 @@ class Target:
 def targets(
     labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], malignant: Sequence[str]
 ) -> list[Target]:
-    """Malignant or not, where there are malignant labels, then each class against the others, where both have images."""
+    """Malignant or not, if there are malignant labels, then each class against the others, where both have images."""
     ids = [label_names.index(label) for label in malignant]
     found = [Target("malignant", np.isin(labels, ids), probabilities[:, ids].sum(axis=1))] if len(ids) > 1 else []
     found += [Target(name, labels == k, probabilities[:, k]) for k, name in enumerate(label_names)]
