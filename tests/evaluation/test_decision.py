@@ -127,17 +127,18 @@ def test_each_rule_is_the_best_for_its_metric() -> None:
     np.testing.assert_allclose(balanced_probabilities(probabilities, prior).sum(axis=1), 1)
 
 
-@pytest.mark.parametrize(
-    ("prior", "rule", "message"),
-    [
-        (None, "balanced", "class_prior"),
-        ([1 / 7] * 7, "best", "Unknown decision rule 'best'"),
-        ([0.5, 0.5], "balanced", "7 positive class shares"),
-    ],
-)
-def test_what_a_rule_needs_is_said(prior: list[float] | None, rule: str, message: str) -> None:
-    with pytest.raises(Ham10000Error, match=message):
-        decide(np.full((3, 7), 1 / 7), prior, rule)
+def test_what_a_rule_or_a_coverage_needs_is_said() -> None:
+    sets, uniform = {"0.9": [0.9] * 7}, np.full((3, 7), 1 / 7)
+    np.testing.assert_array_equal(saved_thresholds(sets, 0.9), sets["0.9"])
+    for function, arguments, message in (
+        (decide, (uniform, None, "balanced"), "class_prior"),
+        (decide, (uniform, [1 / 7] * 7, "best"), "Unknown decision rule 'best'"),
+        (decide, (uniform, [0.5, 0.5], "balanced"), "7 positive class shares"),
+        (saved_thresholds, (sets, 0.8), r"coverage 0\.8; it has 0\.9"),
+        (saved_thresholds, (None, 0.8), "none at all"),
+    ):
+        with pytest.raises(Ham10000Error, match=message):
+            function(*arguments)
 
 
 @pytest.mark.parametrize("coverage", COVERAGES)
@@ -160,14 +161,6 @@ def test_the_threshold_is_the_finite_sample_quantile(n: int) -> None:
     rank = math.ceil((n + 1) * 9 / 10)
     # The second class has no image, so nothing can be promised but by every class.
     assert found.tolist() == [np.sort(1 - probabilities[:, 0])[rank - 1] if rank <= n else 1.0, 1.0]
-
-
-def test_the_thresholds_of_a_config_are_found_by_coverage() -> None:
-    sets = {"0.9": [0.9] * 7}
-    np.testing.assert_array_equal(saved_thresholds(sets, 0.9), sets["0.9"])
-    for saved, message in ((sets, r"coverage 0\.8; it has 0\.9"), (None, "none at all")):
-        with pytest.raises(Ham10000Error, match=message):
-            saved_thresholds(saved, 0.8)
 
 
 @pytest.mark.parametrize(
