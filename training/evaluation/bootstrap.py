@@ -214,28 +214,20 @@ _BLOCK_ELEMENTS = 2_000_000
 
 
 class Interval(TypedDict):
-    """A figure on the full sample with its percentile interval; None where undefined.
-
-    The bounds rest on the `n_defined` resamples in which the figure was defined.
-    """
+    """A figure on the full sample with its percentile interval; None where undefined."""
 
     estimate: float | None
     low: float | None
     high: float | None
-    n_defined: int
+    n_defined: int  # of the resamples, on which the bounds rest
 
 
 @dataclass(frozen=True)
 class ClusterWeights:
-    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one.
+    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one."""
 
-    Attributes:
-        counts: Draws (n_resamples, n_clusters), uint16; every row sums to n_clusters.
-        index: Cluster of each image (N,), in 0…n_clusters - 1, by sorted cluster name.
-    """
-
-    counts: np.ndarray
-    index: np.ndarray
+    counts: np.ndarray  # (R, C) draws, uint16; every row sums to C
+    index: np.ndarray  # (N,) the cluster of each image, in 0…C - 1, by sorted cluster name
 
     @property
     def n_clusters(self) -> int:
@@ -361,33 +353,23 @@ def cluster_bootstrap(
 
 
 class Estimate(TypedDict):
-    """A figure of study.json, the mean over the seeds, with its interval and spread; None where undefined.
-
-    `sd` is the standard deviation over the seeds, None for one seed.
-    """
+    """A figure of study.json, the mean over the seeds, with its interval and spread; None where undefined."""
 
     estimate: float | None
     low: float | None
     high: float | None
-    sd: float | None
+    sd: float | None  # standard deviation over the seeds; None for one seed
     per_seed: list[float | None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A figure before it is summarised; samples of one `Bootstrap` subtract to a paired difference.
+    """A figure before it is summarised; samples of one `Bootstrap` subtract to a paired difference."""
 
-    Attributes:
-        per_seed: The figure of each seed (S,); NaN where undefined.
-        values: Its mean over the drawn seeds in each resample (R,).
-        name: Name of the metric, which decides its interval, see `metric_interval`.
-        lowest: The least value the figure can have; a difference has none.
-    """
-
-    per_seed: np.ndarray
-    values: np.ndarray
-    name: str = ""
-    lowest: float = 0.0
+    per_seed: np.ndarray  # (S,) the figure of each seed; NaN where undefined
+    values: np.ndarray  # (R,) its mean over the drawn seeds in each resample
+    name: str = ""  # of the metric, which decides its interval, see `metric_interval`
+    lowest: float = 0.0  # the least value the figure can have; a difference has none
 
     def __sub__(self, other: "Sample") -> "Sample":
         return Sample(self.per_seed - other.per_seed, self.values - other.values, self.name, -math.inf)

@@ -63,10 +63,7 @@ class Difference(TypedDict):
 
 
 class Comparison(TypedDict):
-    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family.
-
-    Only the first comparison has `moved`, the images that both call differently.
-    """
+    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family."""
 
     model: str
     other: str
@@ -76,7 +73,7 @@ class Comparison(TypedDict):
     verdict: str
     mcnemar: dict[str, float]
     changes: dict[str, dict[str, int]]
-    moved: list[dict[str, str]]
+    moved: list[dict[str, str]]  # the images that both call differently; of the first comparison only
 
 
 class ProtocolResult(TypedDict):
@@ -220,9 +217,9 @@ def _compare(
     corrected = holm([found[config.primary]["p"] or 1.0 for found in metrics])
     rows: list[Comparison] = []
     for (model, other), found, p in zip(family, metrics, corrected, strict=True):
-        predictions, primary = variants[model].predictions, samples[model][config.primary]
+        predictions = variants[model].predictions
         ours, theirs = (_joint_answers(variants[name], config.rule) for name in (model, other))
-        difference = primary - samples[other][config.primary]
+        difference = samples[model][config.primary] - samples[other][config.primary]
         error = float(np.nanstd(difference.values, ddof=1))
         better = "helps" if difference.estimate > 0 else "hurts"
         rows.append(
