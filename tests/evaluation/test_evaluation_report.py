@@ -76,17 +76,14 @@ def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict]) -> 
     assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
 
 
-def test_results_as_text(written: tuple[Path, dict]) -> None:
+def test_results_as_text_also_without_a_class(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
     text, interval = format_results(written[1]), written[1]["intervals"]["macro_f1"]
     assert "120 images of 60 lesions" in text
     assert f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in text
     assert all(f"\n  {label} " in text for label in LABELS)
-
-
-def test_a_class_without_images(table: pd.DataFrame, tmp_path: Path) -> None:
-    table = table.query("dx != 'df'").reset_index(drop=True)
-    results = evaluate_predictions(table, n_resamples=50)
-    write_evaluation(tmp_path, results, table, {})
+    without = table.query("dx != 'df'").reset_index(drop=True)
+    results = evaluate_predictions(without, n_resamples=50)
+    write_evaluation(tmp_path, results, without, {})
     text = format_results(results)
     assert "undefined" in text
     assert "no images, or no others, of df" in text

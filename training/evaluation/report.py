@@ -10,12 +10,11 @@ import pandas as pd
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import CONFIDENCE, Interval, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
-    DEFAULT_POSITIVE,
+    HEADLINE_METRICS,
     METRIC_TITLES,
     SENSITIVITY,
     compute_metrics,
     headline_metrics,
-    sensitivity_metric,
     validate_labels,
     validate_probabilities,
 )
@@ -39,8 +38,7 @@ _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per
 # Every file of an evaluation is written in a second; what is older was left by a process that was killed.
 _STALE_SECONDS = 600.0
 # What tables and comparisons of several models show.
-_SENSITIVITY = sensitivity_metric(DEFAULT_POSITIVE)
-SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", _SENSITIVITY)
+SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", HEADLINE_METRICS[-1])
 # What a decision rule changes; `ham10000-evaluate` shows them for each rule.
 DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
