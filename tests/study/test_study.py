@@ -13,7 +13,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import bootstrap
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 from study_tables import example_frame, example_image
 
@@ -159,9 +159,7 @@ def test_metadata_help_where_they_say_something_and_holm_knows_the_family(lead: 
     rows = lead["comparisons"]
     assert [(row["model"], row["other"]) for row in rows] == list(CONFIG.comparisons)
     assert rows[0]["verdict"] == "helps"
-    raw = [row["metrics"]["macro_f1"]["p"] for row in rows]
-    assert rows[0]["p_holm"] >= raw[0]
-    assert max(row["p_holm"] for row in rows) >= max(raw)
+    assert all(row["p_holm"] >= row["metrics"]["macro_f1"]["p"] for row in rows)
     assert rows[0]["smallest_detectable"] > rows[0]["metrics"]["macro_f1"]["smallest_detectable"]
 
 
@@ -207,19 +205,17 @@ def test_baselines_are_scikit_learns(frame: pd.DataFrame, lead: Any, table: pd.D
     assert always["balanced_accuracy"]["estimate"] == pytest.approx(1 / 7)
     ages = data["age"].floordiv(5).mul(5).astype(object).fillna("unknown")
     inputs = pd.get_dummies(data[["sex", "localization"]].assign(age=ages).astype(str)).to_numpy(dtype=float)
-    predicted = np.empty_like(label)
+    right = 0
     for fold in range(3):
         test = (rows["fold"] == fold).to_numpy()
         weights = np.sqrt(compute_sample_weight("balanced", label[~test]))
         model = LogisticRegression(max_iter=2000).fit(inputs[~test], label[~test], sample_weight=weights)
-        predicted[test] = model.predict(inputs[test])
+        right += (model.predict(inputs[test]) == label[test]).sum()
     found = lead["baselines"][1]["scores"]["accuracy"]["estimate"]
-    assert found == pytest.approx(accuracy_score(label, predicted), abs=0.01)
+    assert found == pytest.approx(right / len(label), abs=0.01)
     gains = {row["name"]: row["gain"] for row in lead["forbidden"]}
-    assert list(gains) == [
-        *("age, sex, site", "age, sex, site, dx_type", "age, sex, site, dataset", "age, sex, site, dx_type, dataset"),
-        *("dx_type, dataset", "image", "image, dx_type, dataset"),
-    ]
+    added = [f"age, sex, site{more}" for more in ("", ", dx_type", ", dataset", ", dx_type, dataset")]
+    assert list(gains) == [*added, "dx_type, dataset", "image", "image, dx_type, dataset"]
     assert gains["age, sex, site, dx_type"]["estimate"] > 0.02  # it says who was malignant
     assert gains["age, sex, site"] is gains["dx_type, dataset"] is None
     image = example_image(frame)
@@ -230,8 +226,7 @@ def test_baselines_are_scikit_learns(frame: pd.DataFrame, lead: Any, table: pd.D
 def test_seen_lesions_are_those_with_another_photograph_in_training(frame: pd.DataFrame, study: Any) -> None:
     image = stratified(frame)
     trained = frame[~frame["image_id"].isin(image.image_ids) & frame["age"].notna()]
-    lesions = frame.set_index("image_id")["lesion_id"].loc[image.image_ids]
-    expected = lesions.isin(trained["lesion_id"]).to_numpy()
+    expected = np.isin(image.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
     np.testing.assert_array_equal(lesions_in_training(frame, image), expected)
     assert not lesions_in_training(frame, example_image(frame)).any()
     found = study["protocols"]["image-stratified"]["leakage"]
