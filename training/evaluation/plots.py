@@ -56,9 +56,7 @@ def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = new_figure(8, extra + rows * height)
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(w_pad=0.12, h_pad=0.06)  # type: ignore[call-arg]  # room for tick labels at the right edge
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)  # room for tick labels at the right edge
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in grid[count:]:
         unused.remove()

@@ -5,7 +5,6 @@ of images that the image model was not trained on, so never from memorised ones.
 checkpoint make one ordinary fusion checkpoint, see `assemble`.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -138,7 +137,7 @@ def assemble(
     with torch.no_grad():
         weight, bias = head.metadata.weight.data, head.metadata.bias.data
         if image_model is not None and head.image is not None:
-            model.backbone.load_state_dict(copy.deepcopy(image_model.backbone.state_dict()))
+            model.backbone.load_state_dict(image_model.backbone.state_dict())
             mix, inner = head.image.weight / image_model.config.temperature, image_model.classifier
             weight = torch.cat([mix @ inner.weight, weight], dim=1)
             bias = mix @ inner.bias + head.image.bias + bias

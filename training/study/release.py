@@ -54,14 +54,8 @@ def write_release(
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
-    Args:
-        variants: The first protocol's calibrated variants.
-        inputs: The metadata of their images, and the settings.
-        run: The image model trained on all images.
-        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`, which are returned.
-        data: Name of the data, for the record.
-        made_by: The command, for the card.
-        answer: The study's answer, for the cards: each repeats it word for word.
+    The variants are the first protocol's, `run` is the image model trained on all images, `made_by` the command, and
+    `answer` the study's, which each card repeats word for word. Returns the folders `ham10000-<variant>`.
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)
