@@ -80,8 +80,7 @@ def test_vector_scaling_is_a_logistic_regression_with_one_slope() -> None:
         return log_loss(labels, softmax(logits * parameters[0] + parameters[1:]))
 
     # A search with numerical gradients over scikit-learn's loss, started from another place, finds no lower one.
-    found = loss(np.append(1 / temperature, biases))
-    assert found <= minimize(loss, np.append(0.7, shift)).fun + 1e-7
+    assert loss(np.append(1 / temperature, biases)) <= minimize(loss, np.append(0.7, shift)).fun + 1e-7
     with pytest.raises(Ham10000Error, match="images of each of 7 classes"):
         fit_vector_scaling(logits, np.where(labels == 2, 3, labels))
     with pytest.raises(Ham10000Error, match="No temperature in"):
@@ -141,17 +140,16 @@ def test_what_a_rule_or_a_coverage_needs_is_said() -> None:
             function(*arguments)
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-def test_the_sets_are_those_of_crepes(coverage: float) -> None:
-    labels, probabilities = calibrated(3000)
-    _, new = calibrated(500, seed=1)
+def test_the_sets_are_those_of_crepes() -> None:
+    (labels, probabilities), (_, new) = calibrated(3000), calibrated(500, seed=1)
     theirs = ConformalClassifier().fit(1 - probabilities[np.arange(3000), labels], bins=labels)
     # Without smoothing a class's p-value is the share of calibration scores at least as large, itself counted in.
     p_values = np.column_stack(
         [theirs.predict_p((1 - new)[:, [k]], bins=np.full(500, k), smoothing=False)[:, 0] for k in range(7)]
     )
-    ours = prediction_sets(new, fit_thresholds(labels, probabilities, coverage))
-    np.testing.assert_array_equal(ours, p_values > 1 - coverage + 1e-12)
+    for coverage in COVERAGES:
+        ours = prediction_sets(new, fit_thresholds(labels, probabilities, coverage))
+        np.testing.assert_array_equal(ours, p_values > 1 - coverage + 1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 9, 10, 19, 99, 100])
