@@ -17,7 +17,7 @@ from ham10000.training.evaluation.bootstrap import (
     percentile_interval,
     statistics_of,
 )
-from ham10000.training.evaluation.metrics import compute_metrics, sensitivity_metric
+from ham10000.training.evaluation.metrics import compute_metrics
 
 STATISTICS = statistics_of(LABELS)
 
@@ -32,28 +32,19 @@ def make_data(n: int, n_clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def reference(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     """The documented rules, from `compute_metrics` on the rows a resample repeats."""
-    metrics = compute_metrics(labels[rows], probabilities[rows])
-    full = compute_metrics(labels, probabilities)
-    for label in LABELS:  # each class takes the row of the positive one
-        name = sensitivity_metric(label)
-        metrics[name] = compute_metrics(labels[rows], probabilities[rows], positive=label)[name]
-    values = {name: math.nan if metrics[name] is None else metrics[name] for name in STATISTICS if name in metrics}
-    present = np.unique(labels[rows])
-    values[AVERAGE_PRECISION] = np.mean(
-        [average_precision_score(labels[rows] == k, probabilities[rows, k]) for k in present]
-    )
+    drawn, scores, full = labels[rows], probabilities[rows], compute_metrics(labels, probabilities)
+    answers, present, values = scores.argmax(axis=1), np.unique(drawn), {}
     for k, label in enumerate(LABELS):
+        metrics = compute_metrics(drawn, scores, positive=label)  # each class takes the row of the positive one
+        values |= {name: metrics[name] for name in STATISTICS if name in metrics}
         row = metrics["per_class"][label]
-        for name in PER_CLASS_STATISTICS:
-            values[f"{name}:{label}"] = math.nan if k not in present or row[name] is None else row[name]
-        predicted = np.array(metrics["confusion_matrix"])[:, k].sum()
-        values[f"precision:{label}"] = row["precision"] if predicted else math.nan
-    answers = probabilities[rows].argmax(axis=1)
-    values["macro_f1"] = f1_score(labels[rows], answers, labels=present, average="macro", zero_division=0)
-    aurocs = [metrics["per_class"][LABELS[k]]["auroc"] for k in present]
-    defined = full["auroc_macro"] is not None and None not in aurocs
-    values["auroc_macro"] = np.mean(aurocs) if defined else math.nan
-    return values
+        values |= {f"{name}:{label}": row[name] if k in present else None for name in PER_CLASS_STATISTICS}
+        values[f"precision:{label}"] = row["precision"] if k in answers else None
+    values[AVERAGE_PRECISION] = np.mean([average_precision_score(drawn == k, scores[:, k]) for k in present])
+    values["macro_f1"] = f1_score(drawn, answers, labels=present, average="macro", zero_division=0)
+    aurocs = [values[f"auroc:{LABELS[k]}"] for k in present]
+    values["auroc_macro"] = None if None in (*aurocs, full["auroc_macro"]) else np.mean(aurocs)
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 @pytest.mark.parametrize("absent", [None, 6], ids=["all classes", "without vasc"])
@@ -73,13 +64,13 @@ def test_interval_has_the_known_clustered_standard_error() -> None:
     # Images that are all right or all wrong within a lesion: intra-cluster correlation 1.
     hits = np.repeat(np.random.default_rng(0).random(300) < 0.8, 4)
     labels, predicted = np.zeros(1200, dtype=int), np.where(hits, 0, 1)
-    found = {}
-    for name, clusters in (("lesions", np.repeat(np.arange(300), 4)), ("images", np.arange(1200))):
-        _, values = bootstrap_distribution(labels, predicted, cluster_weights(clusters, 2000), ["accuracy"])
-        found[name] = values["accuracy"].std()
-    assert found["lesions"] == pytest.approx(math.sqrt(hits.mean() * (1 - hits.mean()) / 300), rel=0.05)
+    of_lesions, of_images = (
+        bootstrap_distribution(labels, predicted, cluster_weights(clusters, 2000), ["accuracy"])[1]["accuracy"].std()
+        for clusters in (np.repeat(np.arange(300), 4), np.arange(1200))
+    )
+    assert of_lesions == pytest.approx(math.sqrt(hits.mean() * (1 - hits.mean()) / 300), rel=0.05)
     # Images taken as independent would claim half of it: the reason for resampling lesions.
-    assert found["lesions"] / found["images"] == pytest.approx(2, rel=0.08)
+    assert of_lesions / of_images == pytest.approx(2, rel=0.08)
 
 
 def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:

@@ -80,8 +80,7 @@ def test_vector_scaling_is_a_logistic_regression_with_one_slope() -> None:
         return log_loss(labels, softmax(logits * parameters[0] + parameters[1:]))
 
     # A search with numerical gradients over scikit-learn's loss, started from another place, finds no lower one.
-    found = loss(np.append(1 / temperature, biases))
-    assert found <= minimize(loss, np.append(0.7, shift)).fun + 1e-7
+    assert loss(np.append(1 / temperature, biases)) <= minimize(loss, np.append(0.7, shift)).fun + 1e-7
     with pytest.raises(Ham10000Error, match="images of each of 7 classes"):
         fit_vector_scaling(logits, np.where(labels == 2, 3, labels))
     with pytest.raises(Ham10000Error, match="No temperature in"):
@@ -127,30 +126,30 @@ def test_each_rule_is_the_best_for_its_metric() -> None:
     np.testing.assert_allclose(balanced_probabilities(probabilities, prior).sum(axis=1), 1)
 
 
-@pytest.mark.parametrize(
-    ("prior", "rule", "message"),
-    [
-        (None, "balanced", "class_prior"),
-        ([1 / 7] * 7, "best", "Unknown decision rule 'best'"),
-        ([0.5, 0.5], "balanced", "7 positive class shares"),
-    ],
-)
-def test_what_a_rule_needs_is_said(prior: list[float] | None, rule: str, message: str) -> None:
-    with pytest.raises(Ham10000Error, match=message):
-        decide(np.full((3, 7), 1 / 7), prior, rule)
+def test_what_a_rule_or_a_coverage_needs_is_said() -> None:
+    sets, uniform = {"0.9": [0.9] * 7}, np.full((3, 7), 1 / 7)
+    np.testing.assert_array_equal(saved_thresholds(sets, 0.9), sets["0.9"])
+    for function, arguments, message in (
+        (decide, (uniform, None, "balanced"), "class_prior"),
+        (decide, (uniform, [1 / 7] * 7, "best"), "Unknown decision rule 'best'"),
+        (decide, (uniform, [0.5, 0.5], "balanced"), "7 positive class shares"),
+        (saved_thresholds, (sets, 0.8), r"coverage 0\.8; it has 0\.9"),
+        (saved_thresholds, (None, 0.8), "none at all"),
+    ):
+        with pytest.raises(Ham10000Error, match=message):
+            function(*arguments)
 
 
-@pytest.mark.parametrize("coverage", COVERAGES)
-def test_the_sets_are_those_of_crepes(coverage: float) -> None:
-    labels, probabilities = calibrated(3000)
-    _, new = calibrated(500, seed=1)
+def test_the_sets_are_those_of_crepes() -> None:
+    (labels, probabilities), (_, new) = calibrated(3000), calibrated(500, seed=1)
     theirs = ConformalClassifier().fit(1 - probabilities[np.arange(3000), labels], bins=labels)
     # Without smoothing a class's p-value is the share of calibration scores at least as large, itself counted in.
     p_values = np.column_stack(
         [theirs.predict_p((1 - new)[:, [k]], bins=np.full(500, k), smoothing=False)[:, 0] for k in range(7)]
     )
-    ours = prediction_sets(new, fit_thresholds(labels, probabilities, coverage))
-    np.testing.assert_array_equal(ours, p_values > 1 - coverage + 1e-12)
+    for coverage in COVERAGES:
+        ours = prediction_sets(new, fit_thresholds(labels, probabilities, coverage))
+        np.testing.assert_array_equal(ours, p_values > 1 - coverage + 1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 9, 10, 19, 99, 100])
@@ -160,14 +159,6 @@ def test_the_threshold_is_the_finite_sample_quantile(n: int) -> None:
     rank = math.ceil((n + 1) * 9 / 10)
     # The second class has no image, so nothing can be promised but by every class.
     assert found.tolist() == [np.sort(1 - probabilities[:, 0])[rank - 1] if rank <= n else 1.0, 1.0]
-
-
-def test_the_thresholds_of_a_config_are_found_by_coverage() -> None:
-    sets = {"0.9": [0.9] * 7}
-    np.testing.assert_array_equal(saved_thresholds(sets, 0.9), sets["0.9"])
-    for saved, message in ((sets, r"coverage 0\.8; it has 0\.9"), (None, "none at all")):
-        with pytest.raises(Ham10000Error, match=message):
-            saved_thresholds(saved, 0.8)
 
 
 @pytest.mark.parametrize(

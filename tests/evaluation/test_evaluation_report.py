@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from predicted import predictions
+from predicted import predictions, table_of
 from sklearn.metrics import balanced_accuracy_score
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
@@ -20,7 +20,6 @@ from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_train
 from ham10000.training.evaluation.report import (
     evaluate_predictions,
     format_results,
-    predictions_table,
     read_predictions,
     write_evaluation,
 )
@@ -28,23 +27,16 @@ from ham10000.training.inference.output import ISIC_COLUMNS
 from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic_write_text, read_json
 from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
 
-
-@pytest.fixture(scope="module")
-def inputs() -> dict:
-    labels, probabilities = predictions(120)
-    groups = [f"HAM_{i // 2:07d}" for i in range(120)]
-    return {
-        "image_ids": [f"ISIC_{i:07d}" for i in range(120)],
-        "lesion_ids": groups,
-        "lesion_groups": groups,
-        "labels": labels,
-        "probabilities": probabilities,
-    }
+LABEL_IDS, PROBABILITIES = predictions(120)
 
 
 @pytest.fixture(scope="module")
-def written(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    table = predictions_table(**inputs)
+def table() -> pd.DataFrame:
+    return table_of(LABEL_IDS, PROBABILITIES)
+
+
+@pytest.fixture(scope="module")
+def written(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     results = evaluate_predictions(table, n_resamples=200, seed=1)
     output_dir = tmp_path_factory.mktemp("runs") / "fusion"
     path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
@@ -52,13 +44,9 @@ def written(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return output_dir, results
 
 
-def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is not JSON")
-
-
 def test_files_are_complete_and_strict(written: tuple[Path, dict]) -> None:
     output_dir, results = written
-    saved = json.loads((output_dir / "eval_results.json").read_text(), parse_constant=refuse)
+    saved = json.loads((output_dir / "eval_results.json").read_text(), parse_constant=pytest.fail)
     assert saved == {**results, "split": {"name": "test"}, "seed": 42}
     assert set(saved["intervals"]) == {*HEADLINE_METRICS, "per_class"}
     for name in HEADLINE_METRICS:
@@ -76,11 +64,11 @@ def test_files_are_complete_and_strict(written: tuple[Path, dict]) -> None:
     assert again.read_bytes() == (output_dir / "figures" / "confusion_matrix.png").read_bytes()
 
 
-def test_predictions_csv_reproduces_every_number(inputs: dict, written: tuple[Path, dict]) -> None:
+def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict]) -> None:
     output_dir, results = written
     table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
-    np.testing.assert_array_equal(probabilities, inputs["probabilities"])
-    np.testing.assert_array_equal(labels, inputs["labels"])
+    np.testing.assert_array_equal(probabilities, PROBABILITIES)
+    np.testing.assert_array_equal(labels, LABEL_IDS)
     assert evaluate_predictions(table, n_resamples=200, seed=1) == results
     columns = ["image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"]
     assert table.columns.tolist() == [*columns, *(f"p_{label}" for label in LABELS)]
@@ -88,24 +76,20 @@ def test_predictions_csv_reproduces_every_number(inputs: dict, written: tuple[Pa
     assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
 
 
-def test_results_as_text(written: tuple[Path, dict]) -> None:
+def test_results_as_text_also_without_a_class(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
     text, interval = format_results(written[1]), written[1]["intervals"]["macro_f1"]
     assert "120 images of 60 lesions" in text
     assert f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in text
     assert all(f"\n  {label} " in text for label in LABELS)
-
-
-def test_a_class_without_images(inputs: dict, tmp_path: Path) -> None:
-    table = predictions_table(**inputs).query("dx != 'df'").reset_index(drop=True)
-    results = evaluate_predictions(table, n_resamples=50)
-    write_evaluation(tmp_path, results, table, {})
+    without = table.query("dx != 'df'").reset_index(drop=True)
+    results = evaluate_predictions(without, n_resamples=50)
+    write_evaluation(tmp_path, results, without, {})
     text = format_results(results)
     assert "undefined" in text
     assert "no images, or no others, of df" in text
 
 
-def test_bad_input_is_named(inputs: dict, written: tuple[Path, dict], tmp_path: Path) -> None:
-    table = predictions_table(**inputs)
+def test_bad_input_is_named(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
         evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
     with pytest.raises(Ham10000Error, match="strict JSON"):

@@ -80,11 +80,9 @@ def test_absent_classes_are_reported_not_guessed() -> None:
     assert result["undefined"]["auroc_macro"] == "no images, or no others, of df, mel"
     assert "mel" in result["undefined"]["melanoma_sensitivity_at_95_specificity"]
     assert result["absent_classes"] == ["df", "mel"]
-    expected = sk.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    assert result["macro_f1"] == pytest.approx(expected, abs=1e-12)
-    assert result["balanced_accuracy"] == pytest.approx(
-        sk.recall_score(labels, predicted, labels=np.unique(labels), average="macro"), abs=1e-12
-    )
+    for name, score in (("macro_f1", sk.f1_score), ("balanced_accuracy", sk.recall_score)):
+        expected = score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+        assert result[name] == pytest.approx(expected, abs=1e-12)
     json.dumps(result, allow_nan=False)
     json.dumps(compute_metrics([0], np.eye(7)[[1]]), allow_nan=False)
 
@@ -114,8 +112,8 @@ def test_metric_class_equals_the_function_and_adds_batches(tmp_path: Path) -> No
     expected = compute_metrics(labels, probabilities)
     metric = Ham10000Metrics(cache_dir=str(tmp_path))
     assert metric.compute(predictions=probabilities, references=labels) == expected
-    for start in range(0, 200, 64):
-        metric.add_batch(predictions=probabilities[start : start + 64], references=labels[start : start + 64])
+    for rows in (slice(0, 64), slice(64, 200)):
+        metric.add_batch(predictions=probabilities[rows], references=labels[rows])
     assert metric.compute() == expected
     with pytest.raises(Ham10000Error, match="does not sum to 1"):
         metric.compute(predictions=probabilities * 0.5, references=labels)
@@ -134,15 +132,14 @@ def test_trainer_metrics_take_logits_or_a_tuple() -> None:
         softmax(np.array([[0.0] * 7, [1.0] * 7, [np.inf] + [0.0] * 6]))
 
 
-@pytest.mark.parametrize("count", [2, 3, 8, 11])
+@pytest.mark.parametrize("count", [2, 11])
 def test_any_label_set(count: int) -> None:
-    names = [f"class {index}" for index in range(count)]
-    generator = np.random.default_rng(count)
+    names, generator = [f"class {index}" for index in range(count)], np.random.default_rng(count)
     labels = np.append(np.arange(count), generator.integers(0, count, size=200))
     probabilities = generator.dirichlet(np.ones(count), size=len(labels))
     result = compute_metrics(labels, probabilities, names, positive="class 1")
-    predicted = probabilities.argmax(axis=1)
-    assert result["macro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"), abs=1e-12)
+    expected = sk.f1_score(labels, probabilities.argmax(axis=1), average="macro")
+    assert result["macro_f1"] == pytest.approx(expected, abs=1e-12)
     assert list(result["per_class"]) == names
     false_positive_rate, true_positive_rate, _ = sk.roc_curve(labels == 1, probabilities[:, 1])
     expected = true_positive_rate[false_positive_rate <= 0.05].max()

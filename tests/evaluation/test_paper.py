@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from predicted import predictions
+from predicted import predictions, table_of
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from ham10000.modeling import LABELS, MALIGNANT
@@ -23,27 +23,24 @@ from ham10000.training.evaluation.paper import (
     true_positive_rate,
     write_paper,
 )
-from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
+from ham10000.training.evaluation.report import evaluate_predictions
 
 N = 420
-Predicted = tuple[np.ndarray, np.ndarray, list[str]]  # labels, probabilities, lesions
 
 
 @pytest.fixture(scope="module")
-def predicted() -> Predicted:
-    return *predictions(N), [f"L{row // 2}" for row in range(N)]
-
-
-def table_of(predicted: Predicted) -> pd.DataFrame:
-    labels, probabilities, lesions = predicted
-    columns = {"image_ids": list(map(str, range(N))), "lesion_ids": lesions, "lesion_groups": lesions}
-    return predictions_table(**columns, labels=labels, probabilities=probabilities)
+def table() -> pd.DataFrame:
+    return table_of(*predictions(N))
 
 
 @pytest.fixture(scope="module")
-def melanoma(predicted: Predicted) -> Target:
-    labels, probabilities, _ = predicted
-    return next(target for target in targets(labels, probabilities, LABELS, MALIGNANT) if target.name == "mel")
+def questions() -> list[Target]:
+    return targets(*predictions(N), LABELS, MALIGNANT)
+
+
+@pytest.fixture(scope="module")
+def melanoma(questions: list[Target]) -> Target:
+    return next(target for target in questions if target.name == "mel")
 
 
 def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
@@ -58,8 +55,8 @@ def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
         assert found[column] in precisions[recalls == smallest]
 
 
-def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, predicted: Predicted) -> None:
-    weights = cluster_weights(predicted[2], 5)
+def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, table: pd.DataFrame) -> None:
+    weights = cluster_weights(table["lesion_group"], 5)
     for found, counts in zip(resampled(true_positive_rate, melanoma, weights), weights.counts, strict=True):
         rows = np.repeat(np.arange(N), counts[weights.index])  # every lesion drawn, with all its images
         drawn = Target("mel", melanoma.positive[rows], melanoma.scores[rows])
@@ -67,13 +64,12 @@ def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, predicte
 
 
 def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
-    predicted: Predicted, melanoma: Target
+    table: pd.DataFrame, questions: list[Target], melanoma: Target
 ) -> None:
-    labels, probabilities, groups = predicted
-    table = operating_points(targets(labels, probabilities, LABELS, MALIGNANT), cluster_weights(groups, 100))
-    assert table["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
-    row = table[(table["target"] == "mel") & (table["least specificity"] == 0.95)].iloc[0]
-    results = evaluate_predictions(table_of(predicted), n_resamples=50)
+    points = operating_points(questions, cluster_weights(table["lesion_group"], 100))
+    assert points["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
+    row = points[(points["target"] == "mel") & (points["least specificity"] == 0.95)].iloc[0]
+    results = evaluate_predictions(table, n_resamples=50)
     assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
     assert row["low"] <= row["sensitivity"] <= row["high"]
     flagged = melanoma.scores >= row["threshold"]
@@ -94,17 +90,16 @@ def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
 
 
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
-def test_the_files_of_a_paper(malignant: tuple[str, ...], predicted: Predicted, tmp_path: Path) -> None:
-    results = evaluate_predictions(table_of(predicted), n_resamples=50)
-    results |= {"data": "a|b.csv", "split": {"name": "all"}}
-    table_of(predicted).to_csv(tmp_path / "predictions.csv", index=False)
+def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, tmp_path: Path) -> None:
+    results = evaluate_predictions(table, n_resamples=50) | {"data": "a|b.csv", "split": {"name": "all"}}
+    table.to_csv(tmp_path / "predictions.csv", index=False)
     write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
     names = {path.name for path in (tmp_path / "paper").iterdir()}
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
-    table = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
-    assert table.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]
+    rows = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert rows.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]
     text = (tmp_path / "paper" / "per_class.tex").read_text()
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert "recall low" in text

@@ -22,8 +22,7 @@ SETTINGS = HeadSettings(epochs=8, batch_size=64)
 @pytest.fixture(scope="module")
 def data() -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     frame = example_frame(400).sort_values("image_id", ignore_index=True)
-    image = example_image(frame)
-    processor = create_processor(CONFIG, image_size=32)
+    image, processor = example_image(frame), create_processor(CONFIG, image_size=32)
     rows = frame[processor.metadata_fields].to_dict("records")
     return image.logits[0], processor.encode_metadata(rows), image.labels
 

@@ -5,6 +5,7 @@ import pandas as pd
 
 from ham10000.modeling import LOCALIZATIONS
 from ham10000.training.evaluation.metrics import softmax
+from ham10000.training.evaluation.report import predictions_table
 
 PREVALENCE = np.array([327, 514, 1099, 115, 1113, 6705, 142]) / 10015
 
@@ -16,6 +17,13 @@ def predictions(n: int = 600, seed: int = 0, signal: float = 2.0) -> tuple[np.nd
     labels[:14] = np.tile(np.arange(7), 2)
     logits = 1.5 * draws.normal(size=(n, 7)) + np.log(PREVALENCE) / 2 + signal * np.eye(7)[labels]
     return labels, softmax(logits)
+
+
+def table_of(labels: np.ndarray, probabilities: np.ndarray, metadata: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Their table, two images per lesion."""
+    ids, lesions = ([f"{name}_{k // per:07d}" for k in range(len(labels))] for name, per in (("ISIC", 1), ("HAM", 2)))
+    names = {"image_ids": ids, "lesion_ids": lesions, "lesion_groups": lesions}
+    return predictions_table(**names, labels=labels, probabilities=probabilities, metadata=metadata)
 
 
 def calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ham10000.modeling import LABELS, LOCALIZATIONS
+from ham10000.modeling import LABELS, LOCALIZATIONS, MALIGNANT
 from ham10000.training.study.command import report
 from ham10000.training.study.config import ProtocolPlan, StudyConfig
 from ham10000.training.study.heads import HeadSettings
@@ -24,9 +24,7 @@ def example_frame(n_lesions: int = 300, seed: int = 0) -> pd.DataFrame:
         common = {
             "lesion_id": f"HAM_{lesion:07d}",
             "dx": LABELS[k],
-            "dx_type": "histo"
-            if LABELS[k] in ("mel", "bcc", "akiec")
-            else str(draws.choice(["follow_up", "consensus"])),
+            "dx_type": "histo" if LABELS[k] in MALIGNANT else str(draws.choice(["follow_up", "consensus"])),
             "age": np.nan if draws.random() < 0.05 else min(age, 85.0),
             "sex": str(draws.choice(["female", "male", "unknown"], p=[0.45, 0.5, 0.05])),
             "localization": LOCALIZATIONS[(2 * k + int(draws.integers(0, 4))) % 14],
@@ -40,7 +38,7 @@ def example_image(frame: pd.DataFrame, seeds: int = 1, folds: int = 3, strength:
     """An image variant's out-of-fold logits: right more often than not, and too sure."""
     frame = frame.sort_values("image_id", ignore_index=True)
     draws = np.random.default_rng(7)
-    labels = frame["dx"].map({name: k for k, name in enumerate(LABELS)}).to_numpy()
+    labels = frame["dx"].map(LABELS.index).to_numpy()
     logits = draws.normal(size=(seeds, len(frame), 7)) * 0.6 + draws.normal(size=(1, len(frame), 7))
     logits += strength * np.eye(7)[labels] + np.log(SHARES) / 2
     return Predictions(
@@ -57,8 +55,6 @@ def example_image(frame: pd.DataFrame, seeds: int = 1, folds: int = 3, strength:
 
 def small_report(folder: Path) -> None:
     """A finished report, quickly: one seed, few resamples, heads of one epoch."""
-    frame = example_frame(200)
-    config = StudyConfig(
-        protocols={"lesion-grouped": ProtocolPlan(3)}, n_resamples=20, heads=HeadSettings(epochs=1, batch_size=64)
-    )
+    frame, heads = example_frame(200), HeadSettings(epochs=1, batch_size=64)
+    config = StudyConfig(protocols={"lesion-grouped": ProtocolPlan(3)}, n_resamples=20, heads=heads)
     report({("lesion-grouped", "image"): example_image(frame)}, frame, config, None, folder)

@@ -40,14 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tables", metavar="DIR", help="also tables as csv and LaTeX, figures as PDF and SVG, and a checklist"
     )
-    parser.add_argument(
-        "--data_fixes",
-        nargs="*",
-        choices=DATA_FIXES,
-        default=[],
-        metavar="FIX",
-        help=f"any of {', '.join(DATA_FIXES)}",
-    )
+    fixes = f"any of {', '.join(DATA_FIXES)}"
+    parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], metavar="FIX", help=fixes)
     add_data_arguments(parser)
     parser.add_argument("--positive", metavar="LABEL", help="class of the sensitivity row (default: mel)")
     add_debug_argument(parser)

@@ -50,8 +50,13 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
     return _divide(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
+def _cumulated(weights: np.ndarray) -> np.ndarray:
+    """(B, N) to (B, N + 1): the weight below each position."""
+    return np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights, axis=1)], axis=1)
+
+
 class _Ranking:
-    """One class's images sorted by score, with ties, ready for weighted ROC statistics."""
+    """One class's images sorted by score, with ties; its methods take weights (B, N) in this order."""
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
         self.order = np.argsort(scores, kind="stable")  # (N,), ascending
@@ -61,32 +66,24 @@ class _Ranking:
         self.ends = np.searchsorted(ranked, ranked[self.positive], side="right")
         self.thresholds = np.append(np.unique(ranked, return_index=True)[1], len(ranked))  # positions, ascending
 
-    def _cumulated(self, weights: np.ndarray) -> np.ndarray:
-        """(B, N) to (B, N + 1): the weight below each position."""
-        return np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights, axis=1)], axis=1)
-
     def auroc(self, weights: np.ndarray) -> np.ndarray:
-        """Weighted share of (positive, negative) pairs in the right order, ties counting half; weights (B, N)."""
-        weights = weights[:, self.order]
-        below = self._cumulated(np.where(self.positive, 0.0, weights))
+        """Weighted share of (positive, negative) pairs in the right order, ties counting half."""
+        below = _cumulated(np.where(self.positive, 0.0, weights))
         positives = weights[:, self.positive]
         pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
         return _divide(pairs, positives.sum(axis=1) * below[:, -1])
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """Area under the precision-recall steps, as scikit-learn's `average_precision_score`; weights (B, N)."""
-        weights = weights[:, self.order]
-        found = self._cumulated(np.where(self.positive, weights, 0.0))
-        flagged = self._cumulated(weights)
+        """Area under the precision-recall steps, as scikit-learn's `average_precision_score`."""
+        found, flagged = _cumulated(np.where(self.positive, weights, 0.0)), _cumulated(weights)
         found = found[:, -1:] - found[:, self.thresholds]  # (B, T), falling to 0 at the last threshold
         precision = np.nan_to_num(_divide(found, flagged[:, -1:] - flagged[:, self.thresholds]), nan=0.0)
         return _divide((-np.diff(found, axis=1) * precision[:, :-1]).sum(axis=1), found[:, 0])
 
     def sensitivity_at_95_specificity(self, weights: np.ndarray) -> np.ndarray:
-        """Largest sensitivity among the thresholds that flag at most 1 in 20 of the negatives; weights (B, N)."""
-        weights = weights[:, self.order]
-        negatives = self._cumulated(np.where(self.positive, 0.0, weights))
-        positives = self._cumulated(np.where(self.positive, weights, 0.0))
+        """Largest sensitivity among the thresholds that flag at most 1 in 20 of the negatives."""
+        negatives = _cumulated(np.where(self.positive, 0.0, weights))
+        positives = _cumulated(np.where(self.positive, weights, 0.0))
         false_positives = negatives[:, -1:] - negatives[:, self.thresholds]
         allowed = NEGATIVES_PER_FALSE_POSITIVE * false_positives <= negatives[:, -1:]
         lowest = self.thresholds[allowed.argmax(axis=1)]
@@ -108,8 +105,7 @@ class WeightedMetrics:
     Args:
         labels: Class ids (N,).
         predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
-        index: Cluster of each image (N,), in 0…n_clusters - 1.
-        n_clusters: Number of clusters C.
+        clusters: The clusters of the same images.
         names: Some of `statistics_of(label_names)`; per-class ones are written `"recall:mel"`.
         label_names: The K labels in the order of their ids.
 
@@ -121,12 +117,12 @@ class WeightedMetrics:
         self,
         labels: np.ndarray,
         predictions: np.ndarray,
-        index: np.ndarray,
-        n_clusters: int,
+        clusters: "ClusterWeights",
         names: Iterable[str],
-        label_names: Sequence[str] = LABELS,
+        label_names: Sequence[str],
     ) -> None:
         self.names, self.label_names = tuple(names), list(label_names)
+        index, n_clusters = clusters.index, clusters.n_clusters
         n_classes, known = len(self.label_names), statistics_of(label_names)
         if unknown := sorted(set(self.names) - set(known)):
             raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
@@ -195,16 +191,18 @@ class WeightedMetrics:
         }
 
     def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        values, wanted = {}, set(self.names)
+        values, averages, wanted = {}, [], set(self.names)
         for label, ranking in self._rankings.items():
+            ranked = weights[:, ranking.order]
             if (name := sensitivity_metric(label)) in wanted:
-                values[name] = ranking.sensitivity_at_95_specificity(weights)
+                values[name] = ranking.sensitivity_at_95_specificity(ranked)
             if {"auroc_macro", f"auroc:{label}"} & wanted:
-                values[f"auroc:{label}"] = ranking.auroc(weights)
+                values[f"auroc:{label}"] = ranking.auroc(ranked)
+            if AVERAGE_PRECISION in wanted:
+                averages.append(ranking.average_precision(ranked))
         # Either macro metric has every class ranked.
-        if AVERAGE_PRECISION in wanted:
-            table = np.stack([ranking.average_precision(weights) for ranking in self._rankings.values()], axis=1)
-            values[AVERAGE_PRECISION] = _nan_mean(table)
+        if averages:
+            values[AVERAGE_PRECISION] = _nan_mean(np.stack(averages, axis=1))
         if "auroc_macro" in wanted:
             macro = _nan_mean(np.stack([values[f"auroc:{label}"] for label in self.label_names], axis=1))
             values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
@@ -216,33 +214,20 @@ _BLOCK_ELEMENTS = 2_000_000
 
 
 class Interval(TypedDict):
-    """A figure on the full sample with its percentile interval; None where undefined.
-
-    The bounds rest on the `n_defined` resamples in which the figure was defined.
-    """
+    """A figure on the full sample with its percentile interval; None where undefined."""
 
     estimate: float | None
     low: float | None
     high: float | None
-    n_defined: int
+    n_defined: int  # of the resamples, on which the bounds rest
 
 
 @dataclass(frozen=True)
 class ClusterWeights:
-    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one.
+    """The draws of each cluster in each resample; used twice, they make two bootstraps a paired one."""
 
-    Attributes:
-        counts: Draws (n_resamples, n_clusters), uint16; every row sums to n_clusters.
-        index: Cluster of each image (N,), in 0…n_clusters - 1, by sorted cluster name.
-    """
-
-    counts: np.ndarray
-    index: np.ndarray
-
-    @property
-    def n_resamples(self) -> int:
-        """Number of resamples R."""
-        return int(self.counts.shape[0])
+    counts: np.ndarray  # (R, C) draws, uint16; every row sums to C
+    index: np.ndarray  # (N,) the cluster of each image, in 0…C - 1, by sorted cluster name
 
     @property
     def n_clusters(self) -> int:
@@ -252,7 +237,7 @@ class ClusterWeights:
     def blocks(self) -> Iterator[np.ndarray]:
         """Yields `counts` as consecutive float64 blocks (B, n_clusters) that fit a modest memory."""
         rows = max(1, _BLOCK_ELEMENTS // len(self.index))
-        for start in range(0, self.n_resamples, rows):
+        for start in range(0, len(self.counts), rows):
             yield self.counts[start : start + rows].astype(np.float64)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
@@ -267,15 +252,7 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
     Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names and the seed, not on the order of the rows.
-
-    Args:
-        clusters: Cluster of each image (N,), such as its lesion group.
-        n_resamples: Number of resamples.
-        seed: Seed of the generator.
-
-    Returns:
-        The weights, to be handed to any number of bootstraps over the same rows.
+    The draws depend on the set of cluster names (N,) and the seed, not on the order of the rows.
 
     Raises:
         Ham10000Error: For a missing cluster, fewer than two clusters, or fewer than one resample.
@@ -300,12 +277,8 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
-    Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out and counted.
-
-    Returns:
-        The interval; without bounds where the estimate or every resample is undefined.
+    NaN among the values (R,) of the resamples is left out and counted; without bounds where the estimate or every
+    resample is NaN.
     """
     if math.isnan(estimate):
         return {"estimate": None, "low": None, "high": None, "n_defined": 0}
@@ -322,13 +295,8 @@ def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: f
     A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
     high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
     1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
-    sample's size, so it is read next to `ece_floor`.
-
-    Args:
-        name: Name of the metric.
-        estimate: The metric on the full sample.
-        values: The metric in each resample (R,).
-        lowest: The least value an ECE can have; minus infinity for a difference of two.
+    sample's size, so it is read next to `ece_floor`. `lowest` is the least value an ECE can have; minus infinity for a
+    difference of two.
     """
     plain = percentile_interval(estimate, values)
     if name != "ece" or plain["low"] is None or plain["high"] is None:
@@ -345,17 +313,12 @@ def bootstrap_distribution(
     statistics: Iterable[str],
     label_names: Sequence[str] = LABELS,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluates statistics on the full sample and in every resample.
+    """Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
 
-    Arguments are those of `WeightedMetrics`, with weights of the same rows. For a paired comparison call it once for
-    each model with the same weights, and subtract.
-
-    Returns:
-        Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
+    Arguments are those of `WeightedMetrics`. For a paired comparison call it once for each model with the same
+    weights, and subtract.
     """
-    metrics = WeightedMetrics(
-        np.asarray(labels), np.asarray(predictions), weights.index, weights.n_clusters, statistics, label_names
-    )
+    metrics = WeightedMetrics(np.asarray(labels), np.asarray(predictions), weights, statistics, label_names)
     full = metrics(np.ones((1, weights.n_clusters)))
     resampled = [metrics(block) for block in weights.blocks()]
     return (
@@ -375,17 +338,7 @@ def cluster_bootstrap(
 ) -> dict[str, Interval]:
     """Intervals of metrics, see `metric_interval`, resampling whole clusters (lesions) with replacement.
 
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,).
-        clusters: Cluster of each image (N,).
-        statistics: Names in `statistics_of(label_names)`.
-        n_resamples: Number of resamples.
-        seed: Seed of the resampling; the same seed gives the same intervals.
-        label_names: The K labels in the order of their ids.
-
-    Returns:
-        Statistic to interval, in the order given.
+    Arguments are those of `WeightedMetrics` and `cluster_weights`; the same seed gives the same intervals.
 
     Example:
         >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"]["estimate"]
@@ -400,33 +353,23 @@ def cluster_bootstrap(
 
 
 class Estimate(TypedDict):
-    """A figure of study.json, the mean over the seeds, with its interval and spread; None where undefined.
-
-    `sd` is the standard deviation over the seeds, None for one seed.
-    """
+    """A figure of study.json, the mean over the seeds, with its interval and spread; None where undefined."""
 
     estimate: float | None
     low: float | None
     high: float | None
-    sd: float | None
+    sd: float | None  # standard deviation over the seeds; None for one seed
     per_seed: list[float | None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A figure before it is summarised; samples of one `Bootstrap` subtract to a paired difference.
+    """A figure before it is summarised; samples of one `Bootstrap` subtract to a paired difference."""
 
-    Attributes:
-        per_seed: The figure of each seed (S,); NaN where undefined.
-        values: Its mean over the drawn seeds in each resample (R,).
-        name: Name of the metric, which decides its interval, see `metric_interval`.
-        lowest: The least value the figure can have; a difference has none.
-    """
-
-    per_seed: np.ndarray
-    values: np.ndarray
-    name: str = ""
-    lowest: float = 0.0
+    per_seed: np.ndarray  # (S,) the figure of each seed; NaN where undefined
+    values: np.ndarray  # (R,) its mean over the drawn seeds in each resample
+    name: str = ""  # of the metric, which decides its interval, see `metric_interval`
+    lowest: float = 0.0  # the least value the figure can have; a difference has none
 
     def __sub__(self, other: "Sample") -> "Sample":
         return Sample(self.per_seed - other.per_seed, self.values - other.values, self.name, -math.inf)
@@ -453,6 +396,14 @@ class Sample:
         }
 
 
+def mean_sample(samples: Sequence[Sample]) -> Sample:
+    """The mean of several samples, over those that are defined in a resample."""
+    values = np.stack([sample.values for sample in samples])
+    with np.errstate(invalid="ignore"):
+        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
+    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
+
+
 class Bootstrap:
     """Resampled lesions and seeds.
 
@@ -461,12 +412,7 @@ class Bootstrap:
     seed there is nothing to draw: the interval is for this trained model. All samples of one object share the draws,
     so what two models have in common cancels out of their difference.
 
-    Args:
-        labels: Class ids (N,).
-        groups: Lesion of each image (N,), known duplicates merged.
-        n_seeds: Number of seeds S.
-        n_resamples: Number of resamples R.
-        seed: Seed of the draws.
+    Takes class ids and lesions, known duplicates merged, both (N,).
     """
 
     def __init__(self, labels: np.ndarray, groups: np.ndarray, n_seeds: int, n_resamples: int, seed: int = 0):
@@ -476,15 +422,9 @@ class Bootstrap:
         self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
 
     def scores(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Sample]:
-        """Scores every seed's predictions.
+        """Scores every seed's predictions by metrics of `statistics_of`.
 
-        Args:
-            predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
-                predictions stand for every seed.
-            metrics: Names in `bootstrap.statistics_of`.
-
-        Returns:
-            Metric to sample.
+        Class ids (S, N) or probabilities (S, N, K); with one row for several seeds (1, …) it stands for every seed.
         """
         runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
         found = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +34,7 @@ from ham10000.training.utils.hardware import environment
 def rows_to_score(
     dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
 ) -> tuple[datasets.Dataset, Split | None]:
-    """The rows of a part by the checkpoint's own split, and the split (None for `all`).
-
-    Raises:
-        Ham10000Error: If there is no split, or it belongs to other data.
-    """
+    """The rows of a part by the checkpoint's own split, and the split (None for `all`)."""
     if part == "all":
         return dataset, None
     path = Path(split_file) if split_file else checkpoint / RunFile.SPLIT
@@ -81,27 +78,14 @@ def evaluate_checkpoint(  # each is an option of the command line
 ) -> tuple[Path, JsonObject]:
     """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
 
-    Args:
-        checkpoint: Folder of the checkpoint.
-        dataset: The whole source, with labels of the model's set (see `align_labels`).
-        data: The source's name, for the record.
-        part: `train`, `validation`, `test`, or `all`.
-        split_file: Used instead of the checkpoint's split.
-        output_dir: Destination; by default the checkpoint for `test`, its `evaluation_<part>` for others.
-        views: Test-time augmentation: flips whose probabilities are averaged, a key of `VIEWS`.
-        batch_size: Images a step.
-        device: Where to predict.
-        precision: `fp32`, or autocast to `bf16` or `fp16`.
-        n_resamples: Bootstrap resamples of the intervals.
-        seed: Seed of the bootstrap.
-        cache_dir: Folder of the image cache.
-        positive: Class of the sensitivity row; by default mel, where the model has it.
+    The dataset is the whole source, with labels of the model's set (see `align_labels`), and `data` its name, for the
+    record; the others are options of `ham10000-evaluate`.
 
     Returns:
         The folder, and the content of its `eval_results.json`.
 
     Raises:
-        Ham10000Error: For a damaged checkpoint, or data that are not those of the split.
+        Ham10000Error: For a damaged checkpoint, no split, or data that are not those of the split.
     """
     device = torch.device(device)
     model, processor = load_checkpoint(checkpoint, device=device)
@@ -120,9 +104,12 @@ def evaluate_checkpoint(  # each is an option of the command line
 
     frame = metadata_frame(rows)
     # Photographs of each image's lesion in the whole source, not in the scored part alone.
-    groups = pd.Series(lesion_groups(dataset["lesion_id"][:], dataset["image_id"][:]), dataset["image_id"][:])
-    frame["photographs"] = frame["image_id"].map(groups.map(groups.value_counts()))
-    results, table = _score(frame, samples, probabilities, config, positive, n_resamples, seed)
+    lesions = pd.Series(lesion_groups(dataset["lesion_id"][:], dataset["image_id"][:]), dataset["image_id"][:])
+    frame["photographs"] = frame["image_id"].map(lesions.map(lesions.value_counts()))
+    labels, groups = np.asarray(samples.labels), lesion_groups(frame["lesion_id"].tolist(), samples.image_ids)
+    results, table = score_predictions(
+        frame, labels, probabilities, groups, config, positive=positive, n_resamples=n_resamples, seed=seed
+    )
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
@@ -141,21 +128,24 @@ def evaluate_checkpoint(  # each is an option of the command line
     return output_dir, {**results, **context}
 
 
-def _score(
+def score_predictions(
     frame: pd.DataFrame,
-    samples: Samples,
+    labels: np.ndarray,
     probabilities: np.ndarray,
+    groups: Sequence[str] | np.ndarray,
     config: Ham10000Config,
-    positive: str | None,
-    n_resamples: int,
-    seed: int,
+    *,
+    positive: str | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[JsonObject, pd.DataFrame]:
-    """The results of an evaluation and the table of its predictions."""
-    labels, lesion_ids = np.asarray(samples.labels), frame["lesion_id"].tolist()
-    groups = lesion_groups(lesion_ids, samples.image_ids)
+    """The results of an evaluation, subgroups and decision rules included, and the table of its predictions.
+
+    Args are those of `evaluate_predictions` and `subgroup_results`; the frame has the metadata with the ids.
+    """
     table = predictions_table(
-        image_ids=samples.image_ids,
-        lesion_ids=lesion_ids,
+        image_ids=frame["image_id"].tolist(),
+        lesion_ids=frame["lesion_id"].tolist(),
         lesion_groups=groups,
         labels=labels,
         probabilities=probabilities,

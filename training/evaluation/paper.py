@@ -14,14 +14,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
-from ham10000.training.evaluation.plots import (
-    legend_below,
-    panels,
-    plot_confusion_matrix,
-    plot_per_class,
-    plot_subgroups,
-    set_title,
-)
+from ham10000.training.evaluation.plots import legend_below, panels, plot_results, set_title
 from ham10000.training.evaluation.report import interval_metrics, metric_title, predicted_labels, read_predictions
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
@@ -36,31 +29,20 @@ N_RESAMPLES = 200
 _GRID = np.linspace(0, 1, 101)
 _COLOURS = (OKABE_ITO["vermilion"], OKABE_ITO["blue"])
 
-Curve = Callable[..., np.ndarray]
-
 
 @dataclass(frozen=True)
 class Target:
-    """A yes-or-no question that a model's probabilities answer.
-
-    Attributes:
-        name: Such as `mel`, or `malignant`.
-        positive: (N,) bool.
-        scores: (N,) probability of yes.
-    """
+    """A yes-or-no question that a model's probabilities answer, such as `mel`, or `malignant`."""
 
     name: str
-    positive: np.ndarray
-    scores: np.ndarray
+    positive: np.ndarray  # (N,) bool
+    scores: np.ndarray  # (N,) probability of yes
 
 
 def targets(
     labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], malignant: Sequence[str]
 ) -> list[Target]:
-    """Malignant or not, where there are malignant labels, then each class against the others.
-
-    Only those that have images of both kinds. Labels are class ids (N,), probabilities (N, K).
-    """
+    """Malignant or not, if there are malignant labels, then each class against the others, where both have images."""
     ids = [label_names.index(label) for label in malignant]
     found = [Target("malignant", np.isin(labels, ids), probabilities[:, ids].sum(axis=1))] if len(ids) > 1 else []
     found += [Target(name, labels == k, probabilities[:, k]) for k, name in enumerate(label_names)]
@@ -83,17 +65,16 @@ def precision(target: Target, weights: np.ndarray | None = None) -> np.ndarray:
     return precisions[::-1][np.searchsorted(recalls[::-1], _GRID - 1e-9)]
 
 
-def resampled(curve: Curve, target: Target, weights: ClusterWeights) -> np.ndarray:
+def resampled(curve: Callable[..., np.ndarray], target: Target, weights: ClusterWeights) -> np.ndarray:
     """(R, 101) a curve in every resample of lesions that has images of both kinds."""
     draws = (drawn[weights.index] for block in weights.blocks() for drawn in block)
     return np.array([curve(target, rows) for rows in draws if 0 < (rows * target.positive).sum() < rows.sum()])
 
 
 def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> pd.DataFrame:
-    """What each target's threshold finds at 90 and 95 % specificity, also as counts per 1,000 images like the scored.
+    """What each target finds at 90 and 95 % specificity, also as counts per 1,000 images like the scored.
 
-    One row per target and specificity. The thresholds are chosen on the scored images themselves, again in every
-    resample.
+    The thresholds are chosen on the scored images themselves, again in every resample.
     """
     rows = []
     for target in all_targets:
@@ -233,9 +214,6 @@ def write_paper(
         malignant: Labels that count as malignant.
         training: Content of `train_config.json`, for the checklist.
         n_resamples: Resamples of lesions for bands and operating points.
-
-    Raises:
-        Ham10000Error: If the folder cannot be written.
     """
     directory = Path(directory)
     scored_images, labels, probabilities = read_predictions(predictions)
@@ -247,22 +225,15 @@ def write_paper(
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}")
     write_curves(directory, found, weights, scored)
     for kind in FORMATS:
-        plot_confusion_matrix(results["metrics"], directory / f"confusion_matrix{kind}")
-        plot_per_class(results, directory / f"per_class{kind}")
-        if (results.get("subgroups") or {}).get("largest_gaps"):
-            plot_subgroups(results["subgroups"], directory / f"subgroups{kind}")
+        plot_results(results, directory, kind)
     atomic_write_text(directory / "checklist.md", checklist(results, training))
 
 
 def checklist(results: JsonObject, training: JsonObject | None) -> str:
     """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
 
-    Args:
-        results: Content of `eval_results.json`.
-        training: Content of `train_config.json`; None for a model that this package has not trained.
-
-    Returns:
-        Markdown; an item that only the authors can answer says so.
+    As Markdown; an item that only the authors can answer says so. `training` is None for a model that this package has
+    not trained.
     """
     template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
     portable = None if training is None else portable_training(training)

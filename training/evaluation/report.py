@@ -10,16 +10,15 @@ import pandas as pd
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import CONFIDENCE, Interval, cluster_bootstrap
 from ham10000.training.evaluation.metrics import (
-    DEFAULT_POSITIVE,
+    HEADLINE_METRICS,
     METRIC_TITLES,
     SENSITIVITY,
     compute_metrics,
     headline_metrics,
-    sensitivity_metric,
     validate_labels,
     validate_probabilities,
 )
-from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_per_class, plot_reliability, plot_subgroups
+from ham10000.training.evaluation.plots import plot_reliability, plot_results
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.files import (
@@ -38,10 +37,8 @@ from ham10000.training.utils.files import (
 _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per label
 # Every file of an evaluation is written in a second; what is older was left by a process that was killed.
 _STALE_SECONDS = 600.0
-_PER_CLASS_WITH_INTERVALS = ("recall", "f1")
 # What tables and comparisons of several models show.
-_SENSITIVITY = sensitivity_metric(DEFAULT_POSITIVE)
-SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", _SENSITIVITY)
+SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", HEADLINE_METRICS[-1])
 # What a decision rule changes; `ham10000-evaluate` shows them for each rule.
 DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
@@ -70,12 +67,12 @@ def interval_metrics(results: JsonObject) -> list[str]:
 def evaluate_predictions(
     predictions: pd.DataFrame, *, positive: str | None = None, n_resamples: int = 2000, seed: int = 0
 ) -> JsonObject:
-    """All metrics of one set of predictions, the headline and the per-class ones with lesion-clustered intervals.
+    """All metrics of a `predictions_table`, the headline and the per-class ones with lesion-clustered intervals.
 
     Args:
-        predictions: Result of `predictions_table`; the bootstrap resamples its lesion groups.
+        predictions: The table; the bootstrap resamples its lesion groups.
         positive: Class of the sensitivity row; by default mel, where the label set has it.
-        n_resamples: Number of bootstrap resamples.
+        n_resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -94,17 +91,12 @@ def evaluate_predictions(
     label_names, (labels, probabilities) = predicted_labels(predictions), _labels_and_probabilities(predictions)
     metrics = compute_metrics(labels, probabilities, label_names, positive)
     headline = headline_metrics(metrics["positive"])
-    per_class = [f"{name}:{label}" for label in label_names for name in _PER_CLASS_WITH_INTERVALS]
-    names = [*headline, *per_class]
+    names = [*headline, *(f"{name}:{label}" for label in label_names for name in ("recall", "f1"))]
     found = cluster_bootstrap(labels, probabilities, lesion_groups, names, n_resamples, seed, label_names)
+    per_class = {label: {name: found[f"{name}:{label}"] for name in ("recall", "f1")} for label in label_names}
     return {
         "metrics": metrics,
-        "intervals": {
-            **{name: found[name] for name in headline},
-            "per_class": {
-                label: {name: found[f"{name}:{label}"] for name in _PER_CLASS_WITH_INTERVALS} for label in label_names
-            },
-        },
+        "intervals": {**{name: found[name] for name in headline}, "per_class": per_class},
         "bootstrap": {
             "method": "percentile, lesions resampled with replacement; ECE bias-corrected",
             "confidence": CONFIDENCE,
@@ -129,11 +121,11 @@ def predictions_table(
     """The predictions as the table of `predictions.csv`.
 
     Args:
-        image_ids: Image ids (N,).
-        lesion_ids: Lesion ids as in HAM10000 (N,).
-        lesion_groups: Lesions with known duplicates merged (N,), which the intervals rest on.
+        image_ids: (N,).
+        lesion_ids: (N,), as in HAM10000.
+        lesion_groups: (N,), with known duplicates merged, which the intervals rest on.
         labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
+        probabilities: (N, K).
         label_names: The K labels in the order of their ids.
         metadata: Columns age, sex and localization (N rows), for analyses by subgroup.
 
@@ -176,9 +168,6 @@ def _labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarr
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Reads a `predictions.csv` with every digit, and the ids as they were before `files.escape_cell`.
 
-    Args:
-        path: The file.
-
     Returns:
         The table, the class ids (N,) and the probabilities (N, K).
 
@@ -220,10 +209,7 @@ def write_evaluation(
         output_dir: Destination; made where it does not exist.
         results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
         predictions: Result of `predictions_table`, of the same predictions.
-        context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
-
-    Returns:
-        Path of `eval_results.json`.
+        context: Further keys for `eval_results.json`, whose path is returned: split, checkpoint, seed and the like.
 
     Raises:
         Ham10000Error: For a context that is not strict JSON, or a folder that cannot be written.
@@ -238,11 +224,8 @@ def write_evaluation(
         write_table(predictions, scratch / RunFile.PREDICTIONS)
         _, labels, probabilities = read_predictions(scratch / RunFile.PREDICTIONS)
         figures = scratch / "figures"
-        plot_confusion_matrix(results["metrics"], figures / "confusion_matrix.png")
         plot_reliability(labels, probabilities, figures / "reliability.png")
-        plot_per_class(results, figures / "per_class.png")
-        if results.get("subgroups", {}).get("largest_gaps"):
-            plot_subgroups(results["subgroups"], figures / "subgroups.png")
+        plot_results(results, figures)
         last = atomic_write_text(scratch / RunFile.EVALUATION, text)
         # Until here an earlier evaluation is whole. Killed from here on, none is: never one's results by another's
         # predictions.

@@ -1,14 +1,14 @@
 """From predictions and metadata to study.json: every number of the report, computed once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ham10000.modeling import MALIGNANT, Ham10000Config
-from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample
+from ham10000.modeling import Ham10000Config
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample, mean_sample
 from ham10000.training.evaluation.comparison import (
     bootstrap_p_value,
     holm,
@@ -63,10 +63,7 @@ class Difference(TypedDict):
 
 
 class Comparison(TypedDict):
-    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family.
-
-    Only the first comparison has `moved`, the images that both call differently.
-    """
+    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family."""
 
     model: str
     other: str
@@ -76,7 +73,7 @@ class Comparison(TypedDict):
     verdict: str
     mcnemar: dict[str, float]
     changes: dict[str, dict[str, int]]
-    moved: list[dict[str, str]]
+    moved: list[dict[str, str]]  # the images that both call differently; of the first comparison only
 
 
 class ProtocolResult(TypedDict):
@@ -96,51 +93,32 @@ class ProtocolResult(TypedDict):
 
 
 class Inputs(NamedTuple):
-    """What every part of the analysis reads.
+    """What every part of the analysis reads."""
 
-    Attributes:
-        frame: Metadata of the images, in the order of the predictions, with `photographs`.
-        metadata: (N, fields) the same as the heads read them.
-        seen: (N,) bool, whether training showed the image's lesion in another photograph.
-        study: The study's settings.
-        model: Metadata schema of the heads, and the malignant classes.
-    """
-
-    frame: pd.DataFrame
-    metadata: torch.Tensor
-    seen: np.ndarray
+    frame: pd.DataFrame  # metadata of the images, in the order of the predictions, with `photographs`
+    metadata: torch.Tensor  # (N, fields) the same as the heads read them
+    seen: np.ndarray  # (N,) bool, whether training showed the image's lesion in another photograph
     study: StudyConfig
-    model: Ham10000Config
+    model: Ham10000Config  # metadata schema of the heads, and the malignant classes
 
 
 def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
-    """Computes one protocol's part of study.json.
-
-    Args:
-        variants: Variant to its calibrated out-of-fold logits, of the same images; `image` among them.
-        inputs: Metadata and settings.
-
-    Returns:
-        The protocol's results.
-    """
+    """One protocol's part of study.json, from its calibrated variants of the same images, `image` among them."""
     image = variants["image"].predictions
-    counts = np.bincount(image.labels, minlength=len(image.classes))
+    n_folds = len(np.unique(image.folds))
+    members = {name: image.labels == k for k, name in enumerate(image.classes)}
     bootstrap = Bootstrap(image.labels, image.groups, len(image.seeds), inputs.study.n_resamples)
     samples = {name: _samples(fitted, bootstrap, inputs.study.rule) for name, fitted in variants.items()}
-    with_folds = len(np.unique(image.folds)) > 1
-    baselines, forbidden = baseline_rows(image, inputs.frame, bootstrap) if with_folds else ([], [])
+    baselines, forbidden = baseline_rows(image, inputs.frame, bootstrap) if n_folds > 1 else ([], [])
     return {
         "seeds": list(image.seeds),
-        "folds": len(np.unique(image.folds)),
+        "folds": n_folds,
         "n_images": len(image.labels),
         "n_lesions": len(np.unique(image.groups)),
-        "class_counts": dict(zip(image.classes, counts.tolist(), strict=True)),
-        "class_lesions": {
-            name: len(np.unique(image.groups[image.labels == k])) for k, name in enumerate(image.classes)
-        },
+        "class_counts": {name: int(rows.sum()) for name, rows in members.items()},
+        "class_lesions": {name: len(np.unique(image.groups[rows])) for name, rows in members.items()},
         "variants": {
-            name: _variant(fitted, samples[name], inputs, bootstrap, with_shortcuts=name in ("fusion", "metadata"))
-            for name, fitted in variants.items()
+            name: _variant(name, fitted, samples[name], inputs, bootstrap) for name, fitted in variants.items()
         },
         "comparisons": _compare(variants, samples, bootstrap, inputs.study),
         "baselines": baselines,
@@ -161,7 +139,7 @@ def _summaries(samples: Mapping[str, Sample]) -> dict[str, Estimate]:
 
 
 def _variant(
-    fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap, *, with_shortcuts: bool
+    name: str, fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap
 ) -> VariantResult:
     predictions, study = fitted.predictions, inputs.study
     classes, n_seeds = predictions.classes, len(predictions.seeds)
@@ -169,14 +147,8 @@ def _variant(
     confusion = np.zeros((len(classes), len(classes)))
     for answers in fitted.all_answers(study.rule):
         np.add.at(confusion, (predictions.labels, answers), 1 / n_seeds)
-    shortcuts = None
-    if with_shortcuts:
-        malignant = malignant_classes(classes)
-        shortcuts = shortcut_results(
-            fitted, inputs.metadata, inputs.model, bootstrap, rule=study.rule, malignant=malignant
-        )
     return {
-        "metrics": _summaries({name: samples[name] for name in METRICS}),
+        "metrics": _summaries({metric: samples[metric] for metric in METRICS}),
         "uncalibrated": _summaries(bootstrap.scores(raw, ("ece", "nll"))),
         "ece_floor": float(np.mean([ece_floor(of_seed) for of_seed in fitted.probabilities])),
         "rules": {
@@ -189,14 +161,11 @@ def _variant(
             for seed, temperatures, biases in zip(predictions.seeds, fitted.temperatures, fitted.biases, strict=True)
         ],
         "sets": [_sets(fitted, coverage, bootstrap) for coverage in study.coverages],
-        "subgroups": _subgroups(fitted, inputs, bootstrap),
-        "shortcuts": shortcuts,
+        "subgroups": _subgroups(fitted, inputs),
+        "shortcuts": shortcut_results(fitted, inputs.metadata, inputs.model, bootstrap, study.rule)
+        if name in ("fusion", "metadata")
+        else None,
     }
-
-
-def malignant_classes(classes: Sequence[str]) -> list[str]:
-    """Those of `MALIGNANT` that the classes have."""
-    return [name for name in MALIGNANT if name in classes]
 
 
 def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResult:
@@ -217,7 +186,7 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResu
     }
 
 
-def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> JsonObject:
+def _subgroups(fitted: CrossFitted, inputs: Inputs) -> JsonObject:
     """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
     predictions, seeds = fitted.predictions, len(fitted.predictions.seeds)
     answers = fitted.all_answers(inputs.study.rule).reshape(-1)
@@ -226,7 +195,7 @@ def _subgroups(fitted: CrossFitted, inputs: Inputs, bootstrap: Bootstrap) -> Jso
         np.tile(predictions.labels, seeds),
         np.eye(len(predictions.classes))[answers],
         np.tile(predictions.groups, seeds),
-        n_resamples=bootstrap.weights.n_resamples,
+        n_resamples=inputs.study.n_resamples,
     )
     for group in (group for groups in results["fields"].values() for group in groups):
         group["n_images"] //= seeds
@@ -248,9 +217,9 @@ def _compare(
     corrected = holm([found[config.primary]["p"] or 1.0 for found in metrics])
     rows: list[Comparison] = []
     for (model, other), found, p in zip(family, metrics, corrected, strict=True):
-        predictions, primary = variants[model].predictions, samples[model][config.primary]
+        predictions = variants[model].predictions
         ours, theirs = (_joint_answers(variants[name], config.rule) for name in (model, other))
-        difference = primary - samples[other][config.primary]
+        difference = samples[model][config.primary] - samples[other][config.primary]
         error = float(np.nanstd(difference.values, ddof=1))
         better = "helps" if difference.estimate > 0 else "hurts"
         rows.append(
@@ -306,13 +275,10 @@ def _changes(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> 
 
 def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, str]]:
     """The images that both models call differently, by lesion."""
-    names, ids = (
-        np.array(predictions.classes),
-        {"lesion_id": predictions.lesion_ids, "image_id": predictions.image_ids},
-    )
-    answers = {"label": names[predictions.labels], "before": names[theirs], "after": names[ours]}
-    table = pd.DataFrame(ids | answers)[ours != theirs].sort_values(list(ids))
-    return table.to_dict("records")
+    names = np.array(predictions.classes)
+    table = pd.DataFrame({"lesion_id": predictions.lesion_ids, "image_id": predictions.image_ids})
+    table = table.assign(label=names[predictions.labels], before=names[theirs], after=names[ours])
+    return table[ours != theirs].sort_values(["lesion_id", "image_id"]).to_dict("records")
 
 
 def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
@@ -333,18 +299,10 @@ def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
         bootstrap = Bootstrap(labels[rows], groups[rows], len(predictions.seeds), inputs.study.n_resamples, draws)
         scores = bootstrap.scores(answers[:, rows], names)
         samples[part] = {"accuracy": scores["accuracy"]} | {
-            metric: _mean([scores[f"{key}:{name}"] for name in shared])
+            metric: mean_sample([scores[f"{key}:{name}"] for name in shared])
             for metric, key in (("macro_f1", "f1"), ("balanced_accuracy", "recall"))
         }
         n_lesions, metrics = len(np.unique(groups[rows])), _summaries(samples[part])
         found[part] = {"n_images": int(rows.sum()), "n_lesions": n_lesions, "metrics": metrics}
     differences = _summaries({name: sample - samples["unseen"][name] for name, sample in samples["seen"].items()})
     return {**found, "difference": differences, "classes": shared, "share": float(seen.mean())}
-
-
-def _mean(samples: Sequence[Sample]) -> Sample:
-    """The mean of several metrics, over those that are defined in a resample."""
-    values = np.stack([sample.values for sample in samples])
-    with np.errstate(invalid="ignore"):
-        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
-    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)

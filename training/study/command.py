@@ -33,7 +33,6 @@ from ham10000.training.study.analysis import Inputs, analyse_protocol
 from ham10000.training.study.config import StudyConfig, read_study_config
 from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
 from ham10000.training.study.figures import plot_study, write_study_tables
-from ham10000.training.study.heads import HEAD_VARIANTS
 from ham10000.training.study.predictions import Predictions, read_logits, write_predictions
 from ham10000.training.study.release import train_on_all, write_release
 from ham10000.training.study.report import STUDY_FORMAT, Study, comparison_sentence, lead, short_answer, study_markdown
@@ -57,12 +56,7 @@ def train_runs(
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport],
 ) -> None:
-    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`.
-
-    Raises:
-        Ham10000Error: As `train` does, and for labels other than HAM10000's.
-        Interrupted: After SIGTERM or SIGINT in training, with the state saved.
-    """
+    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`."""
     _require_ham10000_labels(data[1].labels)
     start = time.perf_counter()
     for number, (run, directory) in enumerate(places.items(), 1):
@@ -76,10 +70,8 @@ def train_runs(
                 train(config, accelerator, data)
             except Interrupted as error:
                 # What continues the run alone would not continue the study.
-                text = (
-                    str(error) and f"{str(error).partition(' Continue')[0]} Continue the study with the same command"
-                )
-                raise Interrupted(text, error.signum) from error
+                text = str(error).partition(" Continue")[0]
+                raise Interrupted(text and f"{text} Continue the study with the same command", error.signum) from error
             accelerator.free_memory()
         if accelerator.is_main_process:
             out_of_fold(run, directory, data[0], accelerator.device, base.cache_dir)
@@ -110,13 +102,7 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
 def fit_protocol(
     image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
 ) -> tuple[dict[str, CrossFitted], Inputs]:
-    """Fits and calibrates the variants of one protocol.
-
-    Args:
-        image: The image variant's out-of-fold logits.
-        frame: Metadata of all images, from `read_metadata`.
-        study: The study.
-        with_heads: Whether heads are fitted, which needs folds.
+    """Fits and calibrates the variants of one protocol, from the image variant's logits and `read_metadata`.
 
     Returns:
         Variant to calibrated logits, and what their analysis reads.
@@ -131,7 +117,7 @@ def fit_protocol(
     metadata = processor.encode_metadata(rows[processor.metadata_fields].to_dict("records"))  # type: ignore[arg-type]
     variants = {"image": cross_calibrate(image)}
     if with_heads:
-        variants |= cross_fit_heads(image, metadata, config, HEAD_VARIANTS, study.heads)
+        variants |= cross_fit_heads(image, metadata, config, study.heads)
     return variants, Inputs(rows, metadata, lesions_in_training(frame, image), study, config)
 
 
@@ -158,11 +144,8 @@ def report(
         frame: Metadata of all images, from `read_metadata`.
         study: The study.
         recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
-        directory: Receives the files.
+        directory: Receives the files; the content of study.json is returned.
         tables: Folder for csv, LaTeX, PDF and SVG files of the same, for a paper.
-
-    Returns:
-        The content of study.json.
 
     Raises:
         Ham10000Error: As `fit_protocol`, and without predictions of the first protocol.
@@ -199,11 +182,7 @@ def report(
 
 
 def read_answer(directory: Path) -> list[str]:
-    """The statements at the top of a study's report, as plain text.
-
-    Raises:
-        Ham10000Error: If the study has not been reported, or by another version.
-    """
+    """The statements at the top of a study's report, as plain text."""
     path = directory / "study.json"
     if not path.is_file():
         raise Ham10000Error(
@@ -263,11 +242,8 @@ def complete_predictions(
     Raises:
         Ham10000Error: If no seed of the first protocol is complete.
     """
-    missing = [
-        run
-        for run, folder in places.items()
-        if not (read_json(folder / RunFile.TRAINING, optional=True) or {}).get("finished")
-    ]
+    summaries = {run: read_json(folder / RunFile.TRAINING, optional=True) for run, folder in places.items()}
+    missing = [run for run, summary in summaries.items() if not (summary or {}).get("finished")]
     incomplete = {(run.protocol, run.seed) for run in missing}
     chosen = {run: folder for run, folder in places.items() if (run.protocol, run.seed) not in incomplete}
     if missing:

@@ -13,7 +13,7 @@ from ham10000.training.evaluation.calibration import fit_vector_scaling
 from ham10000.training.evaluation.decision import decide, fit_thresholds, prediction_sets
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.study.config import TRAINED
-from ham10000.training.study.heads import Head, HeadSettings, fit_variant
+from ham10000.training.study.heads import HEAD_VARIANTS, Head, HeadSettings, fit_variant
 from ham10000.training.study.predictions import Predictions
 
 # Parts of the lesions that calibrate one another where a protocol has no folds.
@@ -22,25 +22,15 @@ _PARTS_WITHOUT_FOLDS = 5
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """One variant's out-of-fold logits, calibrated by the other folds.
-
-    Attributes:
-        predictions: The logits, with labels and folds.
-        folds: (N,) the parts that calibrate one another: the folds, or parts of the lesions.
-        temperatures: (S, F) of each seed and fold.
-        biases: (S, F, K) likewise.
-        prior: (K,) class shares.
-        heads: For each seed, fold to the head fitted on the other folds; empty for the image variant.
-        image_logits: (S, N, K) what the heads read; None for the image variant.
-    """
+    """One variant's out-of-fold logits, calibrated by the other folds."""
 
     predictions: Predictions
-    folds: np.ndarray
-    temperatures: np.ndarray
-    biases: np.ndarray
-    prior: np.ndarray
-    heads: tuple[dict[int, Head], ...] = ()
-    image_logits: np.ndarray | None = None
+    folds: np.ndarray  # (N,) the parts that calibrate one another: the folds, or parts of the lesions
+    temperatures: np.ndarray  # (S, F) of each seed and fold
+    biases: np.ndarray  # (S, F, K) of each seed and fold
+    prior: np.ndarray  # (K,) class shares
+    heads: tuple[dict[int, Head], ...] = ()  # for each seed, fold to the head fitted on the others; not of the image
+    image_logits: np.ndarray | None = None  # (S, N, K) what the heads read; None for the image variant
 
     def calibrated(self, logits: np.ndarray, seed: int) -> np.ndarray:
         """(…, N, K) logits of a seed's models to probabilities, by each image's fold."""
@@ -106,19 +96,11 @@ def cross_calibrate(
 
 
 def cross_fit_heads(
-    image: Predictions, metadata: torch.Tensor, config: Ham10000Config, variants: Sequence[str], settings: HeadSettings
+    image: Predictions, metadata: torch.Tensor, config: Ham10000Config, settings: HeadSettings
 ) -> dict[str, CrossFitted]:
     """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
 
-    Args:
-        image: The image variant's out-of-fold logits, under a protocol with folds.
-        metadata: (N, fields) raw metadata of its images, NaN where missing.
-        config: Metadata schema, encoder and dropout.
-        variants: Some of `HEAD_VARIANTS`.
-        settings: How heads are fitted; the image run's seed is the head's.
-
-    Returns:
-        Variant to its calibrated out-of-fold logits.
+    The metadata (N, fields) are raw, NaN where missing; the image run's seed is the head's.
 
     Raises:
         Ham10000Error: Without folds, or if the other folds lack a class.
@@ -126,19 +108,20 @@ def cross_fit_heads(
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
-    logits = {variant: np.empty_like(image.logits) for variant in variants}
-    heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in variants}
-    plan = list(itertools.product(variants, enumerate(image.seeds), folds))
+    logits = {variant: np.empty_like(image.logits) for variant in HEAD_VARIANTS}
+    heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in HEAD_VARIANTS}
+    plan = list(itertools.product(HEAD_VARIANTS, enumerate(image.seeds), folds))
     for variant, (s, seed), fold in tqdm(plan, desc="Fitting heads", unit="head", leave=False):
         test, rows = image.folds == fold, image.logits[s]
         mask = torch.from_numpy(test)
-        head = fit_variant(
-            variant, rows[~test], metadata[~mask], image.labels[~test], config, settings=settings, seed=seed
-        )
+        others = (rows[~test], metadata[~mask], image.labels[~test])
+        head = fit_variant(variant, *others, config, settings=settings, seed=seed)
         hidden = torch.full_like(metadata[mask], float("nan"))
         logits[variant][s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
         heads[variant][s][fold] = head
-    return {name: cross_calibrate(image.with_logits(logits[name]), heads[name], image.logits) for name in variants}
+    return {
+        name: cross_calibrate(image.with_logits(logits[name]), heads[name], image.logits) for name in HEAD_VARIANTS
+    }
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ham10000.modeling import MALIGNANT
 from ham10000.training.evaluation.bootstrap import cluster_weights
 from ham10000.training.evaluation.paper import FORMATS, N_RESAMPLES, targets, write_curves, write_latex_table
 from ham10000.training.evaluation.plots import (
@@ -26,7 +27,7 @@ from ham10000.training.evaluation.plots import (
     spaced_rows,
     subgroup_name,
 )
-from ham10000.training.study.analysis import ProtocolResult, malignant_classes
+from ham10000.training.study.analysis import ProtocolResult
 from ham10000.training.study.crossfit import CrossFitted
 from ham10000.training.study.report import TITLES, Study, check_study, gaps, lead, subgroup
 from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
@@ -81,8 +82,7 @@ def _points(names: Sequence[str], linestyle: str = "none") -> list[Line2D]:
 
 def _readers(study: Study) -> JsonObject:
     """Shortcuts of the variants that read metadata, fusion first."""
-    found = {name: values["shortcuts"] for name, values in sorted(lead(study)["variants"].items())}
-    return {name: values for name, values in found.items() if values}
+    return {name: lead(study)["variants"][name]["shortcuts"] for name in ("fusion", "metadata")}
 
 
 def results(study: Study) -> Figure:
@@ -127,9 +127,8 @@ def calibration(study: Study) -> Figure:
     xlabel = f"Expected calibration error (share), with {_INTERVAL}; 0 is best"
     name_rows(axes, range(len(variants)), list(variants), xlabel=xlabel)
     axes.set_xlim(left=0)
-    name = "fusion" if "fusion" in variants else "image"
-    ece, floor = variants[name]["metrics"]["ece"]["estimate"] or 0.0, variants[name]["ece_floor"]
-    set_title(figure, f"Calibrated {name}: ECE {ece:.3f}, of which {floor:.3f} is the floor of this size")
+    ece, floor = variants["fusion"]["metrics"]["ece"]["estimate"] or 0.0, variants["fusion"]["ece_floor"]
+    set_title(figure, f"Calibrated fusion: ECE {ece:.3f}, of which {floor:.3f} is the floor of this size")
     handles = [legend_point("before", *before), legend_point("after calibration", *after)]
     floor_mark = legend_point("floor: a perfectly calibrated model", _WORSE, "|", markersize=12, markeredgewidth=2)
     legend_below(figure, [*handles, floor_mark], 3)
@@ -257,7 +256,7 @@ def missing(study: Study) -> Figure:
 
 def subgroups(study: Study) -> Figure:
     """Sensitivity to malignancy in every subgroup, of the image model and fusion."""
-    variants = {name: values for name, values in lead(study)["variants"].items() if name in ("image", "fusion")}
+    variants = {name: lead(study)["variants"][name] for name in ("image", "fusion")}
     groups = [(field, row) for field, rows in variants["image"]["subgroups"]["fields"].items() for row in rows]
     figure, (axes,) = panels(1, 1.2 + len(groups) * (0.22 + 0.1 * len(variants)))
     positions = spaced_rows([field for field, _ in groups], 0.5)
@@ -272,14 +271,13 @@ def subgroups(study: Study) -> Figure:
     xlabel = f"Share of malignant images found, with {_INTERVAL}"
     name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
     axes.set_xlim(0, 1)
-    name = "fusion" if "fusion" in variants else "image"
     text = "Too few groups with enough malignant lesions to compare"
-    if found := gaps(variants[name]):
+    if found := gaps(variants["fusion"]):
         field = max(found, key=lambda field: found[field]["difference"]["estimate"])
         ends = [found[field][end] for end in ("lowest", "highest")]
-        low, high = (subgroup(variants[name], field, end)["malignant_sensitivity"]["estimate"] for end in ends)
+        low, high = (subgroup(variants["fusion"], field, end)["malignant_sensitivity"]["estimate"] for end in ends)
         text = (
-            f"{name} finds {low:.0%} of malignant images at {field} {plain(ends[0])}, {high:.0%} at {plain(ends[1])}"
+            f"fusion finds {low:.0%} of malignant images at {field} {plain(ends[0])}, {high:.0%} at {plain(ends[1])}"
         )
     set_title(figure, text)
     legend_below(figure, _points(list(variants)), 3)
@@ -291,19 +289,7 @@ DRAW = (results, calibration, comparisons, class_changes, shortcuts, sweeps, mis
 
 
 def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png") -> list[Path]:
-    """Draws every figure of the report.
-
-    Args:
-        study: Content of study.json.
-        folder: Receives `results.png` and the like; made where it does not exist.
-        suffix: Names the format, such as `.pdf`.
-
-    Returns:
-        The files written, in the order of the report.
-
-    Raises:
-        Ham10000Error: As `check_study`.
-    """
+    """Draws every figure of the report in the suffix's format; returns `results.png` and the like, in its order."""
     check_study(study)
     return [save_figure(draw(study), Path(folder, f"{draw.__name__}{suffix}")) for draw in DRAW]
 
@@ -353,22 +339,18 @@ def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
 
 
 def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> None:
-    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures.
+    """Writes tables, curves and operating points of image and fusion for the first protocol, and all figures.
 
-    Args:
-        study: Content of study.json.
-        variants: The first protocol's calibrated variants.
-        directory: Receives csv, LaTeX, PDF and SVG files; made where it does not exist.
+    As csv, LaTeX, PDF and SVG files; the variants are the first protocol's.
     """
     directory, protocol = Path(directory), lead(study)
     about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."
     for name, table in study_tables(protocol).items():
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {about}")
-    for variant in {"image", "fusion"} & set(variants):
+    for variant in ("image", "fusion"):
         predictions, probabilities = variants[variant].predictions, variants[variant].probabilities.mean(axis=0)
         weights = cluster_weights(predictions.groups, N_RESAMPLES)
-        classes = list(predictions.classes)
-        found = targets(predictions.labels, probabilities, classes, malignant_classes(classes))
+        found = targets(predictions.labels, probabilities, predictions.classes, MALIGNANT)
         write_curves(directory, found, weights, about, f"_{variant}")
     for suffix in FORMATS:
         plot_study(study, directory, suffix)

@@ -5,7 +5,6 @@ of images that the image model was not trained on, so never from memorised ones.
 checkpoint make one ordinary fusion checkpoint, see `assemble`.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -23,23 +22,14 @@ HEAD_VARIANTS = ("metadata", "fusion", "control")
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How every head is fitted; fixed before any result.
-
-    Attributes:
-        epochs: Passes over the images.
-        batch_size: Images per step.
-        learning_rate: Of AdamW, falling to 0 by a half cosine.
-        weight_decay: Of the metadata's weights; the image's weights begin at the identity and are not decayed.
-        label_smoothing: As in the image recipe.
-        class_weights: One of `WEIGHT_KINDS`, as in `ham10000-train`.
-    """
+    """How every head is fitted; fixed before any result."""
 
     epochs: int = 20
     batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
+    learning_rate: float = 2e-3  # of AdamW, falling to 0 by a half cosine
+    weight_decay: float = 0.02  # of the metadata's weights; the image's begin at the identity and are not decayed
     label_smoothing: float = 0.05
-    class_weights: str = "sqrt"
+    class_weights: str = "sqrt"  # one of `WEIGHT_KINDS`, as in `ham10000-train`
 
 
 class Head(nn.Module):
@@ -98,9 +88,6 @@ def fit_variant(
         settings: How it is fitted.
         seed: Seed of weights, order and dropout.
 
-    Returns:
-        The head, in evaluation mode.
-
     Raises:
         Ham10000Error: For a class without images, or unknown class weights.
     """
@@ -118,10 +105,8 @@ def fit_variant(
         head = Head(config, n_classes, uses_image=variant != "metadata").train()
         decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
         others = [p for name, p in head.named_parameters() if p.ndim <= 1 or name.startswith("image")]
-        optimizer = torch.optim.AdamW(
-            decayed, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        optimizer.add_param_group({"params": others, "weight_decay": 0.0})
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(settings.epochs):
@@ -140,15 +125,8 @@ def assemble(
     """Puts a head and its image model into one ordinary checkpoint; the logits are the head's.
 
     The image model's logits are `(W x + c) / T`, the head's `A z + b + V e`. With `fusion="concat"` the classifier
-    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`.
-
-    Args:
-        image_model: The image model; None for the metadata variant.
-        head: A head, of the same classes.
-        config: The configuration the head was fitted with.
-
-    Returns:
-        A fusion model, or a metadata model, in evaluation mode, at temperature 1.
+    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`. The configuration is the head's;
+    without an image model it is a metadata model. At temperature 1, in evaluation mode.
     """
     values = config.to_dict()
     if image_model is not None:
@@ -157,10 +135,9 @@ def assemble(
     model = Ham10000ForImageClassification(Ham10000Config.from_dict(values)).eval()
     model.metadata_encoder.load_state_dict(head.encoder.state_dict())
     with torch.no_grad():
-        weight: torch.Tensor = head.metadata.weight
-        bias: torch.Tensor = head.metadata.bias
+        weight, bias = head.metadata.weight.data, head.metadata.bias.data
         if image_model is not None and head.image is not None:
-            model.backbone.load_state_dict(copy.deepcopy(image_model.backbone.state_dict()))
+            model.backbone.load_state_dict(image_model.backbone.state_dict())
             mix, inner = head.image.weight / image_model.config.temperature, image_model.classifier
             weight = torch.cat([mix @ inner.weight, weight], dim=1)
             bias = mix @ inner.bias + head.image.bias + bias

@@ -24,27 +24,16 @@ _KEYS = ("image_id", "lesion_id", "protocol", "variant", "seed", "fold", "label"
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one variant predicts under one protocol; rows sorted by image id.
+    """What one variant predicts under one protocol; rows sorted by image id."""
 
-    Attributes:
-        classes: Names of the K classes, in the order of the logits.
-        image_ids: (N,) names.
-        lesion_ids: (N,) names as in the data.
-        groups: (N,) lesions with known duplicates merged.
-        folds: (N,) the fold whose model had not seen the image.
-        labels: (N,) class ids.
-        seeds: The S training seeds.
-        logits: (S, N, K) float32, uncalibrated.
-    """
-
-    classes: tuple[str, ...]
-    image_ids: np.ndarray
-    lesion_ids: np.ndarray
-    groups: np.ndarray
-    folds: np.ndarray
-    labels: np.ndarray
-    seeds: tuple[int, ...]
-    logits: np.ndarray
+    classes: tuple[str, ...]  # names of the K classes, in the order of the logits
+    image_ids: np.ndarray  # (N,) names
+    lesion_ids: np.ndarray  # (N,) names as in the data
+    groups: np.ndarray  # (N,) lesions with known duplicates merged
+    folds: np.ndarray  # (N,) the fold whose model had not seen the image
+    labels: np.ndarray  # (N,) class ids
+    seeds: tuple[int, ...]  # the S training seeds
+    logits: np.ndarray  # (S, N, K) float32, uncalibrated
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
         """The same images with another variant's logits (S, N, K)."""
@@ -63,12 +52,7 @@ class Predictions:
 def write_predictions(
     path: str | os.PathLike[str], predictions: Mapping[tuple[str, str], Predictions] | pd.DataFrame
 ) -> None:
-    """Writes the table, complete or not at all.
-
-    Args:
-        path: The parquet file.
-        predictions: (protocol, variant) to predictions, or the rows themselves.
-    """
+    """Writes the table, from (protocol, variant) to predictions or from its rows, complete or not at all."""
     if not isinstance(predictions, pd.DataFrame):
         rows = [value.frame(protocol, variant) for (protocol, variant), value in predictions.items()]
         predictions = pd.concat(rows, ignore_index=True)
@@ -77,13 +61,7 @@ def write_predictions(
 
 
 def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str], Predictions]:
-    """Reads and checks one table, or the tables of several runs.
-
-    Args:
-        paths: Parquet files; their rows are joined.
-
-    Returns:
-        (protocol, variant) to predictions, in the order of the table.
+    """Reads and checks one table, or the joined tables of several runs: (protocol, variant) to predictions, in order.
 
     Raises:
         Ham10000Error: For a missing column, an image that is scored twice or lacks in a variant or seed, an image with
@@ -124,11 +102,9 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise Ham10000Error(
             f"{path} lacks the column(s) {lacks}; expected the predictions.parquet of `ham10000-study`."
         )
-    unknown = sorted(set(table["label"]) - {name.removeprefix(LOGIT) for name in columns})
-    if unknown:
+    if unknown := sorted(set(table["label"]) - {name.removeprefix(LOGIT) for name in columns}):
         raise Ham10000Error(f"{path}: label {unknown[0]!r} has no column {LOGIT}{unknown[0]}; it has {columns}.")
-    bad = np.flatnonzero(~np.isfinite(table[columns].to_numpy(dtype=np.float64)).all(axis=1))
-    if len(bad):
+    if len(bad := np.flatnonzero(~np.isfinite(table[columns].to_numpy(dtype=np.float64)).all(axis=1))):
         raise Ham10000Error(f"{path}: the logits of image {table['image_id'].iloc[bad[0]]!r} are not finite.")
     return table
 
@@ -172,8 +148,7 @@ def _one(where: str, protocol: str, part: pd.DataFrame) -> Predictions:
 
 
 def _check_ids(where: str, name: str, ours: np.ndarray, other: str, theirs: np.ndarray) -> None:
-    only = np.setxor1d(ours, theirs)
-    if len(only):
+    if len(only := np.setxor1d(ours, theirs)):
         lacking = other if only[0] in ours else name
         raise Ham10000Error(
             f"{where}: {lacking} has no prediction for image {str(only[0])!r} ({len(only)} images are in one of "

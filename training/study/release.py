@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000ForImageClassification, create_processor
 from ham10000.training.config import TrainConfig
-from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import fit_thresholds
-from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
+from ham10000.training.evaluation.evaluator import score_predictions
+from ham10000.training.evaluation.report import write_evaluation
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, save_checkpoint
 from ham10000.training.study.analysis import Inputs
@@ -31,20 +31,7 @@ ESTIMATED_BY = "cross-validation"
 
 
 def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerator: Accelerator) -> Path:
-    """Trains the image model on every image by the study's recipe, once.
-
-    Args:
-        study: The study; the first seed of its first protocol is used.
-        base: The recipe.
-        folder: Folder of the release.
-        accelerator: Serves the run.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        Ham10000Error: As `train` does.
-    """
+    """Trains the image model on every image by the study's recipe, once, with its first seed; returns its folder."""
     protocol, plan = next(iter(study.protocols.items()))
     directory = folder / "image-run"
     config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
@@ -67,30 +54,17 @@ def write_release(
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
-    Args:
-        variants: The first protocol's calibrated variants.
-        inputs: The metadata of their images, and the settings.
-        run: The image model trained on all images.
-        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
-        data: Name of the data, for the record.
-        made_by: The command, for the card.
-        answer: The study's answer, for the cards: each repeats it word for word.
-
-    Returns:
-        The folders.
+    The variants are the first protocol's, `run` is the image model trained on all images, `made_by` the command, and
+    `answer` the study's, which each card repeats word for word. Returns the folders `ham10000-<variant>`.
     """
-    study, model_config = inputs.study, inputs.model
+    study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)
-    image = variants["image"].predictions
-    folders = []
     for variant in RELEASED:
         model, processor, start = image_model, image_processor, time.perf_counter()
         if variant != "image":
-            seed = image.seeds[0]
-            head = fit_variant(
-                variant, image.logits[0], inputs.metadata, image.labels, model_config, settings=study.heads, seed=seed
-            )
-            model = assemble(image_model if variant == "fusion" else None, head, model_config)
+            given = (image.logits[0], inputs.metadata, image.labels, inputs.model)
+            head = fit_variant(variant, *given, settings=study.heads, seed=image.seeds[0])
+            model = assemble(image_model if variant == "fusion" else None, head, inputs.model)
             processor = create_processor(model.config)
         if variant == "fusion":
             processor.image_processor = image_processor.image_processor
@@ -103,7 +77,7 @@ def write_release(
         }
         directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
-        _describe(directory, run, model, study, variant, made_by, seconds)
+        _describe(directory, run, model, study, made_by, seconds)
         told = {"data": Path(data).name, "study": {"answer": list(answer)}, "temperature": model.config.temperature}
         _write_results(directory, run, fitted, inputs, told)
         folders.append(directory)
@@ -111,15 +85,10 @@ def write_release(
 
 
 def _describe(
-    directory: Path,
-    run: Path,
-    model: Ham10000ForImageClassification,
-    study: StudyConfig,
-    variant: str,
-    made_by: str,
-    seconds: float,
+    directory: Path, run: Path, model: Ham10000ForImageClassification, study: StudyConfig, made_by: str, seconds: float
 ) -> None:
     """Copies what the run on all images says of itself, with what is another model's put right."""
+    variant = model.config.modality
     for name in (RunFile.SPLIT, RunFile.SPLIT_RECORD, *([] if variant == "metadata" else [RunFile.HISTORY])):
         shutil.copyfile(run / name, directory / name)
     training = read_json(run / RunFile.TRAINING)
@@ -140,19 +109,9 @@ def _write_results(
     directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: Mapping[str, object]
 ) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
-    predictions, probabilities = fitted.predictions, fitted.probabilities[0]
-    table = predictions_table(
-        image_ids=predictions.image_ids.tolist(),
-        lesion_ids=predictions.lesion_ids.tolist(),
-        lesion_groups=predictions.groups,
-        labels=predictions.labels,
-        probabilities=probabilities,
-        metadata=inputs.frame,
-    )
-    results = evaluate_predictions(table, n_resamples=inputs.study.n_resamples)
-    results["subgroups"] = subgroup_results(
-        inputs.frame, predictions.labels, probabilities, predictions.groups, n_resamples=inputs.study.n_resamples
-    )
+    predictions = fitted.predictions
+    scored = (inputs.frame, predictions.labels, fitted.probabilities[0], predictions.groups)
+    results, table = score_predictions(*scored, inputs.model, n_resamples=inputs.study.n_resamples)
     split = read_json(run / RunFile.SPLIT_RECORD)
     context = {
         "checkpoint": directory.name,
@@ -163,9 +122,7 @@ def _write_results(
             "n_images": len(predictions.labels),
             "n_lesions": len(np.unique(predictions.groups)),
             "folds": len(np.unique(predictions.folds)),
-            "protocol": split["protocol"],
-            "seed": split["seed"],
-            "sha256": split["sha256"],
+            **{name: split[name] for name in ("protocol", "seed", "sha256")},
             "leakage": {ESTIMATED_BY: {"all": float(inputs.seen.mean())}},
         },
         "views": 1,
@@ -173,6 +130,3 @@ def _write_results(
         "environment": environment(),
     }
     write_evaluation(directory, results, table, context)
-
-
-__all__ = ["ESTIMATED_BY", "RELEASED", "train_on_all", "write_release"]

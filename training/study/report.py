@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from ham10000.modeling import LABEL_DESCRIPTIONS, Ham10000Error
+from ham10000.modeling import LABEL_DESCRIPTIONS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
-from ham10000.training.study.analysis import Comparison, ProtocolResult, VariantResult, malignant_classes
+from ham10000.training.study.analysis import Comparison, ProtocolResult, VariantResult
 from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.files import JsonObject
 
@@ -37,11 +37,7 @@ class Study(TypedDict):
 
 
 def check_study(study: Study) -> None:
-    """Refuses what is not a study of this format.
-
-    Raises:
-        Ham10000Error: For another format, or a study without a protocol.
-    """
+    """Refuses what is not a study of this format, or has no protocol."""
     if study.get("format") != STUDY_FORMAT:
         raise Ham10000Error(
             f"The study has format {study.get('format')!r}; this version reads format {STUDY_FORMAT}. "
@@ -69,9 +65,10 @@ def comparison_sentence(comparison: Comparison, study: Study) -> str:
     """A comparison and its verdict as one sentence."""
     primary = study["study"]["primary"]
     difference = md.interval(comparison["metrics"][primary]["estimate"], signed=True)
+    p = md.p_text(comparison["p_holm"])
     facts = (
         f"{comparison['model'].capitalize()} against {comparison['other']}: {TITLES[primary]} {difference}, "
-        f"{md.p_phrase(comparison['p_holm'])} after Holm"
+        f"p {'' if p.startswith('<') else '= '}{p} after Holm"
     )
     if comparison["verdict"] in ("helps", "hurts"):
         return f"{facts}: it {comparison['verdict']}."
@@ -81,15 +78,9 @@ def comparison_sentence(comparison: Comparison, study: Study) -> str:
     )
 
 
-def seeds_phrase(protocol: ProtocolResult) -> str:
-    """Such as `3 training seeds`."""
-    return md.plural(len(protocol["seeds"]), "training seed")
-
-
 def moved_malignant(comparison: Comparison) -> list[dict[str, str]]:
     """The malignant images that the two variants call differently: first those that become wrong."""
-    malignant = malignant_classes(list(comparison["changes"]))
-    found = [row for row in comparison["moved"] if row["label"] in malignant]
+    found = [row for row in comparison["moved"] if row["label"] in MALIGNANT]
     return sorted(
         found, key=lambda row: (row["before"] != row["label"], row["after"] != row["label"], row["lesion_id"])
     )
@@ -97,8 +88,7 @@ def moved_malignant(comparison: Comparison) -> list[dict[str, str]]:
 
 def gaps(variant: VariantResult) -> JsonObject:
     """Field to the gap between its groups in sensitivity to malignancy, where there is one."""
-    found = variant["subgroups"]["largest_gaps"]
-    return {field: gap for field, gap in found.items() if gap and gap["difference"]["estimate"] is not None}
+    return {field: gap for field, gap in variant["subgroups"]["largest_gaps"].items() if gap}
 
 
 def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
@@ -119,7 +109,7 @@ class Fall(TypedDict):
 def largest_fall(protocol: ProtocolResult) -> Fall | None:
     """The age band whose share of malignant images found falls most from control to fusion; None where none falls."""
     variants, fallen = protocol["variants"], []
-    for row in variants["control"]["subgroups"]["fields"]["age"] if {"control", "fusion"} <= set(variants) else ():
+    for row in variants["control"]["subgroups"]["fields"]["age"]:
         pair = (row, subgroup(variants["fusion"], "age", row["group"]))
         before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
         if not row["too_few"] and after < before:
@@ -136,15 +126,11 @@ def study_command(study: Study) -> str:
 
 
 def study_markdown(study: Study) -> str:
-    """The whole report as GitHub-flavoured Markdown, with the figures of `plot_study` in `figures/` next to it.
-
-    Raises:
-        Ham10000Error: For a study of another format, or without a protocol.
-    """
+    """The whole report as GitHub-flavoured Markdown, with the figures of `plot_study` in `figures/` next to it."""
     check_study(study)
     protocol = lead(study)
     template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
-    functions = (comparison_sentence, gaps, largest_fall, moved_malignant, seeds_phrase, study_command, subgroup)
+    functions = (comparison_sentence, gaps, largest_fall, moved_malignant, study_command, subgroup)
     markdown = template.render(
         {function.__name__: function for function in functions},
         TITLES=TITLES,
@@ -156,8 +142,8 @@ def study_markdown(study: Study) -> str:
         lead_name=next(iter(study["protocols"])),
         others=dict(list(study["protocols"].items())[1:]),
         labels=LABEL_DESCRIPTIONS,
-        malignant=malignant_classes(list(protocol["class_counts"])),
-        readers={name: values for name, values in protocol["variants"].items() if values["shortcuts"]},
+        malignant=MALIGNANT,
+        readers={name: found for name, values in protocol["variants"].items() if (found := values["shortcuts"])},
         published=published_baseline(),
     )
     # In the template a line that is indented goes on the line before, and empty parts leave empty lines.
@@ -177,19 +163,14 @@ README_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "melanoma_sensiti
 
 @dataclass(frozen=True)
 class Target:
-    """A bound for a metric under a protocol, set before the models were trained, and where it comes from.
-
-    Attributes:
-        above_floor: Whether the metric is an ECE above its floor, which should be at most the bound.
-        rule: Decision rule, None for the study's own.
-    """
+    """A bound for a metric under a protocol, set before the models were trained, and where it comes from."""
 
     protocol: str
     metric: str
     value: float
     because: str
-    above_floor: bool = False
-    rule: str | None = None
+    above_floor: bool = False  # whether the metric is an ECE above its floor, which should be at most the bound
+    rule: str | None = None  # decision rule, None for the study's own
 
     def found(self, variant: VariantResult) -> float | None:
         """The measured figure of a variant."""
@@ -227,11 +208,7 @@ def targets_table(study: Study) -> str:
 
 
 def results_table(study: Study) -> str:
-    """The README's table as Markdown: the published baseline, every variant and baseline, and what was scored.
-
-    Raises:
-        Ham10000Error: For a study of another format, or without a protocol.
-    """
+    """The README's table as Markdown: the published baseline, every variant and baseline, and what was scored."""
     check_study(study)
     published = published_baseline()
     intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
@@ -248,7 +225,7 @@ def results_table(study: Study) -> str:
     scored = [
         f"{md.escape(name)}: {md.plural(protocol['n_images'], 'image')} of "
         f"{md.plural(protocol['n_lesions'], 'lesion')} out of {md.plural(protocol['folds'], 'fold')}, "
-        f"{seeds_phrase(protocol)}"
+        f"{md.plural(len(protocol['seeds']), 'training seed')}"
         for name, protocol in study["protocols"].items()
     ]
     notes = (

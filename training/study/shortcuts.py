@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.class_weight import compute_sample_weight
 
-from ham10000.modeling import METADATA_FIELDS, Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample
+from ham10000.modeling import MALIGNANT, METADATA_FIELDS, Ham10000Config, Ham10000Error
+from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample, mean_sample
 from ham10000.training.evaluation.comparison import bootstrap_p_value, holm
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.explanation import SWEEP_AGES
@@ -63,22 +63,16 @@ class Shortcuts(TypedDict):
     fields: dict[str, dict[str, Effect]]
     named: list[str]
     missing: list[JsonObject]
-    age_sweep: Sweep | None
-    site_sweep: Sweep | None
+    age_sweep: Sweep
+    site_sweep: Sweep
 
 
 def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields names and changed metadata (M, N, fields), one at a time.
+    """Yields names and changed raw metadata, (N, fields) to (M, N, fields), one at a time.
 
+    They are `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
     Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
     10.1023/A:1010933404324, section 10).
-
-    Args:
-        config: Metadata schema.
-        metadata: (N, fields) raw metadata.
-
-    Yields:
-        `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
     """
 
     def generator(name: str) -> np.random.Generator:
@@ -102,94 +96,72 @@ def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[st
         ("age", "age_sweep", SWEEP_AGES),
         ("localization", "site_sweep", range(len(config.localization_vocabulary))),
     ):
-        if field in fields:
-            swept = metadata.repeat(len(values), 1, 1)
-            swept[:, :, fields[field][0]] = torch.tensor(list(values), dtype=metadata.dtype)[:, None]
-            yield name, swept
+        swept = metadata.repeat(len(values), 1, 1)
+        swept[:, :, fields[field][0]] = torch.tensor(list(values), dtype=metadata.dtype)[:, None]
+        yield name, swept
 
 
 def shortcut_results(
-    fitted: CrossFitted,
-    metadata: torch.Tensor,
-    config: Ham10000Config,
-    bootstrap: Bootstrap,
-    *,
-    rule: str,
-    malignant: Sequence[str],
+    fitted: CrossFitted, metadata: torch.Tensor, config: Ham10000Config, bootstrap: Bootstrap, rule: str
 ) -> Shortcuts:
-    """Changes the metadata of every image, lets its own fold's head answer, and compares.
+    """Changes the metadata (N, fields) of every image, lets its own fold's head answer, and compares.
 
     Everything is a mean over seeds and draws, computed in every resample of the lesions.
-
-    Args:
-        fitted: A variant that reads metadata.
-        metadata: (N, fields) its images' raw metadata.
-        config: Metadata schema.
-        bootstrap: Resampled lesions of the same images.
-        rule: Decision rule of answers.
-        malignant: Names of the malignant classes.
-
-    Returns:
-        The variant's entry in study.json.
     """
     seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
     as_is = fitted.all_answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
     fields: dict[str, dict[str, Effect]] = {}
-    found: Shortcuts = {
-        "repeats": REPEATS,
-        "as_is": base.summary(),
-        "fields": fields,
-        "named": [],
-        "missing": [{"share": 0.0, "macro_f1": base.summary(), "flips": _flips(bootstrap, as_is[:, None], as_is)}],
-        "age_sweep": None,
-        "site_sweep": None,
-    }
+    sweeps: dict[str, Sweep] = {}
+    missing = [{"share": 0.0, "macro_f1": base.summary(), "flips": _flips(bootstrap, as_is[:, None], as_is)}]
     for name, tables in changes(config, metadata):
         logits = np.stack([[fitted.head_logits(table, s) for table in tables] for s in seeds])  # (S, M, N, K)
         answers = np.stack([fitted.answers(logits[s], s, rule) for s in seeds])
         kind, _, what = name.partition(":")
         if kind in ("age_sweep", "site_sweep"):
             probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
-            melanoma, suspicious = (
+            melanoma, malignant = (
                 bootstrap.means(probabilities[..., np.isin(classes, labels)].sum(axis=-1))
-                for labels in (["mel"], malignant)
+                for labels in (["mel"], MALIGNANT)
             )
             of_age = kind == "age_sweep"
-            found["age_sweep" if of_age else "site_sweep"] = {
+            sweeps[kind] = {
                 "values": [*SWEEP_AGES] if of_age else [*config.localization_vocabulary],
                 "melanoma": [sample.summary() for sample in melanoma],
-                "malignant": [sample.summary() for sample in suspicious],
+                "malignant": [sample.summary() for sample in malignant],
                 "flips": bootstrap.means((answers != as_is[:, None]).any(axis=1).mean(axis=0)[None])[0].summary(),
                 "change": (_slope(melanoma, SWEEP_AGES) if of_age else _range(melanoma)).summary(),
             }
             continue
         score, flips = _macro_f1(bootstrap, answers), _flips(bootstrap, answers, as_is)
         if kind == "missing":
-            found["missing"].append({"share": float(what), "macro_f1": score.summary(), "flips": flips})
+            missing.append({"share": float(what), "macro_f1": score.summary(), "flips": flips})
             continue
         if name == "unknown:all":
             hidden = {"share": 1.0, "macro_f1": score.summary(), "flips": flips}
         drop = base - score
         effect: Effect = {"drop": drop.summary(), "p": bootstrap_p_value(drop.values), "p_holm": None, "flips": flips}
         fields.setdefault(what, {})[kind] = effect
-    found["missing"].append(hidden)
-    single = [field for field in fields if field != "all"]
+    single, named = [field for field in fields if field != "all"], []
     for kind in ("shuffled", "unknown"):
         for field, p in zip(single, holm([fields[field][kind]["p"] for field in single]), strict=True):
             fields[field][kind]["p_holm"] = p
             if kind == "shuffled" and p < ALPHA and (fields[field][kind]["drop"]["estimate"] or 0) > 0:
-                found["named"].append(field)
-    return found
+                named.append(field)
+    return {
+        "repeats": REPEATS,
+        "as_is": base.summary(),
+        "fields": fields,
+        "named": named,
+        "missing": [*missing, hidden],
+        "age_sweep": sweeps["age_sweep"],
+        "site_sweep": sweeps["site_sweep"],
+    }
 
 
 def _macro_f1(bootstrap: Bootstrap, answers: np.ndarray) -> Sample:
     """(S, M, N) class ids to the mean macro-F1 over the M draws; every seed counts alike in each resample."""
-    samples = [bootstrap.scores(of_draw, ["macro_f1"])["macro_f1"] for of_draw in answers.transpose(1, 0, 2)]
-    return Sample(
-        np.mean([sample.per_seed for sample in samples], axis=0),
-        np.mean([sample.values for sample in samples], axis=0),
-    )
+    return mean_sample([bootstrap.scores(draw, ["macro_f1"])["macro_f1"] for draw in answers.transpose(1, 0, 2)])
 
 
 def _flips(bootstrap: Bootstrap, answers: np.ndarray, as_is: np.ndarray) -> Estimate:
@@ -227,11 +199,6 @@ def baseline_rows(
     image: Predictions, frame: pd.DataFrame, bootstrap: Bootstrap
 ) -> tuple[list[Baseline], list[Baseline]]:
     """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
-
-    Args:
-        image: The image variant's out-of-fold logits; its folds are those of the baselines.
-        frame: Its images' metadata, in the same order, with the forbidden columns.
-        bootstrap: Resampled lesions of the same images.
 
     Returns:
         The baselines that anyone may use, and the regressions with forbidden columns.

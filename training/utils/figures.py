@@ -30,10 +30,7 @@ def plain(text: object) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches with its own canvas, so that no global pyplot state is touched.
-
-    8 inches stay readable when shown 800 pixels wide.
-    """
+    """An empty figure of so many inches with its own canvas, so that no global pyplot state is touched."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -42,12 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
 def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
     """The common look: left-aligned title, no upper and right frame, a light grid behind the data.
 
-    Args:
-        axes: The axes to style.
-        title: What the figure shows, as a statement.
-        xlabel: Horizontal quantity with its unit.
-        ylabel: Vertical quantity with its unit.
-        grid: `"x"`, `"y"`, `"both"` or `"none"`.
+    The title is a statement, labels have their units, and the grid is `"x"`, `"y"`, `"both"` or `"none"`.
     """
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)

@@ -100,33 +100,14 @@ def p_text(p: object) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def p_phrase(p: object) -> str:
-    """A p-value for a sentence, such as `p = 0.018`."""
-    if not defined(p):
-        return "p undefined"
-    return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
-
-
-def bounds(value: Mapping[str, object], *, signed: bool = False, shares: bool = False) -> str:
-    """` [low, high]`, with a space before it, or nothing where there are none."""
-    if not (defined(value.get("low")) and defined(value.get("high"))):
-        return ""
-    low, high = (percent(value[end]) if shares else decimal(value[end], signed=signed) for end in ("low", "high"))
-    return f" [{low},{NO_BREAK}{high}]"
-
-
 def interval(value: Mapping[str, object] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
-    Args:
-        value: `estimate`, `low` and `high`; any may be None.
-        signed: Whether to show the sign of positive numbers, as differences need it.
-        shares: Whether to show percentages.
+    `signed` shows the sign of positive numbers, as differences need it; `shares` shows percentages.
     """
-    if value is None or not defined(value.get("estimate")):
-        return ABSENT
-    text = percent(value["estimate"]) if shares else decimal(value["estimate"], signed=signed)
-    return text + bounds(value, signed=signed, shares=shares)
+    numbers = [None if value is None else value.get(name) for name in ("estimate", "low", "high")]
+    estimate, low, high = (percent(number) if shares else decimal(number, signed=signed) for number in numbers)
+    return estimate if ABSENT in (estimate, low, high) else f"{estimate} [{low},{NO_BREAK}{high}]"
 
 
 def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
@@ -138,12 +119,7 @@ def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
 def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Template:
     """Loads a Markdown template that must be given every value it names.
 
-    Args:
-        path: The file.
-        **filters: Filters next to the functions of this module; `e` is `escape`, through which text from files goes.
-
-    Returns:
-        The template.
+    Filters are the functions of this module and those given; `e` is `escape`, through which text from files goes.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
@@ -151,6 +127,6 @@ def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Te
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    ours = (bounds, bullets, code, decimal, fence, interval, p_phrase, p_text, percent, plural, words)
+    ours = (code, decimal, fence, interval, p_text, percent, plural, words)
     environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
     return environment.get_template(path.name)
