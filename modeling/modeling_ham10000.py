@@ -41,14 +41,8 @@ class Ham10000Output(ModelOutput):
 class Ham10000ModelOutput(ModelOutput):
     """Output of `Ham10000Model`: that of `Ham10000ForImageClassification`, and before the logits the features.
 
-    Attributes:
-        loss: As in `Ham10000Output`.
-        pooler_output: (batch, features), what the classifier reads. Without labels it is the first output, which
-            transformers' feature extraction takes for the features.
-        logits: As in `Ham10000Output`.
-        hidden_states: As in `Ham10000Output`.
-        image_embedding: As in `Ham10000Output`.
-        metadata_embedding: As in `Ham10000Output`.
+    `pooler_output`, (batch, features), is what the classifier reads. Without labels it is the first output, which
+    transformers' feature extraction takes for the features.
     """
 
     loss: torch.Tensor | None = None
@@ -77,13 +71,9 @@ class MetadataEncoder(nn.Module):
         }
         width = sum(1 + self.vocabulary_sizes.get(name, 1) for name in self.fields)
         layers: list[nn.Module] = []
+        dropout = config.metadata_hidden_dropout
         for hidden_size in config.metadata_hidden_sizes:
-            layers += [
-                nn.Linear(width, hidden_size),
-                nn.LayerNorm(hidden_size),
-                nn.GELU(),
-                nn.Dropout(config.metadata_hidden_dropout),
-            ]
+            layers += [nn.Linear(width, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout)]
             width = hidden_size
         self.mlp = nn.Sequential(*layers)
         self.output_size = width
@@ -365,10 +355,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves config, code and safetensors weights, so that `AutoModel` and `pipeline` work without this package.
 
-        Args:
-            save_directory: Folder, created if needed.
-            *args: Passed to `PreTrainedModel.save_pretrained`.
-            **kwargs: Passed to `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
+        It takes the arguments of `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
 
         Raises:
             Ham10000Error: If the labels were changed in the config of a model that is already built.
@@ -419,9 +406,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
     def __init__(self, config: Ham10000Config):
         super().__init__(config)
-        self.backbone = None
-        self.metadata_encoder = None
-        self.fusion = None
+        self.backbone = self.metadata_encoder = self.fusion = None
         self.gradient_checkpointing = self.supports_gradient_checkpointing = False
         if config.uses_image:
             self.backbone = build_backbone(config)
@@ -481,11 +466,9 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
     def encode_image(
         self, pixel_values: torch.Tensor, hidden_states: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """(batch, 3, height, width) normalised pixels to (batch, backbone features), pooled.
+        """(batch, 3, height, width) normalised pixels, in the model's dtype, to (batch, backbone features), pooled.
 
-        Args:
-            pixel_values: What the processor makes, in the model's dtype.
-            hidden_states: A list that receives the backbone's feature maps, or None.
+        Adds the backbone's feature maps to `hidden_states`.
         """
         if hidden_states is None:
             return self.backbone(pixel_values)
@@ -498,9 +481,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
     def encode_metadata(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """(batch, fields) raw metadata to (batch, metadata_hidden_sizes[-1]); drops fields in training.
 
-        Args:
-            metadata: As `forward` takes it.
-            hidden_states: A list that receives the outputs of the MLP's layers, or None.
+        Adds the outputs of the MLP's layers to `hidden_states`.
         """
         self._check_metadata(metadata)
         if self.training:
@@ -562,12 +543,9 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             features = self.fuse(image_embedding, metadata_embedding)
         logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, labels)
 
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.float(), labels)
         output = self._output(
             features,
-            loss=loss,
+            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
             logits=logits,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
             image_embedding=image_embedding,

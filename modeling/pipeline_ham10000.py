@@ -88,12 +88,7 @@ class Ham10000Pipeline(Pipeline):
         return super().__call__(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves model, processor and code; the base class would leave the processor out.
-
-        Args:
-            save_directory: Folder, created if needed.
-            **kwargs: Passed to `save_pretrained` of both.
-        """
+        """Saves model, processor and code; the base class would leave the processor out."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
@@ -117,11 +112,7 @@ class Ham10000Pipeline(Pipeline):
         return preprocess, {}, postprocess
 
     def preprocess(self, input_: Any, unknown_values: str = "error") -> dict[str, Any]:  # type: ignore[override]
-        """One input to tensors with a batch dimension of 1, the same keys for every input of a checkpoint.
-
-        Args:
-            input_: A dict as the class describes it.
-            unknown_values: Passed to the processor.
+        """One input, as the class describes it, to tensors with a batch dimension of 1.
 
         Returns:
             `pixel_values` (1, 3, height, width) and `metadata` (1, fields), float32, as far as the variant reads them.
@@ -172,15 +163,7 @@ class Ham10000Pipeline(Pipeline):
         return {"logits": self.model(**inputs).logits}
 
     def postprocess(self, model_outputs: Any, top_k: int | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
-        """(1, labels) logits to labels with scores.
-
-        Args:
-            model_outputs: `logits` of one input.
-            top_k: Number of labels; None for all.
-
-        Returns:
-            `{"label": str, "score": float}`, highest score first.
-        """
+        """(1, labels) `logits` to the `top_k` labels, or all, as `{"label": str, "score": float}`, highest first."""
         scores = model_outputs["logits"][0].double().softmax(-1).tolist()
         labels = [self.model.config.id2label[index] for index in range(len(scores))]
         ranked = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])

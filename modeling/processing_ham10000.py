@@ -68,9 +68,7 @@ class Ham10000Processor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors `__call__` returns for this variant."""
-        return {"image": ["pixel_values"], "metadata": ["metadata"], "fusion": ["pixel_values", "metadata"]}[
-            self.modality
-        ]
+        return ["pixel_values"] * (self.modality != "metadata") + ["metadata"] * (self.modality != "image")
 
     def __call__(
         self,
@@ -120,14 +118,7 @@ class Ham10000Processor(ProcessorMixin):
     def encode_metadata(
         self, metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, unknown_values: str = "error"
     ) -> torch.Tensor:
-        """Encodes metadata rows as (batch, fields) float32: years, vocabulary indices, NaN where missing.
-
-        Args:
-            metadata: As in `__call__`.
-            unknown_values: As in `__call__`.
-
-        Returns:
-            The tensor the model reads.
+        """Encodes metadata, as `__call__` takes it, as (batch, fields) float32: years, indices, NaN where missing.
 
         Raises:
             Ham10000Error: Naming the row, field and value that is wrong.
