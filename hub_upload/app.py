@@ -130,10 +130,7 @@ class Chosen:
 
 
 def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
-    """Loads what is compared.
-
-    Args:
-        references: A checkpoint folder or `user/name@revision` each; by default those that come with the source tree.
+    """Loads what is compared, a checkpoint folder or `user/name@revision` each; by default those of the source tree.
 
     Raises:
         Ham10000Error: If there is none, a checkpoint cannot be loaded, a Hub id has no revision, or the models have
@@ -199,11 +196,8 @@ def answer(
 ) -> Answer:
     """Predicts with one model and explains it; raises `Ham10000Error` for an impossible age.
 
-    Args:
-        shown: The model.
-        image: An RGB image, or None.
-        metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
-        label: The class whose evidence is looked for; None for the most probable one.
+    Metadata that are None, absent or of a value the model does not know count as missing. The heat map is of the class
+    `label`, by default the most probable one.
     """
     config = shown.model.config
     if config.uses_image and image is None:
@@ -378,16 +372,10 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
 
 
 def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, wait: bool = True) -> str:
-    """Serves the page.
+    """Serves the page, with `wait` until interrupted, and returns its address on this machine.
 
-    Args:
-        page: From `build_page`.
-        port: The port; by default the first free one from 7860, or `$GRADIO_SERVER_PORT`.
-        host: The address; by default this machine only, or `$GRADIO_SERVER_NAME`, which a Space sets.
-        wait: Whether to serve until interrupted.
-
-    Returns:
-        The page's address on this machine.
+    By default the port is the first free one from 7860, or `$GRADIO_SERVER_PORT`, and the host this machine only, or
+    `$GRADIO_SERVER_NAME`, which a Space sets.
     """
     # Fonts of the visitor's machine: Gradio's own are fetched from another server.
     theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])

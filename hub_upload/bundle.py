@@ -45,7 +45,7 @@ from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
-from ham10000.training.utils.files import atomic_write_json, restore_mode
+from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
 # What the code files of a bundle import, by the names the package index knows.
@@ -104,11 +104,8 @@ def requirements(packages: Iterable[str] = _PACKAGES) -> str:
 def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
     """Reads another variant and compares it with a run, where both predicted the same images of the same split.
 
-    Args:
-        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published; by default that follows
-            from `repo_id` by the naming scheme `user/name-<modality>`.
-        run: The run the card is about.
-        repo_id: Its Hub id.
+    `argument` is `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published; by default that follows
+    from the run's own `repo_id` by the naming scheme `user/name-<modality>`.
     """
     folder, _, name = argument.partition("=")
     other, ending = read_run(folder), f"-{run.modality}"
@@ -134,17 +131,10 @@ def assemble_bundle(
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> None:
-    """Writes everything that is published into a new folder.
+    """Writes everything that is published of a finished run, or of `ham10000-convert`, into a new folder.
 
-    Args:
-        checkpoint: Folder of a finished run, or of `ham10000-convert`.
-        folder: Destination.
-        repo_id: Hub id it will have; the card's examples name it.
-        revision: What the card's examples pin.
-        siblings: Other variants, for the card's comparison.
-        max_shard_size: Such as `"2GB"`: weights above it are split.
-        onnx: Also export `onnx/model.onnx`.
-        stated: What the run's files cannot know, for the card.
+    The card's examples name `repo_id` at `revision`; `siblings` and `stated` are for the card, too. Weights above
+    `max_shard_size`, such as `"2GB"`, are split.
 
     Raises:
         Ham10000Error: If the run is not finished, or its files are damaged.
@@ -171,18 +161,14 @@ def assemble_bundle(
         except OSError:  # not an image that Pillow reads; it is published as it is
             shutil.copyfile(source, target)
     shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
-    _write(folder / "requirements.txt", requirements())
+    atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
     card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
-    _write(folder / "README.md", seal_card(card))
+    atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def describe_tree(folder: Path) -> str:
@@ -194,10 +180,7 @@ def describe_tree(folder: Path) -> str:
 
 
 def verify_checkpoint(checkpoint: str | Path) -> int:
-    """Loads a checkpoint in a process that cannot import this package and compares logits bit for bit.
-
-    Args:
-        checkpoint: Folder written by `save_pretrained` of model and processor.
+    """Loads a checkpoint folder in a process that cannot import this package and compares logits bit for bit.
 
     Returns:
         The number of logits compared.
@@ -256,13 +239,7 @@ def needed_modules() -> tuple[dict[str, Path], set[str]]:
 def assemble_space(
     folder: Path, models: Sequence[str], *, title: str = "HAM10000 side by side", licence: str = "apache-2.0"
 ) -> None:
-    """Writes a Space into a new folder.
-
-    Args:
-        folder: Destination.
-        models: `user/name@revision` each.
-        title: As the Hub shows it.
-        licence: Of the Space's code; each model keeps its own.
+    """Writes a Space that shows `models`, `user/name@revision` each, into a new folder.
 
     Raises:
         Ham10000Error: For a model without a revision.
@@ -285,10 +262,10 @@ def assemble_space(
         if file.with_suffix(".json").is_file():
             shutil.copyfile(file.with_suffix(".json"), target.with_suffix(".json"))
     # A package proper: in a Space the copy beside app.py counts, even where another is installed.
-    _write(folder / "ham10000" / "__init__.py", "")
-    _write(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
+    atomic_write_text(folder / "ham10000" / "__init__.py", "")
+    atomic_write_text(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
     required = sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported)
-    _write(folder / "requirements.txt", requirements(required))
+    atomic_write_text(folder / "requirements.txt", requirements(required))
     head = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -311,7 +288,7 @@ def assemble_space(
         "deleted after an hour.",
         bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in chosen),
     )
-    _write(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
+    atomic_write_text(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
 
 
 __all__ = [

@@ -26,10 +26,6 @@ TOLERANCE = 1e-4
 def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch.Tensor]:
     """Seeded inputs of a checkpoint's own shape: three images and rows, one of them with missing values.
 
-    Args:
-        processor: The checkpoint's processor.
-        seed: Seed of the pixel values.
-
     Returns:
         `pixel_values` (3, 3, height, width) and `metadata` (3, fields), as far as the variant reads them.
     """
@@ -95,11 +91,6 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
 
 def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> float:
     """Runs an ONNX file by onnxruntime on fixed inputs, in batches of 3, 1 and 5, and holds it to the model's logits.
-
-    Args:
-        file: From `export_onnx`.
-        model: The network it was made from, on the CPU in evaluation mode.
-        processor: The model's processor.
 
     Returns:
         The largest absolute difference of a logit, at most 1e-4.

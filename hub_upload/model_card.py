@@ -230,14 +230,10 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
 
 
 def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
-    """Returns the commands that train and evaluate such a model again.
+    """Returns the two shell commands that train and evaluate such a model again.
 
-    Args:
-        training: Result of `portable_training`.
-        ham10000: Whether the data are HAM10000, which a reader has under that name.
-
-    Returns:
-        Two shell commands with every setting that is not the default.
+    They have every setting of `training`, from `portable_training`, that is not the default. A reader has HAM10000
+    under that name, other data (`ham10000=False`) under their own.
     """
     if "made_by" in training:
         return plain(training["made_by"])
@@ -293,15 +289,9 @@ def render_model_card(
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
-    """Renders the README.md of a model repository; sections without data vanish.
+    """Renders the README.md of a model repository `user/name`; sections without data vanish.
 
-    Args:
-        run: Result of `read_run`.
-        repo_id: Repository the card is for, such as `user/ham10000-fusion`.
-        revision: Tag or commit that every example pins.
-        siblings: Other variants to compare with.
-        has_onnx: Whether the repository has `onnx/model.onnx`.
-        stated: What the run's files cannot know.
+    The examples pin `revision`, a tag or commit. With `has_onnx` the repository has `onnx/model.onnx`.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.

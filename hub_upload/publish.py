@@ -215,9 +215,6 @@ class Release:
     def keep_edited_card(self, folder: Path) -> bool:
         """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
 
-        Args:
-            folder: What will be published, with a rendered README.md.
-
         Returns:
             Whether the card is kept; then a note is printed.
         """
@@ -254,7 +251,7 @@ class Release:
             folder: What to publish, complete.
             commit_message: First line of the commit's message.
             private: Create the repository as private. An existing one keeps its visibility.
-            create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
+            create_pr: Open a pull request to main, without a tag, instead of committing.
 
         Raises:
             Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
