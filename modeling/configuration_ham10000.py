@@ -74,15 +74,7 @@ class Ham10000Error(ValueError):
 
 
 def find_misspelt(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Names the unknown keys of a saved file that look like a known one, and that one; keys of libraries do not.
-
-    Args:
-        unknown: Keys that were read and mean nothing here.
-        known: Keys that have a meaning.
-
-    Returns:
-        Text such as `'temprature' (is 'temperature' meant?)`, empty where there are none.
-    """
+    """Names the unknown keys that look like a known one, as `'temprature' (is 'temperature' meant?)`; else empty."""
     pairs = ((key, difflib.get_close_matches(key, known, n=1, cutoff=0.8)) for key in unknown)
     return ", ".join(f"{key!r} (is {close[0]!r} meant?)" for key, close in pairs if close)
 

@@ -120,13 +120,7 @@ def _identity(features: torch.Tensor) -> torch.Tensor:
 
 
 def build_backbone(config: Ham10000Config) -> Any:
-    """Builds the timm backbone of a config with timm's own random weights and without a classifier.
-
-    Args:
-        config: The model's configuration; only `backbone` and `backbone_kwargs` are read.
-
-    Returns:
-        A timm model that gives pooled features.
+    """Builds the timm model of a config that gives pooled features, with timm's own random weights.
 
     Raises:
         Ham10000Error: If timm knows no such model, the model takes no such keyword argument, gives no pooled features,
