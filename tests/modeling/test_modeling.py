@@ -357,7 +357,10 @@ def test_shapes_loss_and_tuple(modality: str, fusion: str) -> None:
     for part, name in zip(as_tuple, ["loss", "logits", *present], strict=True):
         assert torch.equal(part, getattr(output, name))
     assert model(**inputs).loss is None
-    assert torch.equal(model(**inputs, return_dict=False)[0], output.logits)
+    model.config.return_dict = False
+    without_labels = model(**inputs)
+    assert isinstance(without_labels, tuple)
+    assert torch.equal(without_labels[0], output.logits)
 
 
 # --- inputs that are refused
@@ -369,6 +372,7 @@ def test_shapes_loss_and_tuple(modality: str, fusion: str) -> None:
         ("image", {}, "needs `pixel_values`"),
         ("image", {"metadata": torch.zeros(1, 3)}, "needs `pixel_values`"),
         ("image", {"pixel_values": torch.zeros(1, 3, 64, 64), "metadata": torch.zeros(1, 3)}, "leave `metadata` out"),
+        ("image", {"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "must be floating point.*uint8"),
         ("metadata", {}, "needs `metadata`"),
         ("metadata", {"pixel_values": torch.zeros(1, 3, 64, 64)}, "leave `pixel_values` out"),
         ("metadata", {"metadata": torch.zeros(1, 2)}, r"\(batch, 3\).*age.*sex.*localization.*\(1, 2\)"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from skin import skin_image
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import logging as transformers_logging
 
@@ -265,6 +265,8 @@ def test_without_a_task_and_in_silence(
     assert PIPELINE_TASK in get_supported_tasks()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        for auto_class in (AutoImageProcessor, AutoProcessor, AutoModel):
+            auto_class.from_pretrained(folders[modality])
         for arguments in ({}, {"task": PIPELINE_TASK}, {"trust_remote_code": True}):
             classify: Any = pipeline(model=folders[modality], **arguments)
             assert type(classify) is Ham10000Pipeline
