@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skin import skin_image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,7 +31,7 @@ ROW = {"age": 60, "sex": "male", "localization": "back"}
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
+    return skin_image(0)
 
 
 def test_a_checkpoint_may_lie_in_a_subfolder(

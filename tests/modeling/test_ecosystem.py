@@ -1,6 +1,7 @@
 """What accelerate, PEFT, torchao, timm and transformers' own scripts do with a model, next to a plain reference."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,9 @@ import pytest
 import timm
 import torch
 from command_lines import ROOT, code_blocks
-from datasets import load_dataset
 from PIL import Image
+from skin import skin_image
 from torch import nn
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -60,7 +60,7 @@ def make_inputs(modality: str, batch: int = 4, size: int = 64) -> dict[str, torc
 
 @pytest.fixture
 def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
+    return skin_image(0)
 
 
 # --- labels of a checkpoint and of those who load it
@@ -416,15 +416,6 @@ def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
     assert not torch.equal(loaded.classifier.weight, original["classifier.weight"])
 
 
-def write_imagefolder(folder: Path, classes: list[str]) -> None:
-    generator = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for index in range(2):
-            pixels = generator.integers(0, 256, (48, 60, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-
-
 # `evaluate.load("accuracy")` downloads this, unless a folder of that name is at hand.
 ACCURACY = """
 import datasets
@@ -447,8 +438,10 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
     """With three classes, in processes that do not import this package."""
     if not (folder := os.environ.get("TRANSFORMERS_EXAMPLES")):
         pytest.skip("set TRANSFORMERS_EXAMPLES to examples/pytorch/image-classification of transformers' repository")
-    for split in ("train", "validation"):
-        write_imagefolder(tmp_path / "data" / split, THREE)
+    for number, (split, name) in enumerate(itertools.product(("train", "validation"), THREE)):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        for index in range(2):
+            skin_image(2 * number + index).save(tmp_path / "data" / split / name / f"{index}.png")
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
     options = ["--trust_remote_code", "--ignore_mismatched_sizes", "--num_train_epochs", "1", "--output_dir", "out"]
@@ -476,59 +469,39 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
 
 
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
-def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints: dict, tmp_path: Path) -> None:
-    """The calls of transformers' example script, argument by argument, on an imagefolder."""
-    write_imagefolder(tmp_path / "train", classes)
-    dataset = load_dataset("imagefolder", data_files={"train": str(tmp_path / "train" / "**")}, cache_dir=tmp_path)
-    labels = dataset["train"].features["label"].names
-    assert labels == classes  # both are alphabetical
+def test_what_run_image_classification_does(
+    classes: list[str], tiny_checkpoints: dict, tmp_path: Path, picture: Image.Image
+) -> None:
+    """The calls of transformers' example script, argument by argument; the images are tensors here."""
     place, hub = tiny_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
     config = AutoConfig.from_pretrained(
         place,
-        num_labels=len(labels),
-        label2id={label: str(index) for index, label in enumerate(labels)},
-        id2label={str(index): label for index, label in enumerate(labels)},
+        num_labels=len(classes),
+        label2id={label: str(index) for index, label in enumerate(classes)},
+        id2label={str(index): label for index, label in enumerate(classes)},
         finetuning_task="image-classification",
         trust_remote_code=False,
         **hub,
     )
-    model = AutoModelForImageClassification.from_pretrained(
-        place,
-        from_tf=False,
-        config=config,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=len(labels) != 7,
-        **hub,
-    )
+    options = {"from_tf": False, "trust_remote_code": False, "ignore_mismatched_sizes": len(classes) != 7}
+    model = AutoModelForImageClassification.from_pretrained(place, config=config, **options, **hub)
     trained = Ham10000ForImageClassification.from_pretrained(place)
     assert torch.equal(model.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
-    assert torch.equal(model.classifier.weight, trained.classifier.weight) == (len(labels) == 7)
+    assert torch.equal(model.classifier.weight, trained.classifier.weight) == (len(classes) == 7)
     image_processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False, **hub)
-    size = (image_processor.size["height"], image_processor.size["width"])
-    transforms = Compose(
-        [Resize(size), CenterCrop(size), ToTensor(), Normalize(image_processor.image_mean, image_processor.image_std)]
-    )
-
-    def transform(batch: dict) -> dict:
-        return {**batch, "pixel_values": [transforms(image.convert("RGB")) for image in batch["image"]]}
-
-    def collate(examples: list[dict]) -> dict:
-        pixel_values = torch.stack([example["pixel_values"] for example in examples])
-        return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
-
-    dataset["train"].set_transform(transform)
+    assert image_processor.size == {"height": 64, "width": 64}  # which the script's transforms read, as these:
+    assert len(image_processor.image_mean) == len(image_processor.image_std) == 3
+    data = Samples("image", len(classes))
     trainer = Trainer(
         model=model,
         args=training_arguments(tmp_path / "out", remove_unused_columns=False),
-        train_dataset=dataset["train"],
-        eval_dataset=dataset["train"],
+        train_dataset=data,
+        eval_dataset=data,
         compute_metrics=lambda p: {"accuracy": (np.argmax(p.predictions, axis=1) == p.label_ids).mean()},
         processing_class=image_processor,
-        data_collator=collate,
     )
     trainer.train()
     trainer.save_model()
     assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
-    saved = pipeline("image-classification", model=str(tmp_path / "out"))
-    answer = saved(str(tmp_path / "train" / classes[0] / "0.png"), top_k=len(classes))
+    answer = pipeline("image-classification", model=str(tmp_path / "out"))(picture, top_k=len(classes))
     assert sorted(row["label"] for row in answer) == sorted(classes)
