@@ -183,6 +183,8 @@ def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list
             handler({"inputs": elbow})
         missing = handler({"inputs": elbow, "parameters": {"unknown_values": "missing", "top_k": 2}})
         assert missing == handler.pipeline({**picture, **ROW, "localization": None})[:2]
+    with pytest.raises(ValueError, match="The input: this checkpoint is metadata-only and reads no image"):
+        handlers["metadata"]({"inputs": Image.open(path)})
 
 
 PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and for its content
@@ -213,8 +215,3 @@ def test_bad_requests(data: Any, message: str, handlers: dict[str, Any], picture
     with pytest.raises(ValueError) as caught:
         handlers["fusion"](json.loads(text))
     assert message in str(caught.value)
-
-
-def test_a_metadata_only_checkpoint_refuses_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
-    with pytest.raises(ValueError, match="The input: this checkpoint is metadata-only and reads no image"):
-        handlers["metadata"]({"inputs": Image.open(pictures[0])})

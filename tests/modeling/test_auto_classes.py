@@ -1,4 +1,4 @@
-"""What a transformers user does with a saved folder: the Auto classes and the pipeline."""
+"""What a transformers user does with a saved folder: the Auto classes."""
 
 import shutil
 from pathlib import Path
@@ -7,17 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from skin import skin_image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoProcessor,
-    pipeline,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
 
 from ham10000.modeling import (
-    LABELS,
     Ham10000Config,
     Ham10000ForImageClassification,
     Ham10000ImageProcessor,
@@ -91,22 +83,3 @@ def test_half_precision_loading(
     output = model(**inputs, labels=torch.tensor([0]))
     assert (output.logits.dtype, output.loss.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(output.logits.float().softmax(-1), expected, atol=0.05, rtol=0)
-
-
-@pytest.mark.parametrize("modality", ["image", "fusion"])
-@pytest.mark.parametrize("top_k", [1, 7])
-def test_the_image_classification_pipeline(
-    modality: str, top_k: int, tiny_checkpoints: dict, picture: Image.Image, tmp_path: Path
-) -> None:
-    classify = pipeline("image-classification", model=str(tiny_checkpoints[modality]))
-    model = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
-    with torch.no_grad():
-        pixels = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])(images=picture)["pixel_values"]
-        probabilities = dict(zip(LABELS, model(pixels).logits.softmax(-1)[0].tolist(), strict=True))
-    ranked = sorted(probabilities, key=lambda label: -probabilities[label])[:top_k]
-    picture.save(tmp_path / "picture.png")
-    for form in (picture, str(tmp_path / "picture.png")):
-        answer = classify(form, top_k=top_k)
-        assert [row["label"] for row in answer] == ranked
-        assert [row["score"] for row in answer] == pytest.approx([probabilities[label] for label in ranked], abs=1e-6)
-    assert len(classify([picture, picture], top_k=top_k)) == 2

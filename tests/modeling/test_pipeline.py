@@ -323,12 +323,14 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
     assert pipeline(PIPELINE_TASK, model=str(again))(inputs["fusion"], batch_size=2) == answers["fusion"]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("names", [["benign", "mel"], [f"class {index}" for index in range(11)]], ids=len)
+@pytest.mark.parametrize(
+    ("modality", "names"), [("fusion", ["benign", "mel"]), ("image", [f"class {index}" for index in range(11)])]
+)
 def test_both_pipelines_answer_in_the_labels_of_the_config(
-    names: list[str], pictures: list[Path], tmp_path: Path
+    modality: str, names: list[str], pictures: list[Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = Ham10000Config(backbone="test_efficientnet", id2label=dict(enumerate(names)))
+    config = Ham10000Config(modality=modality, backbone="test_efficientnet", id2label=dict(enumerate(names)))
     create_model(config).save_pretrained(tmp_path)
     create_processor(config, image_size=64).save_pretrained(tmp_path)
     expected = Ham10000ForImageClassification.from_pretrained(tmp_path)
@@ -337,7 +339,11 @@ def test_both_pipelines_answer_in_the_labels_of_the_config(
         scores = dict(zip(names, expected(pixels).logits.softmax(-1)[0].tolist(), strict=True))
     answer = pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]})
     assert as_dict(answer) == pytest.approx(scores, abs=1e-6)
-    plain = pipeline("image-classification", model=str(tmp_path))(str(pictures[0]), top_k=len(names))
-    assert as_dict(plain) == pytest.approx(scores, abs=1e-6)
+    plain = pipeline("image-classification", model=str(tmp_path))
+    for form in (str(pictures[0]), Image.open(pictures[0])):
+        ranked = plain(form, top_k=len(names))
+        assert as_dict(ranked) == pytest.approx(scores, abs=1e-6)
+        assert plain(form, top_k=1) == ranked[:1] == sorted(ranked, key=lambda row: -row["score"])[:1]
+    assert len(plain([str(path) for path in pictures], top_k=1)) == len(pictures)
     with pytest.raises(Ham10000Error, match=rf"1\.\.{len(names)}"):
         pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]}, top_k=len(names) + 1)

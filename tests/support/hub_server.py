@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 class Entry(NamedTuple):
-    """A file of a commit: the name of git's blob, the size of the content, and the SHA-256 of a large one."""
+    """A file of a commit: its id, which for a small file is git's, its size, and the SHA-256 of a large one."""
 
     oid: str
     size: int
@@ -53,11 +53,6 @@ class Entry(NamedTuple):
 def git_oid(content: bytes) -> str:
     """The name git gives to a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def lfs_pointer(sha256: str, size: int) -> bytes:
-    """What git itself stores in place of a large file."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 class Repo:
@@ -110,8 +105,7 @@ class Repo:
             elif key == "lfsFile":
                 if value["oid"] not in self.objects:
                     raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-                pointer = git_oid(lfs_pointer(value["oid"], value["size"]))
-                files[value["path"]] = Entry(pointer, value["size"], value["oid"])
+                files[value["path"]] = Entry(value["oid"], value["size"], value["oid"])
             elif key == "deletedFile" and files.pop(value["path"], None) is None:
                 raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
         number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
@@ -346,9 +340,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(401, "Invalid credentials in Authorization header")
         self.user, self.may_write = _USERS.get(token or ""), token not in (None, f"Bearer {READER}")
         match self.parts:
-            case ["lfs", *name, oid] if (
-                self.command == "PUT"
-            ):  # storage beside the Hub: a signature replaces the token
+            # Storage beside the Hub: a signature replaces the token.
+            case ["lfs", *name, oid] if self.command == "PUT":
                 content_is_whole = hashlib.sha256(self.body).hexdigest() == oid
                 if self.query.get("signature") != "1" or not content_is_whole:
                     raise Refused(403, "unsigned upload, or not the announced SHA-256")
@@ -433,8 +426,7 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(f"{folder}/" if folder else ""):
                 entries.append({"type": "file", "oid": oid, "size": size, "path": path})
                 if lfs:
-                    pointer = {"oid": lfs, "size": size, "pointerSize": len(lfs_pointer(lfs, size))}
-                    entries[-1]["lfs"] = pointer
+                    entries[-1]["lfs"] = {"oid": lfs, "size": size, "pointerSize": 134}
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
         return self.json(entries)
