@@ -1,11 +1,8 @@
 """The model card: valid metadata, the run's own numbers, no residue, and code that runs as it stands."""
 
 import itertools
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from card_runs import (
 )
 from huggingface_hub import ModelCard
 from PIL import Image
+from strangers import run_alone
 
 from ham10000.hub_upload.model_card import Stated, render_model_card, reproduce_command
 from ham10000.hub_upload.run_files import Sibling, read_run
@@ -402,16 +400,7 @@ def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
     assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
     assert all('"v1.0"' in block for block in blocks)
     code = "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['ham10000'] = None\n{code}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | environment,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    printed = process.stdout.split("-----\n")
+    printed = run_alone(code, cwd=tmp_path, HF_HUB_OFFLINE="1").split("-----\n")
     row = {"age": 60, "sex": "male", "localization": "back"}
     images = None if modality == "metadata" else tmp_path / "lesion.jpg"
     with torch.inference_mode():

@@ -1,10 +1,7 @@
 """The registered pipeline, and the copy of it that a saved folder carries for those without this package."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from skin import skin_image
+from strangers import run_alone
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import logging as transformers_logging
@@ -276,11 +274,9 @@ def test_without_a_task_and_in_silence(
     assert said_by_transformers == ["a canary"]
 
 
-# A fresh process in which every import of this package fails, installed or not: what runs is the copy in the folder.
+# For a process that cannot import this package: what runs is the copy in the folder.
 STRANGER = """
 import json, sys
-
-sys.modules["ham10000"] = None
 from transformers import pipeline
 
 folders, inputs, again = json.loads(sys.argv[1])
@@ -308,13 +304,8 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
         "fusion": [{"image": paths[0], **ROW}, {"image": paths[1]}, {"image": paths[2], "age": None, "sex": "female"}],
     }
     again = tmp_path / "again"
-    # Sums are split by threads, and bits depend on that.
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = json.dumps([{modality: folders[modality] for modality in inputs}, inputs, str(again)])
-    command = [sys.executable, "-c", STRANGER, arguments]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
-    assert process.returncode == 0, process.stderr[-3000:]
-    answers = json.loads(process.stdout)
+    answers = json.loads(run_alone(STRANGER, arguments, cwd=tmp_path))
     for modality in MODALITIES:
         assert answers[modality] == pipelines[modality](inputs[modality], batch_size=2)
     assert answers["error"] == ["Ham10000Error", "Input 1: age 500 is outside 0..120 years; None if missing."]
