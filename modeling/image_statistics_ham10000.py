@@ -166,15 +166,4 @@ def unlike_warning(image: Image.Image, statistics: ImageStatistics) -> str | Non
     )
 
 
-__all__ = [
-    "FEATURES",
-    "QUANTILE",
-    "STATISTICS_SIZE",
-    "ImageStatistics",
-    "check_image_statistics",
-    "distances",
-    "fit_image_statistics",
-    "image_features",
-    "rgb_to_lab",
-    "unlike_warning",
-]
+__all__ = ["FEATURES", "ImageStatistics", "distances", "fit_image_statistics", "image_features", "rgb_to_lab"]

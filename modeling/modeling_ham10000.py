@@ -363,10 +363,9 @@ class Ham10000PreTrainedModel(PreTrainedModel):
             )
         # Each class would write the name it was registered under only.
         if self._auto_class is not None:
-            module = type(self).__module__.split(".")[-1]
-            auto_map = dict(getattr(self.config, "auto_map", None) or {})
             own = {"AutoModel": "Ham10000Model", "AutoModelForImageClassification": "Ham10000ForImageClassification"}
-            self.config.auto_map = auto_map | {auto: f"{module}.{name}" for auto, name in own.items()}
+            own = {auto: f"modeling_ham10000.{name}" for auto, name in own.items()}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **own}
             # The pipeline's file is copied because this one imports it.
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, *args, **kwargs)
