@@ -170,10 +170,9 @@ def tables(markdown: str) -> Iterator[list[list[str]]]:
 
 
 def text_of(token: Token) -> str:
-    """What a reader sees of an inline token."""
-    return "".join(
-        child.content for child in token.children or [] if child.type in ("text", "code_inline", "text_special")
-    )
+    """What a reader sees of an inline token, with spaces for those that do not break."""
+    seen = ("text", "code_inline", "text_special")
+    return "".join(c.content for c in token.children or [] if c.type in seen).replace("\u00a0", " ")
 
 
 def find_table(markdown: str, *titles: str) -> dict[str, list[str]]:
@@ -186,7 +185,3 @@ def find_table(markdown: str, *titles: str) -> dict[str, list[str]]:
 def cell(interval: dict[str, Any]) -> str:
     """How an interval must read, written down anew."""
     return "{estimate:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
-
-
-def spaces(cells: list[str]) -> list[str]:
-    return [text.replace("\u00a0", " ") for text in cells]
