@@ -122,15 +122,12 @@ def test_the_graph_names_its_inputs_and_leaves_the_batch_open(kind: str, exporte
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    pixels, metadata, logits = ["batch", 3, 64, 48], ["batch", 3 if kind == "film" else 2], ["batch", 7]
-    assert (
-        shapes
-        == {
-            "image": {"pixel_values": pixels, "logits": logits},
-            "metadata": {"metadata": metadata, "logits": logits},
-            "film": {"pixel_values": pixels, "metadata": metadata, "logits": logits},
-        }[kind]
-    )
+    expected: dict[str, list] = {"logits": ["batch", 7]}
+    if kind != "metadata":
+        expected["pixel_values"] = ["batch", 3, 64, 48]
+    if kind != "image":
+        expected["metadata"] = ["batch", 3 if kind == "film" else 2]
+    assert shapes == expected
     for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(exported[kind]), 'File "'):
         assert place.encode() not in file.read_bytes()
 
