@@ -192,9 +192,6 @@ class Ham10000ImageProcessor(BaseImageProcessor):
     def unlike_training(self, image: Any) -> str | None:
         """A warning for an image that is unlike the training images, else None; None too without `image_statistics`.
 
-        Args:
-            image: One image in a form `load_image` reads.
-
         Raises:
             Ham10000Error: If the image cannot be read.
         """

@@ -52,6 +52,7 @@ def write_checkpoint(folder: Path) -> Path:
 def case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
     def build(folder: Path) -> Path:
         checkpoint = write_checkpoint(folder)
+        (folder / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
         edit(checkpoint)
         return checkpoint
 
@@ -59,13 +60,13 @@ def case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | 
 
 
 def setting(file: str, **values: Any) -> Edit:
-    """Sets keys of a JSON file."""
+    """Sets keys of a JSON file; HERE stands for the checkpoint's parent folder."""
 
     def edit(checkpoint: Path) -> None:
         content = json.loads((checkpoint / file).read_text())
         target = content["image_processor"] if values.pop("of_pictures", False) else content
         target.update(values)
-        (checkpoint / file).write_text(json.dumps(content))
+        (checkpoint / file).write_text(json.dumps(content).replace("HERE", str(checkpoint.parent)))
 
     return edit
 
@@ -124,16 +125,6 @@ def folder_named(file: str) -> Edit:
     return edit
 
 
-def outside(key: str, value: str) -> Edit:
-    """A backbone argument that names a file next to the checkpoint."""
-
-    def edit(checkpoint: Path) -> None:
-        (checkpoint.parent / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
-        setting(CONFIG, **{key: json.loads(value.replace("HERE", str(checkpoint.parent)))})(checkpoint)
-
-    return edit
-
-
 def _loads(result: Any) -> None:
     model, _ = result
     assert not model.training
@@ -153,6 +144,9 @@ IN_CONFIG: list[tuple[str, Any, str]] = [
     ("model_type", "vit", "'ham10000'"),
     ("temperature", float("nan"), "temperature"),
     ("backbone", "hf-hub:someone/net", "backbone"),
+    ("backbone", "local-dir:HERE", "backbone"),
+    ("backbone_kwargs", {"checkpoint_path": "HERE/evil.pth"}, "evil.pth"),
+    ("backbone_kwargs", {"pretrained_cfg": {"file": "HERE/evil.pth"}}, "pretrained_cfg"),
     # What our own classes do not see, because the library reads it first.
     ("id2label", ["akiec"], "id2label"),
     ("id2label", {"first": "akiec"}, "id2label"),
@@ -198,15 +192,6 @@ FOLDERS = [
     case("config absent", absent(CONFIG), "config.json"),
     case("config a folder", folder_named(CONFIG), "config.json"),
     *[case(f"config {name}", content(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
-    case(
-        "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
-    ),
-    case(
-        "config names weights outside",
-        outside("backbone_kwargs", '{"pretrained_cfg": {"file": "HERE/evil.pth"}}'),
-        "pretrained_cfg",
-    ),
-    case("config names a folder outside", outside("backbone", '"local-dir:HERE"'), "backbone"),
     case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
     case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
     *[case(f"processor {name}", content(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
