@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from command_lines import ROOT, code_blocks
 from PIL import Image
+from skin import skin_image
 from strangers import run_alone
 from transformers import pipeline
 
@@ -34,12 +34,10 @@ def repositories(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A PNG, and a JPEG that its EXIF orientation turns by a quarter."""
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-    exif = Image.Exif()
+    folder, exif = tmp_path_factory.mktemp("pictures"), Image.Exif()
     exif[0x0112] = 6
-    images[0].save(folder / "upright.png")
-    images[1].save(folder / "turned.jpg", exif=exif)
+    skin_image(0).save(folder / "upright.png")
+    skin_image(1).save(folder / "turned.jpg", exif=exif)
     return [folder / "upright.png", folder / "turned.jpg"]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from card_runs import change_json
 from hub_server import WRITER, HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -188,8 +189,7 @@ def test_weights_in_half_precision_are_published_so_and_compute_in_float32(
 
 def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(runs["metadata"], tmp_path / "unfinished")
-    training = json.loads((folder / "train_config.json").read_text())
-    (folder / "train_config.json").write_text(json.dumps(training | {"finished": False}))
+    change_json(folder / "train_config.json", finished=False)
     with pytest.raises(Ham10000Error, match=r"not finished.*--resume"):
         assemble(folder, tmp_path / "bundle")
 

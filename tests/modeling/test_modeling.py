@@ -248,7 +248,6 @@ def test_an_int8_matrix_does_not_decide_the_type_of_the_inputs(modality: str, dt
     ("backbone", "kwargs", "message"),
     [
         ("coat_lite_tiny", {}, "one weight in several places"),
-        ("coat_tiny", {}, "one weight in several places"),
         ("test_efficientnet", {"features_only": True}, "EfficientNetFeatures"),
         ("test_efficientnet", {"global_pool": "nonsense"}, "Invalid pool type: nonsense"),
         ("test_vit", {"patch_size": 0}, "by zero"),
