@@ -1,8 +1,8 @@
 """The Inference Endpoints handler, asked as the Inference Toolkit asks it, and over HTTP as the guide serves it."""
 
 import base64
-import importlib.util
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -41,19 +41,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "upright.png", folder / "turned.jpg"]
 
 
-def load_handler(folder: Path) -> Any:
-    """As the toolkit does it."""
-    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EndpointHandler(str(folder))
-
-
 @pytest.fixture(scope="module")
 def handlers(repositories: dict[str, Path]) -> dict[str, Any]:
-    return {modality: load_handler(folder) for modality, folder in repositories.items()}
+    classes = {name: runpy.run_path(str(folder / "handler.py")) for name, folder in repositories.items()}
+    return {name: classes[name]["EndpointHandler"](str(folder)) for name, folder in repositories.items()}
 
 
 def encoded(path: Path) -> str:

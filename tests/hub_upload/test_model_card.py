@@ -23,16 +23,17 @@ from card_runs import (
     write_run,
 )
 from huggingface_hub import ModelCard
-from PIL import Image
+from skin import skin_image
 from strangers import run_alone
 
 from ham10000.hub_upload.model_card import Stated, render_model_card, reproduce_command
 from ham10000.hub_upload.run_files import Sibling, read_run
-from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.config import parse_arguments
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
+from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.markdown_text import code, escape, fence, table
 
@@ -383,16 +384,11 @@ def python_blocks(markdown: str) -> list[str]:
     "modality",
     [pytest.param("image", marks=pytest.mark.slow), pytest.param("metadata", marks=pytest.mark.slow), "fusion"],
 )
-def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
+def test_the_code_examples_run(modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """In a fresh process that cannot import this package, with a folder in the place of the repository."""
-    torch.manual_seed(0)
-    folder = tmp_path / "checkpoint"
-    config = Ham10000Config(modality=modality, backbone="test_efficientnet")
-    model, processor = create_model(config).eval(), create_processor(config, image_size=64)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    picture = Image.effect_mandelbrot((90, 70), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    picture.save(tmp_path / "lesion.jpg")
+    folder = tiny_checkpoints[modality]
+    model, processor = load_checkpoint(folder)
+    skin_image(0).save(tmp_path / "lesion.jpg")
     blocks = python_blocks(render(folder))
     assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
     assert all('"v1.0"' in block for block in blocks)

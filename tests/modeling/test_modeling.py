@@ -327,19 +327,8 @@ def test_metadata_dropout_leaves_the_callers_tensor_alone() -> None:
 
 
 @pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
-@torch.no_grad()
-def test_the_temperature_divides_the_logits(modality: str, fusion: str) -> None:
-    model = make_model(modality, fusion)
-    inputs = make_inputs(model)
-    logits = model(**inputs).logits
-    model.config.temperature = 2.5
-    assert torch.equal(model(**inputs).logits, logits / 2.5)
-    assert logits.abs().max() > 0
-
-
-@pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
-def test_shapes_loss_and_tuple(modality: str, fusion: str) -> None:
-    model = make_model(modality, fusion, metadata_hidden_sizes=[16, 12], temperature=1.5)
+def test_shapes_loss_tuple_and_temperature(modality: str, fusion: str) -> None:
+    model = make_model(modality, fusion, metadata_hidden_sizes=[16, 12])
     inputs = make_inputs(model)
     labels = torch.tensor([4, 0, 6, 5])
     output = model(**inputs, labels=labels)
@@ -360,6 +349,9 @@ def test_shapes_loss_and_tuple(modality: str, fusion: str) -> None:
     without_labels = model(**inputs)
     assert isinstance(without_labels, tuple)
     assert torch.equal(without_labels[0], output.logits)
+    model.config.temperature = 2.5
+    assert torch.equal(model(**inputs)[0], output.logits / 2.5)
+    assert output.logits.abs().max() > 0
 
 
 # --- inputs that are refused
