@@ -232,8 +232,8 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
 def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
     """Returns the two shell commands that train and evaluate such a model again.
 
-    They have every setting of `training`, from `portable_training`, that is not the default. A reader has HAM10000
-    under that name, other data (`ham10000=False`) under their own.
+    They have every setting of `training`, from `portable_training`, that is not the default. With `ham10000` the data
+    are in the reader's folder of that name.
     """
     if "made_by" in training:
         return plain(training["made_by"])
