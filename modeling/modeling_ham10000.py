@@ -172,7 +172,7 @@ class ConcatFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size + metadata_size)."""
-        return torch.cat([image, metadata.to(image.dtype)], dim=1)
+        return torch.cat([image, metadata], dim=1)
 
 
 class GatedFusion(nn.Module):
@@ -190,7 +190,6 @@ class GatedFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, hidden_size)."""
-        metadata = metadata.to(image.dtype)
         gate = torch.sigmoid(self.gate(torch.cat([image, metadata], dim=1)))
         return gate * torch.tanh(self.image(image)) + (1 - gate) * torch.tanh(self.metadata(metadata))
 
@@ -212,7 +211,6 @@ class MetaBlockFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size)."""
-        metadata = metadata.to(image.dtype)
         return torch.sigmoid(torch.tanh(image * self.scale(metadata)) + self.shift(metadata))
 
 
@@ -235,7 +233,7 @@ class FilmFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size)."""
-        gamma, beta = self.modulation(metadata.to(image.dtype)).chunk(2, dim=1)
+        gamma, beta = self.modulation(metadata).chunk(2, dim=1)
         return (1 + gamma) * image + beta
 
 
@@ -483,7 +481,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
     def fuse(self, image_embedding: torch.Tensor, metadata_embedding: torch.Tensor) -> torch.Tensor:
         """Joins both embeddings to (batch, fusion.output_size)."""
-        return self.fusion(image_embedding, metadata_embedding)
+        return self.fusion(image_embedding, metadata_embedding.to(image_embedding.dtype))
 
     def forward(
         self,
