@@ -474,9 +474,17 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
         Adds the outputs of the MLP's layers to `hidden_states`.
         """
-        self._check_metadata(metadata)
-        if self.training:
-            metadata = self._drop_metadata(metadata)
+        fields = self.config.metadata_fields
+        if metadata.ndim != 2 or metadata.shape[1] != len(fields):
+            raise Ham10000Error(
+                f"`metadata` must be (batch, {len(fields)}) for the fields {fields}, got {tuple(metadata.shape)}."
+            )
+        if not metadata.is_floating_point():
+            raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
+        if self.training:  # fields, and whole rows, become missing at random, so that "unknown" is a trained state
+            drop_field = torch.rand(metadata.shape, device=metadata.device) < self.config.metadata_field_dropout
+            drop_row = torch.rand(len(metadata), 1, device=metadata.device) < self.config.metadata_dropout
+            metadata = metadata.masked_fill(drop_field | drop_row, float("nan"))
         return self.metadata_encoder(metadata, hidden_states)
 
     def fuse(self, image_embedding: torch.Tensor, metadata_embedding: torch.Tensor) -> torch.Tensor:
@@ -548,13 +556,6 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
     def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
         return Ham10000Output(**parts)
 
-    def _drop_metadata(self, metadata: torch.Tensor) -> torch.Tensor:
-        """Sets fields, and whole rows, to missing at random, so that "unknown" is a trained state."""
-        batch_size, field_count = metadata.shape
-        drop_field = torch.rand(batch_size, field_count, device=metadata.device) < self.config.metadata_field_dropout
-        drop_row = torch.rand(batch_size, 1, device=metadata.device) < self.config.metadata_dropout
-        return metadata.masked_fill(drop_field | drop_row, float("nan"))
-
     def _check_inputs(self, pixel_values: torch.Tensor | None, metadata: torch.Tensor | None) -> None:
         modality = self.config.modality
         if self.config.uses_image and pixel_values is None:
@@ -572,15 +573,6 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         # FiLM and MetaBlock would broadcast one row of metadata over all images.
         if pixel_values is not None and metadata is not None and pixel_values.shape[0] != metadata.shape[0]:
             raise Ham10000Error(f"Got {len(pixel_values)} images but {len(metadata)} rows of metadata.")
-
-    def _check_metadata(self, metadata: torch.Tensor) -> None:
-        fields = self.config.metadata_fields
-        if metadata.ndim != 2 or metadata.shape[1] != len(fields):
-            raise Ham10000Error(
-                f"`metadata` must be (batch, {len(fields)}) for the fields {fields}, got {tuple(metadata.shape)}."
-            )
-        if not metadata.is_floating_point():
-            raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
 
 
 class Ham10000Model(Ham10000ForImageClassification):
