@@ -281,8 +281,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self, limit: int | None) -> bytes:
-        if limit == 0:
-            return b""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             chunks = []
             while size := int(self.rfile.readline().strip() or b"0", 16):
