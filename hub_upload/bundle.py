@@ -180,10 +180,7 @@ def describe_tree(folder: Path) -> str:
 
 
 def verify_checkpoint(checkpoint: str | Path) -> int:
-    """Loads a checkpoint folder in a process that cannot import this package and compares logits bit for bit.
-
-    Returns:
-        The number of logits compared.
+    """Loads a checkpoint folder in a process that cannot import this package; returns the number of logits compared.
 
     Raises:
         Ham10000Error: If the clean process fails to load the folder, or its logits differ in any bit.
@@ -222,11 +219,7 @@ def verify_checkpoint(checkpoint: str | Path) -> int:
 
 
 def needed_modules() -> tuple[dict[str, Path], set[str]]:
-    """What the demo imports, directly or not, at the top of a module or within its functions.
-
-    Returns:
-        The modules of this package by full name, and the top names of other packages, standard library left out.
-    """
+    """The files of this package that the demo needs, by module, and the packages that they import anywhere in them."""
     (folder,) = ham10000.modeling.__path__
     finder = ModuleFinder(path=[])  # where it finds no package but ours
     vars(finder.add_module("ham10000"))["__path__"] = [str(Path(folder).parent)]

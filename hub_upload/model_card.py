@@ -289,12 +289,9 @@ def render_model_card(
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
-    """Renders the README.md of a model repository `user/name`; sections without data vanish.
+    """Renders the README.md of a model repository `user/name`: Markdown with YAML front matter.
 
-    The examples pin `revision`, a tag or commit. With `has_onnx` the repository has `onnx/model.onnx`.
-
-    Returns:
-        Markdown with YAML front matter, ending in a newline.
+    Sections without data vanish, and the examples pin `revision`, a tag or commit.
     """
     config = run.config
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]

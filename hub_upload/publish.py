@@ -213,11 +213,7 @@ class Release:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     def keep_edited_card(self, folder: Path) -> bool:
-        """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
-
-        Returns:
-            Whether the card is kept; then a note is printed.
-        """
+        """Takes a README.md that somebody edited on the Hub into the folder; returns whether, and prints a note."""
         api, where, ours = self.api, self._where, folder / "README.md"
         reading = _one_message(f"Reading the card of {self.repo_id!r}", find_token(api))
         with reading, tempfile.TemporaryDirectory() as scratch:

@@ -107,11 +107,7 @@ def _log(value: np.ndarray, floor: float = 0.1) -> np.ndarray:
 
 
 def fit_image_statistics(features: np.ndarray) -> ImageStatistics | None:
-    """Fits the distance to the features (N, 14) of training images.
-
-    Returns:
-        The statistics; None where the images are too few or too similar to tell others from them.
-    """
+    """Fits the distance to features (N, 14) of training images; None where they are too few or too similar."""
     if len(features) <= _LEAST_IMAGES:
         return None
     covariance = np.cov(features, rowvar=False)
@@ -130,11 +126,7 @@ def distances(features: np.ndarray, statistics: ImageStatistics) -> np.ndarray:
 
 
 def check_image_statistics(statistics: ImageStatistics) -> None:
-    """Refuses what `fit_image_statistics` has not made.
-
-    Raises:
-        Ham10000Error: For other keys, shapes, or numbers that are not finite.
-    """
+    """Raises `Ham10000Error` for keys, shapes or numbers that `fit_image_statistics` does not make, such as NaN."""
     width = len(FEATURES)
     shapes = {"mean": (width,), "precision": (width, width), "threshold": ()}
     try:
