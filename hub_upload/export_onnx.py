@@ -85,7 +85,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
 
 
 def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> float:
-    """Runs ONNX on fixed inputs in batches of 3, 1 and 5; returns its largest difference from PyTorch's logits.
+    """Runs the file on fixed inputs in batches of 3, 1 and 5; returns its largest difference from PyTorch's logits.
 
     Raises:
         Ham10000Error: If onnxruntime cannot run the file, or a logit differs by more than 1e-4.

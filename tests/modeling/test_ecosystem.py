@@ -1,6 +1,7 @@
 """What the Auto classes, accelerate, PEFT, torchao, timm and transformers' own scripts do with a model."""
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import tiny_models
 import torch
 from command_lines import ROOT, code_blocks
 from PIL import Image
 from skin import skin_image
+from tiny_models import make_inputs
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -44,22 +47,7 @@ from ham10000.training.evaluation.metrics import HEADLINE_METRICS, trainer_compu
 
 ROW = {"age": 60, "sex": "male", "localization": "back"}
 THREE = ["benign", "mel", "other"]
-
-
-def make_model(modality: str = "fusion", **kwargs) -> Ham10000ForImageClassification:
-    torch.manual_seed(0)
-    config = Ham10000Config(modality=modality, **{"backbone": "test_efficientnet", "fusion": "metablock", **kwargs})
-    return Ham10000ForImageClassification(config).eval()
-
-
-def make_inputs(modality: str, batch: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    inputs = {
-        "pixel_values": torch.randn(batch, 3, size, size, generator=generator),
-        "metadata": torch.tensor([[60.0, 1, 2], [35, 0, 13], [float("nan")] * 3, [80, 1, 0]]).repeat(batch // 4, 1),
-    }
-    unused = {"image": ["metadata"], "metadata": ["pixel_values"], "fusion": []}[modality]
-    return {name: value for name, value in inputs.items() if name not in unused}
+make_model = functools.partial(tiny_models.make_model, fusion="metablock")
 
 
 @pytest.fixture
