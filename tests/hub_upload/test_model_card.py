@@ -376,10 +376,6 @@ def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
     assert "<script" not in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def python_blocks(markdown: str) -> list[str]:
-    return [token.content for token in PARSER.parse(markdown) if token.type == "fence" and token.info == "python"]
-
-
 @pytest.mark.parametrize(
     "modality",
     [pytest.param("image", marks=pytest.mark.slow), pytest.param("metadata", marks=pytest.mark.slow), "fusion"],
@@ -389,7 +385,8 @@ def test_the_code_examples_run(modality: str, tiny_checkpoints: dict[str, Path],
     folder = tiny_checkpoints[modality]
     model, processor = load_checkpoint(folder)
     skin_image(0).save(tmp_path / "lesion.jpg")
-    blocks = python_blocks(render(folder))
+    fences = [token for token in PARSER.parse(render(folder)) if token.type == "fence"]
+    blocks = [token.content for token in fences if token.info == "python"]
     assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
     assert all('"v1.0"' in block for block in blocks)
     code = "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
