@@ -36,8 +36,8 @@ from ham10000.training.utils.files import read_json
 ROOT = Path("runs/demo")
 DATA = ROOT / "data"
 # Small images, a small network from random weights, a high learning rate: half a minute a variant is enough.
-NETWORK = "--backbone test_resnet --backbone_kwargs {} --pretrained none --image_size 64"
-RECIPE = "--epochs 14 --train_scales 0.5 1 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
+NETWORK = "--backbone test_resnet --backbone_kwargs {} --pretrained none --image_size 64 --train_scales 0.5 1"
+RECIPE = "--epochs 14 --learning_rate 3e-3 --head_learning_rate 3e-3 --augment_min_area 0.8 --ema_decay 0.98"
 
 
 def run(program: str, main: Callable[[list[str]], int], arguments: str) -> None:

@@ -9,7 +9,6 @@ import functools
 import html
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -427,7 +426,3 @@ def main(argv: Sequence[str]) -> None:
 
 
 __all__ = ["DemoModel", "answer", "build_page", "load_models", "main", "read_upload", "results", "serve"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,7 +45,7 @@ from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
-from ham10000.training.utils.files import atomic_write_json, restore_mode
+from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
 # What the code files of a bundle import, by the names the package index knows.
@@ -171,18 +171,14 @@ def assemble_bundle(
         except OSError:  # not an image that Pillow reads; it is published as it is
             shutil.copyfile(source, target)
     shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
-    _write(folder / "requirements.txt", requirements())
+    atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
     card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
-    _write(folder / "README.md", seal_card(card))
+    atomic_write_text(folder / "README.md", seal_card(card))
     for path in folder.rglob("*"):
         if path.is_file():
             restore_mode(path)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def describe_tree(folder: Path) -> str:
@@ -285,10 +281,10 @@ def assemble_space(
         if file.with_suffix(".json").is_file():
             shutil.copyfile(file.with_suffix(".json"), target.with_suffix(".json"))
     # A package proper: in a Space the copy beside app.py counts, even where another is installed.
-    _write(folder / "ham10000" / "__init__.py", "")
-    _write(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
+    atomic_write_text(folder / "ham10000" / "__init__.py", "")
+    atomic_write_text(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
     required = sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported)
-    _write(folder / "requirements.txt", requirements(required))
+    atomic_write_text(folder / "requirements.txt", requirements(required))
     head = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -311,7 +307,7 @@ def assemble_space(
         "deleted after an hour.",
         bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in chosen),
     )
-    _write(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
+    atomic_write_text(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
 
 
 __all__ = [

@@ -38,28 +38,6 @@ def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _push_parser() -> argparse.ArgumentParser:
-    parser = _publishing_parser(
-        "ham10000-push",
-        "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
-    )
-    add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, help="folder of a finished run")
-    space = "publish the demo as a Space instead; then the options are those of ham10000-space"
-    add("--space", action="store_true", help=space)
-    add("--revision", default="main", help="branch to commit to; created if it is not there")
-    add("--tag", default="v1.0", help="name of this release; the card's examples pin it")
-    add("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
-    sibling = "another variant's run, for the card's comparison; repeatable"
-    add("--sibling", action="append", default=[], metavar="RUN[=REPO_ID]", help=sibling)
-    add("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
-    add("--dataset_name", help="name or Hub id of the training data, for the card")
-    add("--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)")
-    add("--max_shard_size", help="split weights above this size, such as 2GB")
-    add("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
-    return parser
-
-
 def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release":
     """Refuses, before minutes of work, what cannot be published."""
     from huggingface_hub import HfApi
@@ -110,7 +88,25 @@ def push(argv: Sequence[str]) -> None:
     if "--space" in argv:
         _publish_space([argument for argument in argv if argument != "--space"])
         return
-    arguments = _push_parser().parse_args(argv)
+    parser = _publishing_parser(
+        "ham10000-push",
+        "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, help="folder of a finished run")
+    space = "publish the demo as a Space instead; then the options are those of ham10000-space"
+    add("--space", action="store_true", help=space)
+    add("--revision", default="main", help="branch to commit to; created if it is not there")
+    add("--tag", default="v1.0", help="name of this release; the card's examples pin it")
+    add("--create_pr", action="store_true", help="open a pull request instead of committing; no tag")
+    sibling = "another variant's run, for the card's comparison; repeatable"
+    add("--sibling", action="append", default=[], metavar="RUN[=REPO_ID]", help=sibling)
+    add("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
+    add("--dataset_name", help="name or Hub id of the training data, for the card")
+    add("--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)")
+    add("--max_shard_size", help="split weights above this size, such as 2GB")
+    add("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
+    arguments = parser.parse_args(argv)
     from ham10000.hub_upload.bundle import assemble_bundle, read_sibling, verify_checkpoint
     from ham10000.hub_upload.model_card import Stated
     from ham10000.hub_upload.run_files import read_run

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import io
 import logging
-import tempfile
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile
-from ham10000.training.utils.files import restore_mode
+from ham10000.training.utils.files import restore_mode, scratch_folder, writing
 
 TOLERANCE = 1e-4
 
@@ -75,20 +74,16 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
     if output.is_dir():
         raise Ham10000Error(f"{str(output)!r} is a folder; --output names a file, such as model.onnx.")
     model, processor = load_checkpoint(checkpoint)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".onnx-") as scratch:
-            file = Path(scratch) / output.name
-            _write(model, fixed_inputs(processor), file)
-            difference = compare_onnx(file, model, processor)
-            written = sorted(Path(scratch).iterdir(), reverse=True)  # the weights before the graph that names them
-            for part in written:
-                restore_mode(part)
-                part.replace(output.parent / part.name)
-            if len(written) == 1:  # the weights of an earlier, larger model, which no graph names any more
-                output.with_name(f"{output.name}.data").unlink(missing_ok=True)
-    except OSError as error:
-        raise Ham10000Error(f"Cannot write {str(output)!r}: {error}. Choose another --output.") from error
+    with writing(output), scratch_folder(output.parent) as scratch:
+        file = scratch / output.name
+        _write(model, fixed_inputs(processor), file)
+        difference = compare_onnx(file, model, processor)
+        written = sorted(scratch.iterdir(), reverse=True)  # the weights before the graph that names them
+        for part in written:
+            restore_mode(part)
+            part.replace(output.parent / part.name)
+        if len(written) == 1:  # the weights of an earlier, larger model, which no graph names any more
+            output.with_name(f"{output.name}.data").unlink(missing_ok=True)
     print(f"Checked   logits of onnxruntime differ from PyTorch's by at most {difference:.1e}")
     return output
 

@@ -165,12 +165,6 @@ def _one_message(step: str, token: str) -> Iterator[None]:
         raise Ham10000Error(f"{step} failed: {explain(error, token)}") from None
 
 
-def _list_files(folder: Path) -> dict[str, Path]:
-    """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
-
-
 def is_owned(path: str, repo_type: str = "model") -> bool:
     """Whether a path in a repository belongs to releases of this package rather than to the user."""
     return re.fullmatch(_OWNED[repo_type], path) is not None
@@ -254,7 +248,7 @@ class Release:
             folder: What to publish, complete.
             commit_message: First line of the commit's message.
             private: Create the repository as private. An existing one keeps its visibility.
-            create_pr: Open a pull request to main instead of committing. It is not a release, so it gets no tag.
+            create_pr: Open a pull request to main, without a tag, instead of committing.
 
         Raises:
             Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
@@ -263,7 +257,10 @@ class Release:
             raise Ham10000Error(f"A pull request is always opened against main, not {self.revision!r}.")
         if not commit_message.strip():
             raise Ham10000Error("The commit message is empty; expected a line that says what this release is.")
-        files, token, tag = _list_files(folder), find_token(self.api), self.tag
+        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        # Without those that git and huggingface_hub keep for themselves.
+        files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+        token, tag = find_token(self.api), self.tag
         if create_pr and tag is not None:
             print(f"A pull request is not a release, so tag {tag} is not set")
             tag = None

@@ -24,19 +24,11 @@ _REQUIRED = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run or a checkpoint folder says about itself.
+    """What a run or a checkpoint folder says about itself: its files, None where it has none, and whose images it saw.
 
-    Attributes:
-        folder: The folder.
-        config: `config.json`, with the defaults of `Ham10000Config` filled in.
-        processor: `processor_config.json`.
-        training: `train_config.json`, or None for a checkpoint that was not trained by this package.
-        evaluation: `eval_results.json`, or None.
-        conversion: `conversion.json` of a checkpoint carried over from torchvision, or None.
-        synthetic_training: Whether the model was trained on the synthetic stand-in for HAM10000.
-        synthetic_evaluation: Whether it was evaluated on it.
-        ham10000_training: Whether it was trained on HAM10000's images and classes; also what no file tells.
-        ham10000_evaluation: Whether it was evaluated on them.
+    `config` has the defaults of `Ham10000Config` filled in. `synthetic_*` says whether the model was trained, or
+    evaluated, on the synthetic stand-in for HAM10000; `ham10000_*` whether on HAM10000's images and classes, which is
+    also assumed of a checkpoint without `train_config.json`.
     """
 
     folder: Path

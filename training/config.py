@@ -218,7 +218,11 @@ class TrainConfig:
         return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self, labels: Sequence[str] = ()) -> "Ham10000Config":
-        """The configuration of the model this run trains, for the label set of the data or else of the settings."""
+        """The configuration of the model this run trains.
+
+        Args:
+            labels: The label set of the data; empty for that of the settings.
+        """
         from ham10000.modeling import Ham10000Config
 
         names = list(labels or self.labels)
@@ -285,10 +289,16 @@ class TrainConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Returns the values that a YAML or JSON configuration file, or the `config` of a `train_config.json`, sets.
+    """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
+
+    Args:
+        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read.
+
+    Returns:
+        The values the file sets.
 
     Raises:
-        Ham10000Error: If the file is missing or malformed, or has an unknown key.
+        Ham10000Error: If the file is missing, malformed, or holds an unknown key.
     """
     import yaml
 
@@ -326,7 +336,17 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
-    """The options that describe a checkpoint's network and its images, which fine-tuning takes over."""
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
+
+    Args:
+        checkpoint: A checkpoint folder or Hub id.
+
+    Returns:
+        Options of `TrainConfig` by name.
+
+    Raises:
+        Ham10000Error: As `load_checkpoint`.
+    """
     from ham10000.training.inference.prediction import load_checkpoint
 
     model, processor = load_checkpoint(checkpoint)
@@ -394,7 +414,13 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     """Builds the configuration from the command line, over `--config FILE`, over the defaults.
 
-    With `--resume` and no file, the run's own `train_config.json` is the file. Hyphens in names count as underscores.
+    With `--resume` and no file, the run's own `train_config.json` is the file.
+
+    Args:
+        argv: Arguments without the program's name; None reads `sys.argv`. Hyphens in names count as underscores.
+
+    Returns:
+        The validated configuration.
 
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.

@@ -47,19 +47,32 @@ _READ_EVERY = 20
 
 
 def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
-    """`tau * log(drawn)`, (classes,) float32, added to the logits in training only; None where tau is 0.
+    """`tau * log(drawn)`, added to the logits in training only.
 
     Logit adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation
     10), at tau = 1 the balanced softmax (Ren et al., NeurIPS 2020, arXiv:2007.10740). Without it the logits answer for
-    a class prior of `drawn ** (1 - tau)`, of the (classes,) shares of an epoch: at 0 as drawn, at 1 equal classes.
+    a class prior of `drawn ** (1 - tau)`: at 0 the classes as drawn, at 1 equal classes.
+
+    Args:
+        drawn: (classes,) share of each class among the rows an epoch draws.
+        tau: Strength, from 0.
+
+    Returns:
+        (classes,) float32, or None where tau is 0.
     """
     return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
 
 
 def answered_prior(drawn: np.ndarray, class_weights: np.ndarray, tau: float) -> np.ndarray:
-    """The class prior (classes,), summing to one, that a model's probabilities answer for, by how it was trained.
+    """The class prior that a model's probabilities answer for, by how it was trained.
 
-    The weights of the loss multiply the shares as drawn, and the logit adjustment takes `drawn ** tau` off.
+    Args:
+        drawn: (classes,) share of each class among the rows an epoch draws.
+        class_weights: (classes,) weights of the loss, which multiply it.
+        tau: Strength of the logit adjustment, which takes `drawn ** tau` off.
+
+    Returns:
+        (classes,) shares, summing to one.
     """
     prior = drawn ** (1 - tau) * class_weights
     return prior / prior.sum()
@@ -114,7 +127,12 @@ class Progress:
 def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for the backbone, and no weight decay on biases and norms.
 
-    `peak_lr` of each group is what the schedule scales.
+    Args:
+        model: The model.
+        config: The run's configuration.
+
+    Returns:
+        The optimiser; `peak_lr` of each group is what the schedule scales.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -129,7 +147,16 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share (0, 1] of the peak learning rate at a step of the run, from 0: linear warm-up, then cosine or constant."""
+    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant.
+
+    Args:
+        step: Optimiser step of the whole run, from 0.
+        total_steps: Steps of the whole run.
+        config: Its schedule and warm-up share.
+
+    Returns:
+        A factor in (0, 1].
+    """
     warmup_steps = config.warmup_fraction * total_steps
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -221,6 +248,9 @@ class Engine:
 
         Args:
             stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
+
+        Returns:
+            The progress, with the history and the epoch that is kept.
 
         Raises:
             Ham10000Error: If the loss is no longer finite.

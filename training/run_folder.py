@@ -125,11 +125,17 @@ def ended_before_saving(directory: Path) -> bool:
 
 
 def begin_run(directory: Path, config: dict[str, Any]) -> Path:
-    """Records a new run's settings, and returns the folder where it writes until it has saved a state.
+    """Records a new run's settings, and says where it writes until it has saved a state.
 
     In an empty folder that is the folder; from here on `--resume` goes on with the run, even if it is killed while it
     builds the image cache. Where an earlier run has results, it is a hidden folder inside: the earlier run stays as
     it is until `replace_run`, and a new one that fails or is killed before that changes nothing.
+
+    Returns:
+        The folder to write to.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written.
     """
     has_results = any(path for pattern in _RESULTS for path in directory.glob(pattern))
     place = directory / _UNSAVED if has_results else directory
@@ -142,6 +148,9 @@ def replace_run(directory: Path) -> None:
 
     A rename decides at one moment whose the folder is. Killed after it, the rest is done by whoever opens the folder
     next to train.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written.
     """
     if (directory / _UNSAVED).exists():
         with writing(directory):
@@ -175,6 +184,12 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint that `AutoModel` loads anywhere; each file is complete or absent.
 
+    Args:
+        directory: The run's folder.
+        model: The model, with the weights to publish.
+        processor: Its processor.
+        dtype: Type of the stored weights, see `save_model`.
+
     Raises:
         Ham10000Error: If the folder cannot be written or is full; an earlier checkpoint in it stays whole.
     """
@@ -189,10 +204,16 @@ def save_checkpoint(
 
 
 def save_model(folder: Path, model: Ham10000ForImageClassification, *, dtype: str = "float32", **options: Any) -> None:
-    """Writes a model's config, code and weights by `save_pretrained`, stored in a type such as `float16`.
+    """Writes a model's config, code and weights.
 
     Half precision halves the file. The config still names the type the model computes in: read by `AutoModel`, a
     pipeline or a server, the stored numbers become that type, and inputs need no cast.
+
+    Args:
+        folder: Destination.
+        model: The model, which stays as it is.
+        dtype: Name of the stored type, such as `float16`.
+        **options: Passed to `save_pretrained`.
 
     Raises:
         Ham10000Error: If a weight is too large for the type.
@@ -231,8 +252,16 @@ def save_training_state(
 ) -> None:
     """Writes everything a resumed run needs into one safetensors file, tensors and JSON together.
 
-    Learning rates are not saved, they are a function of the step. Of older states, `keep` - 1 stay once this one is
-    complete; all of them where the folder cannot be written or is full.
+    Args:
+        directory: The run's folder.
+        state: JSON values: counters, history, the best result.
+        modules: Modules whose parameters and buffers are saved, by name.
+        optimizer: Its state is saved; learning rates are not, they are a function of the step.
+        step: Optimiser steps done since the run began.
+        keep: States to keep; older ones go once this one is complete.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written or is full; the earlier states stay.
     """
     values = {f"{prefix}/{name}": v for prefix, module in modules.items() for name, v in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -251,9 +280,18 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Reads what `save_training_state` wrote back into the modules and the optimiser, and returns the JSON values.
+    """Reads what `save_training_state` wrote back into the modules and the optimiser.
 
-    A damaged state is passed over, with a warning, for the one before it.
+    A damaged state is passed over for the one before it.
+
+    Args:
+        directory: The run's folder.
+        modules: As when saving.
+        optimizer: As when saving, over the same parameters in the same order.
+        warn: Told about each state that is passed over.
+
+    Returns:
+        The JSON values.
 
     Raises:
         Ham10000Error: If there is no state, all are damaged, or it belongs to another model.
@@ -307,7 +345,9 @@ def trained_on_validation(training: Mapping[str, Any] | None) -> bool:
 def image_origin(table: Path) -> str | None:
     """Whose images a `split.csv` or `predictions.csv` names, by their ids, whatever their folder was called.
 
-    `"synthetic"` where this package's generator made any of them, `"HAM10000"` where all have ids of it, else None.
+    Returns:
+        `"synthetic"` where the generator of this package made any of them, `"HAM10000"` where all have ids of it, else
+        None.
     """
     if not table.is_file():
         return None
@@ -319,7 +359,14 @@ def image_origin(table: Path) -> str | None:
 
 
 def portable_training(training: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a `train_config.json` whose places, in settings and notes, keep their last component only."""
+    """A `train_config.json` without the paths of the machine it was made on.
+
+    Args:
+        training: The file's content.
+
+    Returns:
+        A copy in which places keep their last component only, in the settings and in the notes about the data.
+    """
     portable = copy.deepcopy(training)
     config = portable["config"]
     places = {name: config[name] for name in _PLACES if isinstance(config.get(name), str)}

@@ -73,7 +73,15 @@ def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
 
 
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
-    """The model at the beginning of a run, from the run's seed, for the label set of the data."""
+    """The model at the beginning of a run, from the run's seed.
+
+    Args:
+        config: The run's configuration.
+        labels: The label set of the data.
+
+    Raises:
+        Ham10000Error: If there is no such backbone, or no such weights.
+    """
     set_seed(config.seed)
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
@@ -94,6 +102,13 @@ class BaseModel:
 
 def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseModel:
     """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
+
+    Args:
+        model: The model at the beginning of a run.
+        checkpoint: A checkpoint folder or Hub id.
+
+    Returns:
+        What was taken over.
 
     Raises:
         Ham10000Error: If the checkpoint cannot be loaded, or is another network.
@@ -131,9 +146,13 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseMo
 
 
 def weights_sha256(config: TrainConfig) -> str | None:
-    """SHA-256 of the file whose loaded weights a run starts from, as `sha256sum` and the Hub give it.
+    """SHA-256 of the file whose weights a run starts from, as `sha256sum` and the Hub give it.
 
-    None for random weights, and for those that are not one safetensors file at hand.
+    Args:
+        config: The run's configuration; its weights have been loaded.
+
+    Returns:
+        64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
     """
     path: Any = Path(config.init_from or config.pretrained)
     if config.modality == "metadata" and not config.init_from:
@@ -152,8 +171,13 @@ def weights_sha256(config: TrainConfig) -> str | None:
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
     """Runs a copy of the model, in training mode, on black images of every size of the run.
 
-    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample, of a batch
-    that is divided between the processes: found here, it costs neither the time to build the cache nor an earlier run.
+    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample: found
+    here, it costs neither the time to build the cache nor an earlier run.
+
+    Args:
+        model: The model, which stays as it is.
+        config: Its image sizes and batch.
+        processes: Between which a batch is divided.
 
     Raises:
         Ham10000Error: For the first size at which the model does not give logits.
@@ -193,7 +217,18 @@ def build_engine(
     split: Split,
     model: Ham10000ForImageClassification | None = None,
 ) -> Engine:
-    """Puts model (by default that of `build_model`), loaders and loss together, ready for `Engine.fit`."""
+    """Puts model, loaders and loss together.
+
+    Args:
+        config: The run's configuration.
+        accelerator: Device, processes and precision.
+        dataset: The whole source.
+        split: Its division.
+        model: Result of `build_model`; None builds it.
+
+    Returns:
+        The engine, ready for `fit`.
+    """
     model = build_model(config, split.labels) if model is None else model
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
@@ -269,9 +304,17 @@ def run_summary(
 ) -> dict[str, Any]:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
-    `seconds` are those of the session so far, `notes` the data report's, `started` is `environment()` at the start, as
-    the code on disk may be another one by the end, and `origin` has `base_model`, a `BaseModel` as a dict, and
-    `weights_sha256`.
+    Args:
+        config: The resolved configuration.
+        split: The division of the data.
+        engine: The engine, before or after `fit`.
+        seconds: Wall time of the session so far.
+        notes: What the data report noted.
+        started: `environment()` at the start: the code on disk may be another one by the end.
+        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
+
+    Returns:
+        Strict JSON values.
     """
     progress, now = engine.progress, environment()
     rates = sorted(row["images_per_second"] for row in progress.history)
@@ -307,6 +350,9 @@ def train(
         config: The run's configuration.
         accelerator: Device, processes and precision; may serve one run after another.
         data: Result of `load_data` for `config.data`, where several runs share it; None reads it.
+
+    Returns:
+        The progress, with the history and the epoch that is kept.
 
     Raises:
         Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
@@ -407,7 +453,15 @@ def _train(
 
 
 def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Accelerator:
-    """The processes, device, precision and trackers of a run; one for a process."""
+    """The processes, device and precision of a run.
+
+    Args:
+        config: Its precision and folder.
+        trackers: Accelerate trackers.
+
+    Returns:
+        The accelerator; one for a process.
+    """
     check_trackers(trackers)
     names: list[Any] = list(trackers)
     accelerator = Accelerator(
@@ -426,7 +480,11 @@ def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Acce
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuses what Accelerate would leave out without a word: a tracker it does not know or that is not installed."""
+    """Refuses what Accelerate would leave out without a word: a tracker whose package is not installed.
+
+    Raises:
+        Ham10000Error: For an unknown tracker, or one that is not installed.
+    """
     known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in (*installed, "all"):
@@ -438,7 +496,11 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def launched_precision(name: str) -> str:
-    """What `auto` means under `accelerate launch`, which always names a precision: that one, if a run can have it."""
+    """What `auto` means under `accelerate launch`, which always names a precision: that one.
+
+    Raises:
+        Ham10000Error: For one that a run cannot have, such as fp8.
+    """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if name != "auto" or launched is None:
         return name

@@ -1,11 +1,11 @@
 """What the demo answers, without a browser: its numbers are those of prediction, and what data says is text."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from card_runs import change_json, read_json
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -70,19 +70,16 @@ def test_no_class_is_the_answer_on_an_image_unlike_the_training_data(models: lis
 
 def test_rule_set_and_misses_come_from_the_checkpoint(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "fusion")
-    config = json.loads((folder / "config.json").read_text())
     # The rarest class by far wins once its prior is divided out, and the set has what the thresholds accept.
-    config["class_prior"] = [0.0001, *[0.99995 / 6] * 6]
-    config["class_prior"][-1] = 1 - sum(config["class_prior"][:-1])
-    config["conformal_thresholds"] = {"0.9": [1.0, 1.0, *[0.0] * 5]}
-    (folder / "config.json").write_text(json.dumps(config))
+    prior, thresholds = [0.0001, *[0.9999 / 6] * 6], {"0.9": [1.0, 1.0, *[0.0] * 5]}
+    change_json(folder / "config.json", class_prior=prior, conformal_thresholds=thresholds)
     shutil.copy(SHIPPED_CHECKPOINTS / "ham10000-fusion" / "eval_results.json", folder)
     (shown,) = app.load_models([str(folder)])
     answered = app.answer(shown, SAMPLES["nv"], {})
     text = app.summary(shown, answered)
     assert "equally frequent: actinic keratosis / intraepithelial carcinoma (akiec)" in text
     assert "90% prediction set: akiec and bcc" in text
-    per_class = json.loads((folder / "eval_results.json").read_text())["metrics"]["per_class"]
+    per_class = read_json(folder / "eval_results.json")["metrics"]["per_class"]
     missed, support = 1 - per_class["mel"]["recall"], per_class["mel"]["support"]
     assert f"cross-validation images: mel {missed * support:.0f} of {support} ({100 * missed:.0f}\u00a0%)" in text
     warned = app.summary(shown, answered, warned=True)
@@ -94,9 +91,8 @@ def test_rule_set_and_misses_come_from_the_checkpoint(tiny_checkpoints: dict[str
 def test_text_from_a_checkpoint_is_never_markup(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>[a](javascript:b)"
     folder = shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "a<b>*c*")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"label_descriptions": dict.fromkeys(LABELS, evil), "class_prior": [1 / 7] * 7}
-    (folder / "config.json").write_text(json.dumps(config))
+    descriptions = dict.fromkeys(LABELS, evil)
+    change_json(folder / "config.json", label_descriptions=descriptions, class_prior=[1 / 7] * 7)
     (shown,) = app.load_models([str(folder)])
     page = ask([shown], SAMPLES["nv"], "60", "male", "back")
     for text in (page["warning"], *page["summary"], *page["effects"]):
@@ -128,10 +124,8 @@ def test_what_is_compared_must_be_pinned_and_fit(tiny_checkpoints: dict[str, Pat
     with pytest.raises(Ham10000Error, match=r"pin a revision you have read: 'user/model@v1\.0'"):
         app.load_models(["user/model"])
     folder = shutil.copytree(tiny_checkpoints["image"], tmp_path / "other")
-    config = json.loads((folder / "config.json").read_text())
-    config["id2label"] = {"0": "benign", **{number: f"class {number}" for number in "123456"}}
-    config["label2id"] = {label: int(number) for number, label in config["id2label"].items()}
-    config |= {"label_descriptions": None, "malignant_labels": ["class 1"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    names = {number: f"class {number}" for number in "0123456"}
+    about = {"label2id": {label: int(number) for number, label in names.items()}, "malignant_labels": ["class 1"]}
+    change_json(folder / "config.json", id2label=names, label_descriptions=None, **about)
     with pytest.raises(Ham10000Error, match="models of one label set"):
         app.load_models([str(tiny_checkpoints["image"]), str(folder)])

@@ -1,20 +1,18 @@
 """The Inference Endpoints handler, asked as the Inference Toolkit asks it, and over HTTP as the guide serves it."""
 
 import base64
-import importlib.util
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from command_lines import ROOT, code_blocks
 from PIL import Image
+from skin import skin_image
+from strangers import run_alone
 from transformers import pipeline
 
 import ham10000.hub_upload.handler as template
@@ -36,28 +34,17 @@ def repositories(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A PNG, and a JPEG that its EXIF orientation turns by a quarter."""
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-    exif = Image.Exif()
+    folder, exif = tmp_path_factory.mktemp("pictures"), Image.Exif()
     exif[0x0112] = 6
-    images[0].save(folder / "upright.png")
-    images[1].save(folder / "turned.jpg", exif=exif)
+    skin_image(0).save(folder / "upright.png")
+    skin_image(1).save(folder / "turned.jpg", exif=exif)
     return [folder / "upright.png", folder / "turned.jpg"]
-
-
-def load_handler(folder: Path) -> Any:
-    """As the toolkit does it."""
-    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EndpointHandler(str(folder))
 
 
 @pytest.fixture(scope="module")
 def handlers(repositories: dict[str, Path]) -> dict[str, Any]:
-    return {modality: load_handler(folder) for modality, folder in repositories.items()}
+    classes = {name: runpy.run_path(str(folder / "handler.py")) for name, folder in repositories.items()}
+    return {name: classes[name]["EndpointHandler"](str(folder)) for name, folder in repositories.items()}
 
 
 def encoded(path: Path) -> str:
@@ -69,8 +56,6 @@ def encoded(path: Path) -> str:
 TOOLKIT = """
 import importlib.util, json, os, sys
 from pathlib import Path
-
-sys.modules["ham10000"] = None
 
 def no_network(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
@@ -133,19 +118,10 @@ def test_requests_to_a_process_without_this_package(
         ),
         ({"inputs": rows[0]}, classify({"image": first})),
     ]
-    # Online, so that a request would be tried. Sums are split by threads, and bits depend on that.
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        [sys.executable, "-c", TOOLKIT, str(repositories["fusion"])],
-        input=json.dumps([body for body, _ in cases]),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    for (_, expected), answer in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    bodies = json.dumps([body for body, _ in cases])
+    # Online, so that a request would be tried.
+    printed = run_alone(TOOLKIT, repositories["fusion"], cwd=tmp_path, stdin=bodies, HF_HUB_OFFLINE="0")
+    for (_, expected), answer in zip(cases, json.loads(printed.splitlines()[-1]), strict=True):
         if isinstance(expected, str):
             assert answer["error"].startswith(expected)
         else:
@@ -183,6 +159,8 @@ def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list
             handler({"inputs": elbow})
         missing = handler({"inputs": elbow, "parameters": {"unknown_values": "missing", "top_k": 2}})
         assert missing == handler.pipeline({**picture, **ROW, "localization": None})[:2]
+    with pytest.raises(ValueError, match="The input: this checkpoint is metadata-only and reads no image"):
+        handlers["metadata"]({"inputs": Image.open(path)})
 
 
 PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and for its content
@@ -213,8 +191,3 @@ def test_bad_requests(data: Any, message: str, handlers: dict[str, Any], picture
     with pytest.raises(ValueError) as caught:
         handlers["fusion"](json.loads(text))
     assert message in str(caught.value)
-
-
-def test_a_metadata_only_checkpoint_refuses_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
-    with pytest.raises(ValueError, match="The input: this checkpoint is metadata-only and reads no image"):
-        handlers["metadata"]({"inputs": Image.open(pictures[0])})

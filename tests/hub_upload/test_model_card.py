@@ -1,11 +1,8 @@
 """The model card: valid metadata, the run's own numbers, no residue, and code that runs as it stands."""
 
 import itertools
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from card_runs import (
     change_json,
     find_table,
     read_json,
-    spaces,
     split_summary,
     tables,
     training_summary,
@@ -27,15 +23,17 @@ from card_runs import (
     write_run,
 )
 from huggingface_hub import ModelCard
-from PIL import Image
+from skin import skin_image
+from strangers import run_alone
 
 from ham10000.hub_upload.model_card import Stated, render_model_card, reproduce_command
 from ham10000.hub_upload.run_files import Sibling, read_run
-from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, create_model, create_processor
+from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.config import parse_arguments
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
+from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.markdown_text import code, escape, fence, table
 
@@ -177,17 +175,15 @@ def test_tables_hold_the_runs_numbers(kind: str, cards: dict[str, str], runs: di
     metrics, intervals = results["metrics"], results["intervals"]
     headline = find_table(text, "metric", "value", "meaning")
     assert set(headline) == {METRIC_TITLES[name] for name in HEADLINE_METRICS}
-    assert sorted(spaces([row[0] for row in headline.values()])) == sorted(
-        cell(intervals[n]) for n in HEADLINE_METRICS
-    )
-    assert spaces(headline["macro-F1"])[0] == cell(intervals["macro_f1"])
-    assert spaces(headline["ECE (15 bins)"])[0] == cell(intervals["ece"])
+    assert sorted(row[0] for row in headline.values()) == sorted(cell(intervals[n]) for n in HEADLINE_METRICS)
+    assert headline["macro-F1"][0] == cell(intervals["macro_f1"])
+    assert headline["ECE (15 bins)"][0] == cell(intervals["ece"])
 
     per_class = find_table(text, "class", "precision")
     for name, row in zip(LABELS, per_class.items(), strict=True):
         values, bounds = metrics["per_class"][name], intervals["per_class"][name]
         assert row[0].startswith(f"{name}: ")
-        assert spaces(row[1]) == [
+        assert row[1] == [
             str(values["support"]),
             cell(bounds["recall"]),
             f"{values['precision']:.3f}",
@@ -206,7 +202,7 @@ def test_tables_hold_the_runs_numbers(kind: str, cards: dict[str, str], runs: di
         assert list(rows) == [group["group"] for group in groups]
         for group in groups:
             sensitivity = "too few to say" if group["too_few"] else cell(group["malignant_sensitivity"])
-            assert spaces(rows[group["group"]]) == [
+            assert rows[group["group"]] == [
                 f"{group['n_images']} ({group['n_lesions']})",
                 f"{group['n_malignant']} ({group['n_malignant_lesions']})",
                 cell(group["accuracy"]),
@@ -380,38 +376,21 @@ def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
     assert "<script" not in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def python_blocks(markdown: str) -> list[str]:
-    return [token.content for token in PARSER.parse(markdown) if token.type == "fence" and token.info == "python"]
-
-
 @pytest.mark.parametrize(
     "modality",
     [pytest.param("image", marks=pytest.mark.slow), pytest.param("metadata", marks=pytest.mark.slow), "fusion"],
 )
-def test_the_code_examples_run(modality: str, tmp_path: Path) -> None:
+def test_the_code_examples_run(modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """In a fresh process that cannot import this package, with a folder in the place of the repository."""
-    torch.manual_seed(0)
-    folder = tmp_path / "checkpoint"
-    config = Ham10000Config(modality=modality, backbone="test_efficientnet")
-    model, processor = create_model(config).eval(), create_processor(config, image_size=64)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    picture = Image.effect_mandelbrot((90, 70), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    picture.save(tmp_path / "lesion.jpg")
-    blocks = python_blocks(render(folder))
+    folder = tiny_checkpoints[modality]
+    model, processor = load_checkpoint(folder)
+    skin_image(0).save(tmp_path / "lesion.jpg")
+    fences = [token for token in PARSER.parse(render(folder)) if token.type == "fence"]
+    blocks = [token.content for token in fences if token.info == "python"]
     assert len(blocks) == {"image": 2, "metadata": 2, "fusion": 3}[modality]
     assert all('"v1.0"' in block for block in blocks)
     code = "\nprint('-----')\n".join(block.replace("user/ham10000-x", str(folder)) for block in blocks)
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['ham10000'] = None\n{code}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | environment,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    printed = process.stdout.split("-----\n")
+    printed = run_alone(code, cwd=tmp_path, HF_HUB_OFFLINE="1").split("-----\n")
     row = {"age": 60, "sex": "male", "localization": "back"}
     images = None if modality == "metadata" else tmp_path / "lesion.jpg"
     with torch.inference_mode():

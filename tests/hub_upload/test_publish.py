@@ -449,7 +449,7 @@ def test_no_hub_at_all(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_card_the_hub_refuses(hub: HubServer, folder: Path) -> None:
-    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    hub.fail("POST /api/validate-yaml", status=400)
     assert "Invalid metadata in README.md: the Hub answered 400" in refusal(lambda: publish(hub, folder))
     assert hub.uploaded_bytes() == 0
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from card_runs import change_json
 from hub_server import WRITER, HubServer
-from PIL import Image
 from safetensors.torch import load_file
+from skin import skin_image
 from transformers import AutoModel
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling
@@ -69,13 +70,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> di
     return {modality: parent / modality for modality in MODALITIES}
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "lesion.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(path)
-    return path
-
-
 def python(hub: HubServer, home: Path, *arguments: str, token: str | None = WRITER) -> subprocess.CompletedProcess:
     """Runs a fresh interpreter whose Hub is the local one; `home` is its cache."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
@@ -85,11 +79,10 @@ def python(hub: HubServer, home: Path, *arguments: str, token: str | None = WRIT
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=home)
 
 
-def test_train_evaluate_push_load_predict(
-    runs: dict[str, Path], hub: HubServer, picture: Path, tmp_path: Path
-) -> None:
+def test_train_evaluate_push_load_predict(runs: dict[str, Path], hub: HubServer, tmp_path: Path) -> None:
     """Training and evaluation are the fixture's; the rest is what two people do, each on a machine of their own."""
-    home, stranger_home = tmp_path / "home", tmp_path / "stranger"
+    home, stranger_home, picture = tmp_path / "home", tmp_path / "stranger", tmp_path / "lesion.jpg"
+    skin_image(0).save(picture)
     home.mkdir()
     stranger_home.mkdir()
     for modality, folder in runs.items():
@@ -188,8 +181,7 @@ def test_weights_in_half_precision_are_published_so_and_compute_in_float32(
 
 def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(runs["metadata"], tmp_path / "unfinished")
-    training = json.loads((folder / "train_config.json").read_text())
-    (folder / "train_config.json").write_text(json.dumps(training | {"finished": False}))
+    change_json(folder / "train_config.json", finished=False)
     with pytest.raises(Ham10000Error, match=r"not finished.*--resume"):
         assemble(folder, tmp_path / "bundle")
 

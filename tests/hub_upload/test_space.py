@@ -2,8 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +10,14 @@ import pytest
 import yaml
 from hub_server import WRITER, HubServer
 from huggingface_hub import HfApi
+from strangers import run_alone
 
 from ham10000.hub_upload import handler
 from ham10000.hub_upload.bundle import assemble_space, needed_modules, requirements
 from ham10000.hub_upload.commands import push
 from ham10000.hub_upload.commands import space as main
 from ham10000.hub_upload.publish import Release
-from ham10000.modeling import MODALITIES, Ham10000Error
+from ham10000.modeling import Ham10000Error
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
 
@@ -98,12 +97,9 @@ def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str
         "files = [m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'ham10000' and m.__file__]\n"
         "print(json.dumps({'models': names['MODELS'], 'files': files, 'title': 'side by side' in text}))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", code, str(space), *(str(tiny_checkpoints[name]) for name in MODALITIES)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    places = {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": ""}
+    printed = run_alone(code, space, *tiny_checkpoints.values(), cwd=tmp_path, missing=(), **places)
+    found = json.loads(printed.splitlines()[-1])
     assert found["models"] == MODELS
     assert found["title"]
     assert len(found["files"]) > 20

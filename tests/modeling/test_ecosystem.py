@@ -1,8 +1,11 @@
-"""What accelerate, PEFT, torchao, timm and transformers' own scripts do with a model, next to a plain reference."""
+"""What the Auto classes, accelerate, PEFT, torchao, timm and transformers' own scripts do with a model."""
 
 import copy
+import functools
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import tiny_models
 import torch
 from command_lines import ROOT, code_blocks
-from datasets import load_dataset
 from PIL import Image
+from skin import skin_image
+from tiny_models import make_inputs
 from torch import nn
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoProcessor,
     EvalPrediction,
     Trainer,
     TrainingArguments,
@@ -30,37 +35,86 @@ from transformers import (
 
 from ham10000.modeling import (
     LABELS,
+    MODALITIES,
     Ham10000Config,
     Ham10000Error,
     Ham10000ForImageClassification,
+    Ham10000ImageProcessor,
     Ham10000Model,
     Ham10000Processor,
 )
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS, trainer_compute_metrics
 
-MODALITIES = ["image", "metadata", "fusion"]
+ROW = {"age": 60, "sex": "male", "localization": "back"}
 THREE = ["benign", "mel", "other"]
-
-
-def make_model(modality: str = "fusion", **kwargs) -> Ham10000ForImageClassification:
-    torch.manual_seed(0)
-    config = Ham10000Config(modality=modality, **{"backbone": "test_efficientnet", "fusion": "metablock", **kwargs})
-    return Ham10000ForImageClassification(config).eval()
-
-
-def make_inputs(modality: str, batch: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    inputs = {
-        "pixel_values": torch.randn(batch, 3, size, size, generator=generator),
-        "metadata": torch.tensor([[60.0, 1, 2], [35, 0, 13], [float("nan")] * 3, [80, 1, 0]]).repeat(batch // 4, 1),
-    }
-    unused = {"image": ["metadata"], "metadata": ["pixel_values"], "fusion": []}[modality]
-    return {name: value for name, value in inputs.items() if name not in unused}
+make_model = functools.partial(tiny_models.make_model, fusion="metablock")
 
 
 @pytest.fixture
 def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
+    return skin_image(0)
+
+
+def processed(processor: Ham10000Processor, picture: Image.Image) -> dict[str, torch.Tensor]:
+    given = {"pixel_values": {"images": picture}, "metadata": {"metadata": ROW}}
+    return dict(processor(**{k: v for name in processor.model_input_names for k, v in given[name].items()}))
+
+
+# --- the Auto classes
+
+
+def test_a_checkpoint_may_lie_in_a_subfolder(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path, picture: Image.Image
+) -> None:
+    shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "models" / "fusion")
+    logits = []
+    for place, where in ((tiny_checkpoints["fusion"], {}), (tmp_path, {"subfolder": "models/fusion"})):
+        for auto in (AutoModel, AutoModelForImageClassification, Ham10000ForImageClassification):
+            processor = AutoProcessor.from_pretrained(place, **where)
+            with torch.no_grad():
+                logits.append(auto.from_pretrained(place, **where)(**processed(processor, picture)).logits)
+    assert all(torch.equal(one, logits[0]) for one in logits)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@torch.no_grad()
+def test_auto_classes_give_the_class_with_logits(modality: str, tiny_checkpoints: dict, picture: Image.Image) -> None:
+    folder = tiny_checkpoints[modality]
+    config = AutoConfig.from_pretrained(folder)
+    assert type(config) is Ham10000Config
+    assert config.modality == modality
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is Ham10000Processor
+    assert processor.modality == modality
+    image_processor = AutoImageProcessor.from_pretrained(folder)
+    assert type(image_processor) is Ham10000ImageProcessor
+    if modality != "metadata":
+        assert image_processor.size == {"height": 64, "width": 64}
+    inputs = processed(processor, picture)
+    expected = Ham10000ForImageClassification.from_pretrained(folder)(**inputs).logits
+    assert expected.shape == (1, 7)
+    classes = {AutoModel: Ham10000Model, AutoModelForImageClassification: Ham10000ForImageClassification}
+    for auto_class, expected_class in classes.items():
+        model = auto_class.from_pretrained(folder)
+        assert type(model) is expected_class
+        assert not model.training
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_loading(
+    modality: str, dtype: torch.dtype, tiny_checkpoints: dict, picture: Image.Image
+) -> None:
+    inputs = processed(AutoProcessor.from_pretrained(tiny_checkpoints[modality]), picture)
+    assert {value.dtype for value in inputs.values()} == {torch.float32}
+    expected = AutoModel.from_pretrained(tiny_checkpoints[modality])(**inputs).logits.softmax(-1)
+    model = AutoModel.from_pretrained(tiny_checkpoints[modality], dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    output = model(**inputs, labels=torch.tensor([0]))
+    assert (output.logits.dtype, output.loss.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(output.logits.float().softmax(-1), expected, atol=0.05, rtol=0)
 
 
 # --- labels of a checkpoint and of those who load it
@@ -234,41 +288,7 @@ def test_the_trainer_checkpoints_gradients(tmp_path: Path) -> None:
             model.activation_checkpointing_enable(**option)
 
 
-# --- dtypes
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_half_precision_takes_the_processors_output(
-    modality: str, dtype: torch.dtype, tiny_checkpoints: dict, picture: Image.Image
-) -> None:
-    processor = Ham10000Processor.from_pretrained(tiny_checkpoints[modality])
-    given = {"images": picture, "metadata": {"age": 60, "sex": "male"}}
-    unused = {"image": ["metadata"], "metadata": ["images"], "fusion": []}[modality]
-    inputs = processor(**{name: value for name, value in given.items() if name not in unused})
-    assert {value.dtype for value in inputs.values()} == {torch.float32}
-    expected = AutoModel.from_pretrained(tiny_checkpoints[modality])(**inputs).logits
-    logits = AutoModel.from_pretrained(tiny_checkpoints[modality], dtype=dtype)(**inputs).logits
-    assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float(), expected, atol=0.1, rtol=0.05)
-
-
-def test_integer_pixels_are_refused() -> None:
-    with pytest.raises(Ham10000Error, match=r"`pixel_values` must be floating point.*uint8"):
-        make_model("image")(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-
-
 # --- what a config or a call may ask for
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-@torch.no_grad()
-def test_return_dict_of_the_config(modality: str) -> None:
-    model, inputs = make_model(modality, return_dict=False), make_inputs(modality)
-    as_tuple = model(**inputs)
-    assert isinstance(as_tuple, tuple)
-    assert torch.equal(as_tuple[0], model(**inputs, return_dict=True).logits)
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_resnet", "test_convnext", "test_byobnet"])
@@ -370,7 +390,9 @@ def test_the_bare_backbone_for_timm(
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"])
 @pytest.mark.parametrize("modality", ["image", "fusion"])
-def test_a_model_built_on_the_meta_device_gets_timms_initialisation(backbone: str, modality: str) -> None:
+def test_a_model_built_on_the_meta_device_gets_timms_initialisation(
+    backbone: str, modality: str, tiny_checkpoints: dict[str, Path]
+) -> None:
     """As FSDP builds it; `to_empty` leaves what the memory held, which `init_weights` must replace everywhere."""
     config = Ham10000Config(modality=modality, backbone=backbone, fusion="film")
     with torch.device("meta"):
@@ -387,19 +409,11 @@ def test_a_model_built_on_the_meta_device_gets_timms_initialisation(backbone: st
         assert torch.equal(own[name], value), name
     for name, value in model.state_dict().items():
         assert not (value == 7).all(), name
-    # Initialised once, or loaded, it is left alone.
-    before = copy.deepcopy(model.state_dict())
-    model.init_weights()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_a_loaded_model_is_not_initialised_again(tiny_checkpoints: dict[str, Path]) -> None:
-    model = AutoModel.from_pretrained(tiny_checkpoints["fusion"])
-    before = copy.deepcopy(model.state_dict())
-    model.init_weights()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    for done in (model, AutoModel.from_pretrained(tiny_checkpoints["fusion"])):  # initialised once, or loaded
+        before = copy.deepcopy(done.state_dict())
+        done.init_weights()
+        for name, value in done.state_dict().items():
+            assert torch.equal(value, before[name]), name
 
 
 # --- optional libraries: they are no dependency of this package, and quantised or adapted models are theirs
@@ -456,15 +470,6 @@ def test_peft_trains_merges_and_saves(modality: str, tmp_path: Path) -> None:
     assert not torch.equal(loaded.classifier.weight, original["classifier.weight"])
 
 
-def write_imagefolder(folder: Path, classes: list[str]) -> None:
-    generator = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for index in range(2):
-            pixels = generator.integers(0, 256, (48, 60, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-
-
 # `evaluate.load("accuracy")` downloads this, unless a folder of that name is at hand.
 ACCURACY = """
 import datasets
@@ -487,8 +492,10 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
     """With three classes, in processes that do not import this package."""
     if not (folder := os.environ.get("TRANSFORMERS_EXAMPLES")):
         pytest.skip("set TRANSFORMERS_EXAMPLES to examples/pytorch/image-classification of transformers' repository")
-    for split in ("train", "validation"):
-        write_imagefolder(tmp_path / "data" / split, THREE)
+    for number, (split, name) in enumerate(itertools.product(("train", "validation"), THREE)):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        for index in range(2):
+            skin_image(2 * number + index).save(tmp_path / "data" / split / name / f"{index}.png")
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
     options = ["--trust_remote_code", "--ignore_mismatched_sizes", "--num_train_epochs", "1", "--output_dir", "out"]
@@ -516,59 +523,39 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
 
 
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
-def test_what_run_image_classification_does(classes: list[str], tiny_checkpoints: dict, tmp_path: Path) -> None:
-    """The calls of transformers' example script, argument by argument, on an imagefolder."""
-    write_imagefolder(tmp_path / "train", classes)
-    dataset = load_dataset("imagefolder", data_files={"train": str(tmp_path / "train" / "**")}, cache_dir=tmp_path)
-    labels = dataset["train"].features["label"].names
-    assert labels == classes  # both are alphabetical
+def test_what_run_image_classification_does(
+    classes: list[str], tiny_checkpoints: dict, tmp_path: Path, picture: Image.Image
+) -> None:
+    """The calls of transformers' example script, argument by argument; the images are tensors here."""
     place, hub = tiny_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
     config = AutoConfig.from_pretrained(
         place,
-        num_labels=len(labels),
-        label2id={label: str(index) for index, label in enumerate(labels)},
-        id2label={str(index): label for index, label in enumerate(labels)},
+        num_labels=len(classes),
+        label2id={label: str(index) for index, label in enumerate(classes)},
+        id2label={str(index): label for index, label in enumerate(classes)},
         finetuning_task="image-classification",
         trust_remote_code=False,
         **hub,
     )
-    model = AutoModelForImageClassification.from_pretrained(
-        place,
-        from_tf=False,
-        config=config,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=len(labels) != 7,
-        **hub,
-    )
+    options = {"from_tf": False, "trust_remote_code": False, "ignore_mismatched_sizes": len(classes) != 7}
+    model = AutoModelForImageClassification.from_pretrained(place, config=config, **options, **hub)
     trained = Ham10000ForImageClassification.from_pretrained(place)
     assert torch.equal(model.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
-    assert torch.equal(model.classifier.weight, trained.classifier.weight) == (len(labels) == 7)
+    assert torch.equal(model.classifier.weight, trained.classifier.weight) == (len(classes) == 7)
     image_processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False, **hub)
-    size = (image_processor.size["height"], image_processor.size["width"])
-    transforms = Compose(
-        [Resize(size), CenterCrop(size), ToTensor(), Normalize(image_processor.image_mean, image_processor.image_std)]
-    )
-
-    def transform(batch: dict) -> dict:
-        return {**batch, "pixel_values": [transforms(image.convert("RGB")) for image in batch["image"]]}
-
-    def collate(examples: list[dict]) -> dict:
-        pixel_values = torch.stack([example["pixel_values"] for example in examples])
-        return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
-
-    dataset["train"].set_transform(transform)
+    assert image_processor.size == {"height": 64, "width": 64}  # which the script's transforms read, as these:
+    assert len(image_processor.image_mean) == len(image_processor.image_std) == 3
+    data = Samples("image", len(classes))
     trainer = Trainer(
         model=model,
         args=training_arguments(tmp_path / "out", remove_unused_columns=False),
-        train_dataset=dataset["train"],
-        eval_dataset=dataset["train"],
+        train_dataset=data,
+        eval_dataset=data,
         compute_metrics=lambda p: {"accuracy": (np.argmax(p.predictions, axis=1) == p.label_ids).mean()},
         processing_class=image_processor,
-        data_collator=collate,
     )
     trainer.train()
     trainer.save_model()
     assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
-    saved = pipeline("image-classification", model=str(tmp_path / "out"))
-    answer = saved(str(tmp_path / "train" / classes[0] / "0.png"), top_k=len(classes))
+    answer = pipeline("image-classification", model=str(tmp_path / "out"))(picture, top_k=len(classes))
     assert sorted(row["label"] for row in answer) == sorted(classes)

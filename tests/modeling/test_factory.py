@@ -13,6 +13,7 @@ import torchvision
 import yaml
 from bad_checkpoints import Payload
 from safetensors.torch import load_file, save_file
+from tiny_models import shake
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
 
@@ -23,9 +24,7 @@ def timm_file(folder: Path, backbone: str, num_classes: int = 1000) -> tuple[Pat
     """A file as timm publishes them, and the model that it was saved from."""
     torch.manual_seed(11)
     bare = timm.create_model(backbone, num_classes=num_classes).eval()
-    for name, value in bare.state_dict().items():
-        if name.endswith("running_mean"):
-            value.normal_()
+    shake(bare)
     path = folder / f"{backbone}.safetensors"
     save_file(bare.state_dict(), path)
     return path, bare
@@ -171,11 +170,7 @@ def test_torchvisions_weights_arrive_under_timms_names(
     """Random weights in torchvision's own file, read by torchvision's own loader: features equal torchvision's."""
     torch.manual_seed(4)
     reference = torchvision.models.efficientnet_v2_s().eval()
-    for name, value in reference.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif value.is_floating_point():
-            value.add_(0.05 * torch.randn_like(value))
+    shake(reference)
     weights = torchvision.models.EfficientNet_V2_S_Weights.IMAGENET1K_V1
     torchvision_cache.mkdir()
     torch.save(reference.state_dict(), torchvision_cache / Path(weights.url).name)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skin import skin_image
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_image
 from transformers import pipeline
 from unlike_images import main, other_images
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
+from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
 from ham10000.modeling.image_statistics_ham10000 import (
     FEATURES,
     distances,
@@ -21,20 +22,14 @@ from ham10000.modeling.image_statistics_ham10000 import (
 )
 from ham10000.training.data.loader import features_of_images
 from ham10000.training.data.sources import load_data
-from ham10000.training.data.synthetic import Lesion, render
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "examples" / "checkpoints" / "ham10000-image"
 
 
-def lesions(count: int, seed: int) -> list[Image.Image]:
-    rng = np.random.default_rng(seed)
-    return [render(Lesion.draw(LABELS[k % 7], rng), rng, (200, 150)) for k in range(count)]
-
-
 @pytest.fixture(scope="module")
 def fitted() -> Ham10000ImageProcessor:
-    statistics = fit_image_statistics(np.stack([image_features(image) for image in lesions(300, seed=0)]))
+    statistics = fit_image_statistics(np.stack([image_features(skin_image(k, (200, 150))) for k in range(300)]))
     return Ham10000ImageProcessor(size=32, image_statistics=statistics)
 
 
@@ -58,7 +53,7 @@ def test_distance_is_scikit_learns() -> None:
 def test_other_images_get_the_warning_and_new_ones_of_the_kind_do_not(fitted: Ham10000ImageProcessor) -> None:
     for name, image in other_images().items():
         assert "unlike those the model was trained on" in (fitted.unlike_training(image) or ""), name
-    assert np.mean([fitted.unlike_training(image) is None for image in lesions(70, seed=1)]) >= 0.9
+    assert np.mean([fitted.unlike_training(skin_image(k, (200, 150))) is None for k in range(300, 370)]) >= 0.9
 
 
 def test_a_turned_image_scores_as_itself() -> None:

@@ -1,10 +1,7 @@
 """The registered pipeline, and the copy of it that a saved folder carries for those without this package."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from skin import skin_image
-from transformers import pipeline
+from strangers import run_alone
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import logging as transformers_logging
 
@@ -265,6 +263,8 @@ def test_without_a_task_and_in_silence(
     assert PIPELINE_TASK in get_supported_tasks()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        for auto_class in (AutoImageProcessor, AutoProcessor, AutoModel):
+            auto_class.from_pretrained(folders[modality])
         for arguments in ({}, {"task": PIPELINE_TASK}, {"trust_remote_code": True}):
             classify: Any = pipeline(model=folders[modality], **arguments)
             assert type(classify) is Ham10000Pipeline
@@ -274,11 +274,9 @@ def test_without_a_task_and_in_silence(
     assert said_by_transformers == ["a canary"]
 
 
-# A fresh process in which every import of this package fails, installed or not: what runs is the copy in the folder.
+# For a process that cannot import this package: what runs is the copy in the folder.
 STRANGER = """
 import json, sys
-
-sys.modules["ham10000"] = None
 from transformers import pipeline
 
 folders, inputs, again = json.loads(sys.argv[1])
@@ -306,13 +304,8 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
         "fusion": [{"image": paths[0], **ROW}, {"image": paths[1]}, {"image": paths[2], "age": None, "sex": "female"}],
     }
     again = tmp_path / "again"
-    # Sums are split by threads, and bits depend on that.
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = json.dumps([{modality: folders[modality] for modality in inputs}, inputs, str(again)])
-    command = [sys.executable, "-c", STRANGER, arguments]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
-    assert process.returncode == 0, process.stderr[-3000:]
-    answers = json.loads(process.stdout)
+    answers = json.loads(run_alone(STRANGER, arguments, cwd=tmp_path))
     for modality in MODALITIES:
         assert answers[modality] == pipelines[modality](inputs[modality], batch_size=2)
     assert answers["error"] == ["Ham10000Error", "Input 1: age 500 is outside 0..120 years; None if missing."]
@@ -321,12 +314,14 @@ def test_the_copy_in_the_folder_gives_the_same_bits(
     assert pipeline(PIPELINE_TASK, model=str(again))(inputs["fusion"], batch_size=2) == answers["fusion"]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("names", [["benign", "mel"], [f"class {index}" for index in range(11)]], ids=len)
+@pytest.mark.parametrize(
+    ("modality", "names"), [("fusion", ["benign", "mel"]), ("image", [f"class {index}" for index in range(11)])]
+)
 def test_both_pipelines_answer_in_the_labels_of_the_config(
-    names: list[str], pictures: list[Path], tmp_path: Path
+    modality: str, names: list[str], pictures: list[Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = Ham10000Config(backbone="test_efficientnet", id2label=dict(enumerate(names)))
+    config = Ham10000Config(modality=modality, backbone="test_efficientnet", id2label=dict(enumerate(names)))
     create_model(config).save_pretrained(tmp_path)
     create_processor(config, image_size=64).save_pretrained(tmp_path)
     expected = Ham10000ForImageClassification.from_pretrained(tmp_path)
@@ -335,7 +330,11 @@ def test_both_pipelines_answer_in_the_labels_of_the_config(
         scores = dict(zip(names, expected(pixels).logits.softmax(-1)[0].tolist(), strict=True))
     answer = pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]})
     assert as_dict(answer) == pytest.approx(scores, abs=1e-6)
-    plain = pipeline("image-classification", model=str(tmp_path))(str(pictures[0]), top_k=len(names))
-    assert as_dict(plain) == pytest.approx(scores, abs=1e-6)
+    plain = pipeline("image-classification", model=str(tmp_path))
+    for form in (str(pictures[0]), Image.open(pictures[0])):
+        ranked = plain(form, top_k=len(names))
+        assert as_dict(ranked) == pytest.approx(scores, abs=1e-6)
+        assert plain(form, top_k=1) == ranked[:1] == sorted(ranked, key=lambda row: -row["score"])[:1]
+    assert len(plain([str(path) for path in pictures], top_k=1)) == len(pictures)
     with pytest.raises(Ham10000Error, match=rf"1\.\.{len(names)}"):
         pipeline(PIPELINE_TASK, model=str(tmp_path))({"image": pictures[0]}, top_k=len(names) + 1)

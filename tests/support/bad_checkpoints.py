@@ -52,6 +52,7 @@ def write_checkpoint(folder: Path) -> Path:
 def case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
     def build(folder: Path) -> Path:
         checkpoint = write_checkpoint(folder)
+        (folder / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
         edit(checkpoint)
         return checkpoint
 
@@ -59,13 +60,13 @@ def case(name: str, edit: Edit, *fragments: str, check: Callable[[Any], None] | 
 
 
 def setting(file: str, **values: Any) -> Edit:
-    """Sets keys of a JSON file."""
+    """Sets keys of a JSON file; HERE stands for the checkpoint's parent folder."""
 
     def edit(checkpoint: Path) -> None:
         content = json.loads((checkpoint / file).read_text())
         target = content["image_processor"] if values.pop("of_pictures", False) else content
         target.update(values)
-        (checkpoint / file).write_text(json.dumps(content))
+        (checkpoint / file).write_text(json.dumps(content).replace("HERE", str(checkpoint.parent)))
 
     return edit
 
@@ -115,16 +116,6 @@ def folder_named(file: str) -> Edit:
     return edit
 
 
-def outside(key: str, value: str) -> Edit:
-    """A backbone argument that names a file next to the checkpoint."""
-
-    def edit(checkpoint: Path) -> None:
-        (checkpoint.parent / "evil.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
-        setting(CONFIG, **{key: json.loads(value.replace("HERE", str(checkpoint.parent)))})(checkpoint)
-
-    return edit
-
-
 def _loads(result: Any) -> None:
     model, _ = result
     assert not model.training
@@ -142,6 +133,12 @@ IN_CONFIG: list[tuple[str, Any, str]] = [
     ("metadata_fields", ["dx"], "it is the label itself"),
     ("id2label", {str(i): "nv" for i in range(7)}, "id2label"),
     ("num_labels", 3, "`num_labels` is 3"),
+    ("model_type", "vit", "'ham10000'"),
+    ("temperature", float("nan"), "temperature"),
+    ("backbone", "hf-hub:someone/net", "backbone"),
+    ("backbone", "local-dir:HERE", "backbone"),
+    ("backbone_kwargs", {"checkpoint_path": "HERE/evil.pth"}, "evil.pth"),
+    ("backbone_kwargs", {"pretrained_cfg": {"file": "HERE/evil.pth"}}, "pretrained_cfg"),
     # What our own classes do not see, because the library reads it first.
     ("id2label", ["akiec"], "id2label"),
     ("id2label", {"first": "akiec"}, "id2label"),
@@ -151,6 +148,10 @@ IN_CONFIG: list[tuple[str, Any, str]] = [
 ]
 IN_PROCESSOR: list[tuple[str, Any, str]] = [
     ("modality", "both", "modality"),
+    ("modality", "image", "modality"),  # another variant than the config's
+    ("metadata_fields", ["sex", "age", "localization"], "metadata_fields"),  # exchanged
+    ("sex_vocabulary", ["male", "female"], "sex_vocabulary"),  # exchanged
+    ("image_processor", "x", "checkpoint"),
     ("metadata_fields", ["dx"], "it is the label itself"),
     ("metadata_fields", "age", "metadata_fields"),
     ("metadata_fields", 5, "metadata_fields"),
@@ -160,59 +161,41 @@ IN_PROCESSOR: list[tuple[str, Any, str]] = [
     ("sex_vocabulary", ["male", "male"], "twice"),
     ("localization_vocabulary", ["Back"], "lower-case"),
 ]
-IN_PICTURES = {"size": "224", "resizer": "magic", "do_normalize": False, "image_men": [0.5, 0.5, 0.5]}
+IN_PICTURES: list[tuple[str, Any, str]] = [
+    ("size", "224", "size"),
+    ("resizer", "magic", "resizer"),
+    ("do_normalize", False, "do_normalize"),
+    ("image_men", [0.5, 0.5, 0.5], "image_men"),
+    ("image_processor_type", "ViTImageProcessor", "Ham10000ImageProcessor"),
+]
 NO_JSON = {"empty": "", "cut": "{", "not UTF-8": b'{"a": "\xff"}', "a list": "[1]", "100,000 deep": "[" * 100_000}
 BAD_INDEX = {"cut": "{", "of nothing": "{}", "a list": "[]"}
+NO_WEIGHTS = {
+    "a pickle by another name": pickle.dumps(Payload()),
+    "of zero bytes": b"",
+    "text": b"not weights" * 9,
+    "a pointer of Git LFS": b"version https://git-lfs\n",
+    "an endless header": b"\xff" * 8 + b"{}",
+}
 
 FOLDERS = [
     case("untouched", lambda checkpoint: None, check=_loads),
     *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, v, text in IN_CONFIG],
-    case("config of another model", setting(CONFIG, model_type="vit"), "type 'vit'", "'ham10000'"),
     case("config absent", absent(CONFIG), "config.json"),
     case("config a folder", folder_named(CONFIG), "config.json"),
     *[case(f"config {name}", written(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
-    case("config says NaN", setting(CONFIG, temperature=float("nan")), "temperature"),
-    case(
-        "config names a pickle outside", outside("backbone_kwargs", '{"checkpoint_path": "HERE/evil.pth"}'), "evil.pth"
-    ),
-    case(
-        "config names weights outside",
-        outside("backbone_kwargs", '{"pretrained_cfg": {"file": "HERE/evil.pth"}}'),
-        "pretrained_cfg",
-    ),
-    case("config names a folder outside", outside("backbone", '"local-dir:HERE"'), "backbone"),
-    case("config names a repository", setting(CONFIG, backbone="hf-hub:someone/net"), "backbone"),
     case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
     case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
     *[case(f"processor {name}", written(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
     *[case(f"processor {k} {v!r}", setting(PROCESSOR, **{k: v}), text) for k, v, text in IN_PROCESSOR],
     *[
-        case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), k)
-        for k, v in IN_PICTURES.items()
+        case(f"processor's pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), text)
+        for k, v, text in IN_PICTURES
     ],
-    case("processor's pictures are text", setting(PROCESSOR, image_processor="x"), "checkpoint"),
-    case(
-        "processor of another class",
-        setting(PROCESSOR, of_pictures=True, image_processor_type="ViTImageProcessor"),
-        "Ham10000ImageProcessor",
-    ),
-    case(
-        "processor with the sexes exchanged", setting(PROCESSOR, sex_vocabulary=["male", "female"]), "sex_vocabulary"
-    ),
-    case(
-        "processor with the fields exchanged",
-        setting(PROCESSOR, metadata_fields=["sex", "age", "localization"]),
-        "metadata_fields",
-    ),
-    case("processor of another variant", setting(PROCESSOR, modality="image"), "modality"),
     case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
     case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
     case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
-    case("weights a pickle by another name", written(WEIGHTS, pickle.dumps(Payload())), *DAMAGED),
-    case("weights of zero bytes", written(WEIGHTS, b""), *DAMAGED),
-    case("weights are text", written(WEIGHTS, b"not weights" * 9), *DAMAGED),
-    case("weights are a pointer of Git LFS", written(WEIGHTS, b"version https://git-lfs\n"), *DAMAGED),
-    case("weights with an endless header", written(WEIGHTS, b"\xff" * 8 + b"{}"), *DAMAGED),
+    *[case(f"weights {name}", written(WEIGHTS, data), *DAMAGED) for name, data in NO_WEIGHTS.items()],
     *[case(f"weights cut to {share:.1%}", cut(share), *DAMAGED) for share in (0.001, 0.5, 0.999)],
     case(
         "weights of six classes",

@@ -70,19 +70,6 @@ def split_summary(protocol: str = "lesion-grouped", leak: float = 0.0) -> dict[s
     }
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "versions": {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
-        "platform": "Linux",
-        "cpu": {"model": "AMD EPYC", "count": 2},
-        "memory_mib": 24106,
-        "gpu": None,
-        "git": {"commit": "c0ffee" + "0" * 34, "dirty": False},
-        "peak_rss_mib": 3051.7,
-        "peak_cuda_mib": None,
-    }
-
-
 def training_summary(modality: str = "fusion", **config: Any) -> dict[str, Any]:
     settings = TrainConfig(modality=modality, backbone="test_efficientnet", backbone_kwargs="{}", epochs=10, seed=3)
     best = {
@@ -106,7 +93,16 @@ def training_summary(modality: str = "fusion", **config: Any) -> dict[str, Any]:
         "best": best,
         "training_seconds": 3600.0,
         "median_images_per_second": 39.1,
-        "environment": environment(),
+        "environment": {
+            "versions": {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
+            "platform": "Linux",
+            "cpu": {"model": "AMD EPYC", "count": 2},
+            "memory_mib": 24106,
+            "gpu": None,
+            "git": {"commit": "c0ffee" + "0" * 34, "dirty": False},
+            "peak_rss_mib": 3051.7,
+            "peak_cuda_mib": None,
+        },
     }
 
 
@@ -170,10 +166,9 @@ def tables(markdown: str) -> Iterator[list[list[str]]]:
 
 
 def text_of(token: Token) -> str:
-    """What a reader sees of an inline token."""
-    return "".join(
-        child.content for child in token.children or [] if child.type in ("text", "code_inline", "text_special")
-    )
+    """What a reader sees of an inline token, with spaces for those that do not break."""
+    seen = ("text", "code_inline", "text_special")
+    return "".join(c.content for c in token.children or [] if c.type in seen).replace("\u00a0", " ")
 
 
 def find_table(markdown: str, *titles: str) -> dict[str, list[str]]:
@@ -186,7 +181,3 @@ def find_table(markdown: str, *titles: str) -> dict[str, list[str]]:
 def cell(interval: dict[str, Any]) -> str:
     """How an interval must read, written down anew."""
     return "{estimate:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
-
-
-def spaces(cells: list[str]) -> list[str]:
-    return [text.replace("\u00a0", " ") for text in cells]

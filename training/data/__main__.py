@@ -79,6 +79,13 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
             HAM10000_images_part_1/<image_id>.jpg      the first half
             HAM10000_images_part_2/<image_id>.jpg      the rest
 
+    Args:
+        directory: A new or empty folder.
+        dataset: From `load_data`.
+
+    Returns:
+        The folder.
+
     Raises:
         Ham10000Error: Where the folder is not empty.
     """

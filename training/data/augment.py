@@ -96,10 +96,13 @@ class Augment:
         )
 
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
-        """Draws the parameters of a batch on the CPU; a generator's state gives the same on every machine.
+        """Draws the parameters of a batch on the CPU.
 
-        A rotation is one of the frame, in pixels, before it is squashed to the network's square, so its `aspect`,
-        width over height, matters: a round lesion stays as round as the network sees it in use.
+        Args:
+            batch_size: Number of images.
+            generator: Its state gives the same parameters on every machine.
+            aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
+                squashed to the network's square: a round lesion stays as round as the network sees it in use.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:

@@ -109,6 +109,12 @@ def cached_images(
     where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
     read-only, and may be deleted under a process that has opened it.
 
+    Args:
+        dataset: Has `image` and `image_id`.
+        image_processor: Decides the size and the resampling filter.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        progress: Whether to show a progress bar while building.
+
     Returns:
         (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
 
@@ -335,14 +341,17 @@ def open_images(
     Args:
         dataset: The rows that are predicted; for frames the whole source, all splits, so that one cache serves every
             protocol and fold.
-        processor: The checkpoint's; a metadata-only one needs no images, and gets None.
+        processor: The checkpoint's; a metadata-only one needs no images.
         device: Where batches are wanted.
         train_size: (height, width) of the largest training images, for frames: at the images' own aspect, with more
             pixels than the network reads.
         short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
             images' own where that is little more. Never more than the images have.
-        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        cache_dir: As for `cached_images`, like `progress`.
         progress: Whether to show a progress bar.
+
+    Returns:
+        The images, or None for the metadata variant.
     """
     if "pixel_values" not in processor.model_input_names:
         return None
@@ -354,7 +363,15 @@ def open_images(
 
 
 def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
-    """`image_features`, (images, features) float64, of so many images at most, evenly spaced, as they are stored."""
+    """The colours and textures of images, as they are stored.
+
+    Args:
+        dataset: Has `image`.
+        most: Of more images, so many are read, evenly spaced.
+
+    Returns:
+        (images, features) float64, see `image_features`.
+    """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
     entries = _encoded(dataset.select(rows))["image"]
     with ThreadPoolExecutor() as pool:
@@ -399,21 +416,35 @@ class _Loader:
 
 
 def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
-    """The share (classes,) of an epoch that each class takes, from the training images (classes,) of each.
+    """The share of an epoch that each class takes.
 
-    `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way to equal shares
-    (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217, equation 1 with q = 1/2).
+    Args:
+        counts: (classes,) training images of each class.
+        sampling: `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way
+            to equal shares (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217,
+            equation 1 with q = 1/2).
+
+    Returns:
+        (classes,) float64, summing to one.
     """
     weights = counts.astype(np.float64) ** {"natural": 1.0, "sqrt": 0.5}[sampling]
     return weights / weights.sum()
 
 
 def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> np.ndarray:
-    """The positions (rows,) of one epoch's rows, as many as there are labels; with `natural` a permutation.
+    """The rows of one epoch, as many as there are.
 
     A class is drawn as evenly as its share allows: every row as many whole times as it fits, and a random part of the
     rows once more. Compared with weights of the loss, rare classes come with more augmented views instead of larger
     gradients of few.
+
+    Args:
+        labels: (rows,) class ids.
+        sampling: As for `class_shares`.
+        rng: Source of randomness.
+
+    Returns:
+        (rows,) int64 positions; with `natural` a permutation.
     """
     if sampling == "natural":
         return rng.permutation(len(labels))
@@ -480,9 +511,14 @@ class TrainLoader(_Loader):
         return [self.samples.image_ids[row] for row in index]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
-        """Yields the steps of an epoch, from 0, beginning at a step when resuming.
+        """Yields the steps of an epoch.
 
-        Each is the labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        Args:
+            epoch: Number of the epoch, from 0.
+            start_step: Step of the epoch to begin at, when resuming.
+
+        Yields:
+            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])

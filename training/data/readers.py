@@ -349,9 +349,17 @@ def from_splits(
 ) -> RawSource:
     """Joins the splits of a loaded dataset; its own division is not trusted.
 
-    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs. An
-    image that is stored as a path must lie below one of `roots`; None is for your own dataset, whose paths are used as
-    they are.
+    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
+
+    Args:
+        source: Name for messages.
+        splits: The dataset with its splits.
+        options: Names of columns and what to group by.
+        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
+            paths are taken as they are.
+
+    Returns:
+        The raw rows of all splits.
 
     Raises:
         Ham10000Error: For a missing column, splits whose columns differ, or an image outside of `roots`.
@@ -397,9 +405,15 @@ def _from_dataset(
 
 
 def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -> RawSource:
-    """Finds the column of each field of a table, indexed by line; those it may lack are filled.
+    """Finds the column of each field; those a table may lack are filled.
 
-    Without a lesion id an image counts as its own lesion, with a note. The rows are still without images.
+    Args:
+        raw: The table, indexed by line.
+        origin: Its file, for messages.
+        options: Names of columns, and the column to group by.
+
+    Returns:
+        The rows, still without images. Without a lesion id an image counts as its own lesion, with a note.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of

@@ -183,7 +183,12 @@ def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.D
 
 
 def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
-    """The columns of a dataset from `load_data` other than `image`; `dx` by its name, `age` NaN where missing."""
+    """The columns of a dataset from `load_data` other than `image` as a table.
+
+    Returns:
+        One row per image: image_id, lesion_id, dx (its name), dx_type, age (NaN where missing), sex, localization,
+        dataset.
+    """
     frame = dataset.with_format(None).select_columns(list(COLUMNS)).to_pandas()
     assert isinstance(frame, pd.DataFrame)
     frame["dx"] = np.array(label_names(dataset), dtype=object)[frame["dx"].to_numpy()]
@@ -276,9 +281,13 @@ def lesions_known(rows: pd.DataFrame) -> bool:
 def check_rows(
     raw: RawSource, options: DataOptions, *, unreadable_images: np.ndarray | None, fixes: Collection[str] = ()
 ) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
-    """Checks and normalises every row, with the given `fixes` of `load_data`.
+    """Checks and normalises every row.
 
-    `unreadable_images` is (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
+    Args:
+        raw: The rows; its notes come first in the report.
+        options: The label set and its map.
+        unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
+        fixes: Which of `load_data`'s options to drop rows or read values as missing were given.
 
     Returns:
         The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and

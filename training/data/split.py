@@ -99,7 +99,11 @@ class Split:
         return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them."""
+        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them.
+
+        Raises:
+            Ham10000Error: For another kind, or a class without training images.
+        """
         counts = self.counts(parts)
         if kind != "none" and not counts.all():
             absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
@@ -119,7 +123,12 @@ class Split:
         return path
 
     def check(self) -> None:
-        """Refuses an image id twice, a class that a split lacks and, with `lesion-grouped`, a lesion on two sides."""
+        """Asserts what the protocol promises.
+
+        Raises:
+            Ham10000Error: For an image id twice, a class that a split lacks, or, with `lesion-grouped`, a lesion on
+                two sides.
+        """
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
@@ -151,9 +160,14 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """(classes,) float64 weights of the loss from the training images (classes,) of each class.
+    """(classes,) float64 weights of the loss from the images of each class.
 
-    `balanced` is n / (classes * count), `sqrt` its square root, `none` ones; no count may be 0 unless it is `none`.
+    Args:
+        counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
+        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
+
+    Raises:
+        Ham10000Error: For another kind.
     """
     if kind not in WEIGHT_KINDS:
         raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
@@ -166,7 +180,12 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     """Groups images that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
 
-    Returns the name of every image's group: the smallest lesion id in it.
+    Args:
+        lesion_id: Lesion id of every image.
+        image_id: Image id of every image, in the same order.
+
+    Returns:
+        The name of every image's group: the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
     parent = {lesion: lesion for lesion in lesion_id}

@@ -75,6 +75,11 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
     seventh of all, in very small sets), and lesions have HAM10000's number of photographs. Metadata is constant within
     a lesion; at least one row has no age.
 
+    Args:
+        n_images: Number of photographs, at least 7.
+        seed: Seed of everything.
+        image_size: Width and height in pixels.
+
     Returns:
         One dict per photograph: `image` ({"bytes": JPEG, "path": file name}) and the csv's columns, with None where
         the age is missing.
@@ -224,7 +229,16 @@ class Lesion:
 
 
 def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int] = (200, 150)) -> Image.Image:
-    """Photographs a lesion in RGB: angle, zoom, place, light, skin texture, hairs and the dermatoscope's rim vary."""
+    """Photographs a lesion: angle, zoom, place, light, skin texture, hairs and the dermatoscope's rim vary.
+
+    Args:
+        lesion: What to photograph.
+        rng: Source of this photograph's differences.
+        image_size: Width and height in pixels.
+
+    Returns:
+        An RGB image.
+    """
     width, height = image_size
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
     skin = lesion.skin + mottling[..., None]

@@ -122,10 +122,15 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 
 
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a file with commas, tabs or semicolons and a header: the header, the rows as strings, the line of each.
+    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
 
-    The csv module, unlike pandas, knows the line of every record. Cells that `files.escape_cell` wrote are as they
-    were before it.
+    Args:
+        path: A file with commas, tabs or semicolons and a header.
+        header_only: Read no rows.
+
+    Returns:
+        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
+        each.
 
     Raises:
         Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
@@ -170,7 +175,11 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line."""
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
+
+    Raises:
+        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
+    """
     import pandas as pd
 
     if path.suffix.lower() != ".jsonl":
@@ -208,7 +217,11 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def candidates(name: str, header: Iterable[str]) -> list[str]:
-    """The columns of a table that may be a field, the best first; no two may differ in case or punctuation only."""
+    """The columns of a table that may be a field, the best first.
+
+    Raises:
+        Ham10000Error: Where two columns differ in case or punctuation only.
+    """
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
@@ -220,7 +233,11 @@ def candidates(name: str, header: Iterable[str]) -> list[str]:
 def match_columns(
     header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
 ) -> dict[str, str]:
-    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there."""
+    """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
+
+    Raises:
+        Ham10000Error: For a given column that does not exist, or two columns of one name.
+    """
     matched = {}
     for name in fields:
         if name in given:
@@ -311,15 +328,22 @@ def data_options(arguments: argparse.Namespace) -> DataOptions:
 def read_labels(
     values: "pd.Series", options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
 ) -> tuple[list[str], "pd.Series", list[str]]:
-    """Reads the labels of a source, after the options' `label_map`, and finds the set they form.
+    """Reads the labels of a source and finds the set they form.
 
-    The options' `labels` are the set, or where it is `ours` HAM10000's seven, whatever the rows say. `declared` are
-    further labels that the source has a column for, whether or not a row has it.
+    Args:
+        values: The label of each row as it is written.
+        options: Its `labels` are the set, its `label_map` is applied first.
+        declared: Further labels that the source has a column for, whether or not a row has it.
+        name: The column, for messages.
+        ours: The set is HAM10000's, whatever the rows say.
 
     Returns:
         The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
         source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
         sentence for each decision.
+
+    Raises:
+        Ham10000Error: Where `label_map` names a label that does not occur.
     """
     from ham10000.modeling.configuration_ham10000 import LABELS
     from ham10000.modeling.processing_ham10000 import MISSING_VALUES

@@ -252,7 +252,15 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
     Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names (N,) and the seed, not on the order of the rows.
+    The draws depend on the set of cluster names and the seed, not on the order of the rows.
+
+    Args:
+        clusters: Cluster of each image (N,), such as its lesion group.
+        n_resamples: Number of resamples.
+        seed: Seed of the generator.
+
+    Returns:
+        The weights, to be handed to any number of bootstraps over the same rows.
 
     Raises:
         Ham10000Error: For a missing cluster, fewer than two clusters, or fewer than one resample.
@@ -277,8 +285,12 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
-    NaN among the values (R,) of the resamples is left out and counted; without bounds where the estimate or every
-    resample is NaN.
+    Args:
+        estimate: The figure on the full sample; NaN where undefined.
+        values: The figure in each resample (R,); NaN entries are left out and counted.
+
+    Returns:
+        The interval; without bounds where the estimate or every resample is undefined.
     """
     if math.isnan(estimate):
         return {"estimate": None, "low": None, "high": None, "n_defined": 0}
@@ -295,8 +307,13 @@ def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: f
     A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
     high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
     1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
-    sample's size, so it is read next to `ece_floor`. `lowest` is the least value an ECE can have; minus infinity for a
-    difference of two.
+    sample's size, so it is read next to `ece_floor`.
+
+    Args:
+        name: Name of the metric.
+        estimate: The metric on the full sample.
+        values: The metric in each resample (R,).
+        lowest: The least value an ECE can have; minus infinity for a difference of two.
     """
     plain = percentile_interval(estimate, values)
     if name != "ece" or plain["low"] is None or plain["high"] is None:
@@ -313,10 +330,13 @@ def bootstrap_distribution(
     statistics: Iterable[str],
     label_names: Sequence[str] = LABELS,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
+    """Evaluates statistics on the full sample and in every resample.
 
-    Arguments are those of `WeightedMetrics`. For a paired comparison call it once for each model with the same
-    weights, and subtract.
+    Arguments are those of `WeightedMetrics`, with weights of the same rows. For a paired comparison call it once for
+    each model with the same weights, and subtract.
+
+    Returns:
+        Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
     """
     metrics = WeightedMetrics(np.asarray(labels), np.asarray(predictions), weights, statistics, label_names)
     full = metrics(np.ones((1, weights.n_clusters)))
@@ -338,7 +358,17 @@ def cluster_bootstrap(
 ) -> dict[str, Interval]:
     """Intervals of metrics, see `metric_interval`, resampling whole clusters (lesions) with replacement.
 
-    Arguments are those of `WeightedMetrics` and `cluster_weights`; the same seed gives the same intervals.
+    Args:
+        labels: Class ids (N,).
+        predictions: Probabilities (N, K), or predicted class ids (N,).
+        clusters: Cluster of each image (N,).
+        statistics: Names in `statistics_of(label_names)`.
+        n_resamples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same intervals.
+        label_names: The K labels in the order of their ids.
+
+    Returns:
+        Statistic to interval, in the order given.
 
     Example:
         >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"]["estimate"]
@@ -422,9 +452,15 @@ class Bootstrap:
         self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
 
     def scores(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Sample]:
-        """Scores every seed's predictions by metrics of `statistics_of`.
+        """Scores every seed's predictions.
 
-        Class ids (S, N) or probabilities (S, N, K); with one row for several seeds (1, …) it stands for every seed.
+        Args:
+            predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
+                predictions stand for every seed.
+            metrics: Names in `bootstrap.statistics_of`.
+
+        Returns:
+            Metric to sample.
         """
         runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
         found = {}

@@ -19,9 +19,13 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 2017, arXiv:1706.04599, section
     4.2. The likelihood is log-concave in 1 / T, so there is one minimum; it is sought over log T.
 
-    Takes class ids (N,) and probabilities (N, K) of the model at temperature 1. Of a model that has a temperature
-    already, the result is a factor on it. T is above 1 for a model that is too sure, below 1 for one that is not sure
-    enough.
+    Args:
+        labels: Class ids (N,) of the validation images.
+        probabilities: Their probabilities (N, K), of the model at temperature 1. Of a model that has a temperature
+            already, the result is a factor on it.
+
+    Returns:
+        T inside `TEMPERATURE_RANGE`: above 1 for a model that is too sure, below 1 for one that is not sure enough.
 
     Raises:
         Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right,
@@ -58,7 +62,12 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
     Guo et al. 2017, arXiv:1706.04599, section 4.2, vector scaling with one scale for all classes. Unlike a temperature
     alone it also corrects the class shares, which class weights shift. The likelihood is convex in (1 / T, b).
 
-    Takes logits (N, K) and class ids (N,) of images that the model was not trained on. The biases (K,) sum to zero.
+    Args:
+        logits: Logits (N, K) of images that the model was not trained on.
+        labels: Their class ids (N,), every class among them.
+
+    Returns:
+        T inside `TEMPERATURE_RANGE`, and the biases (K,), which sum to zero.
 
     Raises:
         Ham10000Error: For a class without images, or where no T in the range is best.

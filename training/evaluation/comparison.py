@@ -90,9 +90,9 @@ def subgroup_results(
     Lesions are resampled over the whole set, so that a difference between groups is that of one resample.
 
     Args:
-        metadata: As for `assign_groups` (N rows).
+        metadata: Columns age, sex and localization, optionally photographs (N rows).
         labels: Class ids (N,).
-        probabilities: (N, K).
+        probabilities: Probabilities (N, K).
         lesion_groups: Lesion of each image (N,), known duplicates merged.
         malignant_ids: Ids of the malignant classes; by default those of HAM10000.
         n_resamples: Number of bootstrap resamples.
@@ -100,10 +100,13 @@ def subgroup_results(
 
     Returns:
         `min_malignant_lesions`; `fields`: column of `assign_groups` to a list of groups (those with images), each with
-        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and an interval for each
-        statistic; `largest_gaps`: field to the two groups, not too small, whose malignant sensitivity differs
+        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and an interval for each of
+        `STATISTICS`; `largest_gaps`: field to the two groups, not too small, whose malignant sensitivity differs
         most, with the interval of that difference (None where fewer than two groups are large enough). The pair was
         chosen for its size, so its difference is, on average, overstated. Strict JSON.
+
+    Raises:
+        Ham10000Error: As `assign_groups`.
     """
     groups, predicted = assign_groups(metadata), probabilities.argmax(axis=1)
     weights = cluster_weights(lesion_groups, n_resamples, seed)
@@ -163,6 +166,11 @@ def compare_predictions(
     Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out; the
     interval is narrower than two separate ones suggest (Efron & Tibshirani 1993, chapter 8).
 
+    Args:
+        path: The model's predictions.
+        other_path: The other model's.
+        n_resamples: Number of bootstrap resamples.
+
     Returns:
         `n_images`, `n_lesions`, `n_resamples`, `confidence`, and `differences`: those of `SUMMARY_METRICS` that the
         label set has, to `estimate`, `low`, `high` and `n_defined` of the difference.
@@ -213,11 +221,17 @@ def _by_image(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, n
 
 
 def mcnemar_mid_p(only_first: int, only_second: int) -> float:
-    """McNemar's test that two models are right equally often, as a two-sided mid-p-value; 1 where they never differ.
+    """McNemar's test that two models are right equally often, on the same cases, as a two-sided mid-p-value.
 
     The exact test less half of the observed outcome's probability, which removes its conservatism (Fagerland, Lydersen
-    & Laake 2013, 10.1186/1471-2288-13-91), from the numbers of cases that only one model gets right. The cases must be
-    independent: give one photograph per lesion.
+    & Laake 2013, 10.1186/1471-2288-13-91). The cases must be independent: give one photograph per lesion.
+
+    Args:
+        only_first: Cases that only the first model gets right.
+        only_second: Cases that only the second one gets right.
+
+    Returns:
+        The p-value in (0, 1]; 1 where the models never differ.
 
     Example:
         >>> round(mcnemar_mid_p(1, 7), 4)
@@ -231,7 +245,13 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values (m,), in any order, for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+    """Adjusts p-values for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    Args:
+        p_values: P-values (m,), in any order; may be empty.
+
+    Returns:
+        The adjusted p-values in the same order, at most 1.
 
     Example:
         >>> holm([0.04, 0.01])
@@ -248,8 +268,13 @@ def bootstrap_p_value(values: np.ndarray) -> float:
     Twice the smaller of the two shares of resamples on either side of 0, with one more resample counted into each, so
     that it is never 0 (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.4). A
     resample at exactly 0 counts on both sides, which is cautious for accuracy, whose differences are often exactly 0.
-    It says the same as the percentile interval: p < 0.05 where the 95 % interval leaves 0 out. NaN is left out of the
-    values (R,).
+    It says the same as the percentile interval: p < 0.05 where the 95 % interval leaves 0 out.
+
+    Args:
+        values: The difference in each resample (R,); NaN entries are left out.
+
+    Returns:
+        The p-value in [2 / (R + 1), 1].
     """
     smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
     return min(1.0, 2 * (1 + smaller) / (1 + np.count_nonzero(~np.isnan(values))))
@@ -260,5 +285,13 @@ def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE
 
     It is a property of the sample's size and of the pairing, not of the difference that was observed; power computed
     from the observed difference would only restate the p-value (Hoenig & Heisey 2001, 10.1198/000313001300339897).
+
+    Args:
+        standard_error: Standard error of the difference, at least 0.
+        confidence: 1 minus the test's level, in (0, 1).
+        power: Probability of finding the difference, in (0, 1).
+
+    Returns:
+        The difference, in the units of the standard error.
     """
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error

@@ -17,7 +17,14 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
     """The probabilities if every class were equally frequent: `p / prior`, normalised.
 
     Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities",
-    10.1162/089976602753284446, equation 2.4. Probabilities (N, K) in and out; the prior (K,) is `config.class_prior`.
+    10.1162/089976602753284446, equation 2.4.
+
+    Args:
+        probabilities: Probabilities (N, K).
+        prior: Class shares that they answer for (K,), `config.class_prior`.
+
+    Returns:
+        Probabilities (N, K), float64.
 
     Raises:
         Ham10000Error: If there is no prior, or it does not fit.
@@ -48,6 +55,9 @@ def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule
     Returns:
         Class ids (N,), the first of equal ones.
 
+    Raises:
+        Ham10000Error: For an unknown rule, or `balanced` without a fitting prior.
+
     Example:
         >>> decide(np.array([[0.2, 0.8]]), [0.1, 0.9], "balanced")
         array([0])
@@ -66,8 +76,13 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: floa
     ceil((n + 1) * coverage)-th smallest score of its n images. Of further images of a class, exchangeable with these,
     at least `coverage` have their class in their set, whatever the model.
 
-    Takes class ids (N,) and probabilities (N, K) of images that the model was not trained on. A threshold (K,) is 1,
-    which accepts every image, where a class has too few images to promise less.
+    Args:
+        labels: Class ids (N,) of images that the model was not trained on.
+        probabilities: Their probabilities (N, K).
+        coverage: In (0, 1).
+
+    Returns:
+        Thresholds (K,); 1, which accepts every image, where a class has too few images to promise less.
     """
     thresholds = np.ones(probabilities.shape[1])
     for k in range(len(thresholds)):
@@ -88,7 +103,11 @@ def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray | Sequence
 
 
 def saved_thresholds(saved: Mapping[str, Sequence[float]] | None, coverage: float) -> np.ndarray:
-    """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`."""
+    """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`.
+
+    Raises:
+        Ham10000Error: If the checkpoint has none for this coverage.
+    """
     known = {float(key): np.asarray(values, dtype=np.float64) for key, values in (saved or {}).items()}
     if coverage not in known:
         has = f"it has {', '.join(f'{value:g}' for value in sorted(known))}" if known else "it has none at all"

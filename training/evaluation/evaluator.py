@@ -34,7 +34,11 @@ from ham10000.training.utils.hardware import environment
 def rows_to_score(
     dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
 ) -> tuple[datasets.Dataset, Split | None]:
-    """The rows of a part by the checkpoint's own split, and the split (None for `all`)."""
+    """The rows of a part by the checkpoint's own split, and the split (None for `all`).
+
+    Raises:
+        Ham10000Error: If there is no split, or it belongs to other data.
+    """
     if part == "all":
         return dataset, None
     path = Path(split_file) if split_file else checkpoint / RunFile.SPLIT
@@ -78,14 +82,27 @@ def evaluate_checkpoint(  # each is an option of the command line
 ) -> tuple[Path, JsonObject]:
     """Scores a checkpoint on one part of the data by its own split, and writes the evaluation.
 
-    The dataset is the whole source, with labels of the model's set (see `align_labels`), and `data` its name, for the
-    record; the others are options of `ham10000-evaluate`.
+    Args:
+        checkpoint: Folder of the checkpoint.
+        dataset: The whole source, with labels of the model's set (see `align_labels`).
+        data: The source's name, for the record.
+        part: `train`, `validation`, `test`, or `all`.
+        split_file: Used instead of the checkpoint's split.
+        output_dir: Destination; by default the checkpoint for `test`, its `evaluation_<part>` for others.
+        views: Test-time augmentation: flips whose probabilities are averaged, a key of `VIEWS`.
+        batch_size: Images a step.
+        device: Where to predict.
+        precision: `fp32`, or autocast to `bf16` or `fp16`.
+        n_resamples: Bootstrap resamples of the intervals.
+        seed: Seed of the bootstrap.
+        cache_dir: Folder of the image cache.
+        positive: Class of the sensitivity row; by default mel, where the model has it.
 
     Returns:
         The folder, and the content of its `eval_results.json`.
 
     Raises:
-        Ham10000Error: For a damaged checkpoint, no split, or data that are not those of the split.
+        Ham10000Error: For a damaged checkpoint, or data that are not those of the split.
     """
     device = torch.device(device)
     model, processor = load_checkpoint(checkpoint, device=device)

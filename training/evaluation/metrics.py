@@ -46,7 +46,11 @@ def sensitivity_metric(positive: str) -> str:
 
 
 def choose_positive(label_names: Sequence[str], positive: str | None = None) -> str | None:
-    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel."""
+    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel.
+
+    Raises:
+        Ham10000Error: For a class that is not in the set.
+    """
     if positive is not None and positive not in label_names:
         raise Ham10000Error(f"--positive {positive!r} is not a label of this model; expected one of {[*label_names]}.")
     return positive or (DEFAULT_POSITIVE if DEFAULT_POSITIVE in label_names else None)
@@ -61,7 +65,11 @@ HEADLINE_METRICS = headline_metrics()
 
 
 def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarray:
-    """Returns class ids (N,) as int64; refuses no rows, and values that are not whole numbers in 0…n_classes - 1."""
+    """Returns class ids (N,) as int64.
+
+    Raises:
+        Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…n_classes - 1.
+    """
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) == 0:
         raise Ham10000Error(f"Expected class ids of shape (N,) with N > 0, got shape {array.shape}.")
@@ -75,7 +83,8 @@ def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarr
 def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
     """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2.
 
-    Refuses NaN and infinity, values outside [0, 1], and rows that do not sum to 1.
+    Raises:
+        Ham10000Error: For another shape, NaN or infinity, values outside [0, 1], rows that do not sum to 1.
     """
     try:
         array = np.asarray(probabilities, dtype=np.float64)
@@ -99,7 +108,11 @@ def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int
 
 
 def softmax(logits: ArrayLike) -> np.ndarray:
-    """Softmax of finite logits (…, K) over the last axis in float64, whatever precision they came in."""
+    """Softmax of logits (…, K) over the last axis in float64, whatever precision they came in.
+
+    Raises:
+        Ham10000Error: For logits that are not finite.
+    """
     array = np.asarray(logits, dtype=np.float64)
     if len(rows := np.flatnonzero(~np.isfinite(array).all(axis=-1))):
         raise Ham10000Error(f"{len(rows)} row(s) of the logits are not finite, the first is row {rows[0]}.")
@@ -121,6 +134,10 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
 
     The mean over images of |accuracy - mean confidence| of the image's bin (Naeini et al., AAAI 2015; Guo et al. 2017,
     arXiv:1706.04599). It is biased upwards in small samples: a perfectly calibrated model does not reach 0.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, K).
     """
     bins = confidence_bins(probabilities.max(axis=1))
     gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities))
@@ -153,7 +170,12 @@ def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
     """The largest sensitivity among all thresholds that keep at least 95 % of the negatives unflagged.
 
-    Takes whether each image is of the class, and its probability, both (N,); None without positives or negatives.
+    Args:
+        positive: Whether each image is of the class (N,).
+        scores: The class's probability (N,); an image is flagged at or above the threshold.
+
+    Returns:
+        The sensitivity in [0, 1], or None without positives or without negatives.
     """
     if positive.all() or not positive.any():
         return None
@@ -239,8 +261,12 @@ def compute_metrics(
 def trainer_compute_metrics(eval_pred: "EvalPrediction") -> dict[str, float]:
     """The headline metrics, as the `compute_metrics` argument of `transformers.Trainer`.
 
-    Its predictions are logits (N, K) or a tuple that begins with them; of seven the labels are HAM10000's. Without the
-    metrics that this evaluation set leaves undefined.
+    Args:
+        eval_pred: A `transformers.EvalPrediction`; its predictions are logits (N, K) or a tuple that begins with them.
+            Of seven the labels are HAM10000's.
+
+    Returns:
+        Name to value, without the metrics that this evaluation set leaves undefined.
     """
     predictions = eval_pred.predictions
     logits = predictions[0] if isinstance(predictions, (tuple, list)) else predictions

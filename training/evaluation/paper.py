@@ -214,6 +214,9 @@ def write_paper(
         malignant: Labels that count as malignant.
         training: Content of `train_config.json`, for the checklist.
         n_resamples: Resamples of lesions for bands and operating points.
+
+    Raises:
+        Ham10000Error: If the folder cannot be written.
     """
     directory = Path(directory)
     scored_images, labels, probabilities = read_predictions(predictions)
@@ -232,8 +235,12 @@ def write_paper(
 def checklist(results: JsonObject, training: JsonObject | None) -> str:
     """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
 
-    As Markdown; an item that only the authors can answer says so. `training` is None for a model that this package has
-    not trained.
+    Args:
+        results: Content of `eval_results.json`.
+        training: Content of `train_config.json`; None for a model that this package has not trained.
+
+    Returns:
+        Markdown; an item that only the authors can answer says so.
     """
     template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
     portable = None if training is None else portable_training(training)

@@ -49,9 +49,13 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
-    """A figure 8 inches wide, and its panels, at most `columns` in a row.
+    """A figure 8 inches wide, and its panels, row by row.
 
-    A row is `height` inches high; `extra` inches are for the title and the legend.
+    Args:
+        count: Number of panels.
+        height: Height of a row of panels in inches.
+        columns: Largest number of panels in a row.
+        extra: Inches for the title and the legend.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -73,8 +77,13 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
 def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
     """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
-    `value` has `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several; options are
-    those of the point, such as `markerfacecolor`.
+    Args:
+        axes: The axes to draw on.
+        value: `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
+        y: Height.
+        colour: Colour.
+        shape: Marker.
+        **options: Further options of the point, such as `markerfacecolor`.
     """
     estimate = value.get("estimate")
     if not defined(estimate):
@@ -121,9 +130,11 @@ def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 
 def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws the confusion matrix of `compute_metrics`: colour is the share of the true class (row), numbers images.
+    """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
 
-    Returns the path, as all these functions do.
+    Args:
+        metrics: Result of `compute_metrics`.
+        path: Destination, which it returns, as all these functions do.
     """
     confusion = np.asarray(metrics["confusion_matrix"])
     names = [plain(label) for label in metrics["per_class"]]
@@ -164,7 +175,12 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
     """Draws accuracy against confidence of the top label, and how many images have which confidence.
 
     The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals (Wilson 1927), which take
-    the images as independent; they show which bins are too small to read. Takes class ids (N,), probabilities (N, K).
+    the images as independent; they show which bins are too small to read.
+
+    Args:
+        labels: Class ids (N,).
+        probabilities: Probabilities (N, K).
+        path: Destination.
     """
     from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
 
@@ -201,9 +217,13 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
     """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
 
     Args:
-        history: One row per epoch with `epoch` and any of the series below; None and absent values leave a gap.
+        history: One row per epoch with `epoch` and any of `train_loss`, `validation_loss`, `validation_macro_f1`,
+            `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
         path: Destination.
         kept: The epoch whose weights the checkpoint has; by default the last.
+
+    Raises:
+        Ham10000Error: For an empty history.
     """
     if not history:
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
@@ -249,7 +269,12 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
 
 
 def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws recall and F1 of each class with their intervals, from the result of `evaluate_predictions`."""
+    """Draws recall and F1 of each class with their intervals.
+
+    Args:
+        results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
+        path: Destination.
+    """
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
     recalls = {label: found["recall"] for label, found in intervals.items() if found["recall"]["estimate"] is not None}
     figure, (axes,) = panels(1, 1.4 + 0.4 * len(metrics))
@@ -301,7 +326,12 @@ def say_too_few(axes: Axes, y: float, row: JsonObject) -> None:
 
 
 def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws sensitivity and specificity to malignancy of each group with their intervals, from `subgroup_results`."""
+    """Draws sensitivity and specificity to malignancy of each group with their intervals.
+
+    Args:
+        subgroups: Result of `subgroup_results`.
+        path: Destination.
+    """
     rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
     figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))
     positions = spaced_rows([field for field, _ in rows], 0.6)

@@ -168,6 +168,9 @@ def _labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarr
 def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Reads a `predictions.csv` with every digit, and the ids as they were before `files.escape_cell`.
 
+    Args:
+        path: The file.
+
     Returns:
         The table, the class ids (N,) and the probabilities (N, K).
 
@@ -209,7 +212,10 @@ def write_evaluation(
         output_dir: Destination; made where it does not exist.
         results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
         predictions: Result of `predictions_table`, of the same predictions.
-        context: Further keys for `eval_results.json`, whose path is returned: split, checkpoint, seed and the like.
+        context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
+
+    Returns:
+        Path of `eval_results.json`.
 
     Raises:
         Ham10000Error: For a context that is not strict JSON, or a folder that cannot be written.

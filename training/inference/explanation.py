@@ -88,7 +88,11 @@ def _logits(
 def describe_metadata(
     processor: Ham10000Processor, metadata: Mapping[str, object] | None, *, unknown_values: str = "error"
 ) -> dict[str, str]:
-    """Returns the values of a row that the model sees, by field, as text; `UNKNOWN` where one is missing."""
+    """Returns the values of a row that the model sees, by field, as text; `UNKNOWN` where one is missing.
+
+    Raises:
+        Ham10000Error: For a value the processor refuses.
+    """
     row = processor.encode_metadata([metadata or {}], unknown_values=unknown_values)[0].tolist()
     return {
         field: _shown(processor, field, value) for field, value in zip(processor.metadata_fields, row, strict=True)

@@ -234,7 +234,12 @@ def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
 def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     """Returns the path of each sample's figure; in a folder the sample's name, numbered where two are alike.
 
-    The target is a file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
+    Args:
+        samples: The samples that are explained.
+        target: A file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
+
+    Raises:
+        Ham10000Error: For a target that does not fit, or is an input.
     """
     path = Path(target)
     is_file = path.suffix != "" and not path.is_dir()

@@ -66,11 +66,14 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_metadata(
     path: str | os.PathLike[str], fields: Sequence[str], columns: Mapping[str, str] | None = None
 ) -> MetadataTable:
-    """Reads a csv of metadata; only the columns of the checkpoint's fields are kept.
+    """Reads a csv of metadata; only the columns of the fields are kept.
 
-    It is separated by comma, semicolon or tab, with a header, and names as in training (`SYNONYMS`) or as `columns`
-    gives them. The image of a row is named by the file's name with or without suffix, or by its path, relative to the
-    csv or to the working directory.
+    Args:
+        path: Separated by comma, semicolon or tab, with a header; names as in training (`SYNONYMS`). The image of a
+            row is named by the file's name with or without suffix, or by its path, relative to the csv or to the
+            working directory.
+        fields: The metadata fields of the checkpoint.
+        columns: Our field to the csv's column, where it is not recognised.
 
     Raises:
         Ham10000Error: If the file cannot be read, has none of the fields, or names an image twice.
@@ -137,8 +140,14 @@ def collect_samples(
 ) -> list[Sample]:
     """Turns what the command line gives into samples whose metadata the processor accepts.
 
-    `values` are of every image, by field, and None for what was not given; a `table` for `read_metadata` stands in
-    their place. With `unknown_values="missing"` a value may be outside the vocabulary, and an image without a row.
+    Args:
+        processor: The checkpoint's processor.
+        inputs: Files and folders.
+        values: Raw metadata of every image, by field; None for what was not given.
+        table: A csv for `read_metadata` instead of `values`.
+        checkpoint: Its name, for messages.
+        columns: As for `read_metadata`.
+        unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
 
     Raises:
         Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.

@@ -82,7 +82,10 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
 def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
-    By default all classes of one sample and the most probable one of several; `width` is that of the terminal.
+    Args:
+        predictions: The predictions.
+        top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
+        width: Columns of the terminal; below 80 lines are broken by it.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -228,7 +231,11 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_output(text: str, path: str | None) -> None:
-    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding."""
+    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding.
+
+    Raises:
+        Ham10000Error: If the file cannot be written.
+    """
     if path:
         atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
@@ -253,7 +260,10 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
     """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
-    Ids are such as ISIC_0034524, without folder and suffix; the (N, 7) probabilities are in the order of the labels.
+    Args:
+        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
+        probabilities: (N, 7), columns in the order of `label_names`.
+        label_names: The seven labels in the order of their ids.
 
     Raises:
         Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.

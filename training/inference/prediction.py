@@ -87,7 +87,11 @@ def _read_calibration(checkpoint: str, revision: str | None, temperature: float)
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns a device that works, by its name or, for `auto`, the GPU where there is one."""
+    """Returns a device that works, by its name or, for `auto`, the GPU where there is one.
+
+    Raises:
+        Ham10000Error: For a device that does not exist.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -97,7 +101,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
-    """Returns the folder of a checkpoint that comes with the source tree, which an installation may lack."""
+    """Returns the folder of a checkpoint that comes with the source tree.
+
+    Raises:
+        Ham10000Error: If this installation has none.
+    """
     folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
     if not (folder / "config.json").is_file():
         raise Ham10000Error(
@@ -347,6 +355,9 @@ def predict_logits(
 
     Returns:
         (rows, classes) float32 logits in the order of the loader's samples.
+
+    Raises:
+        Ham10000Error: For another number of views.
     """
     if views not in VIEWS:
         raise Ham10000Error(f"`views` must be one of {sorted(VIEWS)}, got {views}.")

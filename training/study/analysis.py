@@ -103,7 +103,15 @@ class Inputs(NamedTuple):
 
 
 def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
-    """One protocol's part of study.json, from its calibrated variants of the same images, `image` among them."""
+    """Computes one protocol's part of study.json.
+
+    Args:
+        variants: Variant to its calibrated out-of-fold logits, of the same images; `image` among them.
+        inputs: Metadata and settings.
+
+    Returns:
+        The protocol's results.
+    """
     image = variants["image"].predictions
     n_folds = len(np.unique(image.folds))
     members = {name: image.labels == k for k, name in enumerate(image.classes)}

@@ -56,7 +56,12 @@ def train_runs(
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport],
 ) -> None:
-    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`."""
+    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`.
+
+    Raises:
+        Ham10000Error: As `train` does, and for labels other than HAM10000's.
+        Interrupted: After SIGTERM or SIGINT in training, with the state saved.
+    """
     _require_ham10000_labels(data[1].labels)
     start = time.perf_counter()
     for number, (run, directory) in enumerate(places.items(), 1):
@@ -102,7 +107,13 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
 def fit_protocol(
     image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
 ) -> tuple[dict[str, CrossFitted], Inputs]:
-    """Fits and calibrates the variants of one protocol, from the image variant's logits and `read_metadata`.
+    """Fits and calibrates the variants of one protocol.
+
+    Args:
+        image: The image variant's out-of-fold logits.
+        frame: Metadata of all images, from `read_metadata`.
+        study: The study.
+        with_heads: Whether heads are fitted, which needs folds.
 
     Returns:
         Variant to calibrated logits, and what their analysis reads.
@@ -144,8 +155,11 @@ def report(
         frame: Metadata of all images, from `read_metadata`.
         study: The study.
         recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
-        directory: Receives the files; the content of study.json is returned.
+        directory: Receives the files.
         tables: Folder for csv, LaTeX, PDF and SVG files of the same, for a paper.
+
+    Returns:
+        The content of study.json.
 
     Raises:
         Ham10000Error: As `fit_protocol`, and without predictions of the first protocol.
@@ -182,7 +196,11 @@ def report(
 
 
 def read_answer(directory: Path) -> list[str]:
-    """The statements at the top of a study's report, as plain text."""
+    """The statements at the top of a study's report, as plain text.
+
+    Raises:
+        Ham10000Error: If the study has not been reported, or by another version.
+    """
     path = directory / "study.json"
     if not path.is_file():
         raise Ham10000Error(

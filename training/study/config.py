@@ -70,10 +70,16 @@ class StudyConfig:
 
 
 def read_study_config(path: str | Path) -> StudyConfig:
-    """Reads a study's YAML file, with `recipe` as a path that can be opened.
+    """Reads a study's YAML file; an unknown key is an error that lists the known ones.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The study, with `recipe` as a path that can be opened.
 
     Raises:
-        Ham10000Error: If a file is missing or malformed, a key is not known, or a value is not allowed.
+        Ham10000Error: If a file is missing or malformed, or a value is not allowed.
     """
     path = Path(path)
     try:

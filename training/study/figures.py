@@ -289,7 +289,19 @@ DRAW = (results, calibration, comparisons, class_changes, shortcuts, sweeps, mis
 
 
 def plot_study(study: Study, folder: str | os.PathLike[str], suffix: str = ".png") -> list[Path]:
-    """Draws every figure of the report in the suffix's format; returns `results.png` and the like, in its order."""
+    """Draws every figure of the report.
+
+    Args:
+        study: Content of study.json.
+        folder: Receives `results.png` and the like; made where it does not exist.
+        suffix: Names the format, such as `.pdf`.
+
+    Returns:
+        The files written, in the order of the report.
+
+    Raises:
+        Ham10000Error: As `check_study`.
+    """
     check_study(study)
     return [save_figure(draw(study), Path(folder, f"{draw.__name__}{suffix}")) for draw in DRAW]
 
@@ -339,9 +351,12 @@ def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
 
 
 def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> None:
-    """Writes tables, curves and operating points of image and fusion for the first protocol, and all figures.
+    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures.
 
-    As csv, LaTeX, PDF and SVG files; the variants are the first protocol's.
+    Args:
+        study: Content of study.json.
+        variants: The first protocol's calibrated variants.
+        directory: Receives csv, LaTeX, PDF and SVG files; made where it does not exist.
     """
     directory, protocol = Path(directory), lead(study)
     about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."

@@ -88,6 +88,9 @@ def fit_variant(
         settings: How it is fitted.
         seed: Seed of weights, order and dropout.
 
+    Returns:
+        The head, in evaluation mode.
+
     Raises:
         Ham10000Error: For a class without images, or unknown class weights.
     """
@@ -125,8 +128,15 @@ def assemble(
     """Puts a head and its image model into one ordinary checkpoint; the logits are the head's.
 
     The image model's logits are `(W x + c) / T`, the head's `A z + b + V e`. With `fusion="concat"` the classifier
-    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`. The configuration is the head's;
-    without an image model it is a metadata model. At temperature 1, in evaluation mode.
+    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`.
+
+    Args:
+        image_model: The image model; None for the metadata variant.
+        head: A head, of the same classes.
+        config: The configuration the head was fitted with.
+
+    Returns:
+        A fusion model, or a metadata model, in evaluation mode, at temperature 1.
     """
     values = config.to_dict()
     if image_model is not None:

@@ -52,7 +52,12 @@ class Predictions:
 def write_predictions(
     path: str | os.PathLike[str], predictions: Mapping[tuple[str, str], Predictions] | pd.DataFrame
 ) -> None:
-    """Writes the table, from (protocol, variant) to predictions or from its rows, complete or not at all."""
+    """Writes the table, complete or not at all.
+
+    Args:
+        path: The parquet file.
+        predictions: (protocol, variant) to predictions, or the rows themselves.
+    """
     if not isinstance(predictions, pd.DataFrame):
         rows = [value.frame(protocol, variant) for (protocol, variant), value in predictions.items()]
         predictions = pd.concat(rows, ignore_index=True)
@@ -61,7 +66,13 @@ def write_predictions(
 
 
 def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[tuple[str, str], Predictions]:
-    """Reads and checks one table, or the joined tables of several runs: (protocol, variant) to predictions, in order.
+    """Reads and checks one table, or the tables of several runs.
+
+    Args:
+        paths: Parquet files; their rows are joined.
+
+    Returns:
+        (protocol, variant) to predictions, in the order of the table.
 
     Raises:
         Ham10000Error: For a missing column, an image that is scored twice or lacks in a variant or seed, an image with

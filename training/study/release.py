@@ -31,7 +31,20 @@ ESTIMATED_BY = "cross-validation"
 
 
 def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerator: Accelerator) -> Path:
-    """Trains the image model on every image by the study's recipe, once, with its first seed; returns its folder."""
+    """Trains the image model on every image by the study's recipe, once.
+
+    Args:
+        study: The study; the first seed of its first protocol is used.
+        base: The recipe.
+        folder: Folder of the release.
+        accelerator: Serves the run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        Ham10000Error: As `train` does.
+    """
     protocol, plan = next(iter(study.protocols.items()))
     directory = folder / "image-run"
     config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
@@ -54,8 +67,17 @@ def write_release(
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
-    The variants are the first protocol's, `run` is the image model trained on all images, `made_by` the command, and
-    `answer` the study's, which each card repeats word for word. Returns the folders `ham10000-<variant>`.
+    Args:
+        variants: The first protocol's calibrated variants.
+        inputs: The metadata of their images, and the settings.
+        run: The image model trained on all images.
+        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
+        data: Name of the data, for the record.
+        made_by: The command, for the card.
+        answer: The study's answer, for the cards: each repeats it word for word.
+
+    Returns:
+        The folders.
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)

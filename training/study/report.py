@@ -37,7 +37,11 @@ class Study(TypedDict):
 
 
 def check_study(study: Study) -> None:
-    """Refuses what is not a study of this format, or has no protocol."""
+    """Refuses what is not a study of this format.
+
+    Raises:
+        Ham10000Error: For another format, or a study without a protocol.
+    """
     if study.get("format") != STUDY_FORMAT:
         raise Ham10000Error(
             f"The study has format {study.get('format')!r}; this version reads format {STUDY_FORMAT}. "
@@ -126,7 +130,11 @@ def study_command(study: Study) -> str:
 
 
 def study_markdown(study: Study) -> str:
-    """The whole report as GitHub-flavoured Markdown, with the figures of `plot_study` in `figures/` next to it."""
+    """The whole report as GitHub-flavoured Markdown, with the figures of `plot_study` in `figures/` next to it.
+
+    Raises:
+        Ham10000Error: For a study of another format, or without a protocol.
+    """
     check_study(study)
     protocol = lead(study)
     template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
@@ -208,7 +216,11 @@ def targets_table(study: Study) -> str:
 
 
 def results_table(study: Study) -> str:
-    """The README's table as Markdown: the published baseline, every variant and baseline, and what was scored."""
+    """The README's table as Markdown: the published baseline, every variant and baseline, and what was scored.
+
+    Raises:
+        Ham10000Error: For a study of another format, or without a protocol.
+    """
     check_study(study)
     published = published_baseline()
     intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]

@@ -94,7 +94,11 @@ def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Pat
 
 
 def is_trained(directory: Path, config: TrainConfig) -> bool:
-    """Whether a folder has the finished run of a configuration; one with other settings is refused."""
+    """Whether a folder has the finished run of a configuration.
+
+    Raises:
+        Ham10000Error: If it has a run with other settings.
+    """
     summary = read_json(directory / RunFile.TRAINING, optional=True)
     if summary is None:
         return False
@@ -112,7 +116,11 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
 
 
 def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
-    """`train_config.json` of the first of these runs, whose recipe all must share."""
+    """`train_config.json` of the first of these runs, whose recipe all share.
+
+    Raises:
+        Ham10000Error: If two runs were trained by other settings.
+    """
     summaries = [read_json(folder / RunFile.TRAINING) for folder in folders]
     free = {*FREE_TO_CHANGE, *_IDENTITY}
     recipe = {name: value for name, value in summaries[0]["config"].items() if name not in free}
@@ -129,7 +137,11 @@ def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
 def out_of_fold(
     run: ImageRun, directory: Path, dataset: datasets.Dataset, device: torch.device, cache_dir: str | None
 ) -> None:
-    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`."""
+    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`.
+
+    Raises:
+        Ham10000Error: For a damaged checkpoint, or data that are not those of the run's split.
+    """
     path = directory / RunFile.OUT_OF_FOLD
     if path.is_file():
         return

@@ -68,11 +68,17 @@ class Shortcuts(TypedDict):
 
 
 def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields names and changed raw metadata, (N, fields) to (M, N, fields), one at a time.
+    """Yields names and changed metadata (M, N, fields), one at a time.
 
-    They are `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
     Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
     10.1023/A:1010933404324, section 10).
+
+    Args:
+        config: Metadata schema.
+        metadata: (N, fields) raw metadata.
+
+    Yields:
+        `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
     """
 
     def generator(name: str) -> np.random.Generator:
@@ -199,6 +205,11 @@ def baseline_rows(
     image: Predictions, frame: pd.DataFrame, bootstrap: Bootstrap
 ) -> tuple[list[Baseline], list[Baseline]]:
     """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
+
+    Args:
+        image: The image variant's out-of-fold logits; its folds are those of the baselines.
+        frame: Its images' metadata, in the same order, with the forbidden columns.
+        bootstrap: Resampled lesions of the same images.
 
     Returns:
         The baselines that anyone may use, and the regressions with forbidden columns.

@@ -50,10 +50,20 @@ def add_debug_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """Turns `main(argv)` into an entry point that returns an exit code, and whose `argv` is by default `sys.argv[1:]`.
+    """Turns `main(argv)` into an entry point that returns an exit code.
 
-    The code is 0; 2 for input the user can correct or a machine that refuses, with one message on stderr (the
-    traceback with `--debug`); 130 when interrupted by Ctrl-C, 143 by SIGTERM.
+    Args:
+        main: Takes the arguments without the program's name.
+
+    Returns:
+        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct or
+        a machine that refuses, with one message on stderr (the traceback with `--debug`); 130 when interrupted by
+        Ctrl-C, 143 by SIGTERM.
+
+    Example:
+        >>> @run_cli
+        ... def main(argv):
+        ...     print(parser.parse_args(argv))
     """
 
     @functools.wraps(main)
@@ -143,7 +153,11 @@ def noted_signals() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def lost_processes_explained(output_dir: str) -> Iterator[None]:
-    """Turns torch's errors for a dead process of a distributed run into one of ours, which names the run's folder."""
+    """Turns torch's errors for a dead process of a distributed run into one of ours, which names the run's folder.
+
+    Raises:
+        Ham10000Error: For a lost connection to another process; the last saved state is untouched.
+    """
     try:
         yield
     except RuntimeError as error:

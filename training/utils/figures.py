@@ -39,7 +39,12 @@ def new_figure(width: float, height: float) -> Figure:
 def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
     """The common look: left-aligned title, no upper and right frame, a light grid behind the data.
 
-    The title is a statement, labels have their units, and the grid is `"x"`, `"y"`, `"both"` or `"none"`.
+    Args:
+        axes: The axes to style.
+        title: What the figure shows, as a statement.
+        xlabel: Horizontal quantity with its unit.
+        ylabel: Vertical quantity with its unit.
+        grid: `"x"`, `"y"`, `"both"` or `"none"`.
     """
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)

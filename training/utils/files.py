@@ -144,7 +144,11 @@ def default_cache_dir() -> Path:
 
 
 def to_json(value: object) -> str:
-    """Strict, indented JSON with a final newline; a ValueError for NaN or an infinity, which are not JSON."""
+    """Strict, indented JSON with a final newline.
+
+    Raises:
+        ValueError: For NaN or an infinity, which are not JSON and which other languages refuse to read.
+    """
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -154,7 +158,11 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> Path:
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool = False) -> Any:
-    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist."""
+    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist.
+
+    Raises:
+        Ham10000Error: If the file does not exist, cannot be read, or is not JSON of that type.
+    """
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -248,10 +256,14 @@ class ImageFiles:
         return sum(len(paths) for paths in self._by_stem.values())
 
     def find(self, name: str, near: Path) -> str | None:
-        """Finds the file of an image: its path, or None; two different files of the name are an error.
+        """Finds the file of an image: its path, or None.
 
-        The name is an id, a file name or the end of a path, with or without suffix; the suffix may be another. A file
-        at that path below the folder `near` goes before others of the same name.
+        Args:
+            name: An id, a file name or the end of a path, with or without suffix; the suffix may be another.
+            near: The folder that a path is relative to; a file there goes before others of the same name.
+
+        Raises:
+            Ham10000Error: Where two different files have the name.
         """
         wanted = without_suffix(comparable(name))
         found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])

@@ -112,9 +112,12 @@ def environment() -> JsonObject:
 
 
 def resolve_precision(name: str) -> str:
-    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`, which needs a GPU.
+    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
 
     `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
+
+    Raises:
+        Ham10000Error: For fp16 without a GPU.
     """
     if name == "fp16" and not torch.cuda.is_available():
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")

@@ -103,7 +103,10 @@ def p_text(p: object) -> str:
 def interval(value: Mapping[str, object] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
-    `signed` shows the sign of positive numbers, as differences need it; `shares` shows percentages.
+    Args:
+        value: `estimate`, `low` and `high`; any may be None.
+        signed: Whether to show the sign of positive numbers, as differences need it.
+        shares: Whether to show percentages.
     """
     numbers = [None if value is None else value.get(name) for name in ("estimate", "low", "high")]
     estimate, low, high = (percent(number) if shares else decimal(number, signed=signed) for number in numbers)
@@ -119,7 +122,12 @@ def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
 def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Template:
     """Loads a Markdown template that must be given every value it names.
 
-    Filters are the functions of this module and those given; `e` is `escape`, through which text from files goes.
+    Args:
+        path: The file.
+        **filters: Filters next to the functions of this module; `e` is `escape`, through which text from files goes.
+
+    Returns:
+        The template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),

@@ -7,6 +7,7 @@ statistics of the image in place of a network's features, so that it needs no fo
 approval: an image of something else may have the same colours and textures.
 """
 
+import math
 from typing import TypedDict
 
 import numpy as np
@@ -105,12 +106,6 @@ def _log(value: np.ndarray, floor: float = 0.1) -> np.ndarray:
     return np.log(np.maximum(value, floor))
 
 
-def mahalanobis(features: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """The distances (...) of features (..., F) from a mean (F,), by the inverse (F, F) of a covariance."""
-    offset = features - mean
-    return np.sqrt(np.einsum("...i,ij,...j->...", offset, precision, offset))
-
-
 def fit_image_statistics(features: np.ndarray) -> ImageStatistics | None:
     """Fits the distance to the features (N, 14) of training images.
 
@@ -122,14 +117,16 @@ def fit_image_statistics(features: np.ndarray) -> ImageStatistics | None:
     covariance = np.cov(features, rowvar=False)
     if np.linalg.cond(covariance) > 1e12:
         return None
-    mean, precision = features.mean(axis=0), np.linalg.inv(covariance)
-    threshold = float(np.quantile(mahalanobis(features, mean, precision), QUANTILE))
-    return {"mean": mean.tolist(), "precision": precision.tolist(), "threshold": threshold}
+    mean, precision = features.mean(axis=0).tolist(), np.linalg.inv(covariance).tolist()
+    statistics: ImageStatistics = {"mean": mean, "precision": precision, "threshold": math.inf}
+    statistics["threshold"] = float(np.quantile(distances(features, statistics), QUANTILE))
+    return statistics
 
 
 def distances(features: np.ndarray, statistics: ImageStatistics) -> np.ndarray:
-    """The distances (...) of features (..., 14) from the training images."""
-    return mahalanobis(features, np.array(statistics["mean"]), np.array(statistics["precision"]))
+    """The Mahalanobis distances (...) of features (..., 14) from the training images."""
+    offset = features - np.array(statistics["mean"])
+    return np.sqrt(np.einsum("...i,ij,...j->...", offset, np.array(statistics["precision"]), offset))
 
 
 def check_image_statistics(statistics: ImageStatistics) -> None:
@@ -169,16 +166,4 @@ def unlike_warning(image: Image.Image, statistics: ImageStatistics) -> str | Non
     )
 
 
-__all__ = [
-    "FEATURES",
-    "QUANTILE",
-    "STATISTICS_SIZE",
-    "ImageStatistics",
-    "check_image_statistics",
-    "distances",
-    "fit_image_statistics",
-    "image_features",
-    "mahalanobis",
-    "rgb_to_lab",
-    "unlike_warning",
-]
+__all__ = ["FEATURES", "ImageStatistics", "distances", "fit_image_statistics", "image_features", "rgb_to_lab"]

@@ -41,14 +41,8 @@ class Ham10000Output(ModelOutput):
 class Ham10000ModelOutput(ModelOutput):
     """Output of `Ham10000Model`: that of `Ham10000ForImageClassification`, and before the logits the features.
 
-    Attributes:
-        loss: As in `Ham10000Output`.
-        pooler_output: (batch, features), what the classifier reads. Without labels it is the first output, which
-            transformers' feature extraction takes for the features.
-        logits: As in `Ham10000Output`.
-        hidden_states: As in `Ham10000Output`.
-        image_embedding: As in `Ham10000Output`.
-        metadata_embedding: As in `Ham10000Output`.
+    `pooler_output`, (batch, features), is what the classifier reads. Without labels it is the first output, which
+    transformers' feature extraction takes for the features.
     """
 
     loss: torch.Tensor | None = None
@@ -77,13 +71,9 @@ class MetadataEncoder(nn.Module):
         }
         width = sum(1 + self.vocabulary_sizes.get(name, 1) for name in self.fields)
         layers: list[nn.Module] = []
+        dropout = config.metadata_hidden_dropout
         for hidden_size in config.metadata_hidden_sizes:
-            layers += [
-                nn.Linear(width, hidden_size),
-                nn.LayerNorm(hidden_size),
-                nn.GELU(),
-                nn.Dropout(config.metadata_hidden_dropout),
-            ]
+            layers += [nn.Linear(width, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout)]
             width = hidden_size
         self.mlp = nn.Sequential(*layers)
         self.output_size = width
@@ -188,7 +178,7 @@ class ConcatFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size + metadata_size)."""
-        return torch.cat([image, metadata.to(image.dtype)], dim=1)
+        return torch.cat([image, metadata], dim=1)
 
 
 class GatedFusion(nn.Module):
@@ -206,7 +196,6 @@ class GatedFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, hidden_size)."""
-        metadata = metadata.to(image.dtype)
         gate = torch.sigmoid(self.gate(torch.cat([image, metadata], dim=1)))
         return gate * torch.tanh(self.image(image)) + (1 - gate) * torch.tanh(self.metadata(metadata))
 
@@ -228,7 +217,6 @@ class MetaBlockFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size)."""
-        metadata = metadata.to(image.dtype)
         return torch.sigmoid(torch.tanh(image * self.scale(metadata)) + self.shift(metadata))
 
 
@@ -251,7 +239,7 @@ class FilmFusion(nn.Module):
 
     def forward(self, image: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
         """(B, image_size), (B, metadata_size) to (B, image_size)."""
-        gamma, beta = self.modulation(metadata.to(image.dtype)).chunk(2, dim=1)
+        gamma, beta = self.modulation(metadata).chunk(2, dim=1)
         return (1 + gamma) * image + beta
 
 
@@ -382,10 +370,9 @@ class Ham10000PreTrainedModel(PreTrainedModel):
             )
         # Each class would write the name it was registered under only.
         if self._auto_class is not None:
-            module = type(self).__module__.split(".")[-1]
-            auto_map = dict(getattr(self.config, "auto_map", None) or {})
             own = {"AutoModel": "Ham10000Model", "AutoModelForImageClassification": "Ham10000ForImageClassification"}
-            self.config.auto_map = auto_map | {auto: f"{module}.{name}" for auto, name in own.items()}
+            own = {auto: f"modeling_ham10000.{name}" for auto, name in own.items()}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **own}
             # The pipeline's file is copied because this one imports it.
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -419,9 +406,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
     def __init__(self, config: Ham10000Config):
         super().__init__(config)
-        self.backbone = None
-        self.metadata_encoder = None
-        self.fusion = None
+        self.backbone = self.metadata_encoder = self.fusion = None
         self.gradient_checkpointing = self.supports_gradient_checkpointing = False
         if config.uses_image:
             self.backbone = build_backbone(config)
@@ -502,14 +487,22 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             metadata: As `forward` takes it.
             hidden_states: A list that receives the outputs of the MLP's layers, or None.
         """
-        self._check_metadata(metadata)
-        if self.training:
-            metadata = self._drop_metadata(metadata)
+        fields = self.config.metadata_fields
+        if metadata.ndim != 2 or metadata.shape[1] != len(fields):
+            raise Ham10000Error(
+                f"`metadata` must be (batch, {len(fields)}) for the fields {fields}, got {tuple(metadata.shape)}."
+            )
+        if not metadata.is_floating_point():
+            raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
+        if self.training:  # fields, and whole rows, become missing at random, so that "unknown" is a trained state
+            drop_field = torch.rand(metadata.shape, device=metadata.device) < self.config.metadata_field_dropout
+            drop_row = torch.rand(len(metadata), 1, device=metadata.device) < self.config.metadata_dropout
+            metadata = metadata.masked_fill(drop_field | drop_row, float("nan"))
         return self.metadata_encoder(metadata, hidden_states)
 
     def fuse(self, image_embedding: torch.Tensor, metadata_embedding: torch.Tensor) -> torch.Tensor:
         """Joins both embeddings to (batch, fusion.output_size)."""
-        return self.fusion(image_embedding, metadata_embedding)
+        return self.fusion(image_embedding, metadata_embedding.to(image_embedding.dtype))
 
     def forward(
         self,
@@ -562,12 +555,9 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             features = self.fuse(image_embedding, metadata_embedding)
         logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, labels)
 
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.float(), labels)
         output = self._output(
             features,
-            loss=loss,
+            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
             logits=logits,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
             image_embedding=image_embedding,
@@ -578,13 +568,6 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
     def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
         return Ham10000Output(**parts)
-
-    def _drop_metadata(self, metadata: torch.Tensor) -> torch.Tensor:
-        """Sets fields, and whole rows, to missing at random, so that "unknown" is a trained state."""
-        batch_size, field_count = metadata.shape
-        drop_field = torch.rand(batch_size, field_count, device=metadata.device) < self.config.metadata_field_dropout
-        drop_row = torch.rand(batch_size, 1, device=metadata.device) < self.config.metadata_dropout
-        return metadata.masked_fill(drop_field | drop_row, float("nan"))
 
     def _check_inputs(self, pixel_values: torch.Tensor | None, metadata: torch.Tensor | None) -> None:
         modality = self.config.modality
@@ -603,15 +586,6 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         # FiLM and MetaBlock would broadcast one row of metadata over all images.
         if pixel_values is not None and metadata is not None and pixel_values.shape[0] != metadata.shape[0]:
             raise Ham10000Error(f"Got {len(pixel_values)} images but {len(metadata)} rows of metadata.")
-
-    def _check_metadata(self, metadata: torch.Tensor) -> None:
-        fields = self.config.metadata_fields
-        if metadata.ndim != 2 or metadata.shape[1] != len(fields):
-            raise Ham10000Error(
-                f"`metadata` must be (batch, {len(fields)}) for the fields {fields}, got {tuple(metadata.shape)}."
-            )
-        if not metadata.is_floating_point():
-            raise Ham10000Error(f"`metadata` must be floating point (NaN is missing), got {metadata.dtype}.")
 
 
 class Ham10000Model(Ham10000ForImageClassification):

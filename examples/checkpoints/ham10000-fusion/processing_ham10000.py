@@ -68,9 +68,7 @@ class Ham10000Processor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors `__call__` returns for this variant."""
-        return {"image": ["pixel_values"], "metadata": ["metadata"], "fusion": ["pixel_values", "metadata"]}[
-            self.modality
-        ]
+        return ["pixel_values"] * (self.modality != "metadata") + ["metadata"] * (self.modality != "image")
 
     def __call__(
         self,
@@ -139,13 +137,18 @@ class Ham10000Processor(ProcessorMixin):
         rows = [metadata] if isinstance(metadata, Mapping) else list(metadata)
         if not rows:
             raise Ham10000Error("`metadata` is empty; expected at least one row.")
-        vocabularies = {
-            "sex": {value: index for index, value in enumerate(self.sex_vocabulary)},
-            "localization": {value: index for index, value in enumerate(self.localization_vocabulary)},
-        }
+        vocabularies = {"sex": self.sex_vocabulary, "localization": self.localization_vocabulary}
         encoded = []
         for number, row in enumerate(rows):
-            self._check_keys(row, number)
+            if not isinstance(row, Mapping):
+                raise Ham10000Error(f"Metadata row {number}: expected a mapping, got {type(row).__name__} {row!r}.")
+            for key in row:
+                if key in FORBIDDEN_FIELDS:
+                    raise Ham10000Error(f"Metadata row {number}: {key!r} is never an input: {FORBIDDEN_FIELDS[key]}.")
+                if key not in self.metadata_fields:
+                    raise Ham10000Error(
+                        f"Metadata row {number}: unknown key {key!r}; expected {self.metadata_fields}."
+                    )
             encoded.append(
                 [
                     _encode_age(row.get(name), number)
@@ -155,15 +158,6 @@ class Ham10000Processor(ProcessorMixin):
                 ]
             )
         return torch.tensor(encoded, dtype=torch.float32)
-
-    def _check_keys(self, row: Any, number: int) -> None:
-        if not isinstance(row, Mapping):
-            raise Ham10000Error(f"Metadata row {number}: expected a mapping, got {type(row).__name__} {row!r}.")
-        for key in row:
-            if key in FORBIDDEN_FIELDS:
-                raise Ham10000Error(f"Metadata row {number}: {key!r} is never an input: {FORBIDDEN_FIELDS[key]}.")
-            if key not in self.metadata_fields:
-                raise Ham10000Error(f"Metadata row {number}: unknown key {key!r}; expected {self.metadata_fields}.")
 
 
 def _checked_names(name: str, values: Any) -> list[str]:
@@ -201,12 +195,11 @@ def _encode_age(value: Any, number: int) -> float:
     return age
 
 
-def _encode_category(value: Any, name: str, vocabulary: dict[str, int], number: int, unknown_values: str) -> float:
+def _encode_category(value: Any, name: str, vocabulary: list[str], number: int, unknown_values: str) -> float:
     if _is_missing(value):
         return math.nan
-    index = vocabulary.get(value.strip().lower()) if isinstance(value, str) else None
-    if index is not None:
-        return float(index)
+    if isinstance(value, str) and (text := value.strip().lower()) in vocabulary:
+        return float(vocabulary.index(text))
     if unknown_values == "missing":
         return math.nan
     raise Ham10000Error(

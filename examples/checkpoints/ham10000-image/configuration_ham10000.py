@@ -95,10 +95,6 @@ def _whole_numbers(name: str, ids: Any) -> list[int]:
     return numbers
 
 
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-
-
 @strict
 class Ham10000Config(PreTrainedConfig):
     """Configuration of `Ham10000ForImageClassification`, all three variants.
@@ -315,13 +311,8 @@ class Ham10000Config(PreTrainedConfig):
                 )
         if not self.metadata_hidden_sizes or min(self.metadata_hidden_sizes) < 1:
             raise ValueError(f"`metadata_hidden_sizes` needs positive widths, got {self.metadata_hidden_sizes}.")
-        for name in (
-            "metadata_hidden_dropout",
-            "metadata_field_dropout",
-            "metadata_dropout",
-            "classifier_dropout",
-        ):
-            if not _is_probability(getattr(self, name)):
+        for name in ("metadata_hidden_dropout", "metadata_field_dropout", "metadata_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
 
     @property

@@ -166,10 +166,7 @@ class Ham10000Pipeline(Pipeline):
         return dict(self.processor(images=images, metadata=metadata, unknown_values=unknown_values))
 
     def _forward(self, input_tensors: dict[str, Any]) -> Any:  # type: ignore[override]
-        inputs = dict(input_tensors)
-        if "pixel_values" in inputs:  # the model casts metadata itself, in float32
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return {"logits": self.model(**inputs).logits}
+        return {"logits": self.model(**input_tensors).logits}
 
     def postprocess(self, model_outputs: Any, top_k: int | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
         """(1, labels) logits to labels with scores.

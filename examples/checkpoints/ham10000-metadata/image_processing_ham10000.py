@@ -171,9 +171,8 @@ class Ham10000ImageProcessor(BaseImageProcessor):
         if unknown:
             raise Ham10000Error(f"Unknown image processor setting(s) {unknown}; expected {', '.join(_SETTINGS)}.")
         super().__init__(**kwargs)
-        size = 224 if size is None else size
-        self.size = _checked_size(size)
-        if not isinstance(resample, int):
+        self.size = _checked_size(224 if size is None else size)
+        if not isinstance(resample, int) or resample not in _RESAMPLES:
             raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample!r}.")
         self.resample = int(resample)
         self.image_mean = _three_numbers("image_mean", [0.485, 0.456, 0.406] if image_mean is None else image_mean)
@@ -184,8 +183,6 @@ class Ham10000ImageProcessor(BaseImageProcessor):
                 f"`resizer` must be 'pillow', or 'torch' with a resample of {sorted(_TORCH_MODES)}, got {resizer!r} "
                 f"with resample {resample}."
             )
-        if self.resample not in _RESAMPLES:
-            raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample}.")
         if min(self.image_std) <= 0:
             raise Ham10000Error(f"`image_std`: expected 3 positive standard deviations, got {image_std}.")
         if image_statistics is not None:
