@@ -18,9 +18,6 @@ from ham10000.training.inference.prediction import VIEWS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-# Its module imports what it runs.
-SLOW = ("ham10000-study",)
-FAST = [name for name in SCRIPTS if name not in SLOW]
 CALL = """
 import sys
 from {module} import {function} as main
@@ -48,7 +45,7 @@ def cpu_seconds(*command: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("command", FAST)
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_help_a_mistyped_option_and_the_version_come_before_torch(command: str) -> None:
     done = call(command, "--help")
     assert done.returncode == 0
@@ -62,7 +59,7 @@ def test_help_a_mistyped_option_and_the_version_come_before_torch(command: str) 
     assert call(command, "--version").stdout == f"ham10000 {version('ham10000')}\n"
 
 
-@pytest.mark.parametrize("command", FAST)
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_help_is_fast(command: str) -> None:
     module, function = SCRIPTS[command].split(":")
     program = f"import sys; from {module} import {function} as main; main(['--help'])"

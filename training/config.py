@@ -411,6 +411,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """The arguments with names such as `--batch-size` as they are listed, `--batch_size`."""
+    return [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     """Builds the configuration from the command line, over `--config FILE`, over the defaults.
 
@@ -425,8 +430,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.
     """
-    given = sys.argv[1:] if argv is None else argv
-    given = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
+    given = with_underscores(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     arguments = parser.parse_args(given)
     file = arguments.config

@@ -17,7 +17,8 @@ from ham10000.training.data.sources import load_data
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.inference.prediction import calibration_of, load_checkpoint, predict
 from ham10000.training.predict import main as predict_main
-from ham10000.training.study.command import main, parse_study, read_answer
+from ham10000.training.study.__main__ import main, parse_study
+from ham10000.training.study.command import read_answer
 from ham10000.training.study.runs import locate_runs, plan_runs
 from ham10000.training.train import main as train_main
 from ham10000.training.utils.markdown_text import escape, plain

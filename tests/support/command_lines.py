@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from markdown_it import MarkdownIt
 
 from ham10000.training.config import parse_arguments
-from ham10000.training.study.command import parse_study
+from ham10000.training.study.__main__ import parse_study
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -25,7 +25,7 @@ TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf
 _VALIDATE: dict[str, Callable[[list[str]], object]] = {
     "ham10000.training.train": parse_arguments,
     "ham10000.training.__main__": parse_arguments,
-    "ham10000.training.study.command": parse_study,
+    "ham10000.training.study.__main__": parse_study,
 }
 _COMMAND = re.compile(r"(ham10000-|(make|accelerate|python|\.venv/bin/python|pip) )")
 

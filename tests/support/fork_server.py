@@ -173,7 +173,7 @@ def _run(
         return 0
     from ham10000.training import train
     from ham10000.training.evaluation import __main__ as evaluation
-    from ham10000.training.study import command as study
+    from ham10000.training.study import __main__ as study
 
     code = {"train": train, "evaluate": evaluation, "study": study}[command].main(argv)
     sys.stdout.flush()

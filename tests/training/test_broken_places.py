@@ -27,7 +27,7 @@ from ham10000.training.engine import Engine
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.predict import main as predict
 from ham10000.training.run_folder import begin_run, prepare_output_dir, replace_run, settings_path, training_states
-from ham10000.training.study.command import main as study
+from ham10000.training.study.__main__ import main as study
 from ham10000.training.train import main as train
 from ham10000.training.utils.files import atomic_write_text, remove_leftovers
 
