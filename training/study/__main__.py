@@ -1,4 +1,4 @@
-"""The study: does metadata improve on the image, and which shortcuts does it learn?
+"""The study: does metadata improve on the image, and which shortcuts are learned?
 
 ham10000-study train    trains the image runs that are missing
 ham10000-study report   fits heads on their logits, and writes the report
@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training import config as training
-from ham10000.training.utils.cli import run_cli
+from ham10000.training.data.tables import input_error
+from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 if TYPE_CHECKING:
     from ham10000.training.study.config import StudyConfig
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tables", metavar="DIR", help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper")
     parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
+    add_debug_argument(parser)
     return parser
 
 
@@ -76,20 +77,18 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, "StudyConfig",
     words = list(argv)
     step = words.pop(0) if words and not words[0].startswith("-") else None
     if step is not None and step not in STEPS:
-        raise Ham10000Error(f"Unknown step {step!r} of ham10000-study; expected one of {', '.join(STEPS)}, or none.")
+        raise input_error(f"Unknown step {step!r} of ham10000-study; expected one of {', '.join(STEPS)}, or none.")
     options, rest = build_parser().parse_known_args(words)
     options.step = step
     for name in _OWN_OPTIONS:
         if any(argument.split("=")[0] == f"--{name}" for argument in rest):
-            raise Ham10000Error(
-                f"--{name} is set by the study for each of its runs; its file {options.config} says it."
-            )
+            raise input_error(f"--{name} is set by the study for each of its runs; its file {options.config} says it.")
     if options.predictions and (options.step != "report" or options.runs):
-        raise Ham10000Error("--predictions is for `ham10000-study report`, without --runs.")
+        raise input_error("--predictions is for `ham10000-study report`, without --runs.")
     if options.tables and (options.only or options.step not in (None, "report")):
-        raise Ham10000Error("--tables is for `ham10000-study report`; leave it out of the other steps.")
+        raise input_error("--tables is for `ham10000-study report`; leave it out of the other steps.")
     if options.only and options.step not in (None, "train"):
-        raise Ham10000Error("--only names runs to train; leave it out of `report` and `release`.")
+        raise input_error("--only names runs to train; leave it out of `report` and `release`.")
     if unknown := training.build_parser().parse_known_args(training.with_underscores(rest))[1]:
         build_parser().error(f"unrecognized arguments: {' '.join(unknown)}")
     from ham10000.training.study.config import read_study_config  # torch, for which --help need not wait

@@ -100,7 +100,14 @@ def cross_fit_heads(
 ) -> dict[str, CrossFitted]:
     """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
 
-    The metadata (N, fields) are raw, NaN where missing; the image run's seed is the head's.
+    Args:
+        image: The image variant's out-of-fold logits, under a protocol with folds.
+        metadata: (N, fields) raw metadata of its images, NaN where missing.
+        config: Metadata schema, encoder and dropout.
+        settings: How heads are fitted; the image run's seed is the head's.
+
+    Returns:
+        Each of `HEAD_VARIANTS` to its calibrated out-of-fold logits.
 
     Raises:
         Ham10000Error: Without folds, or if the other folds lack a class.

@@ -110,9 +110,19 @@ def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[st
 def shortcut_results(
     fitted: CrossFitted, metadata: torch.Tensor, config: Ham10000Config, bootstrap: Bootstrap, rule: str
 ) -> Shortcuts:
-    """Changes the metadata (N, fields) of every image, lets its own fold's head answer, and compares.
+    """Changes the metadata of every image, lets its own fold's head answer, and compares.
 
     Everything is a mean over seeds and draws, computed in every resample of the lesions.
+
+    Args:
+        fitted: A variant that reads metadata.
+        metadata: (N, fields) its images' raw metadata.
+        config: Metadata schema.
+        bootstrap: Resampled lesions of the same images.
+        rule: Decision rule of answers.
+
+    Returns:
+        The variant's entry in study.json.
     """
     seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
     as_is = fitted.all_answers(rule)  # (S, N)
