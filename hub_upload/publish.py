@@ -168,7 +168,10 @@ def _one_message(step: str, token: str) -> Iterator[None]:
 def _list_files(folder: Path) -> dict[str, Path]:
     """A folder's files by their path in the repository, without those git and huggingface_hub keep for themselves."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+    files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+    if not files:  # else every file of an earlier release would be deleted
+        raise Ham10000Error(f"{str(folder)!r} has no files; expected the finished folder of a release.")
+    return files
 
 
 def is_owned(path: str, repo_type: str = "model") -> bool:
