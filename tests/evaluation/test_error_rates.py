@@ -118,7 +118,7 @@ def covers(summary, value: float) -> bool:
 
 
 def test_an_interval_covers_the_truth_where_lesions_are_resampled_and_not_where_images_are() -> None:
-    """Three images per lesion, all right or all wrong: as independent images they would claim a third of the variance."""
+    """Three images per lesion, all right or all wrong: as independent images they claim a third of the variance."""
     draws, n = np.random.default_rng(5), 150
     lesions, covered = np.repeat(np.arange(120), 3), {"lesions": 0, "images": 0}
     for repeat in range(n):
