@@ -260,6 +260,8 @@ class Release:
         found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         # Without those that git and huggingface_hub keep for themselves.
         files = {path: found[path] for path in filter_repo_objects(found, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+        if not files:  # else every file of an earlier release would be deleted
+            raise Ham10000Error(f"{str(folder)!r} has no files; expected the finished folder of a release.")
         token, tag = find_token(self.api), self.tag
         if create_pr and tag is not None:
             print(f"A pull request is not a release, so tag {tag} is not set")

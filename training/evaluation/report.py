@@ -218,8 +218,11 @@ def write_evaluation(
         Path of `eval_results.json`.
 
     Raises:
-        Ham10000Error: For a context that is not strict JSON, or a folder that cannot be written.
+        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON, or a folder that
+            cannot be written.
     """
+    if clashes := sorted(set(context) & set(results)):
+        raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
     try:
         text = to_json({**results, **context})
     except (TypeError, ValueError) as error:

@@ -1,0 +1,169 @@
+"""What a study says of shortcuts, against the models' own answers, brute force and scikit-learn."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from analysed_study import Protocol, analysed
+from scipy import special
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.utils.class_weight import compute_sample_weight
+
+from ham10000.modeling import LABELS, MALIGNANT, METADATA_FIELDS
+from ham10000.training.evaluation.bootstrap import Bootstrap
+from ham10000.training.study import shortcuts
+from ham10000.training.study.heads import absorb_calibration, assemble
+from ham10000.training.study.shortcuts import MISSING_SHARES, baseline_rows, changes
+
+
+@pytest.fixture(scope="module")
+def lead() -> Protocol:
+    return analysed()["lesion-grouped"]
+
+
+def macro_f1(labels: np.ndarray, answers: np.ndarray) -> float:
+    return f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0)
+
+
+def same(table: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(table.nan_to_num(-1), other.nan_to_num(-1))
+
+
+def rows_of(table: torch.Tensor) -> Counter:
+    return Counter(map(tuple, table.nan_to_num(-1).tolist()))
+
+
+def test_every_change_of_the_metadata_is_what_its_name_says(lead: Protocol) -> None:
+    metadata, config = lead.inputs.metadata, lead.inputs.model
+    found, again = dict(changes(config, metadata)), dict(changes(config, metadata))
+    assert all(same(table, again[name]) for name, table in found.items())
+    columns = {name: [column] for column, name in enumerate(config.metadata_fields)} | {"all": [0, 1, 2]}
+    kinds = {f"{kind}:{field}" for kind in ("shuffled", "unknown") for field in columns}
+    assert set(found) == kinds | {f"missing:{share}" for share in MISSING_SHARES} | {"age_sweep", "site_sweep"}
+    for field, changed in columns.items():
+        kept = [column for column in range(3) if column not in changed]
+        shuffled, (unknown,) = found[f"shuffled:{field}"], found[f"unknown:{field}"]
+        for table in (*shuffled, unknown):
+            assert same(table[:, kept], metadata[:, kept])
+            assert not same(table, metadata)
+        for table in shuffled:  # the values of a row stay together
+            assert rows_of(table[:, changed]) == rows_of(metadata[:, changed])
+        assert len({table.numpy().tobytes() for table in shuffled}) == len(shuffled)
+        assert unknown[:, changed].isnan().all()
+    for share in MISSING_SHARES:
+        for table in found[f"missing:{share}"]:
+            hidden = table.isnan()
+            assert hidden[~metadata.isnan()].float().mean().item() == pytest.approx(share, abs=0.06)
+            assert torch.equal(table[~hidden], metadata[~hidden])
+    for name, field, values in (("age_sweep", 0, range(0, 90, 5)), ("site_sweep", 2, range(14))):
+        assert len(found[name]) == len(values)
+        for table, value in zip(found[name], values, strict=True):
+            assert (table[:, field] == value).all()
+            kept = [column for column in range(3) if column != field]
+            assert same(table[:, kept], metadata[:, kept])
+
+
+def forward(protocol: Protocol, variant: str, table: torch.Tensor, *, calibrated: bool) -> np.ndarray:
+    """(S, N, K) logits of the model of each image's fold: the metadata variant as the checkpoint that is released."""
+    fitted, image = protocol.variants[variant], protocol.image
+    logits = np.empty(image.logits.shape)
+    for s, heads in enumerate(fitted.heads):
+        for fold, head in heads.items():
+            rows, temperature, biases = image.folds == fold, fitted.temperatures[s, fold], fitted.biases[s, fold]
+            with torch.no_grad():
+                if variant == "metadata":
+                    model = assemble(None, head, protocol.inputs.model)
+                    if calibrated:
+                        absorb_calibration(model, temperature, biases)
+                    logits[s, rows] = model(metadata=table[rows]).logits.numpy()
+                else:
+                    found = head.eval()(torch.from_numpy(image.logits[s, rows]), table[rows]).numpy()
+                    logits[s, rows] = found / temperature + biases if calibrated else found
+    return logits
+
+
+@pytest.mark.parametrize("variant", ["metadata", "fusion"])
+def test_shortcuts_are_what_the_models_answer_to_changed_metadata(variant: str, lead: Protocol) -> None:
+    found, labels = lead.results["variants"][variant]["shortcuts"], lead.image.labels
+    as_is = lead.variants[variant].predictions.logits.argmax(axis=2)
+    base = np.mean([macro_f1(labels, of_seed) for of_seed in as_is])
+    malignant = [LABELS.index(name) for name in MALIGNANT]
+    for name, tables in changes(lead.inputs.model, lead.inputs.metadata):
+        kind, _, field = name.partition(":")
+        if kind in ("age_sweep", "site_sweep"):
+            for position, table in enumerate(tables):
+                p = special.softmax(forward(lead, variant, table, calibrated=True), axis=-1)
+                expected = {"melanoma": p[..., LABELS.index("mel")], "malignant": p[..., malignant].sum(axis=-1)}
+                for key, values in expected.items():
+                    assert found[kind][key][position]["estimate"] == pytest.approx(values.mean(), abs=1e-5)
+        elif field in ("age", "localization", "all"):
+            answers = np.stack([forward(lead, variant, table, calibrated=False).argmax(axis=2) for table in tables])
+            effect = found["fields"][field][kind]
+            scores = [macro_f1(labels, of_seed) for of_draw in answers for of_seed in of_draw]
+            assert effect["drop"]["estimate"] == pytest.approx(base - np.mean(scores), abs=1e-9)
+            assert effect["flips"]["estimate"] == pytest.approx((answers != as_is).mean())
+    assert found["fields"]["localization"]["shuffled"]["drop"]["estimate"] > 0.02
+
+
+def test_intervals_and_p_values_of_shortcuts_equal_brute_force(lead: Protocol) -> None:
+    found, labels = lead.results["variants"]["fusion"]["shortcuts"]["fields"]["all"]["unknown"], lead.image.labels
+    unknown = torch.full_like(lead.inputs.metadata, float("nan"))
+    answers = forward(lead, "fusion", unknown, calibrated=False).argmax(axis=2)
+    as_is = lead.variants["fusion"].predictions.logits.argmax(axis=2)
+    bootstrap, drops, flips = Bootstrap(labels, lead.image.groups, 2, 60), [], []
+    for resample, counts in enumerate(bootstrap.weights.counts):
+        rows = np.repeat(np.arange(len(labels)), counts[bootstrap.weights.index])
+        seeds = bootstrap.draws[:, resample]
+        pairs = [macro_f1(labels[rows], as_is[s, rows]) - macro_f1(labels[rows], answers[s, rows]) for s in seeds]
+        drops.append(np.mean(pairs))
+        flips.append((answers != as_is)[:, rows].mean())
+    for name, values in (("drop", drops), ("flips", flips)):
+        ends = np.percentile(values, [2.5, 97.5])
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(tuple(ends), abs=1e-9)
+    smaller = min((np.array(drops) <= 0).sum(), (np.array(drops) >= 0).sum())
+    assert found["p"] == pytest.approx(2 * (1 + smaller) / 61)
+
+
+def regression(lead: Protocol, inputs: np.ndarray) -> np.ndarray:
+    answers, labels, folds = np.empty(len(inputs), int), lead.image.labels, lead.image.folds
+    for fold in range(3):
+        rest = folds != fold
+        weights = np.sqrt(compute_sample_weight("balanced", labels[rest]))
+        model = LogisticRegression(max_iter=2000).fit(inputs[rest], labels[rest], sample_weight=weights)
+        answers[~rest] = model.predict(inputs[~rest])
+    return answers
+
+
+def test_forbidden_columns_gain_what_scikit_learn_says(lead: Protocol) -> None:
+    rows = {row["name"]: row for row in lead.results["forbidden"]}
+    for name, row in rows.items():
+        base = rows.get("image" if name.startswith("image") else "age, sex, site")
+        if row["gain"] is not None:
+            scores = [one["scores"]["macro_f1"]["estimate"] for one in (row, base)]
+            assert row["gain"]["estimate"] == pytest.approx(scores[0] - scores[1])
+    data = lead.inputs.frame
+    known = data.assign(age=data["age"].floordiv(5).mul(5).astype(object).fillna("unknown")).astype(str)
+    image = special.log_softmax(lead.image.logits[0].astype(float), axis=1).clip(min=np.log(1e-6))
+    for name, columns, extra in (
+        ("age, sex, site, dx_type", [*METADATA_FIELDS, "dx_type"], []),
+        ("image, dx_type, dataset", ["dx_type", "dataset"], [image]),
+    ):
+        answers = regression(lead, np.hstack([*extra, pd.get_dummies(known[columns]).to_numpy(dtype=float)]))
+        # Two solvers of the same problem may turn an image or two.
+        assert rows[name]["scores"]["macro_f1"]["estimate"] == pytest.approx(
+            macro_f1(lead.image.labels, answers), abs=0.01
+        )
+
+
+def test_a_column_that_is_the_label_gains_everything_and_a_constant_nothing(lead: Protocol, monkeypatch) -> None:
+    monkeypatch.setattr(shortcuts, "_boosting", lambda image, *_: image.labels)  # slow, and not asked here
+    frame = lead.inputs.frame.assign(dx_type="histo", dataset=lead.inputs.frame["dx"])
+    bootstrap = Bootstrap(lead.image.labels, lead.image.groups, 1, 20)
+    rows = {row["name"]: row for row in baseline_rows(lead.image, frame, bootstrap)[1]}
+    for name in ("dx_type, dataset", "age, sex, site, dataset", "image, dx_type, dataset"):
+        assert rows[name]["scores"]["macro_f1"]["estimate"] > 0.95
+    nothing = rows["age, sex, site, dx_type"]["gain"]
+    assert [nothing[key] for key in ("estimate", "low", "high")] == pytest.approx([0, 0, 0], abs=0.02)

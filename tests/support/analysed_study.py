@@ -1,0 +1,65 @@
+"""For the tests of the study: one analysed study, two seeds and both protocols, made once per process."""
+
+import dataclasses
+import functools
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from study_tables import example_frame, example_image
+
+from ham10000.training.study.analysis import Inputs, analyse_protocol
+from ham10000.training.study.command import fit_protocol
+from ham10000.training.study.config import ProtocolPlan, StudyConfig
+from ham10000.training.study.crossfit import CrossFitted
+from ham10000.training.study.heads import HeadSettings
+from ham10000.training.study.predictions import Predictions
+from ham10000.training.study.report import STUDY_FORMAT
+
+CONFIG = StudyConfig(
+    protocols={"lesion-grouped": ProtocolPlan(3, (0, 1)), "image-stratified": ProtocolPlan(None, (0, 1))},
+    n_resamples=60,
+    heads=HeadSettings(epochs=2, batch_size=64),
+)
+
+
+class Protocol(NamedTuple):
+    """What one protocol is analysed from, and its part of study.json."""
+
+    variants: dict[str, CrossFitted]
+    inputs: Inputs
+    results: Any
+
+    @property
+    def image(self) -> Predictions:
+        """The image variant's logits, with labels, folds and lesions."""
+        return self.variants["image"].predictions
+
+
+def _stratified(frame: pd.DataFrame, image: Predictions) -> Predictions:
+    """A single split by image, whose test part has lesions of training too."""
+    known = frame.set_index("image_id")["age"].loc[image.image_ids].notna().to_numpy()
+    rows = np.flatnonzero(known & (np.random.default_rng(0).random(len(known)) < 0.5))
+    names = ("image_ids", "lesion_ids", "groups", "folds", "labels")
+    fields = {name: getattr(image, name)[rows] for name in names} | {"folds": np.zeros(len(rows), dtype=np.int64)}
+    return dataclasses.replace(image, **fields, logits=image.logits[:, rows])
+
+
+@functools.cache
+def analysed() -> dict[str, Protocol]:
+    """Protocol to its analysis; read-only for tests."""
+    frame, found = example_frame(300), {}
+    image = example_image(frame, seeds=2)
+    for name, predictions in (("lesion-grouped", image), ("image-stratified", _stratified(frame, image))):
+        variants, inputs = fit_protocol(predictions, frame, CONFIG, with_heads=predictions is image)
+        found[name] = Protocol(variants, inputs, analyse_protocol(variants, inputs))
+    return found
+
+
+def study_json() -> Any:
+    """A fresh copy of the study as its study.json is read."""
+    settings = {**dataclasses.asdict(CONFIG), "recipe": "recipe.yaml"}
+    protocols = {name: protocol.results for name, protocol in analysed().items()}
+    study = {"format": STUDY_FORMAT, "study": settings, "recipe": None, "environment": {}, "protocols": protocols}
+    return json.loads(json.dumps(study, allow_nan=False))
