@@ -25,8 +25,9 @@ def test_output_stays_in_range(changes: dict, color_jitter: float, size: tuple[i
     output = augment.apply(images, augment.sample(8, torch.Generator().manual_seed(0), 4 / 3), size)
     assert output.shape == (8, 3, *(size or (150, 200)))
     assert output.dtype == torch.float32
-    assert 0 <= output.min() < 1
-    assert 254 < output.max() <= 255
+    # Bilinear sampling rounds; a filter that overshoots does so by dozens.
+    assert -1e-3 <= output.min() < 1
+    assert 254 < output.max() <= 255 + 1e-3
 
 
 def smooth_noise(batch: int = 4, height: int = 300, width: int = 400) -> torch.Tensor:

@@ -59,8 +59,9 @@ def test_sets_of_every_variant_cover_what_a_split_conformal_predictor_does(lead:
         for row in lead.results["variants"][name]["sets"]:
             hits = np.zeros((2, len(labels)))
             for s, logits in enumerate(fitted.predictions.logits):
+                # Every image by the calibration of its own fold.
+                p = special.softmax(logits / fitted.temperatures[s, folds][:, None] + fitted.biases[s, folds], axis=1)
                 for f in range(3):
-                    p = special.softmax(logits / fitted.temperatures[s, f] + fitted.biases[s, f], axis=1)
                     for k in range(7):
                         scores = np.sort(1 - p[(folds != f) & (labels == k), k])
                         rank = math.ceil(round((len(scores) + 1) * row["coverage"], 9))
