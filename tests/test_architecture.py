@@ -108,7 +108,7 @@ def test_the_direction_is_read_from_the_floors(module: str, target: str, allowed
 
 
 # Lower these as the code allows; never raise them.
-LINES, PARAMETERS, LINES_WITH_ANY = 80, 9, 131
+LINES, PARAMETERS, LINES_WITH_ANY = 80, 9, 129
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
