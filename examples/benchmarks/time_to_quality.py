@@ -87,7 +87,10 @@ def run_baseline(options: argparse.Namespace) -> None:
     files = {part: _files(rows) for part, rows in parts.items()}
     labels = {part: np.array(rows["dx"]) for part, rows in parts.items()}
     history = read_json(folder / "history.json", list, optional=True) or []
-    if len(history) == options.epochs:
+    if not history:
+        facts = {"split_sha256": split.sha256, "backbone": options.backbone, "environment": environment()}
+        atomic_write_json(folder / "facts.json", facts)
+    if len(history) >= options.epochs:
         print(f"{folder} is finished; delete it to measure again.")
         return
     set_seed(0)
@@ -131,8 +134,6 @@ def run_baseline(options: argparse.Namespace) -> None:
         save_training_state(folder, {"history": history}, {"model": model}, optimizer, step=epoch + 1)
         atomic_write_json(folder / "history.json", history)
         print(json.dumps(history[-1]), flush=True)
-    facts = {"split_sha256": split.sha256, "backbone": options.backbone, "environment": environment()}
-    atomic_write_json(folder / "facts.json", facts)
 
 
 def run_ours(options: argparse.Namespace) -> None:
