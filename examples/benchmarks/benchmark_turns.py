@@ -39,7 +39,8 @@ def take_turns(
         Name to the rates of the turns.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in tqdm(range(repetitions + 1), ", ".join(sides), unit="turn", disable=not progress, leave=False):
+    title = ", ".join(sides) if len(sides) < 5 else "Measuring"
+    for turn in tqdm(range(repetitions + 1), title, unit="turn", disable=not progress, leave=False):
         for name, work in sides.items():
             rate = work()
             if turn:
