@@ -35,9 +35,9 @@ def test_holm_is_a_step_down_over_the_ordered_p_values(size: int) -> None:
 
 
 def test_mcnemar_is_the_exact_test_less_half_of_what_was_observed_and_keeps_its_level() -> None:
-    """All outcomes of 60 pairs under the null hypothesis, enumerated."""
+    """All outcomes of 40 pairs under the null hypothesis, enumerated."""
     level = dict.fromkeys(((share, kind) for share in (0.1, 0.3) for kind in ("mid-p", "exact")), 0.0)
-    for total in range(1, 61):
+    for total in range(1, 41):
         chances = stats.binom.pmf(np.arange(total + 1), total, 0.5)
         for first in range(total // 2 + 1):
             exact = stats.binomtest(first, total).pvalue
@@ -45,7 +45,7 @@ def test_mcnemar_is_the_exact_test_less_half_of_what_was_observed_and_keeps_its_
             assert mcnemar_mid_p(first, total - first) == pytest.approx(exact - observed, rel=1e-9)
             both_ways = chances[first] * (1 if 2 * first == total else 2)
             for (share, kind), p in zip(level, 2 * [exact - observed, exact], strict=True):
-                level[share, kind] += stats.binom.pmf(total, 60, share) * both_ways * (p <= 0.05)
+                level[share, kind] += stats.binom.pmf(total, 40, share) * both_ways * (p <= 0.05)
     for share in (0.1, 0.3):
         assert level[share, "exact"] < level[share, "mid-p"] <= 0.05
     assert level[0.3, "mid-p"] > 0.03
