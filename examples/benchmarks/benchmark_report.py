@@ -55,7 +55,7 @@ def render_benchmark(results: dict[str, Any], *, targets: bool = True) -> str:
         Markdown: one row a case, then the settings and the machine.
     """
     on_gpu = results["environment"]["gpu"] is not None
-    header = ["what", "unit", "ours", "beside", "it", "ratio (lowest and highest turn)"]
+    header = ["what", "unit", "ours", "compared with", "that", "ratio (lowest and highest turn)"]
     header += ["target", "gap"] if targets else []
     rows = []
     for name, case in CASES.items():
@@ -69,10 +69,11 @@ def render_benchmark(results: dict[str, Any], *, targets: bool = True) -> str:
         rows.append([*row, f"{target:.2f}", verdict] if targets else row)
     settings = results["settings"]
     memory = "batch 256" if on_gpu else "EfficientNetV2-B0"
+    precision = settings["precision"].replace("no", "fp32")
     return join(
         table(header, rows, align="llrlrrrl"[: len(header)]),
         f"{settings['backbone']} at {settings['image_size']} px, batch {settings['batch_size']}, "
-        f"precision {settings['precision']}, predictions by {settings['backend']}, {settings['repetitions']} turns of "
+        f"{precision}, predictions by {settings['backend']}, {settings['repetitions']} turns of "
         f"{settings['steps']} training steps and {settings['images_a_turn']} images, medians, on "
         f"{machine(results['environment'])}. Memory with {memory}.",
     )
@@ -98,7 +99,7 @@ def render_latency(results: dict[str, Any]) -> str:
         else:
             row += [""] * 4
         rows.append([*row, wait["aim"]])
-    header = ["what", "s", "beside", "s", "s more", "times", "aim"]
+    header = ["what", "s", "compared with", "s", "s more", "times", "aim"]
     turns = len(results["waits"][0]["seconds"])
     return join(
         table(header, rows, align="lrlrrrl"),
@@ -146,7 +147,7 @@ def render_quality(results: dict[str, Any]) -> str:
         title = name.replace("ours-seed", "ours, seed ")
         rows.append(row(title, ours["times"], ours["test_macro_f1"], interval(ours["difference"], signed=True)))
     ratios = [
-        f"**{'by loss' if measure == 'by_loss' else 'by macro-F1'}: "
+        f"**{'by loss' if measure == 'by_loss' else 'by macro-F1'} "
         + ("the bar was not reached by every seed" if found["without_cache"] is None else "")
         + ("" if found["without_cache"] is None else f"{found['without_cache']:.1f} times as fast")
         + ("" if found["with_cache"] is None else f" ({found['with_cache']:.1f} with the cache built first)")
@@ -158,7 +159,7 @@ def render_quality(results: dict[str, Any]) -> str:
     return join(
         f"The bar is the baseline's epoch {bar['epoch']} of {baseline['times']['epochs']}, the one with the lowest "
         f"validation loss: loss {bar['validation_loss']:.3f}, macro-F1 {bar['validation_macro_f1']:.3f}. Building the "
-        f"cache, once: {results['cache_seconds'] / 60:.1f} min. {'; '.join(ratios)}.",
+        f"cache, once: {results['cache_seconds'] / 60:.1f} min. Ours is {', '.join(ratios)}.",
         table(header, rows, align="lrrrrrl"),
         f"{facts['backbone']}, baseline at 224 px; ours by `{results['config']}`; split "
         f"`{facts['split_sha256'][:12]}`, on {machine(facts['environment'])} (baseline) and commit "
