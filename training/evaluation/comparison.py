@@ -100,7 +100,7 @@ def subgroup_results(
 
     Returns:
         `min_malignant_lesions`; `fields`: column of `assign_groups` to a list of groups (those with images), each with
-        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and the intervals of `accuracy`,
+        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and the intervals `accuracy`,
         `malignant_sensitivity` and `malignant_specificity`; `largest_gaps`: field to the two groups, not too small,
         whose malignant sensitivity differs most, with the interval of that difference (None where fewer than two
         groups are large enough). The pair was chosen for its size, so its difference is, on average, overstated.
