@@ -57,8 +57,10 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
         Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
 
     Raises:
-        Ham10000Error: For a sex or site that is in no group.
+        Ham10000Error: For a missing column, or a sex or site that is in no group.
     """
+    if missing := sorted({"age", "sex", "localization"} - set(metadata.columns)):
+        raise Ham10000Error(f"Subgroups need the column(s) {missing}; got {list(metadata.columns)}.")
     ages = metadata["age"].to_numpy(dtype=np.float64)
     bands = pd.cut(ages, [*_AGE_BANDS.values(), np.inf], right=False, labels=[*_AGE_BANDS])
     sites = metadata["localization"].replace(_SITE_TO_GROUP).to_numpy()
