@@ -17,6 +17,7 @@ from ham10000.training.data.tables import read_table
 from ham10000.training.evaluation import __main__ as evaluation
 
 CASES = [*bad_checkpoints.CASES, *bad_pictures.CASES, *bad_splits.CASES, *bad_tables.CASES]
+assert len({case.id for case in CASES}) == len(CASES), "a case is there twice"
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

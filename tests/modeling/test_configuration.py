@@ -165,6 +165,7 @@ def test_what_a_library_saves_never_breaks_loading(tmp_path: Path) -> None:
 
 def test_the_image_variant_needs_no_metadata_fields_and_a_later_assignment_is_checked_too() -> None:
     config = Ham10000Config(modality="image", metadata_fields=[])
+    assert config.metadata_fields == []
     with pytest.raises(StrictDataclassError, match="fusion"):
         config.fusion = "sum"
 

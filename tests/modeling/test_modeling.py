@@ -322,7 +322,9 @@ def test_shapes_loss_tuple_and_temperature(modality: str, fusion: str) -> None:
     assert isinstance(without_labels, tuple)
     assert torch.equal(without_labels[0], output.logits)
     model.config.temperature = 2.5
-    assert torch.equal(model(**inputs)[0], output.logits / 2.5)
+    cooled = model(**inputs, labels=labels, return_dict=True)  # the call wins over the config
+    assert torch.equal(cooled.logits, output.logits / 2.5)
+    assert torch.equal(cooled.loss, F.cross_entropy(cooled.logits, labels))
     assert output.logits.abs().max() > 0
 
 

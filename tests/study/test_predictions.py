@@ -41,6 +41,10 @@ def test_the_classes_are_those_of_the_columns_and_several_files_are_one_table(tm
         np.testing.assert_array_equal(found.logits, parts[key].logits)
 
 
+def in_the_first_row(name: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table.assign(**{name: table[name].where(table.index > 0, value)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -48,10 +52,10 @@ def test_the_classes_are_those_of_the_columns_and_several_files_are_one_table(tm
         (lambda table: table.drop(columns=[c for c in table if c.startswith("logit_")]), "logit_<class>"),
         (lambda table: pd.concat([table, table.iloc[:1]]), "'IMG_00000_0' is scored twice for lesion-grouped, image"),
         (lambda table: table.iloc[1:], "seed 0 has no prediction for image 'IMG_00000_0'"),
-        (lambda table: table[table["variant"].eq("image") | (table["fold"] > 0)], "fusion has no prediction"),
-        (lambda table: table.assign(label="scc"), "label 'scc' has no column logit_scc"),
-        (lambda table: table.assign(logit_mel=np.nan), "logits of image 'IMG_00000_0' are not finite"),
-        (lambda table: table.assign(fold=table["fold"] + table["seed"]), "another lesion, fold or label with seed 1"),
+        (lambda table: table.query("variant == 'image' or image_id != 'IMG_00000_0'"), "fusion has no prediction"),
+        (in_the_first_row("label", "scc"), "label 'scc' has no column logit_scc"),
+        (in_the_first_row("logit_mel", np.nan), "logits of image 'IMG_00000_0' are not finite"),
+        (in_the_first_row("fold", 2), "another lesion, fold or label with seed 1"),
         (lambda table: table.assign(lesion_id="HAM_0"), "lesion 'HAM_0' is in two folds"),
     ],
 )

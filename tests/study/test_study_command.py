@@ -60,8 +60,10 @@ def command(root: Path, *options: str) -> list[str]:
 
 
 def test_it_writes_the_report_takes_the_plain_run_and_trains_none_twice(root: Path, capsys) -> None:
+    before = (root / "study" / "predictions.parquet").read_bytes()
     assert main(["train", *command(root)]) == 0
     assert capsys.readouterr().out.count("done before") == 3
+    assert (root / "study" / "predictions.parquet").read_bytes() == before
     study = json.loads((root / "study" / "study.json").read_text())
     assert str(root) not in json.dumps(study)  # no paths of this machine
     assert study["recipe"]["config"]["backbone"] == "test_efficientnet"

@@ -62,6 +62,7 @@ def test_a_tracker_that_would_be_left_out_is_refused(name: str) -> None:
     with pytest.raises(Ham10000Error, match=f"{re.escape(repr(name))}.*{problem}.*Installed here: .*tensorboard"):
         check_trackers(["tensorboard", name])
     check_trackers([*(str(name) for name in get_available_trackers()), "all"])
+    check_trackers([])
 
 
 def test_a_tracker_that_cannot_start_is_one_error(

@@ -57,8 +57,10 @@ def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
         Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
 
     Raises:
-        Ham10000Error: For a sex or site that is in no group.
+        Ham10000Error: For a missing column, or a sex or site that is in no group.
     """
+    if missing := sorted({"age", "sex", "localization"} - set(metadata.columns)):
+        raise Ham10000Error(f"Subgroups need the column(s) {missing}; got {list(metadata.columns)}.")
     ages = metadata["age"].to_numpy(dtype=np.float64)
     bands = pd.cut(ages, [*_AGE_BANDS.values(), np.inf], right=False, labels=[*_AGE_BANDS])
     sites = metadata["localization"].replace(_SITE_TO_GROUP).to_numpy()
@@ -100,10 +102,11 @@ def subgroup_results(
 
     Returns:
         `min_malignant_lesions`; `fields`: column of `assign_groups` to a list of groups (those with images), each with
-        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and an interval for each of
-        `STATISTICS`; `largest_gaps`: field to the two groups, not too small, whose malignant sensitivity differs
-        most, with the interval of that difference (None where fewer than two groups are large enough). The pair was
-        chosen for its size, so its difference is, on average, overstated. Strict JSON.
+        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and the intervals `accuracy`,
+        `malignant_sensitivity` and `malignant_specificity`; `largest_gaps`: field to the two groups, not too small,
+        whose malignant sensitivity differs most, with the interval of that difference (None where fewer than two
+        groups are large enough). The pair was chosen for its size, so its difference is, on average, overstated.
+        Strict JSON.
 
     Raises:
         Ham10000Error: As `assign_groups`.
