@@ -148,6 +148,10 @@ def _parse(call: Callable[[], object], complete: bool, stop: bool = True) -> arg
             call()
         except _Parsed as parsed:
             return parsed.args[0]
+        except SystemExit as done:  # of --help and --version
+            if done.code:
+                raise
+            return None
     if stop:
         raise ValueError("it parses no arguments")
     return None
