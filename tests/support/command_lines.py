@@ -98,6 +98,9 @@ def _parse_module(name: str, function: str = "main", *, words: list[str], comple
 
 def _parse_script(script: str, words: list[str], complete: bool) -> None:
     path = ROOT / script
+    if script == "-c":
+        compile(" ".join(words), "-c", "exec")
+        return
     if not path.is_file():
         raise ValueError(f"there is no {script}")
     if path.parent.name in ("training", "modeling", "hub_upload"):
