@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from analysed_study import study_json
-from card_runs import PARSER, spaces, tables, text_of
+from card_runs import PARSER, tables, text_of
 
 from ham10000.training.evaluation.metrics import METRIC_TITLES
 from ham10000.training.study.config import StudyConfig, read_study_config
@@ -47,7 +47,7 @@ def find(markdown: str, *header: str) -> list[list[list[str]]]:
     """The tables whose header has these cells; their other rows."""
     found = [rows for rows in tables(markdown) if set(header) <= set(rows[0])]
     assert found, header
-    return [[spaces(row) for row in rows[1:]] for rows in found]
+    return [rows[1:] for rows in found]
 
 
 def test_results_hold_the_numbers_of_the_study(study: Any, lead: Any) -> None:

@@ -64,5 +64,11 @@ def study_json() -> Any:
     """A fresh copy of the study as its study.json is read."""
     settings = {**dataclasses.asdict(CONFIG), "recipe": "recipe.yaml"}
     protocols = {name: protocol.results for name, protocol in analysed().items()}
-    study = {"format": STUDY_FORMAT, "study": settings, "recipe": None, "environment": {}, "protocols": protocols}
+    study = {
+        "format": STUDY_FORMAT,
+        "study": settings,
+        "recipe": None,
+        "environment": {"versions": {"python": "3.11.7"}},
+        "protocols": protocols,
+    }
     return json.loads(json.dumps(study, allow_nan=False))
