@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from benchmark import main
-from benchmark_report import render_benchmark
+from benchmark_report import render_benchmark, render_quality
 from benchmark_turns import measure_seconds, summarize, take_turns
 from PIL import Image
+from time_to_quality import _ratio, _time_to
 
 from ham10000.modeling import Ham10000ImageProcessor
 from ham10000.training.utils.hardware import keep_freed_memory
@@ -66,6 +67,23 @@ def test_the_table_says_what_was_reached(results: dict, capsys: pytest.CaptureFi
     assert rows[2].endswith("| 4.00 | 62% short |")
     assert main(["--render", "nowhere.json"]) == 2
     assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_a_seed_that_never_reaches_the_bar_is_said() -> None:
+    bar = {"validation_loss": 0.7, "validation_macro_f1": 0.6}
+    rows = [(60.0, 0.9, 0.4), (120.0, 0.7, 0.5), (180.0, 0.5, 0.55)]
+    history = [{"seconds": s, "validation_loss": x, "validation_macro_f1": f} for s, x, f in rows]
+    times = _time_to(history, bar)
+    assert times == {"by_loss": 180.0, "by_macro_f1": None, "total": 360.0, "epochs": 3}
+    assert _ratio(3600.0, [180.0, 360.0, 300.0], 60.0) == 10.0  # over the median, with the cache
+    assert _ratio(3600.0, [180.0, None], 0.0) is None
+    path = Path(__file__).parents[1] / "examples" / "results" / "time_to_quality.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["ours"]["ours-seed0"]["times"] = times
+    found["ratio_of_seconds"]["by_macro_f1"] = {"without_cache": None, "with_cache": None}
+    text = render_quality(found)
+    assert "| ours, seed 0 | 3 | 6.0 | 3.0 | never |" in text
+    assert "the macro-F1 not with every seed." in text
 
 
 def test_resizing_by_torch_is_faster_than_by_pillow() -> None:
