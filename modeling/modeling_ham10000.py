@@ -41,8 +41,14 @@ class Ham10000Output(ModelOutput):
 class Ham10000ModelOutput(ModelOutput):
     """Output of `Ham10000Model`: that of `Ham10000ForImageClassification`, and before the logits the features.
 
-    `pooler_output`, (batch, features), is what the classifier reads. Without labels it is the first output, which
-    transformers' feature extraction takes for the features.
+    Attributes:
+        loss: As in `Ham10000Output`.
+        pooler_output: (batch, features), what the classifier reads. Without labels it is the first output, which
+            transformers' feature extraction takes for the features.
+        logits: As in `Ham10000Output`.
+        hidden_states: As in `Ham10000Output`.
+        image_embedding: As in `Ham10000Output`.
+        metadata_embedding: As in `Ham10000Output`.
     """
 
     loss: torch.Tensor | None = None

@@ -68,7 +68,8 @@ class Ham10000Processor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors `__call__` returns for this variant."""
-        return ["pixel_values"] * (self.modality != "metadata") + ["metadata"] * (self.modality != "image")
+        names = {"image": ["pixel_values"], "metadata": ["metadata"], "fusion": ["pixel_values", "metadata"]}
+        return names[self.modality]
 
     def __call__(
         self,
