@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,9 @@ from ham10000.training.inference.explanation import (
     ALL_FIELDS,
     SWEEP_AGES,
     UNKNOWN,
+    EncodedImage,
     MetadataEffects,
+    encode_image,
     explain,
     metadata_effects,
 )
@@ -121,11 +123,15 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The image in use: RGB with its name, or neither, with the reason in `error` if something is wrong."""
+    """The image in use: RGB with its name, or neither, with the reason in `error` if something is wrong.
+
+    `encoded` keeps it as each backbone saw it, by the model's place: other metadata need not wait for that again.
+    """
 
     image: Image.Image | None = None
     name: str = ""
     error: str = ""
+    encoded: dict[int, EncodedImage] = field(default_factory=dict, compare=False, repr=False)
 
 
 def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
@@ -194,13 +200,13 @@ def read_upload(path: str | None) -> Chosen:
 
 
 def answer(
-    shown: DemoModel, image: Image.Image | None, metadata: Mapping[str, object], label: str | None = None
+    shown: DemoModel, image: EncodedImage | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
     """Predicts with one model and explains it; raises `Ham10000Error` for an impossible age.
 
     Args:
         shown: The model.
-        image: An RGB image, or None.
+        image: An image after this model's backbone, or None.
         metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
         label: The class whose evidence is looked for; None for the most probable one.
     """
@@ -216,7 +222,7 @@ def answer(
     except Ham10000Error as error:  # such as a backbone without a spatial feature map; a wrong age is raised again
         effects, note = metadata_effects(*given, unknown_values="missing"), f"No heat map: {error}"
     label = label or effects.labels[int(effects.baseline.argmax())]
-    overlay = overlay_heatmap(image, heatmaps[label]) if image is not None and label in heatmaps else None
+    overlay = overlay_heatmap(image.image, heatmaps[label]) if image is not None and label in heatmaps else None
     return Answer(effects, overlay, label, note)
 
 
@@ -290,14 +296,15 @@ def results(
     given = {"age": age, "sex": sex, "localization": site}
     metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
-    readers = [shown.processor.image_processor for shown in models if shown.model.config.uses_image]
     updates: list[object] = []
-    unlike, error = None, chosen.error
+    unlike, error, images = None, chosen.error, chosen.encoded
     try:
-        if chosen.image is not None:
-            unlike = next(filter(None, (reader.unlike_training(chosen.image) for reader in readers)), None)
-        for shown in models:
-            answered = answer(shown, chosen.image, metadata, names.get(label))
+        for place, shown in enumerate(models if chosen.image is not None else ()):
+            if shown.model.config.uses_image and place not in images:
+                images[place] = encode_image(shown.model, shown.processor, chosen.image)
+        unlike = next((image.warning for image in images.values() if image.warning), None)
+        for place, shown in enumerate(models):
+            answered = answer(shown, images.get(place), metadata, names.get(label))
             effects, explained = answered.effects, answered.label and shown.shown(answered.label)
             shares = {} if effects is None else dict(zip(names, effects.baseline.tolist(), strict=True))
             # On an image unlike the training data no class is named as the answer.
@@ -371,7 +378,9 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
             pick = functools.partial(sample, name)
             button.click(pick, None, [chosen, file], show_progress="hidden", **hidden).then(**options)
         changes = [age.change, sex.change, site.change, label.change, varied.change]
-        gr.on(changes, trigger_mode="always_last", **options)
+        # The image stays as it is, so it is not sent again.
+        changed = options | {"fn": lambda *values: results(models, *values)[1:], "outputs": outputs[1:]}
+        gr.on(changes, trigger_mode="always_last", **changed)
         page.load(**options)
     return page
 

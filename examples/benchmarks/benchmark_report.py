@@ -40,7 +40,9 @@ def machine(facts: dict[str, Any]) -> str:
     """The hardware and software of an `environment()`, and the commit with what differed from it."""
     hardware = facts["gpu"]["model"] if facts["gpu"] else f"{facts['cpu']['count']} cores of {facts['cpu']['model']}"
     git = facts["git"] or {"commit": "unknown", "dirty": False}
-    changes = ", with changes that were not committed" if git["dirty"] else ""
+    # Older files say only whether something had changed.
+    changed = f" in {', '.join(git['changed'])}" if git.get("changed") else ""
+    changes = f", with changes{changed} that were not committed" if git["dirty"] else ""
     return f"{hardware}; torch {facts['versions']['torch']}, commit `{git['commit'][:10]}`{changes}"
 
 

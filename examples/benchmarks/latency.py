@@ -23,6 +23,7 @@ import torch
 from benchmark_report import render_latency
 from benchmark_turns import measure_seconds, take_turns
 
+from ham10000.modeling import Ham10000Error
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import atomic_write_json
 from ham10000.training.utils.hardware import environment
@@ -93,15 +94,25 @@ def measure_commands(image: Path, checkpoint: Path, repetitions: int) -> dict[st
         )
 
 
+def _until_address(app: subprocess.Popen[str]) -> Iterator[str]:
+    """What the app prints, up to the line with its address."""
+    for line in app.stdout or ():
+        yield line
+        if "http://" in line:
+            return
+
+
 @contextmanager
 def _app() -> Iterator[str]:
     """The app in a process of its own; yields the address it says."""
     command = [sys.executable, "-u", str(EXAMPLES / "app.py")]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=offline) as app:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=offline) as app:
         try:
-            assert app.stdout is not None
-            yield next(found[0] for line in app.stdout if (found := re.search(r"http://\S+", line)))
+            lines = list(_until_address(app))
+            if not (found := re.search(r"http://\S+", lines[-1] if lines else "")):
+                raise Ham10000Error(f"examples/app.py did not start: {''.join(lines).strip() or 'it printed nothing'}")
+            yield found[0]
         finally:
             app.terminate()
 

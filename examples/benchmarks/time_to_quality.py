@@ -45,7 +45,8 @@ from ham10000.training.inference.prediction import choose_device
 from ham10000.training.run_folder import load_training_state, save_training_state
 from ham10000.training.train import build_accelerator, train
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, save_figure, style_axes
+from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment
 
 IMAGE_SIZE = 224
@@ -212,7 +213,8 @@ def report(options: argparse.Namespace) -> None:
         their_test = arrays["test"][order]
     seeds = {}
     for folder in ours:
-        times = _time_to(read_json(folder / "history.json", list), bar)
+        rows = read_json(folder / "history.json", list)
+        times = _time_to(rows, bar)
         table, labels, probabilities = read_predictions(folder / "predictions.csv")
         order = np.argsort(table["image_id"].to_numpy())
         weights = cluster_weights(table["lesion_group"].to_numpy()[order], 2000, 0)
@@ -223,7 +225,12 @@ def report(options: argparse.Namespace) -> None:
         difference = percentile_interval(
             mine["macro_f1"] - other["macro_f1"], mine_values["macro_f1"] - other_values["macro_f1"]
         )
-        seeds[folder.name] = {"times": times, "test_macro_f1": mine["macro_f1"], "difference": difference}
+        seeds[folder.name] = {
+            "times": times,
+            "test_macro_f1": mine["macro_f1"],
+            "difference": difference,
+            "history": [{name: row[name] for name in history[0]} for row in rows],
+        }
     ratios = {
         measure: {
             "without_cache": _ratio(theirs[measure], [row["times"][measure] for row in seeds.values()], 0.0),
@@ -244,6 +251,36 @@ def report(options: argparse.Namespace) -> None:
     print(json.dumps({name: found[name] for name in ("bar", "ratio_of_seconds")}, indent=1))
     if options.output:
         atomic_write_json(options.output, found)
+        plot_quality(found, options.output.with_suffix(".png"))
+
+
+def plot_quality(found: JsonObject, path: Path) -> None:
+    """Both sides' validation loss and macro-F1 over minutes of training, with the bar, as a PNG.
+
+    Args:
+        found: What `report` writes.
+        path: The file.
+    """
+    figure = new_figure(11, 4.2)
+    panels = figure.subplots(1, 2)
+    sides = [("the baseline's pipeline", found["baseline"], "vermilion", "o")]
+    sides += [("ours, a line for each seed", ours, "blue", "s") for ours in found["ours"].values()]
+    for axes, measure, short in zip(
+        panels, ("validation_loss", "validation_macro_f1"), ("loss", "macro_f1"), strict=True
+    ):
+        for number, (name, side, colour, marker) in enumerate(sides):
+            minutes = np.cumsum([row["seconds"] for row in side["history"]]) / 60
+            values = [row[measure] for row in side["history"]]
+            label = name if number < 2 else None
+            axes.plot(minutes, values, marker=marker, color=OKABE_ITO[colour], label=label, markersize=4)
+        axes.axhline(found["bar"][measure], color=GREY, linestyle="--", linewidth=1, label="the bar")
+        ratio, title = found["ratio_of_seconds"][f"by_{short}"]["without_cache"], short.replace("macro_f1", "macro-F1")
+        shown = "not reached by every seed" if ratio is None else f"reached {ratio:.1f} times as fast"
+        xlabel, ylabel = "Minutes of training", f"Validation {title}"
+        style_axes(axes, title=f"The baseline's {title}: {shown}", xlabel=xlabel, ylabel=ylabel)
+        axes.set_xlim(left=0)
+    panels[1].legend(frameon=False, loc="lower right")
+    save_figure(figure, path)
 
 
 def _ratio(theirs: float, ours: list[float | None], cache: float) -> float | None:

@@ -1,5 +1,6 @@
 """An evaluation's files: complete, strict, and enough to reproduce every number."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import make_split
+from ham10000.training.evaluation import plots
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.metrics import HEADLINE_METRICS
 from ham10000.training.evaluation.plots import plot_confusion_matrix, plot_training_curves
@@ -89,6 +91,23 @@ def test_results_as_text_also_without_a_class(table: pd.DataFrame, written: tupl
     assert "no images, or no others, of df" in text
 
 
+def test_a_class_of_few_images_is_not_called_the_weakest(
+    written: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(plots, "set_title", lambda _, title: titles.append(title))
+    results = copy.deepcopy(written[1])
+    recalls, counts = results["intervals"]["per_class"], results["metrics"]["per_class"]
+    for label in LABELS:
+        recalls[label]["recall"]["estimate"] = 0.5 if label == "bkl" else 0.9
+        counts[label]["support"] = 10
+    recalls["vasc"]["recall"]["estimate"] = 0.0
+    for counts["vasc"]["support"] in (10, 9):
+        plots.plot_per_class(results, tmp_path / "classes.png")
+    assert titles[0].startswith("The class missed most is vasc: recall 0.00")
+    assert titles[1].startswith("The class missed most, of those with 10 images or more, is bkl: recall 0.50")
+
+
 def test_bad_input_is_named(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
         evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
@@ -144,7 +163,7 @@ def test_environment_is_strict_json() -> None:
     # An interpreter with torch takes between 0.1 and 20 GiB: the unit is MiB.
     assert 100 < peak_rss_mib() < 20_000
     git = git_state()
-    assert git is None or len(git["commit"]) == 40
+    assert git is None or (len(git["commit"]) == 40 and git["dirty"] == bool(git["changed"]))
 
 
 def test_a_source_is_scored_with_one_command_and_submitted(

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from ham10000.modeling import LABELS, MALIGNANT, Ham10000Error, load_image
-from ham10000.training.inference.explanation import UNKNOWN
+from ham10000.training.inference.explanation import UNKNOWN, encode_image
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, load_checkpoint, predict
 
 pytest.importorskip("gradio", reason="the demo needs the extra app")
@@ -62,6 +62,31 @@ def test_missing_is_legal_and_the_explained_class_can_be_chosen(models: list[app
     ]
 
 
+def test_other_metadata_do_not_wait_for_the_backbone(
+    models: list[app.DemoModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    with_image = [shown for shown in models if shown.model.config.uses_image]
+    for shown in with_image:
+        encode = shown.model.backbone.forward_features
+        monkeypatch.setattr(
+            shown.model.backbone, "forward_features", lambda x, f=encode, n=shown.name: calls.append(n) or f(x)
+        )
+    chosen, rest = app.Chosen(SAMPLES["mel"], "lesion.png"), (app.MOST_PROBABLE, "age")
+    app.results(models, chosen, "30", "female", "back", *rest)
+    assert calls == [shown.name for shown in with_image]
+    again = app.results(models, chosen, "80", "male", "face", *rest)
+    assert len(calls) == len(with_image)
+    fresh = app.results(models, app.Chosen(SAMPLES["mel"], "lesion.png"), "80", "male", "face", *rest)
+    for cached, new in zip(again[2:], fresh[2:], strict=True):
+        if isinstance(cached, str):
+            assert cached == new
+        elif not isinstance(cached.constructor_args["value"], Image.Image):
+            assert cached.constructor_args["value"] == new.constructor_args["value"]
+        else:
+            assert np.array_equal(cached.constructor_args["value"], new.constructor_args["value"])
+
+
 def test_no_class_is_the_answer_on_an_image_unlike_the_training_data(models: list[app.DemoModel]) -> None:
     page = ask(models, Image.fromarray(load_sample_image("china.jpg")), "60", "male", "back")
     assert page["warning"].startswith('<p role="status">This image is unlike those the model was trained on')
@@ -75,7 +100,7 @@ def test_rule_set_and_misses_come_from_the_checkpoint(tiny_checkpoints: dict[str
     change_json(folder / "config.json", class_prior=prior, conformal_thresholds=thresholds)
     shutil.copy(SHIPPED_CHECKPOINTS / "ham10000-fusion" / "eval_results.json", folder)
     (shown,) = app.load_models([str(folder)])
-    answered = app.answer(shown, SAMPLES["nv"], {})
+    answered = app.answer(shown, encode_image(shown.model, shown.processor, SAMPLES["nv"]), {})
     text = app.summary(shown, answered)
     assert "equally frequent: actinic keratosis / intraepithelial carcinoma (akiec)" in text
     assert "90% prediction set: akiec and bcc" in text

@@ -25,6 +25,8 @@ from ham10000.training.utils.markdown_text import defined
 # Goes on past Okabe-Ito's blue to a darker one, so that white numbers are readable from 0.55 on.
 _BLUES = LinearSegmentedColormap.from_list("okabe_ito_blues", [(0, "white"), (0.6, OKABE_ITO["blue"]), (1, "#00395A")])
 _LARGEST_TITLE, _SMALLEST_TITLE = 12.0, 8.5
+# Images from which on a class is named in a title.
+_FREQUENT = 10
 # Opaque, because lines may pass behind it.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "white"}
 
@@ -283,14 +285,17 @@ def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
         for row, label in enumerate(metrics):
             if label in recalls:
                 draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
-    weakest = min(recalls, key=lambda label: recalls[label]["estimate"])
+    # A class of a few images has a recall of 0 or 1 by chance.
+    frequent = [label for label in recalls if metrics[label]["support"] >= _FREQUENT] or list(recalls)
+    among = "" if len(frequent) == len(recalls) else f", of those with {_FREQUENT} images or more,"
+    weakest = min(frequent, key=lambda label: recalls[label]["estimate"])
     recall = recalls[weakest]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
     names = [f"{plain(label)} ({row['support']:,})" for label, row in metrics.items()]
     xlabel = "Score, with 95 % interval (bootstrap over lesions)"
     name_rows(axes, range(len(names)), names, xlabel=xlabel, ylabel="Class (images)")
     axes.set_xlim(0, 1)
-    set_title(figure, f"The class missed most is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
+    set_title(figure, f"The class missed most{among} is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
     legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
     return save_figure(figure, path)
 

@@ -109,6 +109,45 @@ def _shown(processor: Ham10000Processor, field: str, value: float) -> str:
     return f"{value:g}" if field == "age" else _vocabulary(processor, field)[int(value)]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image after a model's backbone: what stays the same whatever the metadata are.
+
+    Attributes:
+        image: Upright RGB.
+        feature_map: (1, ...) the backbone's last feature map, in its dtype, on the model's device.
+        embedding: (1, features) the pooled feature map, in the classifier's dtype.
+        warning: Why a prediction of this image is worth nothing, or None.
+    """
+
+    image: Image.Image
+    feature_map: torch.Tensor
+    embedding: torch.Tensor
+    warning: str | None
+
+
+@torch.inference_mode()
+def encode_image(model: Ham10000ForImageClassification, processor: Ham10000Processor, image: object) -> EncodedImage:
+    """Takes an image through the backbone, once for any number of metadata and explained classes.
+
+    Args:
+        model: An image or fusion model, on any device, in any floating point type.
+        processor: Its processor.
+        image: An image in any form `load_image` reads.
+
+    Raises:
+        Ham10000Error: For a model that reads no image, or an unreadable image.
+    """
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image; leave `image` out.")
+    loaded, backbone = load_image(image), model.backbone
+    pixel_values = processor.image_processor(loaded)["pixel_values"]
+    with evaluating(model):
+        features = backbone.forward_features(pixel_values.to(model.device, next(backbone.parameters()).dtype))
+        embedding = backbone.forward_head(features).to(model.classifier.weight.dtype)
+    return EncodedImage(loaded, features, embedding, processor.image_processor.unlike_training(loaded))
+
+
 @torch.inference_mode()
 def metadata_effects(
     model: Ham10000ForImageClassification,
@@ -126,7 +165,8 @@ def metadata_effects(
     Args:
         model: A model of any variant, on any device, in any floating point type.
         processor: Its processor.
-        image: An image in any form `load_image` reads; None for the metadata variant.
+        image: An image in any form `load_image` reads, or what `encode_image` made of it with this model; None for the
+            metadata variant.
         metadata: One row, as for the processor; None if nothing is known, and for the image variant.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
 
@@ -139,10 +179,9 @@ def metadata_effects(
     config = model.config
     if config.uses_image and image is None:
         raise Ham10000Error(f"modality={config.modality!r} needs an image, got None.")
-    if not config.uses_image and image is not None:
-        raise Ham10000Error("modality='metadata' reads no image; leave `image` out.")
     if not config.uses_metadata and metadata:
         raise Ham10000Error("modality='image' reads no metadata; leave `metadata` out.")
+    encoded = _encoded(model, processor, image)
     given: dict[str, str] = {}
     changes: list[tuple[str, str]] = []
     table = None
@@ -151,11 +190,7 @@ def metadata_effects(
         changes, table = _changed_rows(processor, metadata or {}, unknown_values)
         table = table.to(model.device)
     with evaluating(model):
-        embedding = None
-        if image is not None:
-            pixel_values = processor.image_processor(image)["pixel_values"].to(model.device)
-            embedding = model.encode_image(pixel_values.to(next(model.backbone.parameters()).dtype))  # (1, C)
-            embedding = embedding.to(model.classifier.weight.dtype).expand(1 + len(changes), -1)
+        embedding = None if encoded is None else encoded.embedding.expand(1 + len(changes), -1)
         logits = _logits(model, embedding, table)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, 7)
     rows = (MetadataEffect(*change, row) for change, row in zip(changes, probabilities[1:], strict=True))
@@ -167,6 +202,13 @@ def metadata_effects(
         tuple(config.malignant_labels or ()),
         config.label_descriptions or {},
     )
+
+
+def _encoded(
+    model: Ham10000ForImageClassification, processor: Ham10000Processor, image: object
+) -> EncodedImage | None:
+    """An image, or none, after the backbone, if it is not already."""
+    return image if image is None or isinstance(image, EncodedImage) else encode_image(model, processor, image)
 
 
 def _changed_rows(
@@ -235,22 +277,23 @@ def explain(
     if label is not None and label not in names:
         raise Ham10000Error(f"`label` must be one of {names}, got {label!r}.")
     label = label or ("mel" if "mel" in names else None)
-    loaded = None if image is None else load_image(image)
-    effects = metadata_effects(model, processor, loaded, metadata, unknown_values=unknown_values)
+    encoded = _encoded(model, processor, image)
+    effects = metadata_effects(model, processor, encoded, metadata, unknown_values=unknown_values)
     heatmaps: dict[str, np.ndarray] = {}
-    if loaded is not None:
+    if encoded is not None:
         order = [names[index] for index in np.argsort(-effects.baseline, kind="stable")]
         chosen = [order[0], order[1] if label in (None, order[0]) else label]
-        pixel_values = processor.image_processor(loaded)["pixel_values"].expand(2, -1, -1, -1)
         rows = None
         if model.config.uses_metadata:
             rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
-        maps = grad_cam(model, pixel_values, [names.index(name) for name in chosen], rows)
+        features, size = encoded.feature_map.repeat_interleave(2, dim=0), processor.image_processor.size
+        ids = [names.index(name) for name in chosen]
+        maps = _class_maps(model, features, ids, rows, (size["height"], size["width"]))
         # Undoes the processor's resize, which neither crops nor keeps the aspect: the maps then lie on the image.
-        maps = nn.functional.interpolate(maps[:, None], loaded.size[::-1], mode="bilinear", antialias=True)
+        maps = nn.functional.interpolate(maps[:, None], encoded.image.size[::-1], mode="bilinear", antialias=True)
         heatmaps = dict(zip(chosen, maps[:, 0].clamp(0, 1).numpy(), strict=True))
-    warning = None if loaded is None else processor.image_processor.unlike_training(loaded)
-    return Explanation(effects, loaded, heatmaps, name, calibration_of(model), warning)
+    image, warning = (None, None) if encoded is None else (encoded.image, encoded.warning)
+    return Explanation(effects, image, heatmaps, name, calibration_of(model), warning)
 
 
 def grad_cam(
@@ -280,39 +323,48 @@ def grad_cam(
         Ham10000Error: If captum is missing, for a metadata-only model, a backbone without a spatial feature map (such
             as a ViT), or inputs the model does not read.
     """
+    if not model.config.uses_image:
+        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
+    model._check_inputs(pixel_values, metadata)
+    if model.config.uses_metadata and metadata is None:
+        metadata = torch.full((len(pixel_values), len(model.config.metadata_fields)), float("nan"))
+    backbone = model.backbone
+    # The gradient is needed down to the feature map only, so the backbone keeps no activations.
+    with evaluating(model), torch.no_grad():
+        features = backbone.forward_features(pixel_values.to(model.device, next(backbone.parameters()).dtype))
+    return _class_maps(model, features, class_ids, metadata, tuple(pixel_values.shape[-2:]))
+
+
+def _class_maps(
+    model: Ham10000ForImageClassification,
+    features: torch.Tensor,
+    class_ids: Sequence[int] | torch.Tensor,
+    metadata: torch.Tensor | None,
+    size: tuple[int, ...],
+) -> torch.Tensor:
+    """Grad-CAM from the backbone's feature map on: (batch, *size) float32 on the CPU."""
     try:
         from captum.attr import LayerAttribution, LayerGradCam  # late, because captum imports matplotlib
     except ImportError as error:
         raise Ham10000Error(f"Grad-CAM needs captum ({error}): `pip install ham10000[explain]`.") from error
-    if not model.config.uses_image:
-        raise Ham10000Error("modality='metadata' reads no image, so there is nothing to draw a map on.")
-    model._check_inputs(pixel_values, metadata)
-    backbone, device = model.backbone, model.device
-    dtype = next(backbone.parameters()).dtype
+    dimension, device = _channel_dimension(model, features), model.device
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
     # An inference tensor can have no gradient; its clone outside of inference mode can.
     with evaluating(model), torch.inference_mode(False):
-        if model.config.uses_metadata and metadata is None:
-            metadata = torch.full((len(pixel_values), len(model.config.metadata_fields)), float("nan"))
         rows = None if metadata is None else metadata.to(device).clone()
-        # The gradient is needed down to the feature map only, so the backbone keeps no activations.
-        with torch.no_grad():
-            features = backbone.forward_features(pixel_values.to(device, dtype).clone())
-        dimension = _channel_dimension(model, features)
 
         def score(feature_map: torch.Tensor) -> torch.Tensor:
             """(batch, channels, h, w) to (batch, classes) logits."""
-            mapped = layer(feature_map).movedim(1, dimension).to(dtype)
-            embedding = backbone.forward_head(mapped).to(model.classifier.weight.dtype)
+            mapped = layer(feature_map).movedim(1, dimension).to(features.dtype)
+            embedding = model.backbone.forward_head(mapped).to(model.classifier.weight.dtype)
             return _logits(model, embedding, rows).float()
 
         # In float32 also for a bf16 backbone, whose sum over the channels would be rounded.
         maps = LayerGradCam(score, layer).attribute(  # captum enables gradients itself
-            features.movedim(dimension, 1).float(),
+            features.clone().movedim(dimension, 1).float(),
             target=torch.as_tensor(class_ids, device=device).clone(),
             relu_attributions=True,
         )  # (B, 1, h, w)
-    size = tuple(pixel_values.shape[-2:])
     enlarged = LayerAttribution.interpolate(maps.detach(), size, interpolate_mode="bilinear")[:, 0].float().cpu()
     return (enlarged / enlarged.amax(dim=(1, 2), keepdim=True)).nan_to_num(0)
 

@@ -224,11 +224,14 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Puts a model into evaluation mode for a while: in training mode it drops features and metadata at random."""
     was_training = model.training
-    model.eval()
+    # Asking is cheap; setting takes longer than the head of a network.
+    if any(module.training for module in model.modules()):
+        model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 @torch.inference_mode()

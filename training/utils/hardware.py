@@ -66,7 +66,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def git_state() -> JsonObject | None:
-    """`commit` of the checkout this package runs from and `dirty` (tracked files differ from it).
+    """`commit` of the checkout this package runs from, `dirty` (tracked files differ from it) and which: `changed`.
 
     None for an installed package: site-packages inside somebody's repository must not report that one's commit.
     """
@@ -74,7 +74,8 @@ def git_state() -> JsonObject | None:
     commit = _git("rev-parse", "HEAD") if is_tracked else None
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    changed = (_git("diff", "--name-only", "HEAD") or "").splitlines()
+    return {"commit": commit, "dirty": bool(changed), "changed": changed}
 
 
 def _version(package: str) -> str | None:
@@ -89,8 +90,8 @@ def environment() -> JsonObject:
 
     Returns:
         `versions` (python and package to version, None where not installed), `platform`, `cpu` (model, cores usable by
-        this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit and
-        dirty, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
+        this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit,
+        dirty and changed, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
     """
     gpu, cuda_peak = None, None
     if torch.cuda.is_available():
