@@ -76,8 +76,11 @@ class Split:
         """Image ids of `train`, `validation` or `test`, in the order of the table."""
         return self.table.loc[self.table["split"] == part, "image_id"].tolist()
 
-    def leakage(self) -> dict[str, dict[str, float | None]]:
-        """Share of the images of validation and test whose lesion another image shows in train.
+    def leakage(self, trained_on: Sequence[str] = ("train",)) -> dict[str, dict[str, float | None]]:
+        """Share of the images of validation and test whose lesion is shown by an image that was trained on.
+
+        Args:
+            trained_on: The parts that were trained on. All images of such a part count.
 
         Returns:
             Per part the share over `all` of its images and per class; `all` alone, and None, where no image has a
@@ -85,7 +88,7 @@ class Split:
         """
         if not lesions_known(self.table):
             return {part: {"all": None} for part in SPLITS[1:]}
-        seen = self.table["group"].isin(self.table.loc[self.table["split"] == "train", "group"])
+        seen = self.table["group"].isin(self.table.loc[self.table["split"].isin(trained_on), "group"])
         shares: dict[str, dict[str, float | None]] = {}
         for part in SPLITS[1:]:
             chosen = self.table["split"] == part

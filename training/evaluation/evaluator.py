@@ -51,16 +51,21 @@ def rows_to_score(
     return apply_split(dataset, split)[part], split
 
 
+def parts_trained_on(checkpoint: Path) -> tuple[str, ...]:
+    """The parts of its split that a checkpoint was trained on, by its settings; train alone without them."""
+    training = read_json(checkpoint / RunFile.TRAINING, optional=True)
+    if training is not None and training["config"].get("train_on_all"):
+        return SPLITS
+    return SPLITS[: 1 + trained_on_validation(training)]
+
+
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
     """Counts the images of a dataset that a checkpoint was trained on, by its split and settings; 0 without them."""
     if not (checkpoint / RunFile.SPLIT).is_file():
         return 0
     table = load_split(checkpoint).table
-    training = read_json(checkpoint / RunFile.TRAINING, optional=True)
-    parts = ["train", "validation"] if trained_on_validation(training) else ["train"]
-    if training is not None and training["config"].get("train_on_all"):
-        parts = list(SPLITS)
-    return int(table.loc[table["split"].isin(parts), "image_id"].isin(dataset["image_id"][:]).sum())
+    known = table.loc[table["split"].isin(parts_trained_on(checkpoint)), "image_id"]
+    return int(known.isin(dataset["image_id"][:]).sum())
 
 
 def evaluate_checkpoint(  # each is an option of the command line
@@ -127,11 +132,15 @@ def evaluate_checkpoint(  # each is an option of the command line
     results, table = score_predictions(
         frame, labels, probabilities, groups, config, positive=positive, n_resamples=n_resamples, seed=seed
     )
+    about_split: JsonObject = {} if split is None else split.summary()
+    if split is not None:
+        about_split["leakage"] = split.leakage(parts_trained_on(checkpoint))
+        del about_split["dropped"]
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
         "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
-        | ({} if split is None else {key: value for key, value in split.summary().items() if key != "dropped"}),
+        | about_split,
         "views": views,
         "precision": precision,
         "temperature": float(config.temperature),

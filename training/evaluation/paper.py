@@ -51,7 +51,8 @@ def targets(
 
 def true_positive_rate(target: Target, weights: np.ndarray | None = None) -> np.ndarray:
     """The largest share of positives found at each false-positive rate of the grid 0, 0.01 … 1: (101,)."""
-    false, true, _ = roc_curve(target.positive, target.scores, sample_weight=weights)
+    # Every threshold, as among ties scikit-learn would leave out some that are reached.
+    false, true, _ = roc_curve(target.positive, target.scores, sample_weight=weights, drop_intermediate=False)
     # A hair wider, as 1 - 0.95 is not 0.05.
     return true[np.searchsorted(false, _GRID + 1e-9, side="right") - 1]
 
@@ -79,7 +80,7 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
     rows = []
     for target in all_targets:
         found, values = true_positive_rate(target), resampled(true_positive_rate, target, weights)
-        false, true, thresholds = roc_curve(target.positive, target.scores)
+        false, true, thresholds = roc_curve(target.positive, target.scores, drop_intermediate=False)
         share = target.positive.mean()
         for specificity in SPECIFICITIES:
             place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
@@ -226,7 +227,10 @@ def write_paper(
     scored = f"{results['metrics']['n_images']:,} images of {weights.n_clusters:,} lesions; 95 % intervals."
     for name, table in _result_tables(results).items():
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {scored}")
-    write_curves(directory, found, weights, scored)
+    if found:
+        write_curves(directory, found, weights, scored)
+    else:
+        print("note: all scored images are of one class, so there are no curves and operating points")
     for kind in FORMATS:
         plot_results(results, directory, kind)
     atomic_write_text(directory / "checklist.md", checklist(results, training))

@@ -303,8 +303,11 @@ def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
         return None
     answers, found, samples = fitted.all_answers(inputs.study.rule), {}, {}
     names = ["accuracy", *(f"{key}:{name}" for key in ("f1", "recall") for name in shared)]
+    seeds_drawn = None
     for draws, (part, rows) in enumerate((("seen", seen), ("unseen", ~seen)), 1):  # other lesions, so other draws
         bootstrap = Bootstrap(labels[rows], groups[rows], len(predictions.seeds), inputs.study.n_resamples, draws)
+        # The same models score both parts, so what a seed shares between them cancels out of the difference.
+        seeds_drawn = bootstrap.draws = bootstrap.draws if seeds_drawn is None else seeds_drawn
         scores = bootstrap.scores(answers[:, rows], names)
         samples[part] = {"accuracy": scores["accuracy"]} | {
             metric: mean_sample([scores[f"{key}:{name}"] for name in shared])

@@ -222,12 +222,13 @@ def _lesion_groups(frame: pd.DataFrame) -> pd.Series:
 def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
     """(N,) bool, whether the model that scored an image was trained on another photograph of its lesion.
 
-    A fold's training images are all others; image-stratified leaves rows without an age out.
+    A fold's training images are all others; image-stratified leaves rows without an age out, unless all are.
     """
     groups = _lesion_groups(frame)
     fold_of = pd.Series(image.folds, image.image_ids).reindex(groups.index)  # NaN where an image is not scored
     folds = np.unique(image.folds)
-    usable = frame["age"].notna().to_numpy() if len(folds) == 1 else fold_of.notna()
+    has_age = frame["age"].notna().to_numpy()
+    usable = has_age | ~has_age.any() if len(folds) == 1 else fold_of.notna()
     seen = np.zeros(len(image.folds), dtype=bool)
     for fold in folds:
         rows = image.folds == fold

@@ -32,7 +32,7 @@ class StudyConfig:
 
     Attributes:
         recipe: File with the options of `ham10000-train` that all image runs share, relative to the study's file.
-        protocols: Protocol to its runs. Heads are fitted for the first, which needs folds.
+        protocols: Protocol to its runs. Heads are fitted for the first, lesion-grouped, which needs folds.
         rule: Decision rule of every score that rests on answers: one of `STUDY_RULES`.
         primary: The metric that verdicts rest on: macro_f1, balanced_accuracy or accuracy.
         comparisons: Pairs of variants, the first minus the second. The first pair is the primary one, and all of them
@@ -57,7 +57,8 @@ class StudyConfig:
         for name, ok, expected in (
             ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
             ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
-            ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
+            ("protocols", next(iter(self.protocols), "") == PROTOCOLS[0], f"led by {PROTOCOLS[0]}"),
+            ("protocols", protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
             ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
             ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),
             ("n_resamples", self.n_resamples >= 2, "at least 2"),

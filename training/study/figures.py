@@ -128,7 +128,7 @@ def calibration(study: Study) -> Figure:
     name_rows(axes, range(len(variants)), list(variants), xlabel=xlabel)
     axes.set_xlim(left=0)
     ece, floor = variants["fusion"]["metrics"]["ece"]["estimate"] or 0.0, variants["fusion"]["ece_floor"]
-    set_title(figure, f"Calibrated fusion: ECE {ece:.3f}, of which {floor:.3f} is the floor of this size")
+    set_title(figure, f"Calibrated fusion: ECE {ece:.3f}; a perfectly calibrated model of this size shows {floor:.3f}")
     handles = [legend_point("before", *before), legend_point("after calibration", *after)]
     floor_mark = legend_point("floor: a perfectly calibrated model", _WORSE, "|", markersize=12, markeredgewidth=2)
     legend_below(figure, [*handles, floor_mark], 3)

@@ -222,7 +222,8 @@ def baseline_rows(
         bootstrap: Resampled lesions of the same images.
 
     Returns:
-        The baselines that anyone may use, and the regressions with forbidden columns.
+        The baselines that anyone may use, and the regressions with the forbidden columns that tell images apart; none
+        of the latter where no such column does.
 
     Raises:
         Ham10000Error: For a missing column.
@@ -239,11 +240,16 @@ def baseline_rows(
         "gradient boosting on metadata": _boosting(image, frame, metadata),
     }
     allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
+    # A column that the source lacks is "unknown" in every row: a gain of 0 would say that it gives nothing away.
+    known = tuple(name for name in FORBIDDEN if frame[name].nunique() > 1)
+    if not known:
+        return allowed, []
+    single: list[tuple[str, ...]] = [(name,) for name in known] if len(known) > 1 else []
     forbidden = []
     for base, columns, extra, added in (
-        ("age, sex, site", metadata, None, ((), ("dx_type",), ("dataset",), FORBIDDEN)),
-        ("", [], None, (FORBIDDEN,)),
-        ("image", [], seen, ((), FORBIDDEN)),
+        ("age, sex, site", metadata, None, ((), *single, known)),
+        ("", [], None, (known,)),
+        ("image", [], seen, ((), known)),
     ):
         reference: np.ndarray | None = None
         for more in added:
