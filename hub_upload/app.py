@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,7 +301,8 @@ def results(
     try:
         for place, shown in enumerate(models if chosen.image is not None else ()):
             if shown.model.config.uses_image and place not in images:
-                images[place] = encode_image(shown.model, shown.processor, chosen.image)
+                encoded = encode_image(shown.model, shown.processor, chosen.image)
+                images[place] = replace(encoded, image=chosen.image)  # one copy of the pixels for all models
         unlike = next((image.warning for image in images.values() if image.warning), None)
         for place, shown in enumerate(models):
             answered = answer(shown, images.get(place), metadata, names.get(label))
@@ -371,7 +372,8 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                     gr.Markdown(_ABOUT)
         hidden: JsonObject = {"api_visibility": "private"}
         options = hidden | {"inputs": [chosen, age, sex, site, label, varied], "outputs": outputs}
-        options |= {"fn": functools.partial(results, models), "show_progress": "minimal"}
+        # One at a time, in order: an older answer must not overwrite a newer one.
+        options |= {"fn": functools.partial(results, models), "show_progress": "minimal", "concurrency_id": "results"}
         file.upload(read_upload, file, chosen, show_progress="hidden", **hidden).then(**options)
         file.clear(Chosen, None, chosen, show_progress="hidden", **hidden).then(**options)
         for name, button in buttons.items():

@@ -22,8 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ham10000-predict",
         description="Predict images, metadata or both with a checkpoint. " + DISCLAIMER,
-        epilog="A folder is searched with its sub-folders, sorted, hidden files left out. Exit code 2: nothing was "
-        "written, and one line on stderr says why.",
+        epilog="A folder is searched with its sub-folders, sorted, hidden files left out. Exit code 2: no "
+        "prediction was written, and one line on stderr says why.",
     )
     parser.add_argument(
         "inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, or folders of them; none for metadata-only"

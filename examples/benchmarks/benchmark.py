@@ -77,7 +77,9 @@ def build_training(dataset: datasets.Dataset, options: argparse.Namespace, folde
         batch_size=options.batch_size,
         trackers=["none"],
     )
-    accelerator = Accelerator(cpu=options.device.type == "cpu", mixed_precision=resolve_precision("auto"))
+    accelerator = Accelerator(
+        cpu=options.device.type == "cpu", mixed_precision=resolve_precision("auto", options.device.type)
+    )
     return build_engine(config, accelerator, dataset, make_split(dataset, protocol="lesion-grouped"))
 
 
@@ -272,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
         for name in ("backbone", "baseline", "image_size", "batch_size", "steps", "images_a_turn", "backend")
     }
     settings |= {"images": options.images, "repetitions": options.repetitions}
-    settings |= {"precision": resolve_precision("auto"), "device": str(options.device)}
+    settings |= {"precision": resolve_precision("auto", options.device.type), "device": str(options.device)}
     results = {"cases": cases, "settings": settings, "environment": environment()}
     print(render_benchmark(results))
     if options.output is not None:

@@ -78,6 +78,15 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
 
 
+def test_ties_do_not_hide_an_operating_point() -> None:
+    # Pairs of one image of either kind on a straight line, which scikit-learn leaves out unless asked for all.
+    scores = np.repeat([0.9, 0.8, 0.7, 0.1], [2, 2, 2, 20])
+    tied = Target("mel", np.arange(26) % 2 * (np.arange(26) < 6) == 1, scores)
+    assert true_positive_rate(tied)[10] == pytest.approx(2 / 3)
+    row = operating_points([tied], cluster_weights(np.arange(26).astype(str), 20)).iloc[0]
+    assert (row["sensitivity"], row["threshold"]) == (pytest.approx(2 / 3), 0.8)
+
+
 def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
     table = net_benefit(melanoma)
     for row in (0, 20, 59):
@@ -108,6 +117,18 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, t
     assert "a&#124;b.csv" in text
     assert "not trained by this package" in text
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_images_of_one_class_have_no_curves(
+    table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = table[table["dx"] == "nv"].reset_index(drop=True)
+    results = evaluate_predictions(alone, n_resamples=20) | {"data": "a.csv", "split": {"name": "all"}}
+    alone.to_csv(tmp_path / "predictions.csv", index=False)
+    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", MALIGNANT, n_resamples=20)
+    assert "no curves and operating points" in capsys.readouterr().out
+    assert not list((tmp_path / "paper").glob("operating_points*"))
+    assert "operating_points" not in (tmp_path / "paper" / "checklist.md").read_text()
 
 
 def test_the_checklist_of_a_trained_model_answers_from_its_files() -> None:

@@ -75,6 +75,7 @@ def test_other_metadata_do_not_wait_for_the_backbone(
     chosen, rest = app.Chosen(SAMPLES["mel"], "lesion.png"), (app.MOST_PROBABLE, "age")
     app.results(models, chosen, "30", "female", "back", *rest)
     assert calls == [shown.name for shown in with_image]
+    assert all(image.image is chosen.image for image in chosen.encoded.values())  # one copy of the pixels
     again = app.results(models, chosen, "80", "male", "face", *rest)
     assert len(calls) == len(with_image)
     fresh = app.results(models, app.Chosen(SAMPLES["mel"], "lesion.png"), "80", "male", "face", *rest)
@@ -85,6 +86,13 @@ def test_other_metadata_do_not_wait_for_the_backbone(
             assert cached.constructor_args["value"] == new.constructor_args["value"]
         else:
             assert np.array_equal(cached.constructor_args["value"], new.constructor_args["value"])
+
+
+def test_answers_come_one_at_a_time_and_in_order(models: list[app.DemoModel]) -> None:
+    events = app.build_page(models).fns.values()
+    answering = [event for event in events if len(event.outputs) > 4 * len(models)]
+    assert len(answering) > 5
+    assert {event.concurrency_id for event in answering} == {"results"}
 
 
 def test_no_class_is_the_answer_on_an_image_unlike_the_training_data(models: list[app.DemoModel]) -> None:

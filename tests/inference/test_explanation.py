@@ -75,6 +75,27 @@ def test_grad_cam_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
+    model, processor = build()
+    model.train()
+    model.backbone.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    explain(model, processor, photograph(), BACK)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_a_backbone_of_several_maps_is_predicted_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CrossViT's, whose `forward_features` returns a list."""
+    model, processor = build()
+    expected = metadata_effects(model, processor, photograph(), BACK).baseline
+    features, head = model.backbone.forward_features, model.backbone.forward_head
+    monkeypatch.setattr(model.backbone, "forward_features", lambda x: [features(x)])
+    monkeypatch.setattr(model.backbone, "forward_head", lambda maps: head(maps[0]))
+    np.testing.assert_array_equal(metadata_effects(model, processor, photograph(), BACK).baseline, expected)
+    with pytest.raises(Ham10000Error, match="not a spatial feature map"):
+        explain(model, processor, photograph(), BACK)
+
+
 def test_grad_cam_in_bf16_follows_fp32() -> None:
     model, _ = build("image")
     expected = grad_cam(model, noise(), [4, 1, 2])

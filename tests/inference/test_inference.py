@@ -18,7 +18,12 @@ from ham10000.training.data.loader import read_rows
 from ham10000.training.inference.fast import optimize_for_inference
 from ham10000.training.inference.prediction import predict
 
-BACKBONES = {"test_efficientnet": {}, "test_resnet": {}, "test_convnext": {}, "test_vit": {"img_size": 64}}
+BACKBONES = {
+    "test_efficientnet": {},
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_vit": {"img_size": 64, "dynamic_img_size": False},
+}
 
 
 def make_model(modality: str = "image", backbone: str = "test_efficientnet") -> Ham10000ForImageClassification:

@@ -229,6 +229,10 @@ def test_seen_lesions_are_those_with_another_photograph_in_training(frame: pd.Da
     expected = np.isin(image.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
     np.testing.assert_array_equal(lesions_in_training(frame, image), expected)
     assert not lesions_in_training(frame, example_image(frame)).any()
+    ageless = frame.assign(age=np.nan)  # then the split leaves no row out
+    trained = frame[~frame["image_id"].isin(image.image_ids)]
+    expected_of_all = np.isin(image.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
+    np.testing.assert_array_equal(lesions_in_training(ageless, image), expected_of_all)
     found = study["protocols"]["image-stratified"]["leakage"]
     assert found["share"] == pytest.approx(expected.mean())
     right = image.logits[0].argmax(axis=1) == image.labels
@@ -290,6 +294,8 @@ def test_data_that_are_not_those_of_the_predictions_are_refused(frame: pd.DataFr
         ("comparisons: [[fusion, tta]]", "`comparisons` must be pairs"),
         ("coverages: [1.0]", "`coverages` must be"),
         ("protocols: {lesion-grouped: {folds: 5, seeds: [0, 0]}}", "distinct seeds"),
+        ("protocols: {image-stratified: {folds: 5}}", "`protocols` must be led by lesion-grouped"),
+        ("protocols: {lesion-grouped: {folds: 5}, patient: {}}", "`protocols` must be some of"),
         ("protocols: {lesion-grouped: {fold: 5}}", "Cannot read the study's file"),
         ("heads: {epoch: 5}", "Cannot read the study's file"),
         ("rule: [", "Cannot read the study's file"),

@@ -130,6 +130,25 @@ def test_shortcuts_subgroups_and_leak_hold_the_numbers_of_the_study(study: Any, 
         assert row[1:] == [*parts, number(found["difference"][key], "+.3f")]
 
 
+def test_the_report_says_only_what_this_study_did(study: Any, lead: Any) -> None:
+    """Other comparisons, class weights and columns than the default ones, and one protocol with one seed."""
+    usual, absent = study_markdown(study), "is absent from these data, or the same for all images"
+    assert "metadata change the answer for" in usual
+    assert "of a protocol with one seed, are of lesions alone" in usual
+    assert usual.count("half-way") == 2
+    assert absent not in usual
+    study["study"]["heads"]["class_weights"] = "balanced"
+    lead["comparisons"] = [row for row in lead["comparisons"] if (row["model"], row["other"]) == ("fusion", "image")]
+    lead["comparisons"][0]["moved"] = []
+    lead["forbidden"] = []
+    other = study_markdown(study)
+    assert "fusion and image answer differently for 0" in other
+    assert "`fusion - image` is the primary comparison. All rows" in other
+    assert other.count(absent) == 2
+    for sentence in ("half-way", "Control is the same network with", "`fusion - control`", "gain over the allowed"):
+        assert (sentence in usual, sentence in other) == (True, False), sentence
+
+
 def test_a_sentence_follows_the_verdict_and_not_the_estimate(study: Any, lead: Any) -> None:
     comparison = lead["comparisons"][0]
     for verdict, end in (

@@ -22,6 +22,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.train import build_accelerator, build_model, check_forward, check_trackers, main
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import default_cache_dir
+from ham10000.training.utils.hardware import resolve_precision
 
 OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
 NOT_INSTALLED = sorted(set(LoggerType.list()) - {"all"} - {str(name) for name in get_available_trackers()})
@@ -54,6 +55,15 @@ def test_a_precision_that_cannot_be_had_is_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     with pytest.raises(Ham10000Error, match=message):
         build_accelerator(TrainConfig(output_dir=str(tmp_path)))
+
+
+def test_auto_asks_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = resolve_precision("auto", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    # An older GPU, which only emulates bf16.
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto") == resolve_precision("auto", "cuda") == "fp16"
+    assert resolve_precision("auto", "cpu") == alone != "fp16"
 
 
 @pytest.mark.parametrize("name", ["tensorbord", "", *NOT_INSTALLED[:1]])

@@ -115,13 +115,14 @@ class EncodedImage:
 
     Attributes:
         image: Upright RGB.
-        feature_map: (1, ...) the backbone's last feature map, in its dtype, on the model's device.
+        feature_map: The backbone's last feature map, (1, ...) in its dtype, on the model's device; a list of them for
+            some networks, and None for OpenVINO's.
         embedding: (1, features) the pooled feature map, in the classifier's dtype.
         warning: Why a prediction of this image is worth nothing, or None.
     """
 
     image: Image.Image
-    feature_map: torch.Tensor
+    feature_map: torch.Tensor | list[torch.Tensor] | None
     embedding: torch.Tensor
     warning: str | None
 
@@ -143,8 +144,10 @@ def encode_image(model: Ham10000ForImageClassification, processor: Ham10000Proce
     loaded, backbone = load_image(image), model.backbone
     pixel_values = processor.image_processor(loaded)["pixel_values"]
     with evaluating(model):
-        features = backbone.forward_features(pixel_values.to(model.device, next(backbone.parameters()).dtype))
-        embedding = backbone.forward_head(features).to(model.classifier.weight.dtype)
+        pixel_values = pixel_values.to(model.device, next(backbone.parameters()).dtype)
+        features = backbone.forward_features(pixel_values) if hasattr(backbone, "forward_features") else None
+        embedding = model.encode_image(pixel_values) if features is None else backbone.forward_head(features)
+    embedding = embedding.to(model.classifier.weight.dtype)
     return EncodedImage(loaded, features, embedding, processor.image_processor.unlike_training(loaded))
 
 
@@ -286,6 +289,8 @@ def explain(
         rows = None
         if model.config.uses_metadata:
             rows = processor.encode_metadata([metadata or {}] * 2, unknown_values=unknown_values)
+        _channel_dimension(model, encoded.feature_map)  # raises for what is not one map
+        assert isinstance(encoded.feature_map, torch.Tensor)
         features, size = encoded.feature_map.repeat_interleave(2, dim=0), processor.image_processor.size
         ids = [names.index(name) for name in chosen]
         maps = _class_maps(model, features, ids, rows, (size["height"], size["width"]))

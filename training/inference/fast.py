@@ -51,12 +51,15 @@ def optimize_for_inference(
     if model.training:
         raise Ham10000Error("The model is in training mode; call model.eval() first.")
     if precision == "auto":
-        precision = "bf16" if resolve_precision("auto") == "bf16" else "fp32"
+        precision = "bf16" if resolve_precision("auto", model.device.type) == "bf16" else "fp32"
     fast: Any = copy.deepcopy(model)
     if fast.backbone is None:
         return fast
-    size = fast.backbone.pretrained_cfg.get("input_size", (3, 224, 224))
-    example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(fast.device)
+    own_size = fast.backbone.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+    # A network of a fixed size, such as a ViT, may have been built for another one.
+    size = fast.config.backbone_kwargs.get("img_size", own_size)
+    height, width = (size, size) if isinstance(size, int) else size
+    example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(fast.device)
     if backend == "openvino":
         fast.backbone = OpenVinoBackbone(fast.backbone, precision, example)
         return fast

@@ -223,15 +223,14 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Puts a model into evaluation mode for a while: in training mode it drops features and metadata at random."""
-    was_training = model.training
-    # Asking is cheap; setting takes longer than the head of a network.
-    if any(module.training for module in model.modules()):
+    training = [module for module in model.modules() if module.training]
+    if training:  # else there is nothing to set, which would take longer than the head of a network
         model.eval()
     try:
         yield
     finally:
-        if was_training:
-            model.train()
+        for module in training:  # and no others: a frozen backbone stays in evaluation mode
+            module.training = True
 
 
 @torch.inference_mode()

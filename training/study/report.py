@@ -242,8 +242,8 @@ def results_table(study: Study) -> str:
     ]
     notes = (
         f"{'; '.join(scored)}. Answers by the rule `{study['study']['rule']}`; 95 % intervals from a bootstrap of "
-        "lesions and, where there are several, seeds, the published row's of images. Numbers of different protocols do "
-        "not compare."
+        "lesions and, where there are several, seeds, the published row's of images. Numbers of different protocols "
+        "do not compare."
     )
     header = ["model", "protocol", *(METRIC_TITLES[name] for name in README_METRICS)]
     table = md.table(header, cells, align="ll" + "r" * len(README_METRICS))

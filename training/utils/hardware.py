@@ -112,10 +112,12 @@ def environment() -> JsonObject:
     }
 
 
-def resolve_precision(name: str) -> str:
+def resolve_precision(name: str, device: str | None = None) -> str:
     """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
 
-    `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
+    Args:
+        name: The wish. `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
+        device: Type of the device that computes; by default `cuda` where there is one, else `cpu`.
 
     Raises:
         Ham10000Error: For fp16 without a GPU.
@@ -124,8 +126,8 @@ def resolve_precision(name: str) -> str:
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")
     if name != "auto":
         return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     # Emulated bf16 is slower than fp32, so only processors with the instructions count.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
