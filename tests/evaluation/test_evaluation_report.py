@@ -199,7 +199,10 @@ def test_a_leak_counts_every_part_that_was_trained_on(
     synthetic_folder: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     checkpoint = shutil.copytree(tiny_checkpoints["metadata"], tmp_path / "checkpoint")
-    split = make_split(load_data(str(synthetic_folder))[0], protocol="image-stratified")
+    dataset = load_data(str(synthetic_folder))[0]
+    splits = (make_split(dataset, protocol="image-stratified", seed=seed) for seed in range(50))
+    both = ("train", "validation")
+    split = next(one for one in splits if one.leakage(both)["test"]["all"] > one.leakage()["test"]["all"])
     split.save(checkpoint)
     atomic_write_json(checkpoint / "train_config.json", {"config": {"train_on_validation": True}})
     options = ["--checkpoint", str(checkpoint), "--data", str(synthetic_folder), "--n_resamples", "5"]
@@ -210,4 +213,3 @@ def test_a_leak_counts_every_part_that_was_trained_on(
     trained = split.table["split"] != "test"
     seen = split.table["lesion_id"].isin(split.table["lesion_id"][trained])
     assert leaks == {"test": pytest.approx(seen[~trained].mean()), "validation": 1.0}
-    assert leaks["test"] > split.leakage()["test"]["all"]

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
             f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
         )
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
-    if "leakage" in split and arguments.split != "train":
+    if "leakage" in split and arguments.split != "train" and not known:
         print(leakage_text(split["leakage"][arguments.split]["all"], arguments.split))
     print(format_results(results))
     print(

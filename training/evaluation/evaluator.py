@@ -59,6 +59,14 @@ def parts_trained_on(checkpoint: Path) -> tuple[str, ...]:
     return SPLITS[: 1 + trained_on_validation(training)]
 
 
+def _about(split: Split | None, checkpoint: Path) -> JsonObject:
+    """What an evaluation records of the split; its leak is that of all parts the checkpoint was trained on."""
+    if split is None:
+        return {}
+    summary = split.summary() | {"leakage": split.leakage(parts_trained_on(checkpoint))}
+    return {key: value for key, value in summary.items() if key != "dropped"}
+
+
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
     """Counts the images of a dataset that a checkpoint was trained on, by its split and settings; 0 without them."""
     if not (checkpoint / RunFile.SPLIT).is_file():
@@ -132,15 +140,11 @@ def evaluate_checkpoint(  # each is an option of the command line
     results, table = score_predictions(
         frame, labels, probabilities, groups, config, positive=positive, n_resamples=n_resamples, seed=seed
     )
-    about_split: JsonObject = {} if split is None else split.summary()
-    if split is not None:
-        about_split["leakage"] = split.leakage(parts_trained_on(checkpoint))
-        del about_split["dropped"]
     context = {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
         "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
-        | about_split,
+        | _about(split, checkpoint),
         "views": views,
         "precision": precision,
         "temperature": float(config.temperature),
