@@ -88,9 +88,10 @@ def run_baseline(options: argparse.Namespace) -> None:
     files = {part: _files(rows) for part, rows in parts.items()}
     labels = {part: np.array(rows["dx"]) for part, rows in parts.items()}
     history = read_json(folder / "history.json", list, optional=True) or []
-    if not history:
-        facts = {"split_sha256": split.sha256, "backbone": options.backbone, "environment": environment()}
-        atomic_write_json(folder / "facts.json", facts)
+    facts = {"split_sha256": split.sha256, "backbone": options.backbone, "environment": environment()}
+    if history:
+        facts = read_json(folder / "facts.json")
+    atomic_write_json(folder / "facts.json", facts | {"epochs": options.epochs})
     if len(history) >= options.epochs:
         print(f"{folder} is finished; delete it to measure again.")
         return
@@ -154,7 +155,7 @@ def run_ours(options: argparse.Namespace) -> None:
                 "output_dir": str(folder),
                 "cache_dir": str(options.work / "cache"),
                 "trackers": ["none"],
-                "resume": (folder / "history.json").is_file(),
+                "resume": (folder / "train_config.json").is_file(),
             }
         )
         accelerator = build_accelerator(config)
@@ -204,7 +205,9 @@ def report(options: argparse.Namespace) -> None:
         path.is_file() for path in [baseline / "facts.json", *(f / "predictions.csv" for f in ours)]
     ):
         raise Ham10000Error(f"{options.work}: finish `baseline` and `ours` first.")
-    history = read_json(baseline / "history.json", list)
+    history, facts = read_json(baseline / "history.json", list), read_json(baseline / "facts.json")
+    if len(history) < facts["epochs"]:
+        raise Ham10000Error(f"{baseline} has {len(history)} of {facts['epochs']} epochs: finish `baseline` first.")
     best = {
         "by_loss": min(history, key=lambda row: row["validation_loss"]),
         "by_macro_f1": max(history, key=lambda row: row["validation_macro_f1"]),
@@ -258,7 +261,7 @@ def report(options: argparse.Namespace) -> None:
         "ours": seeds,
         "cache_seconds": cache,
         "ratio_of_seconds": ratios,
-        "facts": read_json(baseline / "facts.json"),
+        "facts": facts,
         "config": sides["config"],
         "ours_environment": sides["environment"],
     }
