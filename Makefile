@@ -35,17 +35,17 @@ notebooks: setup  ## execute the notebooks of examples/ again, on synthetic data
 
 test: setup  ## lint, type-check and run the fast tests (no network, no GPU)
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-all: setup  ## every test, the slow ones and those on ../shared too
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # uv reads the floors of pyproject.toml, so that they are written in one place.
 test-lowest: setup  ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	$(BIN)/uv venv --clear --quiet --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[dev]"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 # --strict: a package that could not be looked up is a failure, not a pass.
 audit: setup  ## look for known vulnerabilities of what is installed (needs the network)

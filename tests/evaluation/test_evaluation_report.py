@@ -191,7 +191,7 @@ def test_a_source_is_scored_with_one_command_and_submitted(
 
     split = make_split(dataset)
     split.save(checkpoint)
-    assert evaluate(options) == 0
+    assert evaluate(options[:-2]) == 0
     assert f"was trained on {split.sizes['train']} of these images" in capsys.readouterr().out
 
 
@@ -206,10 +206,9 @@ def test_a_leak_counts_every_part_that_was_trained_on(
     split.save(checkpoint)
     atomic_write_json(checkpoint / "train_config.json", {"config": {"train_on_validation": True}})
     options = ["--checkpoint", str(checkpoint), "--data", str(synthetic_folder), "--n_resamples", "5"]
-    leaks = {}
-    for part in ("test", "validation"):
-        assert evaluate([*options, "--split", part, "--output_dir", str(tmp_path / part)]) == 0
-        leaks[part] = read_json(tmp_path / part / "eval_results.json")["split"]["leakage"][part]["all"]
+    assert evaluate(options) == 0
+    leaks = read_json(checkpoint / "eval_results.json")["split"]["leakage"]
     trained = split.table["split"] != "test"
     seen = split.table["lesion_id"].isin(split.table["lesion_id"][trained])
-    assert leaks == {"test": pytest.approx(seen[~trained].mean()), "validation": 1.0}
+    assert leaks["test"]["all"] == pytest.approx(seen[~trained].mean())
+    assert leaks["validation"]["all"] == 1.0

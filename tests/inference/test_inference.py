@@ -66,7 +66,7 @@ def test_openvino_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_functions=openvino_*"]
     result = subprocess.run([*command, __file__], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 passed" in result.stdout
+    assert "3 passed" in result.stdout
 
 
 @pytest.mark.parametrize(("modality", "backbone"), [("image", "test_resnet"), ("fusion", "test_efficientnet")])
@@ -84,9 +84,15 @@ def openvino_computes_the_same(modality: str, backbone: str, tmp_path: Path, mon
         torch.testing.assert_close(fast(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(rough(**inputs).logits.softmax(-1), expected.softmax(-1), rtol=0, atol=0.03)
 
-    # Read from the cache by what it is: other weights are another entry, a damaged one is made anew.
+
+@torch.no_grad()
+def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it is: other weights are another entry, a damaged one is made again."""
     import openvino
 
+    monkeypatch.setenv("HAM10000_CACHE", str(tmp_path))
+    model, inputs = make_model(), {"pixel_values": torch.randn(2, 3, 64, 64)}
+    fast = optimize_for_inference(model, "fp32", backend="openvino")
     (kept,) = (tmp_path / "openvino").iterdir()
     converted = []
     convert = openvino.convert_model
