@@ -5,6 +5,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ _RESULTS = (
     *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.OUT_OF_FOLD),
     *(RunFile.ONNX, RunFile.CONVERSION, RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}", "figures/*.png"),
 )
-# Inside the folder of a run that is replaced: the new run until it has saved a state (removed with the other temporary
-# files if it never does), and under its second name from then on, until its files have moved.
-_UNSAVED, _SAVED = ".new_run.tmp", ".new_run"
+# Inside the folder of a run that is replaced: the new run until it has saved a state, and under its second name from
+# then on, until its files have moved. Not named as a temporary file: an evaluation of the old run removes those.
+_UNSAVED, _SAVED = ".new_run.unsaved", ".new_run"
 # Settings that are places on somebody's machine.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained", "init_from")
 _SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
@@ -103,7 +104,13 @@ def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
             "or choose another --output_dir."
         )
     _move_saved_run(directory)
-    remove_leftovers(directory)  # nobody else writes here while we hold the lock
+    tidy_output_dir(directory)
+
+
+def tidy_output_dir(directory: Path) -> None:
+    """Removes what a killed or failed run left half done in its folder, whose lock the caller holds."""
+    remove_leftovers(directory)
+    shutil.rmtree(directory / _UNSAVED, ignore_errors=True)
 
 
 def settings_path(directory: Path) -> Path:

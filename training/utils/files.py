@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 JsonObject = dict[str, Any]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
-_LEFTOVERS = (".*.tmp*", "figures/.*.tmp*", ".tmp*", "figures/.tmp*")
+# What a killed process leaves: files of `atomic_path` and of safetensors, and the folder of `scratch_folder`. In full:
+# in a folder such as `.`, a `.tmp` or a `.notes.tmp` is the user's own.
+_TEMPORARY_FILE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\.[^.]+)?|\.tmp[0-9A-Za-z]{6}")
+_SCRATCH_FOLDER = re.compile(r"\.ham10000-[0-9a-z_]{8}\.tmp")
 
 # Spreadsheets of East Asian locales take the full-width signs, too.
 _SIGNS = "=+\\-@＝＋－＠"
@@ -68,11 +70,13 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     """
     removed = []
     folder = Path(directory)
-    for path in [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]:
+    for path in [path for pattern in (".*", "figures/.*") for path in folder.glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime >= older_than:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            is_folder = path.is_dir()
+            is_ours = (_SCRATCH_FOLDER if is_folder else _TEMPORARY_FILE).fullmatch(path.name)
+            if is_ours and time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path) if is_folder else path.unlink()
                 removed.append(path)
     return removed
 
@@ -117,7 +121,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def scratch_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a hidden folder inside `directory`, in which several files are completed before any takes its place."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".", suffix=".tmp", ignore_cleanup_errors=True) as scratch:
+    prefix, suffix = ".ham10000-", ".tmp"  # known to `remove_leftovers`
+    with tempfile.TemporaryDirectory(suffix, prefix, directory, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
 
 
