@@ -247,6 +247,15 @@ LAYOUTS = [
         says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
     ),
     Layout(
+        "isic2019",
+        "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; "
+        "ISIC_0073502,scc,70,male,face",
+        "bcc; bkl; df; mel; nv; scc; vasc",
+        3,
+        options=DataOptions(label_map={"AK": "SCC"}),
+        says=("'ak' is read as 'scc' in 1 rows",),
+    ),
+    Layout(
         "isic2020",
         "ISIC_2637011,benign,45,male,face; ISIC_0015719,benign,45,female,upper extremity; "
         "ISIC_0052212,malignant,50,female,lower extremity",
