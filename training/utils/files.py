@@ -13,8 +13,10 @@ What counts as one: OWASP, "CSV Injection" (https://owasp.org/www-community/atta
 
 import contextlib
 import errno
+import filecmp
 import json
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -243,6 +245,15 @@ def comparable(path: str) -> str:
     return unicodedata.normalize("NFC", path.replace("\\", "/"))
 
 
+def _are_copies(first: str, second: str) -> bool:
+    """Whether two image files of one name have the same content."""
+    if Path(first).stat().st_size != Path(second).stat().st_size:
+        return False
+    # Images of one resolution have one size where they are not compressed. Compressed ones of one size are copies:
+    # comparing Kaggle's mirror, every folder a second time in lower case, would read 6 GB at every start.
+    return not first.lower().endswith((".bmp", ".tif", ".tiff")) or filecmp.cmp(first, second, shallow=False)
+
+
 class ImageFiles:
     """The image files below some folders.
 
@@ -270,18 +281,19 @@ class ImageFiles:
         Raises:
             Ham10000Error: Where two different files have the name.
         """
-        wanted = without_suffix(comparable(name))
+        file = posixpath.normpath(comparable(name))
+        wanted = without_suffix(file)
         found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])
         if "/" in wanted:
             found = [path for path in found if f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")]
-        exact = f"{comparable(str(near))}/{wanted}"
-        found = [path for path in found if without_suffix(comparable(path)) == exact] or found
-        found = [path for path in found if comparable(path).endswith(comparable(name))] or found
+        # Below the folder `.`, the files are `./train/a.jpg` and a table's folder is `train`.
+        exact = posixpath.normpath(f"{comparable(str(near))}/{wanted}")
+        found = [path for path in found if without_suffix(posixpath.normpath(comparable(path))) == exact] or found
+        found = [path for path in found if comparable(path).endswith(file)] or found
         if not found:
             return None
         for other in found[1:]:
-            # Kaggle's mirror ships every folder a second time in lower case.
-            if Path(other).stat().st_size != Path(found[0]).stat().st_size:
+            if not _are_copies(found[0], other):
                 raise Ham10000Error(f"{found[0]} and {other} differ; keep the one that is image {name!r}.")
         if found[0] not in self._used:
             self.copies += len(found) - 1
