@@ -285,6 +285,7 @@ def load_training_state(
     directory: str | Path,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
+    fingerprint: Mapping[str, Any],
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Reads what `save_training_state` wrote back into the modules and the optimiser.
@@ -295,13 +296,14 @@ def load_training_state(
         directory: The run's folder.
         modules: As when saving.
         optimizer: As when saving, over the same parameters in the same order.
+        fingerprint: What must be as it is in the state's own `fingerprint`.
         warn: Told about each state that is passed over.
 
     Returns:
         The JSON values.
 
     Raises:
-        Ham10000Error: If there is no state, all are damaged, or it belongs to another model.
+        Ham10000Error: If there is no state, all are damaged, or it was saved with other settings or data.
     """
     paths = training_states(directory)
     if not paths:
@@ -321,6 +323,14 @@ def load_training_state(
             f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}. Start again with "
             "`--overwrite`."
         )
+    # Before any tensor: other settings may make other modules and parameters.
+    for name, value in fingerprint.items():
+        saved = state["fingerprint"].get(name)
+        if saved != value:
+            raise Ham10000Error(
+                f"Cannot resume {str(directory)!r}: {name} was {saved!r} and is now {value!r}. "
+                "Use the run's own settings (its train_config.json), or another output_dir."
+            )
     for prefix, module in modules.items():
         own = {name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")}
         try:

@@ -152,6 +152,8 @@ def test_resumed_run_equals_an_uninterrupted_one(
     [
         (["--data", "synthetic:200", "--epochs", "1"], "already holds a run. Continue it with --resume"),
         (["--resume", "--learning_rate", "0.5"], "learning_rate was 0.0005 and is now 0.5"),
+        # With other parameters to train, whose moments the state does not have.
+        (["--resume", "--freeze_backbone", "--pretrained", "timm"], "freeze_backbone was False and is now True"),
     ],
 )
 def test_an_existing_run_is_not_changed(finished_run: Path, options: list[str], message: str, capsys) -> None:
