@@ -126,6 +126,8 @@ COMMANDS: list[Command] = [
     ("train", lambda folder: ["--output_dir", str(folder / "run")], ("--data is missing", "`--data synthetic`")),
     ("train", _train_config("epoch: 3\n"), ("c.yaml", "'epoch'", "Known keys")),
     ("train", _train_config("learning_rate: fast\n"), ("c.yaml", "learning_rate", "'fast'")),
+    ("train", _train_config("weight_decay: true\n"), ("c.yaml", "weight_decay must be a number, got True")),
+    ("train", _train_config("max_gradient_norm: some\n"), ("c.yaml", "max_gradient_norm", "'some'")),
     ("evaluate", _evaluate(bad_splits.put("split", "test", 3)), ("split.csv", "edited", "sha256")),
     ("evaluate", _evaluate(lambda folder: (folder / "split.json").unlink()), ("split.json", "does not exist")),
     ("evaluate", lambda folder: ["--checkpoint", str(folder), "--data", "synthetic:220"], ("has no config.json",)),

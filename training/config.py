@@ -292,7 +292,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
 
     Args:
-        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read.
+        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read, without what its
+            command was to do about an earlier run (`resume`, `overwrite`).
 
     Returns:
         The values the file sets.
@@ -309,7 +310,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise input_error(f"Cannot read the config file {str(path)!r}: {error}") from error
     values = {} if values is None else values
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]
+        values = {name: value for name, value in values["config"].items() if name not in ("resume", "overwrite")}
     if not isinstance(values, dict):
         raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
     for name in _REMOVED:
@@ -325,11 +326,11 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             # As a default of argparse it would be refused without the name of the file.
             raise input_error(f"{path}: {item.name} must be a whole number, got {value!r}.")
         if item.type == list[float] and isinstance(value, list):
-            values[item.name] = [float(v) if isinstance(v, int) else v for v in value]
+            values[item.name] = [float(v) if type(v) is int else v for v in value]
         # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
-        if item.type is float and isinstance(value, (int, str)):
+        if item.type in (float, float | None) and isinstance(value, (int, str)):
             try:
-                values[item.name] = float(value)
+                values[item.name] = float(str(value))  # of `true` itself it would be 1.0
             except ValueError as error:
                 raise input_error(f"{path}: {item.name} must be a number, got {value!r}.") from error
     return values

@@ -287,14 +287,9 @@ class Engine:
         Raises:
             Ham10000Error: If there is no state, or it was saved with other settings or data.
         """
-        state = load_training_state(self.config.output_dir, self._modules(), self.optimizer, self.accelerator.print)
-        for name, value in self.fingerprint.items():
-            saved = state["fingerprint"].get(name)
-            if saved != value:
-                raise Ham10000Error(
-                    f"Cannot resume {self.config.output_dir!r}: {name} was {saved!r} and is now {value!r}. "
-                    "Use the run's own settings (its train_config.json), or another output_dir."
-                )
+        state = load_training_state(
+            self.config.output_dir, self._modules(), self.optimizer, self.fingerprint, self.accelerator.print
+        )
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])

@@ -5,6 +5,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ _RESULTS = (
     *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.OUT_OF_FOLD),
     *(RunFile.ONNX, RunFile.CONVERSION, RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}", "figures/*.png"),
 )
-# Inside the folder of a run that is replaced: the new run until it has saved a state (removed with the other temporary
-# files if it never does), and under its second name from then on, until its files have moved.
-_UNSAVED, _SAVED = ".new_run.tmp", ".new_run"
+# Inside the folder of a run that is replaced: the new run until it has saved a state, and under its second name from
+# then on, until its files have moved. Not named as a temporary file: an evaluation of the old run removes those.
+_UNSAVED, _SAVED = ".new_run.unsaved", ".new_run"
 # Settings that are places on somebody's machine.
 _PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained", "init_from")
 _SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
@@ -103,7 +104,13 @@ def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
             "or choose another --output_dir."
         )
     _move_saved_run(directory)
-    remove_leftovers(directory)  # nobody else writes here while we hold the lock
+    tidy_output_dir(directory)
+
+
+def tidy_output_dir(directory: Path) -> None:
+    """Removes what a killed or failed run left half done in its folder, whose lock the caller holds."""
+    remove_leftovers(directory)
+    shutil.rmtree(directory / _UNSAVED, ignore_errors=True)
 
 
 def settings_path(directory: Path) -> Path:
@@ -278,6 +285,7 @@ def load_training_state(
     directory: str | Path,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
+    fingerprint: Mapping[str, Any],
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Reads what `save_training_state` wrote back into the modules and the optimiser.
@@ -288,13 +296,14 @@ def load_training_state(
         directory: The run's folder.
         modules: As when saving.
         optimizer: As when saving, over the same parameters in the same order.
+        fingerprint: What must be as it is in the state's own `fingerprint`.
         warn: Told about each state that is passed over.
 
     Returns:
         The JSON values.
 
     Raises:
-        Ham10000Error: If there is no state, all are damaged, or it belongs to another model.
+        Ham10000Error: If there is no state, all are damaged, or it was saved with other settings or data.
     """
     paths = training_states(directory)
     if not paths:
@@ -314,6 +323,14 @@ def load_training_state(
             f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}. Start again with "
             "`--overwrite`."
         )
+    # Before any tensor: other settings may make other modules and parameters.
+    for name, value in fingerprint.items():
+        saved = state["fingerprint"].get(name)
+        if saved != value:
+            raise Ham10000Error(
+                f"Cannot resume {str(directory)!r}: {name} was {saved!r} and is now {value!r}. "
+                "Use the run's own settings (its train_config.json), or another output_dir."
+            )
     for prefix, module in modules.items():
         own = {name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")}
         try:

@@ -47,9 +47,10 @@ from ham10000.training.run_folder import (
     image_origin,
     only_writer,
     prepare_output_dir,
+    tidy_output_dir,
 )
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
-from ham10000.training.utils.files import atomic_write_json, read_json, remove_leftovers
+from ham10000.training.utils.files import atomic_write_json, read_json
 from ham10000.training.utils.hardware import (
     environment,
     keep_freed_memory,
@@ -372,7 +373,7 @@ def train(
         if accelerator.is_main_process:
             stack.enter_context(only_writer(directory))
             prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
-            stack.callback(remove_leftovers, directory)  # of a run that has failed before it replaced an earlier one
+            stack.callback(tidy_output_dir, directory)  # of a run that has failed before it replaced an earlier one
         accelerator.wait_for_everyone()
         return _train(config, accelerator, data)
 

@@ -173,6 +173,17 @@ def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes 
     assert [image.size for image in loaded["image"]] == [(40, 30)] * 2
 
 
+@pytest.mark.parametrize("folder", ["data [1]", "a*b?", "**"])
+def test_the_name_of_a_parquet_file_is_no_pattern(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir()
+    pq.write_table(table(JPEG, None).with_format("arrow")[:], tmp_path / folder / "d[0].parquet")
+    monkeypatch.chdir(tmp_path / folder)
+    for source in (".", str(tmp_path / folder)):
+        assert metadata_frame(load_data(source)[0])["image_id"].tolist() == ["a", "b"]
+
+
 def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path) -> None:
     splits = datasets.DatasetDict({"train": table(None, str(folders / "private" / "mine.jpg"))})
     with pytest.raises(Ham10000Error, match="split train, row 2"):

@@ -166,6 +166,16 @@ indexes
 0""",
     "class folders": """\
 train/Nevus/001 train/Nevus/002 train/Melanoma/001 test/Melanoma/003""",
+    # Each part with a table of its own; other photographs under the same names.
+    "imagefolder of two parts": """\
+train/1 train/2 test/1
+> train/metadata.csv
+file_name,label
+1.jpg,scar
+2.jpg,tattoo
+> test/metadata.csv
+file_name,label,lesion_id
+1.jpg,scar,""",
     "imagefolder": """\
 train/a train/b
 > train/metadata.csv
@@ -247,6 +257,15 @@ LAYOUTS = [
         says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
     ),
     Layout(
+        "isic2019",
+        "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; "
+        "ISIC_0073502,scc,70,male,face",
+        "bcc; bkl; df; mel; nv; scc; vasc",
+        3,
+        options=DataOptions(label_map={"AK": "SCC"}),
+        says=("'ak' is read as 'scc' in 1 rows",),
+    ),
+    Layout(
         "isic2020",
         "ISIC_2637011,benign,45,male,face; ISIC_0015719,benign,45,female,upper extremity; "
         "ISIC_0052212,malignant,50,female,lower extremity",
@@ -301,6 +320,12 @@ LAYOUTS = [
             for row in ("test_Melanoma_003,mel", "train_Melanoma_001,mel", "train_Nevus_001,nv", "train_Nevus_002,nv")
         ),
         says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
+    ),
+    Layout(
+        "imagefolder of two parts",
+        "test_1,scar,,unknown,unknown; train_1,scar,,unknown,unknown; train_2,tattoo,,unknown,unknown",
+        "scar; tattoo",
+        says=("2 tables joined",),
     ),
     Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo,,unknown,unknown", "scar; tattoo"),
     Layout(
@@ -374,6 +399,33 @@ def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path))
 
 
+def test_uncompressed_images_of_one_size_are_compared(tmp_path: Path) -> None:
+    for folder, colour in (("images_1", "red"), ("images_2", "green")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (12, 10), colour).save(tmp_path / folder / "I1.bmp")
+    text(tmp_path / "HAM10000_metadata.csv", *HAM_ROWS.splitlines()[:2])
+    with pytest.raises(Ham10000Error, match="differ; keep the one"):
+        load_data(str(tmp_path))
+    (tmp_path / "images_2" / "I1.bmp").write_bytes((tmp_path / "images_1" / "I1.bmp").read_bytes())
+    assert "1 image files are copies" in str(load_data(str(tmp_path))[1])
+
+
+@pytest.mark.parametrize("source", [".", "../data", "../data/all.csv"])
+def test_a_relative_source_is_read_as_an_absolute_one_is(source: str, tmp_path: Path, monkeypatch) -> None:
+    folder = write("imagefolder of two parts", tmp_path / "data")
+    (folder / "test" / "1.jpg").write_bytes((folder / "train" / "2.jpg").read_bytes())
+    paths = [f"{folder}/{name}.jpg" for name in ("test/1", "train/1", "train/2")]
+    text(folder / "all.csv", "path,label", *(f"{path},{number}" for number, path in enumerate(paths)))
+    monkeypatch.chdir(folder)
+    assert [str(Path(row["image"].filename).resolve()) for row in load_data(source)[0]] == paths
+
+
+def test_a_path_may_begin_with_the_working_folder(tmp_path: Path) -> None:
+    images(tmp_path / "images", "a")
+    path = text(tmp_path / "t.csv", "path,dx", "./images/a.jpg,nv")
+    assert metadata_frame(load_data(str(path))[0])["image_id"].tolist() == ["a"]
+
+
 def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write("class folders", tmp_path / "data")
     theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
@@ -384,6 +436,18 @@ def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest
     dataset, _ = load_data(str(source), DataOptions(labels=["Melanoma", "Nevus"]))
     names = dataset.features["dx"].names
     assert sorted((Path(row["image"].filename).name, names[row["dx"]]) for row in dataset) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (DataOptions(group_by="patient"), r"no column 'patient' to group by; it has \['file_name', 'label'\]"),
+        (DataOptions({"age": "Alter"}), r"no column 'Alter' \(--columns age=Alter\); it has \['file_name', 'label'\]"),
+    ],
+)
+def test_class_folders_have_no_other_columns(options: DataOptions, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Ham10000Error, match=message):
+        load_data(str(write("class folders", tmp_path)), options)
 
 
 def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> None:
@@ -398,6 +462,16 @@ def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> N
     assert raw.missing == [False, False]
     _, _, report = check_rows(raw, DataOptions(), unreadable_images=None)
     assert report.class_counts == {"benign": 2, "malignant": 0}
+
+
+def test_a_label_that_a_dataset_hides_is_a_missing_one(tmp_path: Path) -> None:
+    images(tmp_path, "a", "b")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["benign", "malignant"])})
+    rows = {"image": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, -1]}
+    raw = from_splits("mine", DatasetDict(test=Dataset.from_dict(rows, features=features)), DataOptions())
+    assert raw.frame["dx"].tolist() == ["malignant", ""]
+    with pytest.raises(Ham10000Error, match="unknown label in 1 row"):
+        check_rows(raw, DataOptions(), unreadable_images=None)
 
 
 @pytest.mark.parametrize(
@@ -468,6 +542,15 @@ def test_a_field_without_a_column_is_a_warning_that_lists_the_columns(tmp_path: 
     notes = read_metadata(path, ("age", "sex")).notes
     assert any("warning" in note and "no column for age" in note and "'Alter'" in note for note in notes)
     assert read_metadata(path, ("age", "sex"), {"age": "Alter"}).rows[0].metadata == {"age": "61", "sex": "male"}
+
+
+def test_a_given_column_settles_which_of_two_it_is(tmp_path: Path) -> None:
+    images(tmp_path, "a")
+    path = text(tmp_path / "t.csv", "image,label,Label", "a,nv,mel")
+    with pytest.raises(Ham10000Error, match="'label' and 'Label' are 'label' twice"):
+        load_data(str(path))
+    dataset, _ = load_data(str(path), DataOptions({"dx": "label"}))
+    assert metadata_frame(dataset)["dx"].tolist() == ["nv"]
 
 
 def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:

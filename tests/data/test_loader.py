@@ -1,14 +1,17 @@
 import dataclasses
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from bad_pictures import png_header
+from PIL import ExifTags, Image
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000Processor, create_processor
 from ham10000.training.config import TrainConfig
@@ -90,14 +93,17 @@ def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processo
     assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
-def test_unreadable_picture_leaves_no_cache_and_is_named(processor, tmp_path) -> None:
+@pytest.mark.parametrize("data", [b"not a picture", png_header(20_000, 20_000)], ids=["text", "bomb"])
+def test_unreadable_picture_leaves_no_cache_and_is_named(data, processor, tmp_path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.png").write_bytes(data)
     rows = {"image": [str(tmp_path / f"{name}.png") for name in ("good", "bad")], "image_id": ["good", "bad"]}
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
         cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
+        open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
 
 
 def test_a_second_builder_waits_for_the_first(dataset, processor, tmp_path, monkeypatch) -> None:
@@ -111,8 +117,16 @@ def test_a_second_builder_waits_for_the_first(dataset, processor, tmp_path, monk
 
 
 def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
-    def frames(size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None) -> tuple[int, ...]:
-        pictures = [Image.new("RGB", size)] * 3 + [Image.new("RGB", (50, 50))]  # one of another aspect
+    def picture(size: tuple[int, int], orientation: int = 1, kind: str = "png") -> dict[str, bytes]:
+        exif, stream = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.new("RGB", size).save(stream, kind, exif=exif)
+        return {"bytes": stream.getvalue()}
+
+    def frames(
+        size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None, **exif: Any
+    ) -> tuple[int, ...]:
+        pictures = [picture(size, **exif)] * 3 + [picture((50, 50))]  # one of another aspect
         rows = {"image": pictures, "image_id": list("abcd")}
         features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
         source = datasets.Dataset.from_dict(rows, features=features)
@@ -126,6 +140,10 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
     assert frames((600, 450), (224, 224)) == (4, 3, 450, 600)  # 448 rows would only soften
     assert frames((80, 60), (96, 96)) == (4, 3, 60, 80)  # never more than there is
     assert frames((600, 450), (96, 96), 120) == (4, 3, 120, 160)
+    # A phone stores a portrait photograph as it lies in the camera, and says so.
+    for kind in ("jpeg", "png", "webp"):
+        assert frames((600, 450), (96, 96), orientation=6, kind=kind) == (4, 3, 256, 192)
+        assert frames((600, 450), (96, 96), orientation=3, kind=kind) == (4, 3, 192, 256)
 
 
 def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, make_loader) -> None:

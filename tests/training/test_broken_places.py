@@ -29,7 +29,7 @@ from ham10000.training.predict import main as predict
 from ham10000.training.run_folder import begin_run, prepare_output_dir, replace_run, settings_path, training_states
 from ham10000.training.study.__main__ import main as study
 from ham10000.training.train import main as train
-from ham10000.training.utils.files import atomic_write_text, remove_leftovers
+from ham10000.training.utils.files import atomic_path, atomic_write_text, remove_leftovers, scratch_folder
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
 TINY += ["--batch_size", "16", "--trackers", "none"]
@@ -292,6 +292,7 @@ def test_killed_while_it_is_replaced_a_folder_has_the_old_run_or_the_new_one(
     for name, text in old.items():
         (tmp_path / name).write_text(text)
     place = begin_run(tmp_path, {"seed": 1})
+    assert remove_leftovers(tmp_path) == []  # as an evaluation of the old run calls it, without the lock
     for name, text in new.items():
         (place / name).write_text(text)
     operations = []
@@ -393,14 +394,19 @@ def test_a_cache_without_permission_or_room(pictures, tmp_path) -> None:
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    (tmp_path / ".0123456789ab.tmp").mkdir()
+    scratch, own = ".ham10000-0a_45678.tmp", [".tmp", ".tmp_backup", ".tmpABCDEF", ".new_run.unsaved"]
+    for name in ("figures", scratch, *own):
+        (tmp_path / name).mkdir()
     left = [".model.0123456789ab.tmp.safetensors", ".tmpEaBVKG", "figures/.curves.0123456789ab.tmp.png"]
-    kept = ["model.safetensors", "figures/curves.png", ".gitignore", "notes.tmp"]
+    kept = ["model.safetensors", "figures/curves.png", ".gitignore", "notes.tmp", ".notes.tmp", ".tmpfile.txt"]
     for name in [*left, *kept]:
         (tmp_path / name).write_text("x")
     assert remove_leftovers(tmp_path, older_than=60) == []
     removed = {str(path.relative_to(tmp_path)) for path in remove_leftovers(tmp_path)}
-    assert removed == {*left, ".0123456789ab.tmp"}
-    assert all((tmp_path / name).is_file() for name in kept)
+    assert removed == {*left, scratch}
+    assert all((tmp_path / name).exists() for name in [*kept, *own])
     assert not any((tmp_path / name).exists() for name in removed)
+    with scratch_folder(tmp_path) as folder, atomic_path(tmp_path / "table.csv") as file:
+        file.touch()
+        assert {*remove_leftovers(tmp_path)} == {folder, file}
+        file.touch()

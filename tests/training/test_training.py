@@ -152,6 +152,8 @@ def test_resumed_run_equals_an_uninterrupted_one(
     [
         (["--data", "synthetic:200", "--epochs", "1"], "already holds a run. Continue it with --resume"),
         (["--resume", "--learning_rate", "0.5"], "learning_rate was 0.0005 and is now 0.5"),
+        # With other parameters to train, whose moments the state does not have.
+        (["--resume", "--freeze_backbone", "--pretrained", "timm"], "freeze_backbone was False and is now True"),
     ],
 )
 def test_an_existing_run_is_not_changed(finished_run: Path, options: list[str], message: str, capsys) -> None:
@@ -355,11 +357,20 @@ def test_optimizer_groups_cover_every_parameter_once() -> None:
 
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("learning_rate: 1e-3\nepochs: 3\nbackbone_kwargs: {bn_eps: 0.001}\nweight_decay: 1\n")
+    file.write_text(
+        "learning_rate: 1e-3\nepochs: 3\nbackbone_kwargs: {bn_eps: 0.001}\nweight_decay: 1\nmax_gradient_norm: 5\n"
+    )
     config = parse_arguments(["--config", str(file), "--epochs", "5"])
-    assert (config.learning_rate, config.epochs, config.weight_decay) == (1e-3, 5, 1.0)
+    assert (config.learning_rate, config.epochs, config.weight_decay, config.max_gradient_norm) == (1e-3, 5, 1.0, 5.0)
     assert config.model_config().backbone_kwargs == {"bn_eps": 0.001}
     assert config.batch_size == TrainConfig().batch_size
+
+
+def test_a_runs_config_is_what_it_trained_not_whether_it_was_resumed(tmp_path: Path) -> None:
+    file = tmp_path / "train_config.json"
+    file.write_text(json.dumps({"config": TrainConfig(epochs=3, resume=True, overwrite=True).to_dict()}))
+    config = parse_arguments(["--config", str(file), "--output_dir", "elsewhere"])
+    assert (config.epochs, config.resume, config.overwrite) == (3, False, False)
 
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))

@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor, load_image
@@ -76,8 +76,11 @@ def _frame_processor(
         source = _content(entry)
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                sizes[image.size] += 1
-        except (OSError, ValueError, SyntaxError):
+                # As `load_image` turns it. `exif` first: a PNG without any would be decoded to look for it, and the
+                # sides of a TIFF are turned already.
+                is_turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                sizes[image.size[::-1] if is_turned else image.size] += 1
+        except Exception:  # by format and damage, Pillow raises a dozen types
             decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image
             raise
     (width, height), _ = max(sizes.items(), key=lambda item: (item[1], item[0]))

@@ -1,5 +1,6 @@
 """Readers of sources: every kind of `--data` is read into one raw table of strings next to its images."""
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -69,8 +70,8 @@ class RawSource:
 
     `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
     the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its own also
-    `image`, what it calls the image. `images` is one column `image` (`datasets.Image()`), row by row next to `frame`;
-    never decoded here.
+    `image`, what it calls the image, and `is_file`, whether its id is the name of a file. `images` is one column
+    `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
     """
 
     name: str  # the source as the user wrote it
@@ -141,7 +142,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     labels = {Path(path).parent for path in images}
     classes = {path.name.lower() for path in labels}
     if folder not in labels and 1 < len(classes) <= len(images) / 2 and not any(map(_NO_LABEL.fullmatch, classes)):
-        return _read_class_folders(source, folder, images)
+        return _read_class_folders(source, folder, images, options)
     if len(tables) == 1:
         return _read_tables(source, tables, folder, options)  # which says what it lacks
     present = sorted(entry.name for entry in folder.iterdir() if visible(entry.name))[:10]
@@ -204,19 +205,35 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
     if unused := next(iter(indexes.values())).unused():
         names = _some([table.name for table in tables])
         notes.append(f"{len(unused)} image files have no row in {names} and are not used: {_some(unused)}")
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
     if len(tables) > 1:
         joined = [str(table.relative_to(root)) for table in tables]
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
+        _ids_over_tables(frame, paths, root)
     return replace(
         parts[-1],
         name=source,
-        frame=pd.concat([part.frame for part in parts], ignore_index=True),
+        frame=frame,
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
         notes=notes,
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
+
+
+def _ids_over_tables(frame: pd.DataFrame, paths: Sequence[str | None], root: Path) -> None:
+    """Makes the ids of file names again, over all tables: two folders may each have a 0001.jpg and a table."""
+    files = {
+        row: without_suffix(comparable(str(Path(path).relative_to(root))))
+        for row, (path, is_file) in enumerate(zip(paths, frame["is_file"], strict=True))
+        if path and is_file
+    }
+    ids = frame["image_id"].copy()
+    ids.update(_ids_of_files(pd.Series(files, dtype=object)))
+    # Where the lesion is not known, it has the image's id.
+    frame["lesion_id"] = frame["lesion_id"].where(frame["lesion_id"] != frame["image_id"], ids)
+    frame["image_id"] = ids
 
 
 def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -267,7 +284,7 @@ def _check_paths(part: RawSource, table: Path, root: Path) -> None:
         return
     for name, row in zip(part.frame["image"], part.frame["row"], strict=True):
         path = Path(name.replace("\\", "/"))
-        if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(root.absolute())):
+        if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(_full(root))):
             raise Ham10000Error(
                 f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
             )
@@ -291,21 +308,22 @@ def _find_images(
 ) -> list[str | None]:
     """The file of each row, from the table's folders first and then from anywhere below the root."""
     paths: list[str | None] = [None] * len(names)
+    prefix = f"{_full(root)}/"
     for places in dict.fromkeys((_image_folders(table, root), (root,))):
         if None in paths or not indexes:
             index = indexes.setdefault(places, indexes.get(places) or ImageFiles(*places))
             paths = [
-                path or index.find(name.removeprefix(f"{root.absolute()}/"), table.parent)
+                path or index.find(name.removeprefix(prefix), table.parent)
                 for path, name in zip(paths, names, strict=True)
             ]
     return paths
 
 
-def _read_class_folders(source: str, folder: Path, paths: list[str]) -> RawSource:
+def _read_class_folders(source: str, folder: Path, paths: list[str], options: DataOptions) -> RawSource:
     """A folder of images for each label, as the imagefolder of `datasets` means it."""
     names = [comparable(str(Path(path).relative_to(folder))) for path in paths]
     table = {"file_name": names, "label": [name.split("/")[-2] for name in names]}
-    raw = select_fields(pd.DataFrame(table, index=range(1, len(names) + 1), dtype=object), folder, DataOptions())
+    raw = select_fields(pd.DataFrame(table, index=range(1, len(names) + 1), dtype=object), folder, options)
     raw.notes.append("the label of an image is the name of its folder")
     if any(name.count("/") > 1 for name in names):
         raw.notes.append("folders above these are joined; the source's own division is not used")
@@ -316,7 +334,8 @@ def _read_class_folders(source: str, folder: Path, paths: list[str]) -> RawSourc
 def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOptions) -> RawSource:
     try:
         sizes = {str(path): pq.read_metadata(path).num_rows for path in files}
-        table = datasets.Dataset.from_parquet([str(path) for path in files])
+        # `datasets` takes a path for a pattern.
+        table = datasets.Dataset.from_parquet([glob.escape(_full(path)) for path in files])
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         reason = error.__cause__ or error
         raise Ham10000Error(f"{source}: its {len(files)} .parquet files cannot be read together: {reason}") from error
@@ -386,7 +405,8 @@ def _from_dataset(
     raw = pd.DataFrame(columns.to_dict(), index=range(1, len(table) + 1), dtype=object)
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
-            raw[name] = [None if value is None else feature.int2str(value) for value in raw[name]]
+            # -1 is a label that is not given, as in the test split of a challenge.
+            raw[name] = [None if value in (None, -1) else feature.int2str(value) for value in raw[name]]
     notes = []
     if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
         raw["image_id"] = [f"{number:06d}" for number in raw.index]
@@ -438,6 +458,7 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
         found["dx"] = _one_hot_labels(texts[one_hot], origin)
     frame = pd.DataFrame({name: found.get(name, "unknown") for name in COLUMNS}, index=texts.index)
     frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
+    frame["is_file"] = frame["image_id"] != frame["image_id"].map(without_suffix)
     if columns["image_id"] == "image_id":
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
@@ -467,8 +488,10 @@ def _choose_columns(
         instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
         columns["lesion_id"] = options.group_by
         notes.append(f"lesions are the rows of one {options.group_by}{instead}")
+    if "dx" in options.columns:
+        return columns, notes
     labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
-    if "dx" not in options.columns and len(labels) > 1:
+    if len(labels) > 1:
         # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
         empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
         columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
@@ -527,8 +550,8 @@ def _stored_images(
 
 def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
     """The path in full, or an error where it leads out of every folder."""
-    full = os.path.normpath(roots[0].absolute() / path)
-    if any(Path(full).is_relative_to(os.path.normpath(root.absolute())) for root in roots):
+    full = _full(roots[0] / path)
+    if any(Path(full).is_relative_to(_full(root)) for root in roots):
         return full
     raise Ham10000Error(
         f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
@@ -536,6 +559,11 @@ def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
         "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
         "or put the images into the folder and name them by relative paths."
     )
+
+
+def _full(path: Path) -> str:
+    """The path from the file system's root, without `..`: `/work/data` for `../data` in `/work/x`."""
+    return os.path.normpath(path.absolute())
 
 
 def _is_file(path: str) -> bool:

@@ -364,8 +364,11 @@ def read_labels(
     elif ours or all(known[word] for word in present if word != "unk" or word in set(words)):
         labels, read = list(LABELS), known
     else:
-        written = {spelled(text): text.strip().lower() for text in sorted([*values, *declared], reverse=True)}
-        read = {word: new if word in mapped else written[word] for word, new in after.items()}
+        # A new name that the data has already, in whatever case, is that label.
+        kept, texts = set(present) - set(mapped), sorted([*values, *declared], reverse=True)
+        written = {spelled(new): new for new in mapped.values()}
+        written |= {spelled(text): text.strip().lower() for text in texts if spelled(text) in kept}
+        read = {word: written[spelled(new)] for word, new in after.items()}
         labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
         notes.append(f"the labels are the data's own: {', '.join(labels)}")
         if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:

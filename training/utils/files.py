@@ -13,8 +13,10 @@ What counts as one: OWASP, "CSV Injection" (https://owasp.org/www-community/atta
 
 import contextlib
 import errno
+import filecmp
 import json
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
 JsonObject = dict[str, Any]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Temporary names, in the folder of the file they will replace: ours, and those of safetensors.
-_LEFTOVERS = (".*.tmp*", "figures/.*.tmp*", ".tmp*", "figures/.tmp*")
+# What a killed process leaves: files of `atomic_path` and of safetensors, and the folder of `scratch_folder`. In full:
+# in a folder such as `.`, a `.tmp` or a `.notes.tmp` is the user's own.
+_TEMPORARY_FILE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\.[^.]+)?|\.tmp[0-9A-Za-z]{6}")
+_SCRATCH_FOLDER = re.compile(r"\.ham10000-[0-9a-z_]{8}\.tmp")
 
 # Spreadsheets of East Asian locales take the full-width signs, too.
 _SIGNS = "=+\\-@＝＋－＠"
@@ -68,11 +72,13 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     """
     removed = []
     folder = Path(directory)
-    for path in [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]:
+    for path in [path for pattern in (".*", "figures/.*") for path in folder.glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime >= older_than:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            is_folder = path.is_dir()
+            is_ours = (_SCRATCH_FOLDER if is_folder else _TEMPORARY_FILE).fullmatch(path.name)
+            if is_ours and time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path) if is_folder else path.unlink()
                 removed.append(path)
     return removed
 
@@ -117,7 +123,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def scratch_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a hidden folder inside `directory`, in which several files are completed before any takes its place."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".", suffix=".tmp", ignore_cleanup_errors=True) as scratch:
+    prefix, suffix = ".ham10000-", ".tmp"  # known to `remove_leftovers`
+    with tempfile.TemporaryDirectory(suffix, prefix, directory, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
 
 
@@ -238,6 +245,15 @@ def comparable(path: str) -> str:
     return unicodedata.normalize("NFC", path.replace("\\", "/"))
 
 
+def _are_copies(first: str, second: str) -> bool:
+    """Whether two image files of one name have the same content."""
+    if Path(first).stat().st_size != Path(second).stat().st_size:
+        return False
+    # Images of one resolution have one size where they are not compressed. Compressed ones of one size are copies:
+    # comparing Kaggle's mirror, every folder a second time in lower case, would read 6 GB at every start.
+    return not first.lower().endswith((".bmp", ".tif", ".tiff")) or filecmp.cmp(first, second, shallow=False)
+
+
 class ImageFiles:
     """The image files below some folders.
 
@@ -265,18 +281,19 @@ class ImageFiles:
         Raises:
             Ham10000Error: Where two different files have the name.
         """
-        wanted = without_suffix(comparable(name))
+        file = posixpath.normpath(comparable(name))
+        wanted = without_suffix(file)
         found = self._by_stem.get(wanted.rsplit("/", 1)[-1], [])
         if "/" in wanted:
             found = [path for path in found if f"/{without_suffix(comparable(path))}".endswith(f"/{wanted}")]
-        exact = f"{comparable(str(near))}/{wanted}"
-        found = [path for path in found if without_suffix(comparable(path)) == exact] or found
-        found = [path for path in found if comparable(path).endswith(comparable(name))] or found
+        # Below the folder `.`, the files are `./train/a.jpg` and a table's folder is `train`.
+        exact = posixpath.normpath(f"{comparable(str(near))}/{wanted}")
+        found = [path for path in found if without_suffix(posixpath.normpath(comparable(path))) == exact] or found
+        found = [path for path in found if comparable(path).endswith(file)] or found
         if not found:
             return None
         for other in found[1:]:
-            # Kaggle's mirror ships every folder a second time in lower case.
-            if Path(other).stat().st_size != Path(found[0]).stat().st_size:
+            if not _are_copies(found[0], other):
                 raise Ham10000Error(f"{found[0]} and {other} differ; keep the one that is image {name!r}.")
         if found[0] not in self._used:
             self.copies += len(found) - 1
