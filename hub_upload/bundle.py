@@ -74,7 +74,8 @@ AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 save_file(logits, outputs_file)
 """
 
-
+# The Hub's token, or its place: an offline process needs neither, and code from the folder should not have them.
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 _DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 _SPACE_APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
 
@@ -192,6 +193,9 @@ def describe_tree(folder: Path) -> str:
 def verify_checkpoint(checkpoint: str | Path) -> int:
     """Loads a checkpoint in a process that cannot import this package and compares logits bit for bit.
 
+    That process runs the folder's own code. The Hub's token is not in its environment; otherwise it may do all that
+    this one may.
+
     Args:
         checkpoint: Folder written by `save_pretrained` of model and processor.
 
@@ -215,7 +219,7 @@ def verify_checkpoint(checkpoint: str | Path) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         inputs_file, outputs_file = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file(inputs, inputs_file)
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if name not in _TOKENS} | {
             # An own module cache: the copy of the code under test comes from the folder, not from an earlier load.
             "HF_MODULES_CACHE": str(Path(scratch, "modules")),
             "HF_HUB_OFFLINE": "1",

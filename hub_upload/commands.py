@@ -160,7 +160,11 @@ def _publish_space(argv: Sequence[str]) -> None:
 def verify(argv: Sequence[str]) -> None:
     """Command line of `ham10000-verify`."""
     description = "Proves that a checkpoint folder loads, with equal logits, where this package is not installed."
-    parser = _parser("ham10000-verify", description)
+    runs_code = (
+        "It runs the Python code in the folder, in a process of its own but with all your rights: verify only folders "
+        "whose code you have read."
+    )
+    parser = _parser("ham10000-verify", description, runs_code)
     parser.add_argument("checkpoint", help="checkpoint folder")
     folder = parser.parse_args(argv).checkpoint
     from ham10000.hub_upload.bundle import verify_checkpoint

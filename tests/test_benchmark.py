@@ -4,15 +4,19 @@ The margins are wide, and only ratios within one run are looked at: test machine
 """
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import latency
 import numpy as np
+import parity
 import pytest
 import torch
 from benchmark import main
-from benchmark_report import render_benchmark, render_quality
+from benchmark_report import render_benchmark, render_prediction, render_quality
 from benchmark_turns import measure_seconds, summarize, take_turns
 from PIL import Image
 from time_to_quality import _ratio, _time_to
@@ -67,6 +71,44 @@ def test_the_table_says_what_was_reached(results: dict, capsys: pytest.CaptureFi
     assert rows[2].endswith("| 4.00 | 62% short |")
     assert main(["--render", "nowhere.json"]) == 2
     assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_a_run_on_a_cpu_beside_a_gpu_is_not_said_to_be_of_the_gpu() -> None:
+    folder = Path(__file__).parents[1] / "examples" / "results"
+    gpu = {"model": "NVIDIA H100"}
+    for name, render in {"benchmark_cpu": render_benchmark, "prediction": render_prediction}.items():
+        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        text = render(found)
+        found["environment"]["gpu"] = gpu
+        assert render(found) == text
+    found = json.loads((folder / "benchmark_cpu.json").read_text(encoding="utf-8"))
+    found["environment"]["gpu"], found["settings"]["device"] = gpu, "cuda"
+    found["cases"]["memory"]["trains"] = "resnet50, batch 256"
+    text = render_benchmark(found)
+    assert "| 8.00 |" in text
+    assert re.search(r"on NVIDIA H100; .* Memory with resnet50, batch 256\.", text)
+    del found["cases"]["memory"]
+    assert "Memory" not in render_benchmark(found)
+
+
+def test_openvino_is_timed_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere `ham10000-predict --backend openvino` is refused."""
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(latency, "_run", lambda *arguments, **_: commands.append(arguments) or 1.0)
+    latency.measure_commands(Path("lesion.jpg"), Path("checkpoint"), 1)
+    openvino = [command for command in commands if "openvino" in command]
+    assert openvino
+    assert all(" ".join(command).endswith("--device cpu") for command in openvino)
+
+
+def test_one_seed_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["parity.py", "--seeds", "1"])
+    monkeypatch.setattr(parity, "train", lambda *_: pytest.fail("a run was trained"))
+    with pytest.raises(SystemExit):
+        parity.main()
+    assert "--seeds 1: a spread over seeds needs at least 2" in capsys.readouterr().err
 
 
 def test_a_seed_that_never_reaches_the_bar_is_said() -> None:

@@ -59,6 +59,19 @@ def test_command_lines_are_understood(document: Path, monkeypatch: pytest.Monkey
     assert lines
 
 
+def test_command_lines_at_the_heads_of_benchmarks_and_plans_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    mistakes, examples = {}, ROOT / "examples"
+    for file in [*examples.glob("benchmarks/*.py"), *examples.glob("configs/*.yaml")]:
+        text = re.sub(r"^# *", "", file.read_text(encoding="utf-8").replace("\\\n#", ""), flags=re.MULTILINE)
+        for line in re.findall(r"^python .*", text, re.MULTILINE):
+            try:
+                parse_command(line)
+            except (ImportError, ValueError) as error:
+                mistakes[line] = str(error)
+    assert mistakes == {}
+
+
 @pytest.mark.parametrize(
     ("line", "complete", "message"),
     [

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from card_runs import PARSER
 
-from ham10000.modeling import LABELS, Ham10000Error
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
 from ham10000.training.data.__main__ import write_official_layout
 from ham10000.training.data.sources import load_data, metadata_frame
 from ham10000.training.data.split import Split, load_split
@@ -125,7 +125,8 @@ def test_a_file_without_strange_values_is_the_csv_of_pandas(tmp_path: Path) -> N
 def test_the_csv_of_a_prediction_is_inert(tmp_path: Path) -> None:
     samples = [Sample(name) for name in HOSTILE]
     probabilities = np.full((len(samples), 7), 1 / 7)
-    text = format_csv(Predictions(samples, probabilities, probabilities.argmax(axis=1)))
+    config = Ham10000Config(id2label=dict(enumerate(HOSTILE[4:11])))
+    text = format_csv(Predictions(samples, probabilities, probabilities.argmax(axis=1), config))
     (tmp_path / "p.csv").write_text(text, encoding="utf-8")
     assert_inert(tmp_path / "p.csv")
 

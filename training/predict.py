@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "`pip install ham10000[explain]`",
     )
     parser.add_argument(
-        "--explain_class", metavar="LABEL", help="class explained next to the predicted one; default: mel"
+        "--explain_class", metavar="LABEL", help="class explained next to the most probable one; default: mel"
     )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -205,11 +205,12 @@ def _predict(
         progress=True,
         decode=opened,
     )
-    given, unknown = {}, None
+    given, unknown, unknown_answer = {}, None, None
     if len(samples) == 1 and config.uses_metadata:
         given = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
         if options.format == "table" and config.uses_image and set(given.values()) != {UNKNOWN}:
             (unknown,) = predict(fast, processor, images, decode=opened)
+            unknown_answer = int(decide(unknown, config.class_prior, options.decision))
     return Predictions(
         samples,
         probabilities,
@@ -220,6 +221,7 @@ def _predict(
         options.coverage,
         given,
         unknown,
+        unknown_answer,
     )
 
 
@@ -227,6 +229,7 @@ def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
     """The predictions in the format of the options."""
     from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.inference import output
+    from ham10000.training.utils.files import without_suffix
 
     if options.format == "json":
         return output.format_json(predictions, options.top_k)
@@ -236,9 +239,13 @@ def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
         probabilities, config = predictions.probabilities, predictions.config
         if options.decision == "balanced":
             probabilities = balanced_probabilities(probabilities, config.class_prior)
-        # The ids are the images' file names without folder and suffix.
-        names = [Path(s.name or "").stem if s.image else s.name or "" for s in predictions.samples]
-        return output.format_submission(names, probabilities, config.label_names)
+        # The ids are file names without folder and suffix; an image's suffix may be any, an id may have another dot.
+        names = [Path(s.name or "") for s in predictions.samples]
+        ids = [
+            path.stem if s.image else without_suffix(path.name)
+            for s, path in zip(predictions.samples, names, strict=True)
+        ]
+        return output.format_submission(ids, probabilities, config.label_names)
     terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
     width = output.DEFAULT_WIDTH if options.output else terminal
     return output.format_table(predictions, options.top_k, width)

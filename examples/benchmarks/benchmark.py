@@ -214,7 +214,8 @@ def measure_memory(dataset: datasets.Dataset, options: argparse.Namespace, folde
     own = argparse.Namespace(**{**vars(options), **settings})
     with in_own_process(_peak_memory, dataset, own, folder) as peak:
         used = peak()
-    return {"memory": {"ours": used, "other": limit, "ratio": limit / used, "ratios": [limit / used]}}
+    ratio, trains = limit / used, f"{backbone}, batch {batch_size}"
+    return {"memory": {"ours": used, "other": limit, "ratio": ratio, "ratios": [ratio], "trains": trains}}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Compares training speed and memory of two checkouts of this repository, in turns within one run.
 
-python examples/benchmarks/compare_trees.py ../before . --data HAM10000/ --output examples/results/compare_trees.json
+python examples/benchmarks/compare_trees.py ../before . --data HAM10000/ --cache_dir CACHE --output compare_trees.json
 
 Each turn is a process of its own that builds the run as `ham10000-train` does, takes a few steps to warm up, and times
 the next ones with everything that belongs to them: reading, augmentation, forward, backward, optimiser.

@@ -72,7 +72,7 @@ def measure_commands(image: Path, checkpoint: Path, repetitions: int) -> dict[st
         Name to the seconds of each turn.
     """
     predicting = ["-m", "ham10000.training.predict", str(image), "--checkpoint", str(checkpoint)]
-    openvino = [*predicting, "--backend", "openvino"]
+    openvino = [*predicting, "--backend", "openvino", "--device", "cpu"]  # it computes nowhere else
     help_, refusal, cold, first, again, *_ = WAITS
     with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as kept:
 

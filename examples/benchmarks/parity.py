@@ -47,9 +47,11 @@ def main() -> None:
     parser.add_argument("--pretrained", default="none", help="'none', or a .safetensors file")
     parser.add_argument("--image_size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2, whose spread is compared with")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: a spread over seeds needs at least 2")
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="ham10000-parity-") as scratch:
         for seed in tqdm(range(options.seeds), "seeds"):

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
-    precision = resolve_precision("auto")
+    precision = resolve_precision("auto", "cpu")
     model = create_model(Ham10000Config(modality="image", backbone=options.backbone)).train()
     if precision == "bf16":
         keep_strided_depthwise_fp32(model)

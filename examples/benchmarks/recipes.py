@@ -238,7 +238,10 @@ class Search:
 
     def _predictions(self, trial: Trial, folder: Path) -> dict[str, np.ndarray]:
         """Labels, lesion groups, logits, and the priors of one fold's validation images, predicted once."""
-        path = folder / f"validation_{trial.name}.npz"
+        # Named by all that decides the logits: under the trial's name, those of an edited trial would be stale.
+        size = "x".join(map(str, trial.image_size or ["own"]))
+        use = f"views{trial.views}_crops{trial.crops}_size{size}{'_raw' * trial.raw}"
+        path = folder / f"validation_{use}.npz"
         if not path.is_file():
             with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
                 np.savez(file, **self._predict(trial, folder))

@@ -65,6 +65,7 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
     versions = ", ".join(f"{escape(name)} {escape(v)}" for name, v in found["environment"]["versions"].items() if v)
     first = trials[0]
     splits = words([code(split[:12]) for split in first["splits"]])
+    plan = f"examples/configs/{found['plan']}"
     return (
         join(
             "# What was tried, and what it gave",
@@ -88,7 +89,7 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             ),
             section(
                 "How to repeat",
-                f"{code('python examples/benchmarks/recipes.py ' + found['plan'] + ' --data HAM10000/')}. Trained "
+                f"{code(f'python examples/benchmarks/recipes.py {plan} --data HAM10000/')}. Trained "
                 f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}; minutes "
                 "are the mean of the folds, and no measure of cost where runs shared the machine. "
                 f"Commits {words([code(name) for name in dict.fromkeys(cost['commit'] for cost in costs)])}; "

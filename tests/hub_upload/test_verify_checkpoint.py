@@ -18,8 +18,15 @@ def copy(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "copy"))
 
 
-def test_a_clean_process_gives_the_same_bits(tiny_checkpoints: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
-    assert main([str(tiny_checkpoints["fusion"])]) == 0
+def test_a_clean_process_gives_the_same_bits_and_has_no_token(
+    copy: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+    for name in names:
+        monkeypatch.setenv(name, "secret")
+    code = copy / "modeling_ham10000.py"
+    code.write_text(f"{code.read_text()}\nimport os\n\nassert not set(os.environ) & {set(names)}\n")
+    assert main([str(copy)]) == 0
     assert "42 logits equal to the last bit" in capsys.readouterr().out  # 3 inputs, 7 classes, 2 Auto classes
 
 

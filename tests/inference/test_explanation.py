@@ -246,11 +246,11 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     if explanation.warning:
         warned = plot_explanation(explanation).get_suptitle()
         assert warned.startswith("This image is unlike those the model was trained on")
-        assert "Predicted" not in warned
+        assert "Most probable" not in warned
     figure = plot_explanation(dataclasses.replace(explanation, warning=None), tmp_path / "new" / "figure.png")
     texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
     assert DISCLAIMER in texts
-    assert any(text.startswith(f"Predicted: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)
+    assert any(text.startswith(f"Most probable: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)
     assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
     assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
     assert "back (given)" in texts
@@ -259,3 +259,13 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
     with pytest.raises(Ham10000Error, match="`label` must be one of"):
         explain(model, processor, picture, BACK, label="melanoma")
+
+
+def test_no_label_or_site_is_read_as_mathematics() -> None:
+    names: dict[str, Any] = {"id2label": {0: "$a$", 1: "$b$"}, "localization_vocabulary": ["$x$", "$y$"]}
+    model, processor = build(**names)
+    figure = plot_explanation(explain(model, processor, photograph(), {"age": 60, "localization": "$x$"}))
+    texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
+    assert any(text.startswith(r"What speaks for \$a\$") for text in texts)
+    assert r"\$x\$ (given)" in texts
+    assert [text for text in texts if text.count("$") != text.count(r"\$")] == []

@@ -184,6 +184,20 @@ def test_table_of_one_picture(
     assert "unknown" not in out
 
 
+def test_the_answer_without_metadata_follows_the_same_decision_rule(
+    checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    picture = pictures / "b.jpg"
+    rare = int(direct(checkpoints["fusion"], images=[picture])[0].argmin())
+    prior = [1e-9 if index == rare else (1 - 1e-9) / 6 for index in range(7)]
+    checkpoint = shutil.copytree(checkpoints["fusion"], tmp_path / "fusion")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"class_prior": prior}))
+    out = printed(capsys, str(picture), "--checkpoint", str(checkpoint), *FLAGS, "--decision", "balanced")
+    assert f"Predicted: {LABELS[rare]}," in out
+    assert f"With its metadata unknown the prediction would also be {LABELS[rare]}." in out
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_table_fits_the_terminal(
     columns: int, checkpoints: Checkpoints, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -328,6 +342,31 @@ def test_csv_metadata_equals_flags(
     assert captured.err.count("lesion_id, DX ignored") == 1
 
 
+def test_a_path_in_the_table_is_found_however_the_image_is_typed(
+    checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    table = write_csv(tmp_path / "t.csv", "path,age\nmore/d.jpeg,60\n")
+    argv = ["--checkpoint", checkpoints["fusion"], "--metadata", table]
+    expected = run_json(capsys, "more/d.jpeg", *argv)
+    for typed in (str(pictures / "more" / "d.jpeg"), "more/../more/d.jpeg"):
+        np.testing.assert_array_equal(shares(run_json(capsys, typed, *argv)), shares(expected))
+
+
+def test_a_row_is_of_one_picture(checkpoints: Checkpoints, tmp_path: Path, capsys: Capture) -> None:
+    for number, folder in enumerate(("p1", "p2")):
+        (tmp_path / folder).mkdir()
+        skin_image(number).save(tmp_path / folder / "lesion.jpg")
+    first, second = (str(tmp_path / folder / "lesion.jpg") for folder in ("p1", "p2"))
+    argv = [first, second, "--checkpoint", checkpoints["fusion"], "--metadata"]
+    message = fails(capsys, *argv, write_csv(tmp_path / "t.csv", "image_id,age\nlesion,60\n"))
+    assert f"t.csv, line 2: 'lesion' may be {first!r} or {second!r}, which differ" in message
+    by_path = write_csv(tmp_path / "t.csv", "path,age\np1/lesion.jpg,60\np2/lesion.jpg,30\n")
+    assert len(run_json(capsys, *argv, by_path)) == 2
+    shutil.copy(first, second)
+    assert len(run_json(capsys, *argv, write_csv(tmp_path / "t.csv", "image_id,age\nlesion,60\n"))) == 2
+
+
 def test_csv_with_missing_values(checkpoints: Checkpoints, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
@@ -356,6 +395,10 @@ def test_metadata_only(checkpoints: Checkpoints, tmp_path: Path, capsys: Capture
     assert [record["image"] for record in records] == ["line 2", "line 4"]  # a row of empty cells is no row
     metadata = [BACK, {"age": 0, "sex": "female", "localization": "face"}]
     np.testing.assert_allclose(shares(records), direct(checkpoints["metadata"], metadata=metadata), rtol=1e-12)
+
+    table = write_csv(tmp_path / "t.csv", "image,age\npart_1/ISIC_1.jpg,60\nISIC_2.v1,30\n")
+    rows = csv.DictReader(io.StringIO(printed(capsys, *checkpoint, "--metadata", table, "--format", "isic")))
+    assert [row["image"] for row in rows] == ["ISIC_1", "ISIC_2.v1"]
 
     assert "metadata-only; give --metadata table.csv" in fails(capsys, *checkpoint)
     assert "reads no image; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)

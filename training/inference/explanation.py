@@ -236,7 +236,7 @@ def _changed_rows(
 class Explanation:
     """A prediction with what explains it.
 
-    `heatmaps` has the Grad-CAM map of each explained class by its label, the predicted one first: float32 in [0, 1] of
+    `heatmaps` has the Grad-CAM map of each explained class by its label, the most probable first: float32 in [0, 1] of
     the image's height and width.
     """
 
@@ -265,8 +265,8 @@ def explain(
         processor: Its processor.
         image: As for `metadata_effects`, like `metadata` and `unknown_values`.
         metadata: One row.
-        label: The class that is explained next to the predicted one, by default mel; where it is the predicted one, or
-            the model has no mel, the second most probable takes its place.
+        label: The class that is explained next to the most probable one, by default mel; where it is that one, or the
+            model has no mel, the second most probable takes its place.
         name: Name of the image in the figure.
         unknown_values: `"error"` or `"missing"`.
 

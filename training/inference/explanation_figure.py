@@ -88,12 +88,15 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
 
 
 def _title(explanation: Explanation) -> str:
-    """The answer, or the warning in its place, and what it was given."""
+    """The most probable class, or the warning in its place, and what the model was given.
+
+    Not "predicted": by the balanced rule of `ham10000-predict` the answer may be another class.
+    """
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
     total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""
     given = ", ".join(f"{field} {value}" for field, value in effects.given.items())
-    answer = f"Predicted: {effects.labels[best]} {effects.baseline[best]:.1%}{total}; {explanation.calibration}"
+    answer = f"Most probable: {effects.labels[best]} {effects.baseline[best]:.1%}{total}; {explanation.calibration}"
     lines = textwrap.wrap(plain(explanation.warning), 130) if explanation.warning else [plain(answer)]
     lines.append(plain("; ".join(part for part in (shown_name(explanation.name), given) if part)))
     return "\n".join(filter(None, lines))
@@ -106,9 +109,9 @@ def _draw_images(part: SubFigure, explanation: Explanation) -> None:
     panels = [("The image", image, "")]
     for label, heatmap in explanation.heatmaps.items():
         share = explanation.effects.baseline[explanation.effects.labels.index(label)]
-        which = "the predicted class" if len(panels) == 1 else f"{share:.1%}"
-        note = "" if heatmap.any() else f"No region speaks for {label}."
-        panels.append((f"What speaks for {label} ({which})", overlay_heatmap(image, heatmap), note))
+        which = "the most probable" if len(panels) == 1 else f"{share:.1%}"
+        note = "" if heatmap.any() else plain(f"No region speaks for {label}.")
+        panels.append((plain(f"What speaks for {label} ({which})"), overlay_heatmap(image, heatmap), note))
     for axes, (title, shown, note) in zip(part.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(np.asarray(shown), interpolation="bilinear")
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -228,7 +231,7 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
 def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
     if row.value == UNKNOWN:
         return f"{'all' if row.field == ALL_FIELDS else row.field} unknown"
-    return f"{row.value} (given)" if effects.given.get(row.field) == row.value else row.value
+    return plain(f"{row.value} (given)" if effects.given.get(row.field) == row.value else row.value)
 
 
 def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Turns files, folders, a csv of metadata and the values of flags into the samples to predict."""
 
 # Nothing here may import pandas: the demo and `ham10000-predict` do without.
+import filecmp
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,7 +120,8 @@ def read_metadata(
         if other is not row:
             raise Ham10000Error(f"{where}: {key} {name!r} is also in {other.origin}; keep one row per image.")
         if key != "image_id":
-            table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
+            for folder in (path.parent, Path()):
+                table.by_image.setdefault(comparable(str((folder / name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
     for field in matched.keys() - {"age"}:
@@ -199,11 +201,18 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
             "or name yours: --columns image_id=COLUMN."
         )
     samples, without = [], []
+    taken: dict[str, Path] = {}  # origin of a row to the first image that it is of
     for image in images:
         names = (str(image), str(image.resolve()), image.name, image.stem)
         row = next((table.by_image[name] for name in map(comparable, names) if name in table.by_image), None)
         if row is None:
             without.append(image)
+        # The same picture twice is one patient's; two pictures of one name may be two patients'.
+        elif (other := taken.setdefault(row.origin, image)) != image and not filecmp.cmp(other, image, shallow=False):
+            raise Ham10000Error(
+                f"{row.origin}: {row.name!r} may be {str(other)!r} or {str(image)!r}, which differ; give each image a "
+                "row with its path, in a column such as `path`."
+            )
         samples.append(Sample(_text(image), image, row.metadata if row else {}, row.origin if row else ""))
     problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
     if without and unknown_values == "error":

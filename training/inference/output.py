@@ -48,6 +48,7 @@ class Predictions:
     coverage: float | None = None  # what the sets promise in every class, for images like the training data
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unknown: np.ndarray | None = None  # (classes,) of a single sample with its metadata unknown; None not to compare
+    unknown_answer: int | None = None  # class id of `unknown` by the same decision rule
 
     def named_set(self, row: int) -> list[str]:
         """Names of the classes in a sample's set."""
@@ -133,8 +134,8 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
         total = None if unknown is None else predictions.malignant_total(unknown)
         title = _cut(f"malignant total ({' + '.join(malignant)})", name_width + label_width + 1)
         lines += ["", line(title, predictions.malignant_total(row), total)]
-    if unknown is not None and not sample.warning:
-        best, other_best = labels[answer], labels[int(unknown.argmax())]
+    if predictions.unknown_answer is not None and not sample.warning:
+        best, other_best = labels[answer], labels[predictions.unknown_answer]
         same = f"also be {best}" if other_best == best else f"be {described[other_best]}"
         text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
         lines += ["", *textwrap.wrap(text, width)]
@@ -210,11 +211,11 @@ def format_json(predictions: Predictions, top_k: int | None = None) -> str:
 def format_csv(predictions: Predictions) -> str:
     """Formats as csv with the columns image, label, one p_LABEL per label, with every digit, and warning.
 
-    With prediction sets there is a column `set`, see `Predictions.set_text`. File names may come from untrusted
-    sources: one that a spreadsheet would run as a formula gets a leading apostrophe (`files.escape_cell`).
+    With prediction sets there is a column `set`, see `Predictions.set_text`. File names and labels may come from
+    untrusted sources: one that a spreadsheet would run as a formula gets an apostrophe (`files.escape_cell`).
     """
     labels, with_sets = predictions.config.label_names, predictions.sets is not None
-    rows = [["image", "label", *(f"p_{label}" for label in labels), *["set"] * with_sets, "warning"]]
+    rows = [["image", "label", *(escape_cell(f"p_{label}") for label in labels), *["set"] * with_sets, "warning"]]
     for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
         texts = [sample.name or "", labels[predictions.answers[number]], *[predictions.set_text(number)] * with_sets]
         name, label, *sets = map(escape_cell, texts)
