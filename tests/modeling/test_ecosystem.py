@@ -16,6 +16,7 @@ import pytest
 import timm
 import tiny_models
 import torch
+from card_runs import change_json
 from command_lines import ROOT, code_blocks
 from PIL import Image
 from skin import skin_image
@@ -120,19 +121,28 @@ def test_half_precision_loading(
 # --- labels of a checkpoint and of those who load it
 
 
+@pytest.fixture
+def fitted_checkpoints(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The tiny checkpoints with what is fitted to a classifier, one number for each of the seven labels."""
+    for modality, folder in tiny_checkpoints.items():
+        config = shutil.copytree(folder, tmp_path / "fitted" / modality) / "config.json"
+        change_json(config, class_prior=[1 / 7] * 7, conformal_thresholds={"0.9": [0.5] * 7})
+    return {modality: tmp_path / "fitted" / modality for modality in tiny_checkpoints}
+
+
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_new_classifier_on_the_trained_body(
-    modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
+    modality: str, fitted_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Three classes, two, and seven others, whose classifier has the shape of the saved one."""
-    trained = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
+    trained = Ham10000ForImageClassification.from_pretrained(fitted_checkpoints[modality])
     for names in (THREE, ["mel", "not mel"], list("abcdefg")):
         with pytest.raises((Ham10000Error, RuntimeError), match=r"ignore_mismatched_sizes"):
             AutoModelForImageClassification.from_pretrained(
-                tiny_checkpoints[modality], num_labels=len(names), id2label=dict(enumerate(names))
+                fitted_checkpoints[modality], num_labels=len(names), id2label=dict(enumerate(names))
             )
         model = AutoModelForImageClassification.from_pretrained(
-            tiny_checkpoints[modality],
+            fitted_checkpoints[modality],
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: str(index) for index, name in enumerate(names)},
@@ -142,6 +152,7 @@ def test_a_new_classifier_on_the_trained_body(
             assert torch.equal(model.state_dict()[name], value) != name.startswith("classifier."), name
         assert model.classifier.weight.std() > 0.01  # not what the memory happened to hold
         assert model.config.label_names == names
+        assert model.config.class_prior is model.config.conformal_thresholds is None
         inputs = make_inputs(modality)
         output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
         assert output.logits.shape == (4, len(names))
@@ -524,10 +535,10 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
 
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
 def test_what_run_image_classification_does(
-    classes: list[str], tiny_checkpoints: dict, tmp_path: Path, picture: Image.Image
+    classes: list[str], fitted_checkpoints: dict, tmp_path: Path, picture: Image.Image
 ) -> None:
     """The calls of transformers' example script, argument by argument; the images are tensors here."""
-    place, hub = tiny_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
+    place, hub = fitted_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
     config = AutoConfig.from_pretrained(
         place,
         num_labels=len(classes),
