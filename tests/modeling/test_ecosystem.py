@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -16,6 +17,8 @@ import pytest
 import timm
 import tiny_models
 import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from card_runs import change_json
 from command_lines import ROOT, code_blocks
 from PIL import Image
@@ -240,6 +243,34 @@ def test_the_trainer_trains_evaluates_and_saves(modality: str, tiny_checkpoints:
     saved = AutoModel.from_pretrained(tmp_path / "checkpoint-2")
     for name, value in model.state_dict().items():
         assert torch.equal(saved.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modality", MODALITIES)
+@torch.no_grad()
+def test_a_replica_of_data_parallel_answers_as_the_model(
+    modality: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the Trainer makes in one process with several GPUs; only the copying to them is taken out."""
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(
+        module, "_broadcast_coalesced_reshape", lambda tensors, *_, **__: [[t.clone() for t in tensors]]
+    )
+    model, inputs = make_model(modality).to(dtype), make_inputs(modality)
+    (replica,) = module.replicate(model, [0])
+    assert not list(replica.parameters())
+    assert torch.equal(replica(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_device_map_keeps_backbone_and_fusion_whole(modality: str) -> None:
+    """Accelerate moves what goes into a module to its device, and nothing that the module adds up inside."""
+    model = make_model(modality, fusion="gated")
+    size, whole = sum(value.nbytes for value in model.state_dict().values()), list(model._no_split_modules)
+    auto = get_balanced_memory(model, {0: size, 1: size}, whole)
+    for memory in (auto, *({0: int(share * size), 1: size} for share in (0.2, 0.6, 0.9))):
+        device_map = infer_auto_device_map(model, memory, whole)
+        assert not [name for name in device_map if name.startswith(("backbone.", "fusion."))]
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_convnext"])
