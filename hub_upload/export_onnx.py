@@ -38,7 +38,8 @@ def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch
         generator = torch.Generator().manual_seed(seed)
         inputs["pixel_values"] = torch.randn(3, 3, size["height"], size["width"], generator=generator)
     if "metadata" in processor.model_input_names:
-        rows = [{"age": 60, "sex": "male", "localization": "back"}, {"age": 0, "sex": "female"}, {}]
+        sexes, sites = processor.sex_vocabulary, processor.localization_vocabulary
+        rows = [{"age": 60, "sex": sexes[-1], "localization": sites[-1]}, {"age": 0, "sex": sexes[0]}, {}]
         rows = [{key: value for key, value in row.items() if key in processor.metadata_fields} for row in rows]
         inputs["metadata"] = processor.encode_metadata(rows)
     return inputs

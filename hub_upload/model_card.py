@@ -61,6 +61,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _example(config: JsonObject, field: str) -> object:
+    """A value of a metadata field that the checkpoint's own vocabulary has."""
+    value, vocabulary = _EXAMPLE_ROW[field], config.get(f"{field}_vocabulary")
+    return value if vocabulary is None or value in vocabulary else vocabulary[0]
+
+
 def _setting(value: object) -> str:
     """A setting of a run as the table of all settings shows it, not escaped."""
     if value is None or value == [] or value == "":
@@ -81,12 +87,11 @@ def _reading(difference: JsonObject, metric: str, this: str, *, chance: bool = F
 
 def _base_model(run: RunFiles, given: str | None) -> str | None:
     """The Hub id of the weights the backbone started from; None for metadata-only, random or unknown weights."""
-    training = run.training or {}
-    if base := training.get("base_model"):
-        return given or str(base["name"])
+    if run.base:
+        return given or str(run.base["name"])
     if run.modality == "metadata":
         return None
-    if given is None and training and training["config"]["pretrained"] == "timm":
+    if given is None and run.training and run.training["config"]["pretrained"] == "timm":
         pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
         return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
     return given
@@ -104,12 +109,10 @@ NOTHING_STATED = Stated()
 
 
 def _weights_license(run: RunFiles, stated: Stated) -> str | None:
-    """What is stated; else HAM10000's own for weights that were trained on it, or that of the code; else None."""
-    if stated.license:
+    """What is stated; else what follows from the images behind the weights; None where some are not known."""
+    if stated.license or not run.sources <= {DATASET, "synthetic"}:
         return stated.license
-    if run.synthetic_training:
-        return "apache-2.0"
-    return "cc-by-nc-4.0" if run.ham10000_training else None
+    return "cc-by-nc-4.0" if DATASET in run.sources else "apache-2.0"
 
 
 def _dataset_name(run: RunFiles, stated: Stated) -> str:
@@ -215,7 +218,7 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
         assert other.evaluation is not None
         split = other.evaluation["split"]
         scored_on.add((split.get("protocol"), split.get("sha256"), split["name"]))
-        leak = split.get("leakage", {}).get(split["name"], {}).get("all")
+        leak = None if other.base_may_have_seen else split.get("leakage", {}).get(split["name"], {}).get("all")
         row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": other.evaluation["intervals"]}
         rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
         if comparison is not None and not in_study:
@@ -331,8 +334,8 @@ def render_model_card(
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),
         ham10000=run.ham10000_training,
-        base=(run.training or {}).get("base_model"),
-        example_row={name: _EXAMPLE_ROW[name] for name in config["metadata_fields"]},
+        base=run.base,
+        example_row={name: _example(config, name) for name in config["metadata_fields"]},
         backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
         resample=Image.Resampling(image["resample"]).name.lower() if image else None,
         evaluation=run.evaluation,

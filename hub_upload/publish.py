@@ -21,11 +21,14 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.utils.files import JsonObject
 
-# What a release owns in its repository. A file of these names that the new release no longer has belongs to an earlier
-# release, such as a shard of weights that are one file now, and is deleted. Every other file is the user's.
+# What a release owns in its repository: the names that this package writes, or has written. A file of these names that
+# the new release no longer has belongs to an earlier one, such as a shard of weights that are one file now, and is
+# deleted. Every other file is the user's.
 _OWNED = {
-    "model": r"(figures|onnx)/.+|[^/]+\.safetensors(\.index\.json)?|[^/]+_ham10000\.py|handler\.py|split\.(csv|json)"
-    r"|(train_config|history|eval_results|conversion)\.json",
+    "model": r"figures/(confusion_matrix|per_class|reliability|subgroups|training_curves)\.png"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|onnx/model\.onnx(\.data)?"
+    r"|(configuration|fusion|image_processing|image_statistics|modeling|pipeline|processing)_ham10000\.py|handler\.py"
+    r"|split\.(csv|json)|(train_config|history|eval_results|conversion)\.json",
     "space": r"ham10000/.+",
 }
 # The last line of a card that was rendered here; the Hub does not show it.

@@ -58,6 +58,25 @@ class RunFiles:
         return trained_on_validation(self.training)
 
     @property
+    def base(self) -> JsonObject | None:
+        """The checkpoint that the run was fine-tuned from, as `train_config.json` records it; None without one."""
+        return (self.training or {}).get("base_model")
+
+    @property
+    def base_may_have_seen(self) -> bool:
+        """Whether the base model may have been trained on the scored images: its own are not compared with them."""
+        return self.base is not None and (self.synthetic_evaluation or self.base.get("data") != "synthetic")
+
+    @property
+    def sources(self) -> set[str | None]:
+        """Whose images the weights derive from, the base model's included: `HAM10000`, `synthetic`, or others.
+
+        None stands for the run's own data where they are neither, and for a base model's that are not known.
+        """
+        own = "synthetic" if self.synthetic_training else "HAM10000" if self.ham10000_training else None
+        return {own, self.base.get("data")} if self.base else {own}
+
+    @property
     def synthetic(self) -> bool:
         """Whether any number of the run rests on synthetic data."""
         return self.synthetic_training or self.synthetic_evaluation

@@ -182,15 +182,18 @@ class Ham10000Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lets what is said about labels follow when `id2label` or `num_labels` is set later."""
+        """Lets what is said about labels follow when `id2label` or `num_labels` is set later, as `from_dict` does."""
         if name == "label2id" and isinstance(value, dict):
             value = dict(zip(value, _whole_numbers(name, value.values()), strict=True))
+        before = vars(self).get("id2label")
         super().__setattr__(name, value)
         if name == "id2label" and "_post_init_done" in vars(self):
             if set(self.label_names) != set(self.label_descriptions or ()):
                 self.malignant_labels = self.label_descriptions = None
             self.label2id = None
             self._fill_label_maps(None)
+            if self.id2label != before:
+                self.temperature, self.class_prior, self.conformal_thresholds = 1.0, None, None
 
     def _fill_label_maps(self, num_labels: int | None) -> None:
         given: dict[Any, Any] = self.id2label or {}
@@ -219,8 +222,8 @@ class Ham10000Config(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds a config from a saved one; overrides in `kwargs` are checked as the constructor's arguments are.
 
-        Other labels replace the saved ones and all that was said about them, the temperature included, which was
-        fitted to the logits of the classifier that knew the old ones.
+        Other labels replace the saved ones and all that was said about them. The same labels in another order replace
+        what was fitted to the logits of the old classifier: temperature, class prior and conformal thresholds.
         """
         config_dict = {"transformers_version": __version__, **config_dict}
         maps = ("id2label", "label2id", "num_labels")
@@ -228,11 +231,12 @@ class Ham10000Config(PreTrainedConfig):
         given = {name: value for name, value in given.items() if value is not None}
         saved = cls(**{name: config_dict[name] for name in maps if name in config_dict}).label_names
         if given and given != {"num_labels": len(saved)}:
-            stale = {*maps, "malignant_labels", "label_descriptions", "temperature"}
+            fitted = {"temperature", "class_prior", "conformal_thresholds"}
+            stale = {*maps, *fitted, "malignant_labels", "label_descriptions"}
             if (names := cls(**given).label_names) == saved:
                 stale = set(maps)
             elif set(names) == set(saved):
-                stale = {*maps, "temperature"}
+                stale = {*maps, *fitted}
             config_dict = {name: value for name, value in config_dict.items() if name not in stale} | given
         loaded: Any = super().from_dict(config_dict, **kwargs)
         # transformers assigns the overrides one by one, which checks types but runs no validator.

@@ -68,10 +68,13 @@ def test_a_folder_is_a_complete_small_repository(modality: str) -> None:
     assert dtypes - {torch.int64} == {torch.float16}
     for path in folder.glob("*_ham10000.py"):
         assert path.read_bytes() == (MODELING / path.name).read_bytes(), f"{path} is not what {MODELING} holds now"
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))
+    assert round(lines, -3) == 2000
 
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-nc-4.0"
     assert "never" in card.text
+    assert "Read them first (about two thousand lines: " in card.text
     stated = {result.metric_name: result.metric_value for result in card.data.eval_results}
     metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))["metrics"]
     assert stated["macro-F1"] == metrics["macro_f1"]

@@ -280,6 +280,82 @@ def test_protocol_and_leak_are_said(tmp_path: Path) -> None:
         assert said in render(run)
 
 
+def with_base(run: Path, data: str | None) -> Path:
+    """The run as one that was fine-tuned from a checkpoint trained on `data`; None where that is not known."""
+    base = {"name": "start", "labels": list(LABELS), "data": data, "head": True}
+    change_json(run / "train_config.json", base_model=base)
+    return run
+
+
+def test_what_a_base_model_has_seen_is_not_known(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "image")
+    name = "this model: image, test_efficientnet, 64 px"
+    for data in ("HAM10000", "own.csv", None):
+        text = render(with_base(run, data))
+        assert "None of the scored images shows a lesion that this run was trained on." in text
+        assert "its base model was trained on, so **it may have seen some of them**" in text
+        assert find_table(body_of(text), "model", "protocol", "leak")[name][1] == "–"
+        assert "; – where that is not known" in text
+    text = render(with_base(run, "synthetic"))
+    assert "None of the scored images shows a lesion that the model was trained on." in text
+    assert "may have seen" not in text
+    assert find_table(body_of(text), "model", "protocol", "leak")[name][1] == "0.0 %"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "base", "stated", "licence", "words"),
+    [
+        ("ISIC", (), "apache-2.0", "apache-2.0", "and so are the **weights**"),
+        ("ISIC", (None,), None, None, "and so are the **weights**"),
+        ("ISIC", ("synthetic",), None, "cc-by-nc-4.0", "and so are the **weights**"),
+        ("SYN", ("HAM10000",), None, "cc-by-nc-4.0", "and so are the **weights**"),
+        ("SYN", ("synthetic",), None, "apache-2.0", "No image of HAM10000 went into the **weights**"),
+        ("SYN", (), "mit", "mit", "No image of HAM10000 went into the **weights**"),
+        ("SYN", (None,), None, None, "The licence of the **weights** is **not stated**"),
+        ("OWN", ("HAM10000",), None, None, "which derives from HAM10000"),
+    ],
+)
+def test_the_licence_follows_the_images_behind_the_weights(
+    prefix: str, base: tuple, stated: str | None, licence: str | None, words: str, tmp_path: Path
+) -> None:
+    """`base` has the data of the checkpoint that the run was fine-tuned from, if there was one."""
+    run = write_run(tmp_path / "run", "image", evaluated=False, prefix=prefix)
+    for data in base:
+        with_base(run, data)
+    card = render(run, stated=Stated(license=stated))
+    assert ModelCard(card).data.license == licence
+    section = card.split("## Licence")[1]
+    assert words in section
+    assert ("No image of HAM10000" in section) == words.startswith("No image")
+    assert ("from `start`" in section) == bool(base)
+
+
+def test_the_example_is_of_the_checkpoints_own_vocabulary(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "metadata", evaluated=False)
+    change_json(run / "config.json", sex_vocabulary=["f", "m"], localization_vocabulary=["arm", "back"])
+    assert 'processor(metadata={"age": 60, "sex": "f", "localization": "back"})' in render(run)
+
+
+def test_a_missing_state_that_was_not_trained_is_not_claimed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "fusion", evaluated=False)
+    change_json(run / "config.json", metadata_dropout=0, metadata_field_dropout=0.2)
+    text = render(run)
+    assert "or all of them: missing is a state the model was trained with." in text
+    assert "each field is hidden with probability 0.2 and the whole row with 0, so that" in text
+    change_json(run / "config.json", metadata_field_dropout=0.0)
+    text = render(run)
+    assert "may be left out or `None`, or all of them.\n" in text
+    assert "In training no field was hidden" in text
+
+
+@pytest.mark.parametrize("base", [True, False])
+def test_a_frozen_backbone_is_said_and_has_no_learning_rate(base: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "fusion", evaluated=False, freeze_backbone=True)
+    text = render(with_base(run, "HAM10000") if base else run)
+    assert re.search(r"^- Start: from .*, the backbone frozen, seed 3\.$", text, flags=re.MULTILINE)
+    assert "AdamW, learning rate 0.002, cosine schedule" in text
+
+
 def test_training_on_validation_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "image")
     training = read_json(run / "train_config.json")

@@ -54,7 +54,7 @@ def write_release(folder: Path, seed: int, shards: int) -> Path:
     (folder / "config.json").write_text(f'{{"model_type": "ham10000", "seed": {seed}}}\n')
     (folder / "modeling_ham10000.py").write_text("# code\n")
     (folder / "README.md").write_text(CARD)
-    Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "figures" / "confusion.png")
+    Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "figures" / "per_class.png")
     (folder / "empty.txt").write_text("")
     return folder
 
@@ -138,10 +138,10 @@ def test_next_release_replaces_what_it_owns_and_keeps_the_rest(hub: HubServer, f
     first = publish(hub, folder)
     others_commit(hub, notes__txt="mine", helper__py="mine", shard__bin="mine")()
     second_folder = write_release(tmp_path / "second", seed=1, shards=1)
-    (second_folder / "figures" / "confusion.png").unlink()
+    (second_folder / "figures" / "per_class.png").unlink()
     second = publish(hub, second_folder, tag="v1.1")
     assert second.deleted == (
-        "figures/confusion.png",
+        "figures/per_class.png",
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -459,7 +459,7 @@ def test_files_the_repository_ignores_are_missed(hub: HubServer, folder: Path) -
     hub.repos[REPO] = Repo(private=False)
     others_commit(hub, __gitignore="*.png *.txt")()
     message = refusal(lambda: publish(hub, folder))
-    assert "lacks empty.txt, figures/confusion.png, so it was not tagged" in message
+    assert "lacks empty.txt, figures/per_class.png, so it was not tagged" in message
     assert "refs/tags/v1.0" not in refs(hub)
 
 
@@ -505,8 +505,10 @@ def test_bad_input_is_refused_without_asking_the_hub(hub: HubServer, folder: Pat
 
 
 def test_what_a_release_owns() -> None:
-    owned = ("model.safetensors", "model-00001-of-00002.safetensors", "pipeline_ham10000.py", "figures/a.png")
-    foreign = ("README.md", "adapter/x.safetensors", "notes.txt", "my_figures/a.png", ".gitattributes", "sub/onnx/x")
+    weights = ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    owned = (*weights, "pipeline_ham10000.py", "figures/per_class.png", "onnx/model.onnx", "onnx/model.onnx.data")
+    files = ("README.md", "notes.txt", ".gitattributes", "train_ham10000.py", "adapter_model.safetensors")
+    foreign = (*files, "adapter/model.safetensors", "figures/my_plot.png", "onnx/model_quantized.onnx", "sub/onnx/x")
     assert all(is_owned(path) for path in owned)
     assert not any(is_owned(path) for path in foreign)
     assert is_owned("ham10000/a.py", "space")

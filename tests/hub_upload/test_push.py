@@ -21,6 +21,7 @@ from transformers import AutoModel
 
 from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling
 from ham10000.hub_upload.commands import push
+from ham10000.hub_upload.publish import is_owned
 from ham10000.hub_upload.run_files import read_run
 from ham10000.modeling import LABELS, MODALITIES, Ham10000Error
 from ham10000.training.data.split import load_split
@@ -141,6 +142,9 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     }
     paths = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert paths == expected
+    # The rest of a release is deleted where the next one lacks it; these four every release has.
+    always = {"README.md", "requirements.txt", "config.json", "processor_config.json"}
+    assert {path for path in paths if not is_owned(path)} == always
     # What `ham10000-evaluate` reads, so that a published folder can be scored again.
     assert load_split(bundle).sha256 == load_split(runs["fusion"]).sha256
     tree = describe_tree(bundle)

@@ -65,7 +65,9 @@ def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path, ca
 
 @pytest.mark.parametrize("fields", [["age", "sex", "localization"], ["localization"], ["sex", "age"]])
 def test_the_fixed_inputs_are_seeded_and_hold_missing_values(fields: list) -> None:
-    processor = create_processor(Ham10000Config(backbone="test_vit", metadata_fields=fields), image_size=(32, 48))
+    words = {"sex_vocabulary": ["f", "m", "x"], "localization_vocabulary": ["arm", "leg"]}  # of somebody's own data
+    config = Ham10000Config(backbone="test_vit", metadata_fields=fields, **words)
+    processor = create_processor(config, image_size=(32, 48))
     inputs, again = fixed_inputs(processor), fixed_inputs(processor)
     assert inputs["pixel_values"].shape == (3, 3, 32, 48)
     assert inputs["metadata"].shape == (3, len(fields))

@@ -123,28 +123,42 @@ def test_malignant_labels_may_be_empty_and_are_saved(tmp_path: Path) -> None:
         assert Ham10000Config.from_pretrained(tmp_path).malignant_labels == malignant
 
 
+FITTED = {"temperature": 2.0, "class_prior": [0.1] * 6 + [0.4], "conformal_thresholds": {"0.9": [0.5] * 7}}
+NO_FITS = {"temperature": 1.0, "class_prior": None, "conformal_thresholds": None}
+
+
+def fits(config: Ham10000Config) -> dict:
+    return {name: getattr(config, name) for name in FITTED}
+
+
 def test_other_labels_at_loading_replace_all_that_was_said_of_the_old(tmp_path: Path) -> None:
-    Ham10000Config(temperature=2.0, malignant_labels=["mel"]).save_pretrained(tmp_path)
+    Ham10000Config(**FITTED, malignant_labels=["mel"]).save_pretrained(tmp_path)
     script = {"num_labels": 2, "label2id": {"cat": "0", "dog": "1"}, "id2label": {"0": "cat", "1": "dog"}}
     other = Ham10000Config.from_pretrained(tmp_path, **script)
-    assert (other.label_names, other.malignant_labels, other.temperature) == (["cat", "dog"], [], 1.0)
+    assert (other.label_names, other.malignant_labels, fits(other)) == (["cat", "dog"], [], NO_FITS)
     assert other.label_descriptions == {"cat": "cat", "dog": "dog"}
     same = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(LABELS)), num_labels=7)
-    assert (same.label_names, same.malignant_labels, same.temperature) == (list(LABELS), ["mel"], 2.0)
+    assert (same.label_names, same.malignant_labels, fits(same)) == (list(LABELS), ["mel"], FITTED)
     turned = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(reversed(LABELS))))
-    assert (turned.malignant_labels, turned.temperature) == (["mel"], 1.0)
+    assert (turned.malignant_labels, fits(turned)) == (["mel"], NO_FITS)
     with pytest.raises(Ham10000Error, match="`num_labels` is 3"):
         Ham10000Config.from_pretrained(tmp_path, num_labels=3, id2label={0: "a", 1: "b"})
 
 
 def test_labels_set_later_take_the_rest_along(tmp_path: Path) -> None:
-    config = Ham10000Config()
+    config = Ham10000Config(**FITTED)
+    config.id2label = {str(index): label for index, label in enumerate(LABELS)}
+    assert fits(config) == FITTED  # the same labels
+    config.id2label = dict(enumerate(reversed(LABELS)))
+    assert fits(config) == NO_FITS
+    config = Ham10000Config(**FITTED)
     config.num_labels = 3
     assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
     config.id2label = {0: "bcc", 1: "other"}
     config.save_pretrained(tmp_path)
     loaded = Ham10000Config.from_pretrained(tmp_path)
     assert (loaded.label_names, loaded.malignant_labels, loaded.num_labels) == (["bcc", "other"], ["bcc"], 2)
+    assert fits(loaded) == NO_FITS
 
 
 def test_what_a_library_saves_never_breaks_loading(tmp_path: Path) -> None:

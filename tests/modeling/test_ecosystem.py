@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -16,6 +17,9 @@ import pytest
 import timm
 import tiny_models
 import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from card_runs import change_json
 from command_lines import ROOT, code_blocks
 from PIL import Image
 from skin import skin_image
@@ -120,19 +124,28 @@ def test_half_precision_loading(
 # --- labels of a checkpoint and of those who load it
 
 
+@pytest.fixture
+def fitted_checkpoints(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The tiny checkpoints with what is fitted to a classifier, one number for each of the seven labels."""
+    for modality, folder in tiny_checkpoints.items():
+        config = shutil.copytree(folder, tmp_path / "fitted" / modality) / "config.json"
+        change_json(config, class_prior=[1 / 7] * 7, conformal_thresholds={"0.9": [0.5] * 7})
+    return {modality: tmp_path / "fitted" / modality for modality in tiny_checkpoints}
+
+
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_new_classifier_on_the_trained_body(
-    modality: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
+    modality: str, fitted_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Three classes, two, and seven others, whose classifier has the shape of the saved one."""
-    trained = Ham10000ForImageClassification.from_pretrained(tiny_checkpoints[modality])
+    trained = Ham10000ForImageClassification.from_pretrained(fitted_checkpoints[modality])
     for names in (THREE, ["mel", "not mel"], list("abcdefg")):
         with pytest.raises((Ham10000Error, RuntimeError), match=r"ignore_mismatched_sizes"):
             AutoModelForImageClassification.from_pretrained(
-                tiny_checkpoints[modality], num_labels=len(names), id2label=dict(enumerate(names))
+                fitted_checkpoints[modality], num_labels=len(names), id2label=dict(enumerate(names))
             )
         model = AutoModelForImageClassification.from_pretrained(
-            tiny_checkpoints[modality],
+            fitted_checkpoints[modality],
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: str(index) for index, name in enumerate(names)},
@@ -142,6 +155,7 @@ def test_a_new_classifier_on_the_trained_body(
             assert torch.equal(model.state_dict()[name], value) != name.startswith("classifier."), name
         assert model.classifier.weight.std() > 0.01  # not what the memory happened to hold
         assert model.config.label_names == names
+        assert model.config.class_prior is model.config.conformal_thresholds is None
         inputs = make_inputs(modality)
         output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
         assert output.logits.shape == (4, len(names))
@@ -229,6 +243,34 @@ def test_the_trainer_trains_evaluates_and_saves(modality: str, tiny_checkpoints:
     saved = AutoModel.from_pretrained(tmp_path / "checkpoint-2")
     for name, value in model.state_dict().items():
         assert torch.equal(saved.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modality", MODALITIES)
+@torch.no_grad()
+def test_a_replica_of_data_parallel_answers_as_the_model(
+    modality: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the Trainer makes in one process with several GPUs; only the copying to them is taken out."""
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(
+        module, "_broadcast_coalesced_reshape", lambda tensors, *_, **__: [[t.clone() for t in tensors]]
+    )
+    model, inputs = make_model(modality).to(dtype), make_inputs(modality)
+    (replica,) = module.replicate(model, [0])
+    assert not list(replica.parameters())
+    assert torch.equal(replica(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_device_map_keeps_backbone_and_fusion_whole(modality: str) -> None:
+    """Accelerate moves what goes into a module to its device, and nothing that the module adds up inside."""
+    model = make_model(modality, fusion="gated")
+    size, whole = sum(value.nbytes for value in model.state_dict().values()), list(model._no_split_modules)
+    auto = get_balanced_memory(model, {0: size, 1: size}, whole)
+    for memory in (auto, *({0: int(share * size), 1: size} for share in (0.2, 0.6, 0.9))):
+        device_map = infer_auto_device_map(model, memory, whole)
+        assert not [name for name in device_map if name.startswith(("backbone.", "fusion."))]
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_convnext"])
@@ -524,10 +566,10 @@ def test_transformers_example_scripts_run_unchanged(script: str, tiny_checkpoint
 
 @pytest.mark.parametrize("classes", [list(LABELS), THREE], ids=len)
 def test_what_run_image_classification_does(
-    classes: list[str], tiny_checkpoints: dict, tmp_path: Path, picture: Image.Image
+    classes: list[str], fitted_checkpoints: dict, tmp_path: Path, picture: Image.Image
 ) -> None:
     """The calls of transformers' example script, argument by argument; the images are tensors here."""
-    place, hub = tiny_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
+    place, hub = fitted_checkpoints["image"], {"cache_dir": None, "revision": "main", "token": None}
     config = AutoConfig.from_pretrained(
         place,
         num_labels=len(classes),

@@ -59,6 +59,17 @@ class Ham10000ModelOutput(ModelOutput):
     metadata_embedding: torch.Tensor | None = None
 
 
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """The type of a module's first floating-point weight: where bitsandbytes loads in 8 bits, others are int8.
+
+    Not by `parameters()`, which is empty in a replica of `nn.DataParallel`: the copied weights are plain attributes
+    there, which torch also lists as `_former_parameters`.
+    """
+    parts = (getattr(part, "_former_parameters", part._parameters) for part in module.modules())
+    weights = (weight for part in parts for weight in part.values() if weight is not None)
+    return next(weight.dtype for weight in weights if weight.is_floating_point())
+
+
 class MetadataEncoder(nn.Module):
     """Embeds age, sex and localization; each field has a missing state of its own.
 
@@ -109,9 +120,7 @@ class MetadataEncoder(nn.Module):
     def forward(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """(batch, fields) raw values to (batch, output_size); adds each layer's output to `hidden_states`."""
         features = self.encode(metadata.float())
-        # The first floating one: where bitsandbytes loads in 8 bits, the first of all is an int8 matrix.
-        dtype = next(parameter.dtype for parameter in self.mlp.parameters() if parameter.is_floating_point())
-        features = features.to(dtype)
+        features = features.to(_dtype_of(self.mlp))
         if hidden_states is None:
             return self.mlp(features)
         for layer in self.mlp:
@@ -365,7 +374,7 @@ class Ham10000PreTrainedModel(PreTrainedModel):
             **kwargs: Passed to `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            Ham10000Error: If the labels were changed in the config of a model that is already built.
+            Ham10000Error: If the number of labels was changed in the config of a model that is already built.
         """
         classes = getattr(self.classifier, "out_features", self.config.num_labels)
         if classes != self.config.num_labels:
@@ -431,6 +440,8 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             feature_size = self.fusion.output_size
         elif config.modality == "metadata":
             feature_size = metadata_size
+        # For `device_map`: accelerate moves a module's inputs to its device, but not what the module adds up inside.
+        self._no_split_modules = [type(part).__name__ for part in (self.backbone, self.fusion) if part is not None]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(feature_size, len(config.label_names))
         self.post_init()
@@ -551,7 +562,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         image_embedding = metadata_embedding = None
         if pixel_values is not None:
             # The processor's pixels are float32, whatever the model was loaded in.
-            image_embedding = self.encode_image(pixel_values.to(self.dtype), hidden_states)  # (B, C)
+            image_embedding = self.encode_image(pixel_values.to(_dtype_of(self.backbone)), hidden_states)  # (B, C)
         if metadata is not None:
             own = None if self.config.uses_image else hidden_states
             metadata_embedding = self.encode_metadata(metadata, own)  # (B, M)
