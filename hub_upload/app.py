@@ -299,8 +299,8 @@ def results(
     updates: list[object] = []
     unlike, error, images = None, chosen.error, chosen.encoded
     try:
-        for place, shown in enumerate(models if chosen.image is not None else ()):
-            if shown.model.config.uses_image and place not in images:
+        for place, shown in enumerate(models):
+            if chosen.image is not None and shown.model.config.uses_image and place not in images:
                 encoded = encode_image(shown.model, shown.processor, chosen.image)
                 images[place] = replace(encoded, image=chosen.image)  # one copy of the pixels for all models
         unlike = next((image.warning for image in images.values() if image.warning), None)
