@@ -285,7 +285,7 @@ def load_training_state(
     directory: str | Path,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Reads what `save_training_state` wrote back into the modules and the optimiser.

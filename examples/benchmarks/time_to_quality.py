@@ -102,7 +102,7 @@ def run_baseline(options: argparse.Namespace) -> None:
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0)
     if history:
-        history = load_training_state(folder, {"model": model}, optimizer)["history"]
+        history = load_training_state(folder, {"model": model}, optimizer, {})["history"]
     counts = np.bincount(labels["train"], minlength=len(LABELS))
     weight = torch.tensor(counts.sum() / (len(LABELS) * counts), dtype=torch.float32, device=device)
     loss = nn.CrossEntropyLoss(weight=weight)

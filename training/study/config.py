@@ -53,12 +53,14 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Checks every value."""
+        # Out of folds the report says that no model had seen a scored lesion.
+        first, plan = next(iter(self.protocols.items()), ("", ProtocolPlan()))
         protocols, variants = set(self.protocols), {name for pair in self.comparisons for name in pair}
         for name, ok, expected in (
             ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
             ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
-            ("protocols", next(iter(self.protocols), "") == PROTOCOLS[0], f"led by {PROTOCOLS[0]}"),
-            ("protocols", protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
+            ("protocols", first == PROTOCOLS[0] or plan.folds is None, f"led by {PROTOCOLS[0]}"),
+            ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
             ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
             ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),
             ("n_resamples", self.n_resamples >= 2, "at least 2"),
