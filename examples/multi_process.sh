@@ -21,9 +21,10 @@ if [[ -z $output_dir ]]; then
     exit 2
 fi
 resume=()
-if compgen -G "$output_dir/training_state-*.safetensors" > /dev/null; then resume=(--resume); fi
+# Also before the first saved state: then --resume starts again.
+if [[ -e $output_dir/train_config.json || -e $output_dir/.new_run/train_config.json ]]; then resume=(--resume); fi
 
 # `--multi_gpu` is Accelerate's name for one process a device; without GPUs they talk through gloo on the CPU.
 exec "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_processes "$PROCESSES" --num_machines 1 \
     --mixed_precision no --dynamo_backend no --main_process_port 0 \
-    -m ham10000.training.train "$@" "${resume[@]}"
+    -m ham10000.training.train "$@" ${resume[@]+"${resume[@]}"}

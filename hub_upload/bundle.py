@@ -38,7 +38,13 @@ from transformers import AutoModel
 
 import ham10000.modeling
 from ham10000.hub_upload.export_onnx import export_onnx, fixed_inputs
-from ham10000.hub_upload.model_card import NOTHING_STATED, RESEARCH_BANNER, Stated, render_model_card
+from ham10000.hub_upload.model_card import (
+    NOTHING_STATED,
+    RESEARCH_BANNER,
+    Stated,
+    publishes_split,
+    render_model_card,
+)
 from ham10000.hub_upload.publish import check_names, seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
@@ -158,8 +164,9 @@ def assemble_bundle(
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     save_model(folder, model, dtype=stored_dtype(checkpoint), **sharding)
     Ham10000Processor.from_pretrained(checkpoint, local_files_only=True).save_pretrained(folder)
+    private = () if publishes_split(run, stated) else (RunFile.SPLIT, RunFile.SPLIT_RECORD)
     for name in _COPIED:
-        if (checkpoint / name).is_file():
+        if (checkpoint / name).is_file() and name not in private:
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
         atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))

@@ -104,15 +104,19 @@ def push(argv: Sequence[str]) -> None:
     add("--base_model", help="Hub id of the pretrained backbone, if it came from a local file")
     add("--dataset_name", help="name or Hub id of the training data, for the card")
     add("--license", help="licence of the weights, as the Hub names it (default: HAM10000's, else none)")
+    own = "also publish split.csv of data of your own: it names every image and its lesion or patient"
+    add("--publish_split", action="store_true", help=own)
     add("--max_shard_size", help="split weights above this size, such as 2GB")
     add("--onnx", action="store_true", help="also export onnx/model.onnx (needs ham10000[onnx])")
     arguments = parser.parse_args(argv)
     from ham10000.hub_upload.bundle import assemble_bundle, read_sibling, verify_checkpoint
-    from ham10000.hub_upload.model_card import Stated
+    from ham10000.hub_upload.model_card import Stated, publishes_split
     from ham10000.hub_upload.run_files import read_run
     from ham10000.modeling import MODALITIES
 
     release, run = _prepare_release(arguments, "model"), read_run(arguments.checkpoint)
+    names = ("dataset_name", "license", "base_model", "publish_split")
+    stated = Stated(**{name: getattr(arguments, name) for name in names})
     siblings = [read_sibling(argument, run, arguments.repo_id) for argument in arguments.sibling]
     with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
         bundle = Path(scratch, "bundle")
@@ -125,8 +129,12 @@ def push(argv: Sequence[str]) -> None:
             siblings=sorted(siblings, key=lambda sibling: MODALITIES.index(sibling.run.modality)),
             max_shard_size=arguments.max_shard_size,
             onnx=arguments.onnx,
-            stated=Stated(arguments.dataset_name, arguments.license, arguments.base_model),
+            stated=stated,
         )
+        if not publishes_split(run, stated):
+            print(
+                "note: split.csv stays here, as it names your images and lesions or patients; --publish_split adds it"
+            )
         print(f"Verify    loads without this package; {verify_checkpoint(bundle)} logits equal to the last bit")
         _deliver(bundle, release, arguments, f"Publish {arguments.tag}", "the card: {}/README.md")
 

@@ -98,14 +98,27 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
 
 
 class Stated(NamedTuple):
-    """What no file of the run knows: the training data's name, the weights' licence, the backbone's Hub id."""
+    """What no file of the run knows.
+
+    Attributes:
+        dataset_name: Name of the training data.
+        license: Licence of the weights.
+        base_model: Hub id of the backbone.
+        publish_split: Whether split.csv may be published, which names images, and lesions or patients, of own data.
+    """
 
     dataset_name: str | None = None
     license: str | None = None
     base_model: str | None = None
+    publish_split: bool = False
 
 
 NOTHING_STATED = Stated()
+
+
+def publishes_split(run: RunFiles, stated: Stated) -> bool:
+    """Whether split.csv is published: of HAM10000 and synthetic images always, of others where it is asked for."""
+    return run.ham10000_training or run.synthetic_training or stated.publish_split
 
 
 def _weights_license(run: RunFiles, stated: Stated) -> str | None:
@@ -333,6 +346,7 @@ def render_model_card(
         },
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),
+        has_split=publishes_split(run, stated),
         ham10000=run.ham10000_training,
         base=run.base,
         example_row={name: _example(config, name) for name in config["metadata_fields"]},

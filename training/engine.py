@@ -304,7 +304,9 @@ class Engine:
         if config.freeze_backbone:
             # Its batch norm keeps the statistics it came with, and drop path does not drop what cannot adapt.
             self.model.backbone.eval()
-        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+        loss_sum = torch.tensor(progress.loss_sum, dtype=dtype, device=device)
         start = time.perf_counter() - progress.seconds  # as if the steps before a resumption had just been done
         unread: list[torch.Tensor] = []
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.

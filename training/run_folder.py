@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +369,11 @@ def image_origin(table: Path) -> str | None:
     if not table.is_file():
         return None
     with table.open(encoding="utf-8", newline="") as stream:
-        ids = {row.get("image_id") or "" for row in csv.DictReader(stream)}
+        return origin_of_ids({row.get("image_id") or "" for row in csv.DictReader(stream)})
+
+
+def origin_of_ids(ids: Collection[str]) -> str | None:
+    """Whose images these ids name, as `image_origin` says it."""
     if any(image_id.startswith(_SYNTHETIC_ID) for image_id in ids):
         return "synthetic"
     return "HAM10000" if ids and all(_HAM10000_FIRST <= image_id <= _HAM10000_LAST for image_id in ids) else None

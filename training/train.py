@@ -101,18 +101,20 @@ class BaseModel:
     head: bool  # whether its classifier was taken over too
 
 
-def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseModel:
+def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_malignant: bool = False) -> BaseModel:
     """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
 
     Args:
         model: The model at the beginning of a run.
         checkpoint: A checkpoint folder or Hub id.
+        own_malignant: Whether the run says itself which labels are malignant.
 
     Returns:
         What was taken over.
 
     Raises:
-        Ham10000Error: If the checkpoint cannot be loaded, or is another network.
+        Ham10000Error: If the checkpoint cannot be loaded, is another network, or calls others of the same labels
+            malignant.
     """
     source, _ = load_checkpoint(checkpoint)
     ours, theirs = model.config, source.config
@@ -127,6 +129,12 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str) -> BaseMo
             )
     weights, own = source.state_dict(), model.state_dict()
     same_labels = set(ours.label_names) == set(theirs.label_names)
+    malignant = [sorted(config.malignant_labels or ()) for config in (theirs, ours)]
+    if same_labels and not own_malignant and malignant[0] != malignant[1]:
+        raise Ham10000Error(
+            f"`init_from` {checkpoint!r} counts {malignant[0]} as malignant, this run {malignant[1]}: say which by "
+            f"--malignant_labels {' '.join(malignant[0]) or 'none'}."
+        )
     for name in [name for name in weights if name.startswith("classifier.")]:
         # By name: another order of the same labels must not exchange two classes.
         rows = [theirs.label_names.index(label) for label in ours.label_names] if same_labels else []
@@ -403,6 +411,9 @@ def _train(
             f"The split has the labels {split.labels}, the data {label_names(dataset)}; give --labels in the order of "
             "the split, or make a new one."
         )
+    if split.dropped:
+        note = f"{split.protocol} leaves out {len(split.dropped):,} images without an age, as the published split does"
+        report = dataclasses.replace(report, notes=[*report.notes, note])
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config, split.labels)
     origin: dict[str, Any] = {"base_model": None, "weights_sha256": None}
@@ -411,7 +422,8 @@ def _train(
         origin = {name: recorded.get(name) for name in origin}
     else:
         if config.init_from:
-            origin["base_model"] = dataclasses.asdict(start_from(model, config.init_from))
+            base = start_from(model, config.init_from, own_malignant=config.malignant_labels is not None)
+            origin["base_model"] = dataclasses.asdict(base)
         origin["weights_sha256"] = weights_sha256(config)
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory

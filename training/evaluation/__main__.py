@@ -103,6 +103,9 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
         )
+    base = (read_json(checkpoint / RunFile.TRAINING, optional=True) or {}).get("base_model")
+    if base and base.get("data") != "synthetic":
+        print(f"warning: it was fine-tuned from {base['name']}, which may have been trained on these images")
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
     if "leakage" in split and arguments.split != "train" and not known:
         print(leakage_text(split["leakage"][arguments.split]["all"], arguments.split))

@@ -42,10 +42,15 @@ class Target:
 def targets(
     labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], malignant: Sequence[str]
 ) -> list[Target]:
-    """Malignant or not, if there are malignant labels, then each class against the others, where both have images."""
+    """Malignant or not, if there are several malignant labels, then each class against the others, malignant first.
+
+    Only those of which, and of whose others, there are images.
+    """
     ids = [label_names.index(label) for label in malignant]
     found = [Target("malignant", np.isin(labels, ids), probabilities[:, ids].sum(axis=1))] if len(ids) > 1 else []
-    found += [Target(name, labels == k, probabilities[:, k]) for k, name in enumerate(label_names)]
+    # Malignant classes first: the decision curve is that of the first target.
+    order = sorted(range(len(label_names)), key=lambda k: k not in ids)
+    found += [Target(label_names[k], labels == k, probabilities[:, k]) for k in order]
     return [target for target in found if 0 < target.positive.sum() < len(labels)]
 
 
@@ -174,7 +179,8 @@ def write_curves(
     """
     points = operating_points(all_targets, weights)
     write_latex_table(points, directory / f"operating_points{suffix}", f"Operating points, {scored}")
-    write_table(net_benefit(all_targets[0]), directory / f"decision_curve{suffix}.csv")
+    benefit = net_benefit(all_targets[0]).assign(target=all_targets[0].name)
+    write_table(benefit, directory / f"decision_curve{suffix}.csv")
     curves, decision = _draw_curves(all_targets, weights), _draw_decision_curve(all_targets[0])
     for kind in FORMATS:
         save_figure(curves, directory / f"curves{suffix}{kind}")

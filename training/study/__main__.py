@@ -30,6 +30,14 @@ _OWN_OPTIONS = [
     *("modality", "fusion", "seed", "fold", "folds", "protocol", "split_file", "trackers", "resume", "overwrite"),
     *("train_on_validation", "train_on_all", "save_dtype"),
 ]
+# What a study's heads and report do not follow, in the recipe or on the command line.
+_FIXED = {
+    "init_from": "the base model may have been trained on the images that it would score",
+    "malignant_labels": "its heads and report are about mel, bcc and akiec",
+    "metadata_fields": "its heads read age, sex and site",
+    "metadata_dropout": "its heads have their own",
+    "metadata_field_dropout": "its heads have their own",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,6 +87,7 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, "StudyConfig",
     if step is not None and step not in STEPS:
         raise input_error(f"Unknown step {step!r} of ham10000-study; expected one of {', '.join(STEPS)}, or none.")
     options, rest = build_parser().parse_known_args(words)
+    rest = training.with_underscores(rest)
     options.step = step
     for name in _OWN_OPTIONS:
         if any(argument.split("=")[0] == f"--{name}" for argument in rest):
@@ -89,13 +98,17 @@ def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, "StudyConfig",
         raise input_error("--tables is for `ham10000-study report`; leave it out of the other steps.")
     if options.only and options.step not in (None, "train"):
         raise input_error("--only names runs to train; leave it out of `report` and `release`.")
-    if unknown := training.build_parser().parse_known_args(training.with_underscores(rest))[1]:
+    if unknown := training.build_parser().parse_known_args(rest)[1]:
         build_parser().error(f"unrecognized arguments: {' '.join(unknown)}")
     from ham10000.training.study.config import read_study_config  # torch, for which --help need not wait
 
     study = read_study_config(options.config)
     arguments = ["--config", study.recipe, *rest, "--output_dir", options.output_dir]
-    return options, study, training.parse_arguments(arguments)
+    base, plain = training.parse_arguments(arguments), training.TrainConfig()
+    for name, reason in _FIXED.items():
+        if getattr(base, name) != getattr(plain, name):
+            raise input_error(f"A study does not take --{name}, nor {name} in its recipe: {reason}.")
+    return options, study, base
 
 
 @run_cli

@@ -18,7 +18,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.data.readers import read_source
 from ham10000.training.data.sources import DataReport, check_rows, metadata_frame
 from ham10000.training.data.split import lesion_groups
-from ham10000.training.run_folder import RunFile, only_writer, portable_training
+from ham10000.training.run_folder import RunFile, only_writer, origin_of_ids, portable_training
 from ham10000.training.study.analysis import Inputs, analyse_protocol
 from ham10000.training.study.config import StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
@@ -153,6 +153,7 @@ def report(
         "study": {**dataclasses.asdict(study), "recipe": Path(study.recipe).name},
         "recipe": None if recipe is None else portable_training(recipe),
         "environment": environment(),
+        "origin": origin_of_ids([str(name) for name in first.image_ids]),
         "protocols": {},
     }
     table: dict[tuple[str, str], Predictions] = {}
@@ -277,6 +278,12 @@ def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig
     """What `ham10000-study` does, with the arguments from `parse_study`."""
     quiet_libraries()
     directory = Path(options.output_dir)
+    first, plan = next(iter(study.protocols.items()))
+    if plan.folds is None and not options.only and options.step != "train":
+        raise Ham10000Error(
+            f"{options.config}: the report fits heads on the folds of {first}, the first protocol, which has none. "
+            "Give it `folds`, or run the step `train` alone."
+        )
     accelerator = build_accelerator(base)
     places = locate_runs(study, directory, options.runs)
     with contextlib.ExitStack() as stack:

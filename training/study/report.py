@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
@@ -33,6 +33,7 @@ class Study(TypedDict):
     study: JsonObject
     recipe: JsonObject | None
     environment: JsonObject
+    origin: NotRequired[str | None]  # `HAM10000`, `synthetic`, or None for other images; earlier files are of HAM10000
     protocols: dict[str, ProtocolResult]
 
 
@@ -122,8 +123,15 @@ def largest_fall(protocol: ProtocolResult) -> Fall | None:
     return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 
+def of_ham10000(study: Study) -> bool:
+    """Whether the study is of HAM10000's own images, which published results are compared with."""
+    return study.get("origin", "HAM10000") == "HAM10000"
+
+
 def study_command(study: Study) -> str:
     """The command that makes the report again from the published predictions."""
+    if not of_ham10000(study):
+        return "ham10000-study report --config STUDY.yaml --data DATA --predictions predictions.parquet"
     data = Path(str(((study["recipe"] or {}).get("config") or {}).get("data") or "HAM10000")).name
     words = ["ham10000-study", "report", "--config", "examples/configs/study.yaml", "--data", data]
     return shlex.join([*words, "--predictions", "examples/results/predictions.parquet"])
@@ -152,7 +160,8 @@ def study_markdown(study: Study) -> str:
         labels=LABEL_DESCRIPTIONS,
         malignant=MALIGNANT,
         readers={name: found for name, values in protocol["variants"].items() if (found := values["shortcuts"])},
-        published=published_baseline(),
+        published=published_baseline() if of_ham10000(study) else None,
+        of_ham10000=of_ham10000(study),
     )
     # In the template a line that is indented goes on the line before, and empty parts leave empty lines.
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"\n {2,}", " ", markdown)).strip() + "\n"
@@ -224,7 +233,7 @@ def results_table(study: Study) -> str:
     check_study(study)
     published = published_baseline()
     intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
-    rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]]
+    rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]] * of_ham10000(study)
     for name, protocol in study["protocols"].items():
         found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
         found |= {md.escape(baseline["name"]): baseline["scores"] for baseline in protocol["baselines"]}
@@ -242,8 +251,8 @@ def results_table(study: Study) -> str:
     ]
     notes = (
         f"{'; '.join(scored)}. Answers by the rule `{study['study']['rule']}`; 95 % intervals from a bootstrap of "
-        "lesions and, where there are several, seeds, the published row's of images. Numbers of different protocols "
-        "do not compare."
+        f"lesions and, where there are several, seeds{', the published row of images' if of_ham10000(study) else ''}. "
+        "Numbers of different protocols do not compare."
     )
     header = ["model", "protocol", *(METRIC_TITLES[name] for name in README_METRICS)]
     table = md.table(header, cells, align="ll" + "r" * len(README_METRICS))

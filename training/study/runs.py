@@ -48,6 +48,10 @@ class ImageRun:
             **dataclasses.asdict(self),
             modality="image",
             train_on_validation=True,
+            # A recipe may be the train_config.json of a run that saw its test images.
+            train_on_all=False,
+            split_file=None,
+            save_dtype="float32",
             output_dir=str(directory),
             trackers=["none"],
             save_every_steps=base.save_every_steps or _SAVE_EVERY_STEPS,
@@ -89,6 +93,8 @@ def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Pat
             raise Ham10000Error(
                 f"{str(folder)!r} was not trained with --train_on_validation, as the study's runs are."
             )
+        if settings.get("train_on_all"):
+            raise Ham10000Error(f"{str(folder)!r} was trained on all images, those of its test fold too.")
         places[run] = folder
     return {run: places.get(run, study_dir / run.name) for run in plan}
 
