@@ -231,7 +231,8 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
         assert other.evaluation is not None
         split = other.evaluation["split"]
         scored_on.add((split.get("protocol"), split.get("sha256"), split["name"]))
-        leak = None if other.base_may_have_seen else split.get("leakage", {}).get(split["name"], {}).get("all")
+        leak = split.get("leakage", {}).get(split["name"], {}).get("all")
+        leak = None if not leak and other.base_may_have_seen else leak
         row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": other.evaluation["intervals"]}
         rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
         if comparison is not None and not in_study:

@@ -65,7 +65,13 @@ class RunFiles:
     @property
     def base_may_have_seen(self) -> bool:
         """Whether the base model may have been trained on the scored images: its own are not compared with them."""
-        return self.base is not None and (self.synthetic_evaluation or self.base.get("data") != "synthetic")
+        return any(self.synthetic_evaluation or data != "synthetic" for data in self._earlier_data)
+
+    @property
+    def _earlier_data(self) -> list[str | None]:
+        """The data of the checkpoints whose weights, or whose backbone alone, the run started from."""
+        training = self.training or {}
+        return [one.get("data") for name in ("base_model", "pretrained_from") if (one := training.get(name))]
 
     @property
     def sources(self) -> set[str | None]:
@@ -74,7 +80,7 @@ class RunFiles:
         None stands for the run's own data where they are neither, and for a base model's that are not known.
         """
         own = "synthetic" if self.synthetic_training else "HAM10000" if self.ham10000_training else None
-        return {own, self.base.get("data")} if self.base else {own}
+        return {own, *self._earlier_data}
 
     @property
     def synthetic(self) -> bool:

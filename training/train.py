@@ -146,12 +146,30 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_ma
         )
     model.load_state_dict(weights)
     folder = Path(checkpoint)
-    data = image_origin(folder / RunFile.SPLIT)
-    if data != "synthetic" and (data is None or set(theirs.label_names) != set(LABELS)):
-        training = read_json(folder / RunFile.TRAINING, optional=True) or {}
-        data = Path(training["config"]["data"]).name if "config" in training else None
     name = folder.resolve().name if folder.is_dir() else checkpoint
-    return BaseModel(name, theirs.label_names, data, same_labels)
+    return BaseModel(name, theirs.label_names, data_behind(folder, theirs.label_names), same_labels)
+
+
+def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
+    """What a checkpoint was trained on, as `BaseModel.data`; where that was synthetic, what its own base model was."""
+    training = read_json(checkpoint / RunFile.TRAINING, optional=True) or {}
+    data = image_origin(checkpoint / RunFile.SPLIT)
+    if data != "synthetic" and (data is None or set(labels) != set(LABELS)):
+        data = Path(training["config"]["data"]).name if "config" in training else None
+    earlier = training.get("base_model") or training.get("pretrained_from")
+    return earlier.get("data") if earlier and data == "synthetic" else data
+
+
+def pretrained_from(config: TrainConfig) -> dict[str, str | None] | None:
+    """Name and data of the checkpoint of this package whose backbone `--pretrained` takes; None for other weights."""
+    place = Path(config.pretrained)
+    folder = place.parent if place.is_file() else place
+    if config.modality == "metadata" or config.pretrained in ("timm", "torchvision", "none") or not folder.is_dir():
+        return None
+    found = read_json(folder / RunFile.CONFIG, optional=True) or {}
+    if found.get("model_type") != "ham10000":
+        return None
+    return {"name": folder.resolve().name, "data": data_behind(folder, list(found["id2label"].values()))}
 
 
 def weights_sha256(config: TrainConfig) -> str | None:
@@ -416,7 +434,7 @@ def _train(
         report = dataclasses.replace(report, notes=[*report.notes, note])
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config, split.labels)
-    origin: dict[str, Any] = {"base_model": None, "weights_sha256": None}
+    origin: dict[str, Any] = {"base_model": None, "pretrained_from": None, "weights_sha256": None}
     if config.resume:
         recorded = read_json(directory / RunFile.TRAINING, optional=True) or {}
         origin = {name: recorded.get(name) for name in origin}
@@ -424,6 +442,8 @@ def _train(
         if config.init_from:
             base = start_from(model, config.init_from, own_malignant=config.malignant_labels is not None)
             origin["base_model"] = dataclasses.asdict(base)
+        else:
+            origin["pretrained_from"] = pretrained_from(config)
         origin["weights_sha256"] = weights_sha256(config)
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
@@ -558,7 +578,7 @@ def _titled(title: str, text: str) -> str:
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     """A few lines on what is about to be trained."""
     weights = split.class_weights(config.class_weights, config.train_parts)
-    model = engine.model
+    model, leak = engine.model, split.leakage(config.train_parts)["test"]["all"]
     return "\n".join(
         [
             _titled(
@@ -571,7 +591,7 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
             _titled(
                 "Split",
                 f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-                f"{leakage_text(split.leakage()['test']['all'], 'test')}; sha256 {split.sha256[:16]}",
+                f"{leakage_text(leak, 'test')}; sha256 {split.sha256[:16]}",
             ),
             # A label and its weight stay together.
             _titled(

@@ -420,6 +420,25 @@ def test_a_relative_source_is_read_as_an_absolute_one_is(source: str, tmp_path: 
     assert [str(Path(row["image"].filename).resolve()) for row in load_data(source)[0]] == paths
 
 
+def test_copies_in_two_parts_are_duplicates_and_a_lesion_stays_whole(tmp_path: Path) -> None:
+    """As in a mirror whose parts overlap; another photograph of the same name is an image of its own."""
+    for number, name in enumerate(("train/1", "train/2", "test/2")):
+        picture = Image.new("RGB", (12 + number, 10), "red")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / f"{name}.png")
+    (tmp_path / "test" / "1.png").write_bytes((tmp_path / "train" / "1.png").read_bytes())
+    text(tmp_path / "train" / "metadata.csv", "file_name,label,lesion_id", "1.png,nv,1", "2.png,nv,1")
+    text(tmp_path / "test" / "metadata.csv", "file_name,label,lesion_id", "1.png,nv,1", "2.png,mel,")
+    with pytest.raises(Ham10000Error, match="duplicate image id"):
+        load_data(str(tmp_path))
+    dataset, _ = load_data(str(tmp_path), drop_duplicates=True)
+    lesions = dict(zip(dataset["image_id"], dataset["lesion_id"], strict=True))
+    (other,) = (name for name in lesions if "test" in name)
+    assert len(lesions) == 3
+    assert {lesion for name, lesion in lesions.items() if name != other} == {"1"}
+    assert lesions[other] == other
+
+
 def test_a_path_may_begin_with_the_working_folder(tmp_path: Path) -> None:
     images(tmp_path / "images", "a")
     path = text(tmp_path / "t.csv", "path,dx", "./images/a.jpg,nv")

@@ -67,7 +67,8 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     table: pd.DataFrame, questions: list[Target], melanoma: Target
 ) -> None:
     points = operating_points(questions, cluster_weights(table["lesion_group"], 100))
-    assert points["target"].tolist() == [name for name in ("malignant", *LABELS) for _ in range(2)]
+    order = ("malignant", *sorted(LABELS, key=lambda name: name not in MALIGNANT))
+    assert points["target"].tolist() == [name for name in order for _ in range(2)]
     row = points[(points["target"] == "mel") & (points["least specificity"] == 0.95)].iloc[0]
     results = evaluate_predictions(table, n_resamples=50)
     assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
@@ -76,6 +77,12 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
     counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
     assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
+
+
+def test_the_first_question_is_about_malignancy() -> None:
+    labels, probabilities = predictions(N)
+    assert [one.name for one in targets(labels, probabilities, LABELS, ["mel"])][:2] == ["mel", "akiec"]
+    assert targets(labels, probabilities, LABELS, MALIGNANT)[0].name == "malignant"
 
 
 def test_ties_do_not_hide_an_operating_point() -> None:

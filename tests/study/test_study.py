@@ -295,6 +295,7 @@ def test_data_that_are_not_those_of_the_predictions_are_refused(frame: pd.DataFr
         ("coverages: [1.0]", "`coverages` must be"),
         ("protocols: {lesion-grouped: {folds: 5, seeds: [0, 0]}}", "distinct seeds"),
         ("protocols: {image-stratified: {folds: 5}}", "`protocols` must be led by lesion-grouped"),
+        ("protocols: {image-stratified: {}, lesion-grouped: {folds: 5}}", "must be led by lesion-grouped"),
         ("protocols: {lesion-grouped: {folds: 5}, patient: {}}", "`protocols` must be some of"),
         ("protocols: {lesion-grouped: {fold: 5}}", "Cannot read the study's file"),
         ("heads: {epoch: 5}", "Cannot read the study's file"),

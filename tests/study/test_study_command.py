@@ -1,5 +1,6 @@
 """The study as a user runs it: image runs, report and release from the command line, on tiny networks."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -143,6 +144,16 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
     assert "80% set: " in capsys.readouterr().out
 
 
+def test_a_study_that_cannot_be_reported_is_refused_before_it_trains(root: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "study.yaml").write_text(
+        STUDY.replace("{lesion-grouped: {folds: 3, seeds: [0]}}", "{image-stratified: {}}")
+    )
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert main(["--config", str(tmp_path / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "study")]) == 2
+    assert "Give it `folds`, or run the step `train` alone" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_what_is_missing_is_said(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = ["--config", str(root / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "empty")]
     assert main(["report", *empty]) == 2
@@ -162,6 +173,7 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
         ({}, [root / "plain"], "are the same run"),
         ({"seed": 5}, [], "this study does not have"),
         ({"train_on_validation": False}, [], "--train_on_"),
+        ({"train_on_all": True}, [], "was trained on all images, those of its test fold too"),
     ):
         (tmp_path / "train_config.json").write_text(json.dumps(summary | {"config": summary["config"] | change}))
         with pytest.raises(Ham10000Error, match=message):
@@ -169,11 +181,22 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
     assert len(plan_runs(study)) == 3
 
 
+def test_no_run_of_a_study_sees_its_test_images_whatever_the_recipe_says(root: Path, tmp_path: Path) -> None:
+    _, study, base = parse_study(command(root))
+    base = dataclasses.replace(base, train_on_all=True, split_file="split.csv", save_dtype="float16")
+    for run in plan_runs(study):
+        config = run.config(base, tmp_path)
+        assert (config.train_on_all, config.split_file, config.save_dtype) == (False, None, "float32")
+        assert "test" not in config.train_parts
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--seed", "1"], "--seed is set by the study"),
         (["--folds=5"], "--folds is set by the study"),
+        (["--train-on-all"], "--train_on_all is set by the study"),
+        (["--metadata_fields", "age"], "does not take --metadata_fields.*its heads read age, sex and site"),
         (["train", "--predictions", "p.parquet"], "--predictions is for"),
         (["report", "--only", "a"], "--only names runs to train"),
         (["test"], "Unknown step 'test'"),

@@ -137,7 +137,9 @@ def test_the_report_says_only_what_this_study_did(study: Any, lead: Any) -> None
     assert "of a protocol with one seed, are of lesions alone" in usual
     assert usual.count("half-way") == 2
     assert absent not in usual
+    published, repeat = "torchvision EfficientNetV2-S", "--config examples/configs/study.yaml"
     study["study"]["heads"]["class_weights"] = "balanced"
+    study["origin"] = None
     lead["comparisons"] = [row for row in lead["comparisons"] if (row["model"], row["other"]) == ("fusion", "image")]
     lead["comparisons"][0]["moved"] = []
     lead["forbidden"] = []
@@ -145,7 +147,15 @@ def test_the_report_says_only_what_this_study_did(study: Any, lead: Any) -> None
     assert "fusion and image answer differently for 0" in other
     assert "`fusion - image` is the primary comparison. All rows" in other
     assert other.count(absent) == 2
-    for sentence in ("half-way", "Control is the same network with", "`fusion - control`", "gain over the allowed"):
+    for sentence in (
+        published,
+        repeat,
+        "that HAM10000 joins",
+        "half-way",
+        "Control is the same network with",
+        "`fusion - control`",
+        "gain over the allowed",
+    ):
         assert (sentence in usual, sentence in other) == (True, False), sentence
 
 

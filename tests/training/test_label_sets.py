@@ -129,6 +129,10 @@ def test_card(run: tuple[list[str], Path, Path]) -> None:
     assert "# user/data: image and metadata" in stated
     assert yaml.safe_load(stated.split("---")[1])["license"] == "cc-by-4.0"
     assert "not stated" not in stated
+    # It names images, and the lesions or patients behind them.
+    assert "`split.csv`" not in stated
+    shared = render_model_card(files, repo_id="user/own", revision="v1", stated=Stated(publish_split=True))
+    assert "each image's side in `split.csv`" in shared
 
 
 def test_labels_meet_by_name(tmp_path: Path) -> None:
@@ -182,5 +186,14 @@ def test_fine_tuning_takes_over_the_body_and_the_classifier_by_name(
     digest = hashlib.sha256((tmp_path / "start" / "model.safetensors").read_bytes()).hexdigest()
     assert f"from the checkpoint `start` (sha256 `{digest}`)" in card
     assert ("its classifier included" in card) == same
+    if same:
+        save_checkpoint(
+            tmp_path / "start",
+            create_model(Ham10000Config(modality="fusion", backbone="test_efficientnet", malignant_labels=["mel"])),
+            create_processor(config, image_size=(32, 48)),
+        )
+        assert train_main([*arguments, "--overwrite"]) == 2
+        assert "counts ['mel'] as malignant, this run" in capsys.readouterr().err
+        return
     assert train_main([*arguments, "--overwrite", "--fusion", "gated"]) == 2
     assert "has fusion 'film', this run 'gated'" in capsys.readouterr().err

@@ -76,9 +76,10 @@ def _frame_processor(
         source = _content(entry)
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                # As `load_image` turns it. `exif` first: a PNG without any would be decoded to look for it, and the
-                # sides of a TIFF are turned already.
-                is_turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                # As `load_image` turns it. The keys first: a PNG without any would be decoded to look for them, and
+                # the sides of a TIFF are turned already.
+                told = image.format != "TIFF" and {"exif", "xmp"} & image.info.keys()
+                is_turned = told and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                 sizes[image.size[::-1] if is_turned else image.size] += 1
         except Exception:  # by format and damage, Pillow raises a dozen types
             decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image

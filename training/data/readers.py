@@ -1,5 +1,6 @@
 """Readers of sources: every kind of `--data` is read into one raw table of strings next to its images."""
 
+import filecmp
 import glob
 import os
 import re
@@ -70,8 +71,8 @@ class RawSource:
 
     `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
     the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its own also
-    `image`, what it calls the image, and `is_file`, whether its id is the name of a file. `images` is one column
-    `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
+    `image`, what it calls the image, `is_file`, whether its id is the name of a file, and `alone`, whether it has no
+    lesion id. `images` is one column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
     """
 
     name: str  # the source as the user wrote it
@@ -223,16 +224,21 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
 
 
 def _ids_over_tables(frame: pd.DataFrame, paths: Sequence[str | None], root: Path) -> None:
-    """Makes the ids of file names again, over all tables: two folders may each have a 0001.jpg and a table."""
-    files = {
-        row: without_suffix(comparable(str(Path(path).relative_to(root))))
-        for row, (path, is_file) in enumerate(zip(paths, frame["is_file"], strict=True))
-        if path and is_file
-    }
+    """Makes the ids of file names again, over all tables: two folders may each have a 0001.jpg and a table.
+
+    Copies of one file keep one id, so that they are found to be duplicates.
+    """
+    files: dict[int, str] = {}
+    seen: dict[str, list[str]] = {}
+    for row, (path, is_file) in enumerate(zip(paths, frame["is_file"], strict=True)):
+        if path and is_file:
+            others = seen.setdefault(frame["image_id"][row], [])
+            first = next((other for other in others if filecmp.cmp(other, path, shallow=False)), path)
+            others.append(first)
+            files[row] = without_suffix(comparable(str(Path(first).relative_to(root))))
     ids = frame["image_id"].copy()
     ids.update(_ids_of_files(pd.Series(files, dtype=object)))
-    # Where the lesion is not known, it has the image's id.
-    frame["lesion_id"] = frame["lesion_id"].where(frame["lesion_id"] != frame["image_id"], ids)
+    frame["lesion_id"] = frame["lesion_id"].where(~frame["alone"], ids)
     frame["image_id"] = ids
 
 
@@ -465,6 +471,7 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
         frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
     alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
     frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
+    frame["alone"] = alone
     if "lesion_id" not in columns:
         notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
     elif alone.any():

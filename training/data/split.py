@@ -298,10 +298,10 @@ def _assign(table: pd.DataFrame, *, grouped: bool, seed: int, folds: int | None,
 
 
 def leakage_text(share: float | None, part: str) -> str:
-    """A sentence on the share of a part whose lesion another image shows in train; None where lesions are unknown."""
+    """A sentence on the share of a part whose lesion an image of training shows; None where lesions are unknown."""
     if share is None:
         return f"leakage unknown: without lesion ids nobody knows which {part} images show a lesion of train"
-    return f"{share:.1%} of the {part} images show a lesion that another image shows in train"
+    return f"{share:.1%} of the {part} images show a lesion that another image shows in training"
 
 
 def load_split(path: str | Path) -> Split:

@@ -102,6 +102,7 @@ def read_metadata(
         )
     table = MetadataTable(path, [], {}, notes)
     spellings: list[dict[str, str]] = []
+    by_cwd: list[tuple[str, Sample]] = []
     for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
@@ -120,8 +121,11 @@ def read_metadata(
         if other is not row:
             raise Ham10000Error(f"{where}: {key} {name!r} is also in {other.origin}; keep one row per image.")
         if key != "image_id":
-            for folder in (path.parent, Path()):
-                table.by_image.setdefault(comparable(str((folder / name).resolve())), row)
+            table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
+            by_cwd.append((name, row))
+    # Last, so that they give way to what other rows say of the table's own folder.
+    for name, row in by_cwd:
+        table.by_image.setdefault(comparable(str(Path(name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
     for field in matched.keys() - {"age"}:

@@ -59,7 +59,7 @@ class StudyConfig:
         for name, ok, expected in (
             ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
             ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
-            ("protocols", first == PROTOCOLS[0] or plan.folds is None, f"led by {PROTOCOLS[0]}"),
+            ("protocols", first == PROTOCOLS[0] or (len(protocols) == 1 and not plan.folds), f"led by {PROTOCOLS[0]}"),
             ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
             ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
             ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),

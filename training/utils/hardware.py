@@ -74,7 +74,7 @@ def git_state() -> JsonObject | None:
     commit = _git("rev-parse", "HEAD") if is_tracked else None
     if commit is None:
         return None
-    changed = (_git("diff", "--name-only", "HEAD") or "").splitlines()
+    changed = (_git("diff", "--no-relative", "--name-only", "HEAD") or "").splitlines()
     return {"commit": commit, "dirty": bool(changed), "changed": changed}
 
 

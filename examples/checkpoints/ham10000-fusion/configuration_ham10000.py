@@ -193,6 +193,9 @@ class Ham10000Config(PreTrainedConfig):
             self.label2id = None
             self._fill_label_maps(None)
             if self.id2label != before:
+                fitted = (self.temperature, self.class_prior, self.conformal_thresholds)
+                if fitted != (1.0, None, None):
+                    logger.warning_once("Other labels: temperature, class_prior and conformal_thresholds are reset.")
                 self.temperature, self.class_prior, self.conformal_thresholds = 1.0, None, None
 
     def _fill_label_maps(self, num_labels: int | None) -> None:

@@ -59,15 +59,17 @@ class Ham10000ModelOutput(ModelOutput):
     metadata_embedding: torch.Tensor | None = None
 
 
-def _dtype_of(module: nn.Module) -> torch.dtype:
+def _dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
     """The type of a module's first floating-point weight: where bitsandbytes loads in 8 bits, others are int8.
+
+    The default is for a module without any, as under FSDP 1, which gathers them in the outermost one.
 
     Not by `parameters()`, which is empty in a replica of `nn.DataParallel`: the copied weights are plain attributes
     there, which torch also lists as `_former_parameters`.
     """
     parts = (getattr(part, "_former_parameters", part._parameters) for part in module.modules())
     weights = (weight for part in parts for weight in part.values() if weight is not None)
-    return next(weight.dtype for weight in weights if weight.is_floating_point())
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), default)
 
 
 class MetadataEncoder(nn.Module):
@@ -120,7 +122,7 @@ class MetadataEncoder(nn.Module):
     def forward(self, metadata: torch.Tensor, hidden_states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """(batch, fields) raw values to (batch, output_size); adds each layer's output to `hidden_states`."""
         features = self.encode(metadata.float())
-        features = features.to(_dtype_of(self.mlp))
+        features = features.to(_dtype_of(self.mlp, features.dtype))
         if hidden_states is None:
             return self.mlp(features)
         for layer in self.mlp:
@@ -562,7 +564,8 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         image_embedding = metadata_embedding = None
         if pixel_values is not None:
             # The processor's pixels are float32, whatever the model was loaded in.
-            image_embedding = self.encode_image(pixel_values.to(_dtype_of(self.backbone)), hidden_states)  # (B, C)
+            dtype = _dtype_of(self.backbone, pixel_values.dtype)
+            image_embedding = self.encode_image(pixel_values.to(dtype), hidden_states)  # (B, C)
         if metadata is not None:
             own = None if self.config.uses_image else hidden_states
             metadata_embedding = self.encode_metadata(metadata, own)  # (B, M)
@@ -574,7 +577,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
 
         output = self._output(
             features,
-            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
+            loss=None if labels is None else F.cross_entropy(logits.float(), labels.to(logits.device)),
             logits=logits,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
             image_embedding=image_embedding,
