@@ -294,7 +294,7 @@ def plot_quality(found: JsonObject, path: Path) -> None:
         ratio, title = found["ratio_of_seconds"][f"by_{short}"]["without_cache"], short.replace("macro_f1", "macro-F1")
         shown = "not reached by every seed" if ratio is None else f"reached {ratio:.1f} times as fast"
         xlabel, ylabel = "Minutes of training", f"Validation {title}"
-        style_axes(axes, title=f"The baseline's {title}: {shown}", xlabel=xlabel, ylabel=ylabel)
+        style_axes(axes, title=f"{title[0].upper()}{title[1:]}: {shown}", xlabel=xlabel, ylabel=ylabel)
         axes.set_xlim(left=0)
     panels[1].legend(frameon=False, loc="lower right")
     save_figure(figure, path)
