@@ -569,7 +569,7 @@ def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
 
 
 def _full(path: Path) -> str:
-    """The path from the file system's root, without `..`: `/work/data` for `../data` in `/work/x`."""
+    """The path from the root of the file system, without `..`."""
     return os.path.normpath(path.absolute())
 
 
