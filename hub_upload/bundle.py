@@ -38,13 +38,7 @@ from transformers import AutoModel
 
 import ham10000.modeling
 from ham10000.hub_upload.export_onnx import export_onnx, fixed_inputs
-from ham10000.hub_upload.model_card import (
-    NOTHING_STATED,
-    RESEARCH_BANNER,
-    Stated,
-    publishes_split,
-    render_model_card,
-)
+from ham10000.hub_upload.model_card import NOTHING_STATED, RESEARCH_BANNER, Stated, publishes_split, render_model_card
 from ham10000.hub_upload.publish import check_names, seal_card
 from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor

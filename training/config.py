@@ -169,8 +169,7 @@ class TrainConfig:
     keep_checkpoints: int = _option(2, "training states to keep: a damaged one is passed over for the one before it")
     trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
     resume: bool = _option(
-        False,
-        "continue the run in output_dir where it stopped (anew if it had saved nothing), with its own settings",
+        False, "continue the run in output_dir where it stopped (anew if it had saved nothing), with its own settings"
     )
     overwrite: bool = _option(
         False, "replace the run that output_dir already holds, once the new one has saved its first state"
