@@ -551,7 +551,8 @@ def _stored_images(
         entry = entries[number] = entry or {"bytes": None, "path": None}
         if entry["bytes"] is None and entry["path"] and roots is not None:
             entry["path"] = _below(entry["path"], place, roots)
-        missing.append(entry["bytes"] is None and not (entry["path"] and _is_file(entry["path"])))
+        # Unlike a Path's, this is False for a name that is too long.
+        missing.append(entry["bytes"] is None and not os.path.isfile(entry["path"] or ""))  # noqa: PTH113
     return image_dataset(entries), missing
 
 
@@ -571,13 +572,6 @@ def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
 def _full(path: Path) -> str:
     """The path from the root of the file system, without `..`."""
     return os.path.normpath(path.absolute())
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # such as a name that is too long, or with a null byte
-        return False
 
 
 def _some(names: list[str], limit: int = 3) -> str:
