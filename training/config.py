@@ -250,9 +250,7 @@ class TrainConfig:
     @property
     def train_parts(self) -> tuple[str, ...]:
         """The parts of the split that are trained on."""
-        if self.train_on_all:
-            return ("train", "validation", "test")
-        return ("train", "validation") if self.train_on_validation else ("train",)
+        return ("train", "validation", "test")[: 3 if self.train_on_all else 1 + self.train_on_validation]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -388,9 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
         title = item.metadata["group"] or title
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        default: Any = item.default
-        if callable(item.default_factory):
-            default = item.default_factory()
+        default: Any = item.default_factory() if callable(item.default_factory) else item.default
         shown = " ".join(str(value) for value in default) if isinstance(default, list) else default
         is_said = shown is None or shown is False or shown == ""
         text = item.metadata["help"] + ("" if is_said else f" (default: {shown})")
