@@ -125,8 +125,7 @@ def noted_signals() -> Iterator[Callable[[], int]]:
     Yields a function that returns the number of the signal that has come, 0 for none. Only the main thread of a
     process can do this; elsewhere nothing changes.
     """
-    received: list[int] = []
-    first = 0.0
+    received: list[tuple[int, float]] = []  # with its time
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
@@ -136,17 +135,15 @@ def noted_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
     def note(signum: int, _: object) -> None:
-        nonlocal first
         if not received:
-            first = time.monotonic()
-            received.append(signum)
-        elif time.monotonic() - first > _ECHO_SECONDS:
+            received.append((signum, time.monotonic()))
+        elif time.monotonic() - received[0][1] > _ECHO_SECONDS:
             restore()
             signal.raise_signal(signum)
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield lambda: received[0] if received else 0
+        yield lambda: received[0][0] if received else 0
     finally:
         restore()
 
