@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import DisjointSet
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
@@ -191,18 +192,11 @@ def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
         The name of every image's group: the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
-    parent = {lesion: lesion for lesion in lesion_id}
-
-    def root(lesion: str) -> str:
-        while parent[lesion] != lesion:
-            lesion = parent[lesion]
-        return lesion
-
+    lesions = DisjointSet(lesion_id)
     for first, second in KNOWN_DUPLICATE_PAIRS:
         if first in lesion_of and second in lesion_of:
-            low, high = sorted((root(lesion_of[first]), root(lesion_of[second])))
-            parent[high] = low
-    return [root(lesion) for lesion in lesion_id]
+            lesions.merge(lesion_of[first], lesion_of[second])
+    return [min(lesions.subset(lesion)) for lesion in lesion_id]
 
 
 def make_split(
