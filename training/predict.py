@@ -240,11 +240,8 @@ def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
         if options.decision == "balanced":
             probabilities = balanced_probabilities(probabilities, config.class_prior)
         # The ids are file names without folder and suffix; an image's suffix may be any, an id may have another dot.
-        names = [Path(s.name or "") for s in predictions.samples]
-        ids = [
-            path.stem if s.image else without_suffix(path.name)
-            for s, path in zip(predictions.samples, names, strict=True)
-        ]
+        paths = [(Path(sample.name or ""), sample.image) for sample in predictions.samples]
+        ids = [path.stem if image else without_suffix(path.name) for path, image in paths]
         return output.format_submission(ids, probabilities, config.label_names)
     terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
     width = output.DEFAULT_WIDTH if options.output else terminal
