@@ -25,85 +25,56 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="A folder is searched with its sub-folders, sorted, hidden files left out. Exit code 2: no "
         "prediction was written, and one line on stderr says why.",
     )
-    parser.add_argument(
-        "inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, or folders of them; none for metadata-only"
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, or folders of them; none for metadata-only")
+    add("--checkpoint", metavar="DIR_OR_HUB_ID", help="default: the fusion model that comes with the source tree")
+    add("--revision", help="branch, tag or commit of a Hub id")
+    add("--age", help="years, for every image given; a field left out is unknown")
+    add("--sex", help="female or male")
+    add("--localization", help="body site, such as back or 'lower extremity'")
+    metadata = (
+        "one row per image: image_id, image, file_name or another name that training reads, and any of age, sex, "
+        "localization (age_approx, gender, site, …); other columns (such as dx) are never used"
     )
-    parser.add_argument(
-        "--checkpoint", metavar="DIR_OR_HUB_ID", help="default: the fusion model that comes with the source tree"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--age", help="years, for every image given; a field left out is unknown")
-    parser.add_argument("--sex", help="female or male")
-    parser.add_argument("--localization", help="body site, such as back or 'lower extremity'")
-    parser.add_argument(
-        "--metadata",
-        metavar="CSV",
-        help="one row per image: image_id, image, file_name or another name that training reads, and any of age, sex, "
-        "localization (age_approx, gender, site, …); other columns (such as dx) are never used",
-    )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of --metadata that are not recognised"
-    )
-    parser.add_argument(
-        "--unknown_values",
-        choices=["error", "missing"],
-        default="error",
-        help="missing: a sex or site outside the vocabulary, and an image without a csv row, count as unknown",
-    )
-    _add_output_arguments(parser)
-    parser.add_argument(
-        "--explain",
-        metavar="PNG_OR_FOLDER",
-        help="also draw the image with Grad-CAM and the effects of the metadata; a folder for several images; needs "
-        "`pip install ham10000[explain]`",
-    )
-    parser.add_argument(
-        "--explain_class", metavar="LABEL", help="class explained next to the most probable one; default: mel"
-    )
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16", "auto"],
-        help="fast path for many images, batch norm folded: auto is bf16 where the hardware computes it, which rounds "
-        "probabilities; default: the plain model, bit-identical",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=["torch", "openvino"],
-        default="torch",
-        help="what computes the fast path; openvino is faster on a CPU from some hundred images on, and optional",
-    )
-    add_debug_argument(parser)
-    return parser
-
-
-def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that decide what is written of a prediction."""
+    add("--metadata", metavar="CSV", help=metadata)
+    columns = "columns of --metadata that are not recognised"
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=columns)
+    unknown = "missing: a sex or site outside the vocabulary, and an image without a csv row, count as unknown"
+    add("--unknown_values", choices=["error", "missing"], default="error", help=unknown)
     formats = parser.add_mutually_exclusive_group()
-    formats.add_argument(
-        "--format",
-        choices=["table", "json", "csv", "isic"],
-        help="isic: csv as ISIC 2018, task 3, takes it; default: by the suffix of --output, else table",
-    )
+    form = "isic: csv as ISIC 2018, task 3, takes it; default: by the suffix of --output, else table"
+    formats.add_argument("--format", choices=["table", "json", "csv", "isic"], help=form)
     formats.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
     formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="short for --format csv")
-    parser.add_argument(
-        "--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal"
+    add("--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal")
+    decision = (
+        "the answer: the most probable class, or the one with the largest ratio of probability to its prior "
+        "(`class_prior`), for balanced accuracy; default: probable, for --format isic balanced"
     )
-    parser.add_argument(
-        "--decision",
-        choices=["probable", "balanced"],
-        help="the answer: the most probable class, or the one with the largest ratio of probability to its prior "
-        "(`class_prior`), for balanced accuracy; default: probable, for --format isic balanced",
+    add("--decision", choices=["probable", "balanced"], help=decision)
+    coverage = (
+        "also list the classes that together contain the true one in this share of images like the training "
+        "data, in every class: 0.8, 0.9 or 0.95"
     )
-    parser.add_argument(
-        "--coverage",
-        type=float,
-        help="also list the classes that together contain the true one in this share of images like the training "
-        "data, in every class: 0.8, 0.9 or 0.95",
+    add("--coverage", type=float, help=coverage)
+    add("--top_k", type=int, metavar="N", help="classes shown (not csv)")
+    explain = (
+        "also draw the image with Grad-CAM and the effects of the metadata; a folder for several images; needs "
+        "`pip install ham10000[explain]`"
     )
-    parser.add_argument("--top_k", type=int, metavar="N", help="classes shown (not csv)")
+    add("--explain", metavar="PNG_OR_FOLDER", help=explain)
+    add("--explain_class", metavar="LABEL", help="class explained next to the most probable one; default: mel")
+    add("--batch_size", type=int, default=32)
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    precision = (
+        "fast path for many images, batch norm folded: auto is bf16 where the hardware computes it, which rounds "
+        "probabilities; default: the plain model, bit-identical"
+    )
+    add("--precision", choices=["fp32", "bf16", "auto"], help=precision)
+    backend = "what computes the fast path; openvino is faster on a CPU from some hundred images on, and optional"
+    add("--backend", choices=["torch", "openvino"], default="torch", help=backend)
+    add_debug_argument(parser)
+    return parser
 
 
 @run_cli
