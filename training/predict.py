@@ -111,13 +111,19 @@ def main(argv: Sequence[str]) -> None:
     )
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
-        from ham10000.training.inference.explanation_figure import explanation_paths
+        from ham10000.training.inference.explanation import explain
+        from ham10000.training.inference.explanation_figure import explanation_paths, plot_explanation
 
         paths = explanation_paths(samples, options.explain)
     text = _format(_predict(model, processor, samples, options), options)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
-        _explain(model, processor, list(zip(samples, paths, strict=True)), options)
+        drawn = list(zip(samples, paths, strict=True))
+        for sample, path in progress_bar(iterable=drawn, desc="Explaining", unit="image", disable=len(drawn) == 1):
+            name = sample.name if sample.image is None else sample.image.name
+            asked = {"label": options.explain_class, "name": name, "unknown_values": options.unknown_values}
+            plot_explanation(explain(model, processor, sample.image, sample.metadata or None, **asked), path)
+        print(f"wrote {path if len(drawn) == 1 else f'{len(drawn)} figures to {path.parent}'}", file=sys.stderr)
     write_output(text, options.output)
     if options.format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
@@ -243,23 +249,6 @@ def _check_options(options: argparse.Namespace, config: "Ham10000Config") -> Non
     options.thresholds = None
     if options.coverage is not None:
         options.thresholds = saved_thresholds(config.conformal_thresholds, options.coverage)
-
-
-def _explain(
-    model: "Ham10000ForImageClassification",
-    processor: "Ham10000Processor",
-    samples: "Sequence[tuple[Sample, Path]]",
-    options: argparse.Namespace,
-) -> None:
-    """Explains every sample and draws its figure, with a progress bar on stderr if there are several."""
-    from ham10000.training.inference.explanation import explain
-    from ham10000.training.inference.explanation_figure import plot_explanation
-
-    for sample, path in progress_bar(iterable=samples, desc="Explaining", unit="image", disable=len(samples) == 1):
-        name = sample.name if sample.image is None else sample.image.name
-        asked = {"label": options.explain_class, "name": name, "unknown_values": options.unknown_values}
-        plot_explanation(explain(model, processor, sample.image, sample.metadata or None, **asked), path)
-    print(f"wrote {path if len(samples) == 1 else f'{len(samples)} figures to {path.parent}'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
