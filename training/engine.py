@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Targets, mix_batch
 from ham10000.training.data.loader import EvalLoader, TrainLoader, mix_seeds
@@ -164,18 +164,6 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
         return 1.0
     progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def validation_metrics(
-    logits: np.ndarray, labels: torch.Tensor, label_names: Sequence[str] = LABELS
-) -> dict[str, float]:
-    """The metrics of an epoch: negative log-likelihood, macro-F1, balanced accuracy and accuracy."""
-    probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
-    metrics = compute_metrics(labels.numpy(), probabilities, label_names)
-    return {
-        "validation_loss": metrics["nll"],
-        **{f"validation_{name}": metrics[name] for name in ("macro_f1", "balanced_accuracy", "accuracy")},
-    }
 
 
 class Engine:
@@ -414,7 +402,11 @@ class Engine:
             logits = predict_logits(
                 model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
             )
-            scores = validation_metrics(logits, self.validation_loader.samples.labels, model.config.label_names)
+            probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+            labels = self.validation_loader.samples.labels.numpy()
+            metrics = compute_metrics(labels, probabilities, model.config.label_names)
+            names = ("macro_f1", "balanced_accuracy", "accuracy")
+            scores = {"validation_loss": metrics["nll"], **{f"validation_{name}": metrics[name] for name in names}}
         steps = self.train_loader.steps_per_epoch
         return {
             "epoch": progress.epoch + 1,
