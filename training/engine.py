@@ -166,6 +166,7 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(eq=False, repr=False)
 class Engine:
     """One training run: epochs, validation, early stopping, checkpoints.
 
@@ -176,43 +177,26 @@ class Engine:
     process in every layer, and would make a run on CPUs another one. In training each process normalises by its own
     share of the batch; the running statistics that are validated, saved and resumed from are those of the main
     process. A network without batch norm, such as a ViT or a ConvNeXt, gives the same result on any number of them.
-
-    Args:
-        config: The run's configuration.
-        accelerator: Device, processes, precision, trackers.
-        model: The model, in training mode, not yet on the device.
-        processor: Saved with the checkpoint.
-        train_loader: Training batches.
-        validation_loader: Validation batches; None keeps the last epoch.
-        loss: The training loss.
-        fingerprint: Values that must not change between a run and its resumption.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        model: Ham10000ForImageClassification,
-        processor: Ham10000Processor,
-        train_loader: TrainLoader,
-        validation_loader: EvalLoader | None,
-        loss: ClassificationLoss,
-        fingerprint: dict[str, Any],
-    ):
-        self.config = config
-        self.accelerator = accelerator
-        self.processor = processor
-        self.train_loader = train_loader
-        self.validation_loader = validation_loader
-        self.loss = loss
-        self.fingerprint = fingerprint
+    config: TrainConfig
+    accelerator: Accelerator  # device, processes, precision, trackers
+    model: Ham10000ForImageClassification  # in training mode, not yet on the device
+    processor: Ham10000Processor  # saved with the checkpoint
+    train_loader: TrainLoader
+    validation_loader: EvalLoader | None  # None keeps the last epoch
+    loss: ClassificationLoss
+    fingerprint: dict[str, Any]  # what must not change between a run and its resumption
+
+    def __post_init__(self) -> None:
+        config = self.config
         # Another place than the run's folder as long as that has a run which this one will replace, see `begin_run`.
         self.folder = Path(config.output_dir)
-        self.total_steps = config.epochs * train_loader.steps_per_epoch
+        self.total_steps = config.epochs * self.train_loader.steps_per_epoch
         self.progress = Progress()
         if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-        self.model: Ham10000ForImageClassification = model.to(accelerator.device)
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.model = self.model.to(self.accelerator.device)
         self.average = None
         if config.ema_decay:
             # timm's warm-up 1 - (1 + step) ** -power: with its power of 2/3 a decay of 0.998 is not reached in 11,000
@@ -220,8 +204,7 @@ class Engine:
             # the one that was asked for.
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True, warmup_power=1.0)
         self.optimizer = build_optimizer(self.model, config)
-        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
-        self.stop_signal: Callable[[], int] = lambda: 0
+        self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     @property
     def published_model(self) -> Ham10000ForImageClassification:
