@@ -32,7 +32,7 @@ from ham10000.training.run_folder import (
 from ham10000.training.utils.cli import Interrupted, progress_bar
 from ham10000.training.utils.files import atomic_write_json
 
-# What is printed of an epoch: name in the history, and format.
+# What is printed of an epoch, in at most 80 characters: name in the history, and format.
 _COLUMNS = {
     "epoch": ("epoch", "d"),
     "train loss": ("train_loss", ".4f"),
@@ -230,7 +230,9 @@ class Engine:
         progress = self.progress
         self.stop_signal = stop_signal
         if progress.epoch < self.config.epochs:
-            self.accelerator.print(_table_head(self.validation_loader is not None))
+            validates = self.validation_loader is not None
+            shown = [title for title, (name, _) in _COLUMNS.items() if validates or not name.startswith("validation_")]
+            self.accelerator.print("  ".join(shown))
         while progress.epoch < self.config.epochs and not self.out_of_patience():
             self._train_epoch()
             row = self._validate()
@@ -246,8 +248,9 @@ class Engine:
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+            cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
             is_kept = chooses and row["epoch"] == progress.kept_epoch
-            self.accelerator.print(_table_line(row, "kept" if is_kept else ""))
+            self.accelerator.print("  ".join([*cells, "kept"] if is_kept else cells))
         # Killed between the last state and its history, a run has nothing left to do but this.
         self._write_history()
         return progress
@@ -447,15 +450,3 @@ def describe_kept(progress: Progress, config: TrainConfig) -> str:
     loss = "no validation" if progress.kept_loss is None else f"validation loss {progress.kept_loss:.4f}"
     choice = "the last" if config.patience is None or progress.kept_loss is None else "the lowest validation loss"
     return f"epoch {progress.kept_epoch} is kept, {choice}: {loss}"
-
-
-def _table_line(row: dict[str, Any], mark: str = "") -> str:
-    """An epoch as a line of at most 80 characters, below `_table_head`."""
-    cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
-    return "  ".join([*cells, mark]).rstrip()
-
-
-def _table_head(has_validation: bool) -> str:
-    return "  ".join(
-        title for title, (name, _) in _COLUMNS.items() if has_validation or not name.startswith("validation_")
-    )
