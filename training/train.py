@@ -356,7 +356,7 @@ def run_summary(
             zip(split.labels, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
         ),
         "data_notes": notes,
-        "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        "parameters": engine.model.num_parameters(),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),
         "epochs_trained": progress.epoch,
         # The epoch that the checkpoint has; named so by earlier versions.
@@ -564,48 +564,29 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _titled(title: str, text: str) -> str:
-    """A few words on one subject, in lines of 80 characters."""
+    """A few words on one subject, in lines of 80 characters; a non-breaking space keeps two words together."""
+    first, others = f"{title:<10}", " " * 10
     return textwrap.fill(
-        text,
-        width=80,
-        initial_indent=f"{title:<10}",
-        subsequent_indent=" " * 10,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        text, 80, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+    ).replace("\xa0", " ")
 
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     """A few lines on what is about to be trained."""
-    weights = split.class_weights(config.class_weights, config.train_parts)
     model, leak = engine.model, split.leakage(config.train_parts)["test"]["all"]
-    return "\n".join(
-        [
-            _titled(
-                "Model",
-                config.modality
-                + (f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else "")
-                + (f", {config.fusion} fusion" if config.modality == "fusion" else "")
-                + f", {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters",
-            ),
-            _titled(
-                "Split",
-                f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
-                f"{leakage_text(leak, 'test')}; sha256 {split.sha256[:16]}",
-            ),
-            # A label and its weight stay together.
-            _titled(
-                "Weights",
-                ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in zip(split.labels, weights, strict=True)),
-            ).replace("\xa0", " "),
-            _titled(
-                "Run",
-                f"{config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
-                f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
-                f"{engine.accelerator.num_processes} process(es)",
-            ),
-        ]
-    )
+    network = f", {config.backbone} at {config.size[0]}x{config.size[1]}" if model.config.uses_image else ""
+    network += f", {config.fusion} fusion" if config.modality == "fusion" else ""
+    weights = zip(split.labels, split.class_weights(config.class_weights, config.train_parts), strict=True)
+    parts = {
+        "Model": f"{config.modality}{network}, {model.num_parameters() / 1e6:.2f} M parameters",
+        "Split": f"{split.protocol}, seed {split.seed}, {' / '.join(str(size) for size in split.sizes.values())}; "
+        f"{leakage_text(leak, 'test')}; sha256 {split.sha256[:16]}",
+        "Weights": ", ".join(f"{label}\xa0{weight:.4f}" for label, weight in weights),
+        "Run": f"{config.epochs} epochs of {engine.train_loader.steps_per_epoch} steps, batch {config.batch_size}, "
+        f"seed {config.seed}, {engine.accelerator.device}, precision {engine.accelerator.mixed_precision}, "
+        f"{engine.accelerator.num_processes} process(es)",
+    }
+    return "\n".join(_titled(title, text) for title, text in parts.items())
 
 
 def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:

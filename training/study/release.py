@@ -115,7 +115,7 @@ def _describe(
         shutil.copyfile(run / name, directory / name)
     training = read_json(run / RunFile.TRAINING)
     training["config"] |= {"modality": variant, "fusion": "concat", "save_dtype": "float16"}
-    training["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    training["parameters"] = model.num_parameters()
     training["made_by"] = made_by
     if variant != "image":
         training["head"] = dataclasses.asdict(study.heads)
