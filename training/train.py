@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,7 @@ def pretrained_from(config: TrainConfig) -> dict[str, str | None] | None:
 
 
 def weights_sha256(config: TrainConfig) -> str | None:
-    """SHA-256 of the file whose weights a run starts from, as `sha256sum` and the Hub give it.
-
-    Args:
-        config: The run's configuration; its weights have been loaded.
+    """SHA-256 of the file whose weights a run has loaded to start from, as `sha256sum` and the Hub give it.
 
     Returns:
         64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
@@ -465,21 +463,14 @@ def _train(
                 f"The trackers {config.trackers} cannot start: {type(error).__name__}: {error}. Set them up, or train "
                 "with `--trackers none`."
             ) from error
-
-    def write_summary() -> None:
-        seconds = time.perf_counter() - start
-        summary = run_summary(
-            config, split, engine, seconds=seconds, notes=report.notes, started=started, origin=origin
-        )
-        atomic_write_json(engine.folder / RunFile.TRAINING, summary)
-
+    summary = partial(run_summary, config, split, engine, notes=report.notes, started=started, origin=origin)
     if accelerator.is_main_process:
         split.save(engine.folder)
-        write_summary()
+        atomic_write_json(engine.folder / RunFile.TRAINING, summary(seconds=time.perf_counter() - start))
     with noted_signals() as stop_signal:
         progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
-        write_summary()
+        atomic_write_json(engine.folder / RunFile.TRAINING, summary(seconds=time.perf_counter() - start))
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png", progress.kept_epoch)
     accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
     return progress
@@ -591,21 +582,19 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
 
 def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
     """The last words of a run: what was reached, at what cost, and what to do next."""
-    progress = engine.progress
-    facts = environment()
+    progress, facts = engine.progress, environment()
     rates = sorted(row["images_per_second"] for row in progress.history)
     memory = f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
     if facts["peak_cuda_mib"]:
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
-    return "\n".join(
-        [
-            _titled("Result", describe_kept(progress, config)),
-            _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
-            # Not wrapped: to be copied.
-            f"Saved     {config.output_dir}",
-            f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
-        ]
-    )
+    lines = [
+        _titled("Result", describe_kept(progress, config)),
+        _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
+        # Not wrapped: to be copied.
+        f"Saved     {config.output_dir}",
+        f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
