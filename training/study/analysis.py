@@ -6,6 +6,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import mode
 
 from ham10000.modeling import Ham10000Config
 from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample, mean_sample
@@ -226,7 +227,8 @@ def _compare(
     rows: list[Comparison] = []
     for (model, other), found, p in zip(family, metrics, corrected, strict=True):
         predictions = variants[model].predictions
-        ours, theirs = (_joint_answers(variants[name], config.rule) for name in (model, other))
+        # One answer per image: that of most seeds, and of those with equal votes the first class.
+        ours, theirs = (mode(variants[name].all_answers(config.rule)).mode for name in (model, other))
         difference = samples[model][config.primary] - samples[other][config.primary]
         error = float(np.nanstd(difference.values, ddof=1))
         better = "helps" if difference.estimate > 0 else "hurts"
@@ -253,12 +255,6 @@ def _difference(sample: Sample) -> Difference:
         return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
     least = smallest_detectable(float(defined.std(ddof=1)))
     return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
-
-
-def _joint_answers(fitted: CrossFitted, rule: str) -> np.ndarray:
-    """(N,) one answer per image: that of most seeds, and of those with equal votes the first class."""
-    answers = fitted.all_answers(rule)
-    return np.eye(len(fitted.predictions.classes))[answers].sum(axis=0).argmax(axis=1)
 
 
 def _mcnemar(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> dict[str, float]:
