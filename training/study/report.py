@@ -101,25 +101,19 @@ def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
     return next(row for row in variant["subgroups"]["fields"][field] if row["group"] == group)
 
 
-class Fall(TypedDict):
-    """An age band in which fusion finds a smaller share of the malignant images than the control."""
+def largest_fall(protocol: ProtocolResult) -> JsonObject | None:
+    """The age band whose share of malignant images found falls most from control to fusion; None where none falls.
 
-    group: str
-    before: float
-    after: float
-    images: int
-    lesions: int
-
-
-def largest_fall(protocol: ProtocolResult) -> Fall | None:
-    """The age band whose share of malignant images found falls most from control to fusion; None where none falls."""
+    Returns:
+        `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
+    """
     variants, fallen = protocol["variants"], []
     for row in variants["control"]["subgroups"]["fields"]["age"]:
         pair = (row, subgroup(variants["fusion"], "age", row["group"]))
         before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
         if not row["too_few"] and after < before:
-            images, lesions = row["n_malignant"], row["n_malignant_lesions"]
-            fallen.append(Fall(group=row["group"], before=before, after=after, images=images, lesions=lesions))
+            counts = {"images": row["n_malignant"], "lesions": row["n_malignant_lesions"]}
+            fallen.append({"group": row["group"], "before": before, "after": after, **counts})
     return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 
