@@ -230,6 +230,8 @@ def compute_metrics(
         sensitivity[name] = sensitivity_at_95_specificity(labels == index, probabilities[:, index])
         if sensitivity[name] is None:
             undefined[name] = f"no images of {positive}, or no others"
+    names = ("precision", "recall", "f1", "support", "auroc")
+    rows = zip(precision.tolist(), recall.tolist(), f1.tolist(), support.astype(int).tolist(), aurocs, strict=True)
     return {
         "n_images": len(labels),
         "positive": positive,
@@ -244,16 +246,7 @@ def compute_metrics(
         "brier": float(brier_scores(labels, probabilities).mean()),
         **sensitivity,
         "confusion_matrix": confusion_matrix(labels, predicted, labels=class_ids).tolist(),
-        "per_class": {
-            label: {
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-                "support": int(support[k]),
-                "auroc": aurocs[k],
-            }
-            for k, label in enumerate(label_names)
-        },
+        "per_class": {label: dict(zip(names, row, strict=True)) for label, row in zip(label_names, rows, strict=True)},
         "undefined": undefined,
     }
 
@@ -289,16 +282,12 @@ class Ham10000Metrics(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
+        # float64: a float32 round trip would move the metrics away from compute_metrics'.
+        rows, ids = datasets.Sequence(datasets.Value("float64")), datasets.Value("int64")
         return evaluate.MetricInfo(
             description="Classification, ranking and calibration metrics of the seven HAM10000 classes.",
             citation="Tschandl, Rosendahl & Kittler 2018, 10.1038/sdata.2018.161",
-            features=datasets.Features(
-                {
-                    # float64: a float32 round trip would move the metrics away from compute_metrics'.
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
+            features=datasets.Features({"predictions": rows, "references": ids}),
         )
 
     def _compute(self, predictions: ArrayLike, references: ArrayLike) -> JsonObject:
