@@ -417,9 +417,8 @@ class Engine:
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""
         values = torch.stack(losses).tolist() if losses else []
-        for back, value in zip(range(len(values), 0, -1), values, strict=True):
+        for step, value in enumerate(values, self.progress.step - len(values)):
             if not math.isfinite(value):
-                step = self.progress.step - back
                 names = self.train_loader.image_ids(self.progress.epoch, step)
                 raise Ham10000Error(
                     f"The loss is {value} in epoch {self.progress.epoch + 1}, step {step + 1}, on the images "

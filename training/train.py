@@ -342,6 +342,7 @@ def run_summary(
         Strict JSON values.
     """
     progress, now = engine.progress, environment()
+    weights = split.class_weights(config.class_weights, config.train_parts).tolist()
     rates = sorted(row["images_per_second"] for row in progress.history)
     return {
         "config": config.to_dict(),
@@ -350,9 +351,7 @@ def run_summary(
         "device": str(engine.accelerator.device),
         "split": {key: value for key, value in split.summary().items() if key != "dropped"},
         **origin,
-        "class_weights": dict(
-            zip(split.labels, split.class_weights(config.class_weights, config.train_parts).tolist(), strict=True)
-        ),
+        "class_weights": dict(zip(split.labels, weights, strict=True)),
         "data_notes": notes,
         "parameters": engine.model.num_parameters(),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),

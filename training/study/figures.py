@@ -67,10 +67,6 @@ def _panel_title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10.5, color="#333333", pad=6)
 
 
-def _zero_line(axes: Axes) -> None:
-    axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-
-
 def _offset(place: int, count: int) -> float:
     """Height of one of several variants within a row."""
     return 0.7 * ((place + 0.5) / count - 0.5)
@@ -143,7 +139,7 @@ def comparisons(study: Study) -> Figure:
         least = item["smallest_detectable"]
         axes.barh(y, 2 * least, left=-least, height=0.62, color="#E8E8E8", edgecolor="none", zorder=0)
         _interval(axes, item["metrics"][primary]["estimate"], y, (_VERDICTS[item["verdict"]], "o"))
-    _zero_line(axes)
+    axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
     axes.margins(x=0.06)
     axes.autoscale()
     names = [f"{item['model']} - {item['other']}" for item in rows]
@@ -195,7 +191,7 @@ def shortcuts(study: Study) -> Figure:
                 _interval(axes, field[way]["drop"], place + offset, style, seeds=False)
         names = ["all together" if field == "all" else plain(field) for field in values["fields"]]
         name_rows(axes, range(len(names)), names, xlabel=f"Macro-F1 lost, with {_INTERVAL}")
-        _zero_line(axes)
+        axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         _panel_title(axes, name)
     name, values = next(iter(found.items()))
     named = [plain(field) for field in values["named"]]
