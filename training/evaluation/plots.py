@@ -53,11 +53,7 @@ def set_title(figure: Figure, text: str) -> None:
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
     """A figure 8 inches wide, and its panels, row by row.
 
-    Args:
-        count: Number of panels.
-        height: Height of a row of panels in inches.
-        columns: Largest number of panels in a row.
-        extra: Inches for the title and the legend.
+    A row has `height` inches and at most so many columns; the title and the legend have `extra` inches.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -160,13 +156,12 @@ def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> 
     slanted = max(map(len, names)) * len(names) > 60
     axes.set_xticks(range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(names)), [f"{k} ({n[0]:,})" for k, n in zip(names, support, strict=True)])
-    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     # White lines between the cells, drawn as the minor grid.
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", color="#EDEDED", linewidth=1)
-    axes.tick_params(which="minor", length=0)
+    axes.tick_params(which="both", length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
     bar.set_label("Share of the true class", fontsize=11)
     bar.outline.set_visible(False)
