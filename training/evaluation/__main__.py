@@ -5,14 +5,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ham10000.training.config import DATA_FIXES
 from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-
-if TYPE_CHECKING:
-    from ham10000.modeling import Ham10000Config
 
 # Written out: importing them would import torch, and --help would take seconds. A test compares them.
 _SPLITS = ("train", "validation", "test", "all")
@@ -91,12 +87,12 @@ def main(argv: Sequence[str]) -> None:
         device=device,
         **{name: getattr(arguments, name) for name in same},
     )
+    predictions = output_dir / RunFile.PREDICTIONS
     if arguments.isic_submission:
-        _write_submission(arguments.isic_submission, output_dir / RunFile.PREDICTIONS, model.config)
+        _write_submission(arguments.isic_submission, predictions, model.config.class_prior, labels)
     if arguments.tables:
         training = read_json(checkpoint / RunFile.TRAINING, optional=True)
-        malignant = model.config.malignant_labels or []
-        write_paper(arguments.tables, results, output_dir / RunFile.PREDICTIONS, malignant, training)
+        write_paper(arguments.tables, results, predictions, model.config.malignant_labels or [], training)
     split = results["split"]
     scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
     if known := images_trained_on(checkpoint, scored):
@@ -119,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"Saved     tables, figures and checklist.md for a paper in {arguments.tables}")
 
 
-def _write_submission(path: str, predictions: Path, config: "Ham10000Config") -> None:
+def _write_submission(path: str, predictions: Path, prior: Sequence[float] | None, labels: Sequence[str]) -> None:
     """Writes a `predictions.csv` as ISIC's table, adjusted to balanced accuracy, its metric, given the prior."""
     from ham10000.training.evaluation.decision import balanced_probabilities
     from ham10000.training.evaluation.report import read_predictions
@@ -127,11 +123,11 @@ def _write_submission(path: str, predictions: Path, config: "Ham10000Config") ->
     from ham10000.training.utils.files import atomic_write_text
 
     table, _, probabilities = read_predictions(predictions)
-    if config.class_prior is None:
+    if prior is None:
         print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
     else:
-        probabilities = balanced_probabilities(probabilities, config.class_prior)
-    atomic_write_text(path, format_submission(table["image_id"].tolist(), probabilities, config.label_names))
+        probabilities = balanced_probabilities(probabilities, prior)
+    atomic_write_text(path, format_submission(table["image_id"].tolist(), probabilities, labels))
 
 
 if __name__ == "__main__":
