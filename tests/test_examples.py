@@ -19,7 +19,6 @@ from run_checks import wait_for_states
 from safetensors.torch import load_file
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_processor
-from ham10000.training.__main__ import main as train
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import apply_split, make_split
 from ham10000.training.data.synthetic import make_synthetic
@@ -67,16 +66,6 @@ def test_another_backbone_is_timms(tmp_path: Path, synthetic_folder: Path, capsy
     # no cross-talk: a size is told only to those networks that are built for one
     assert example.backbone_kwargs("test_resnet", 64) == {}
     assert example.backbone_kwargs("vit_tiny_patch16_224", 64) == {"img_size": 64}
-
-
-@pytest.mark.slow
-def test_the_baselines_config_starts_by_itself(tmp_path: Path, capsys) -> None:
-    """Without torchvision's weights, which `test_factory.py` loads for these settings."""
-    arguments = ["--config", str(EXAMPLES / "configs" / "baseline.yaml"), "--data", "synthetic:200"]
-    arguments += ["--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache")]
-    assert train([*arguments, "--pretrained", "none", "--image_size", "32", "--epochs", "1"]) == 0
-    assert "efficientnetv2_s at 32x32" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "run")[0].backbone.bn1.eps == 1e-3
 
 
 def test_a_misspelled_backbone_is_one_message(capsys) -> None:
