@@ -33,8 +33,8 @@ def with_value(column: str, value: str, line: int = 4) -> Rows:
     return rows
 
 
-def as_text(rows: Rows, header: list[str] = COLUMNS, delimiter: str = ",", end: str = "\n") -> str:
-    return "".join(delimiter.join(row) + end for row in [header, *rows])
+def as_text(rows: Rows, header: list[str] = COLUMNS) -> str:
+    return "".join(",".join(row) + "\n" for row in [header, *rows])
 
 
 def write_folder(folder: Path, table: str | bytes) -> Path:
@@ -128,8 +128,7 @@ def _counts(rows: int, note: str) -> Check:
 
 
 _SHORTER = {column: without(column) for column in COLUMNS}
-_MORE = as_text([[*row, "x", "y"] for row in good_rows()], [*COLUMNS, "more", "Unnamed: 0"])
-_QUOTED = as_text([[f'"{v}"' for v in row] for row in good_rows()], [f'"{v}"' for v in COLUMNS])
+_MORE = as_text([["x", *row[::-1], "y"] for row in good_rows()], ["more", *COLUMNS[::-1], "Unnamed: 0"])
 _TWO_WRONG = with_value("age", "sixty")[:5] + with_value("sex", "x", 8)[5:]
 _NO_PICTURE = with_value("image_id", "ISIC_9")
 _TWO_IDS = written("GroundTruth.csv", "image,isic_id,MEL,NV,BCC,AKIEC,BKL,DF,VASC\na,a,1,0,0,0,0,0,0\n")
@@ -139,17 +138,11 @@ FORMS = [
     *[case(f"no {c}", _SHORTER[c], _counts(7, f"no row has a value for {c}")) for c in ("age", "sex", "localization")],
     case("no lesion_id", _SHORTER["lesion_id"], _counts(7, "no column for lesion_id")),
     case("no dataset", _SHORTER["dataset"], all_rows()),
-    case("extra columns", _MORE, all_rows()),
-    case("columns in another order", as_text([row[::-1] for row in good_rows()], COLUMNS[::-1]), all_rows()),
-    case("spaces around columns", as_text(good_rows(), [f" {name} " for name in COLUMNS]), all_rows()),
+    case("more columns, in another order", _MORE, all_rows()),
+    case("spaces and capitals", as_text(good_rows(), [f" {name.upper()} " for name in COLUMNS]), all_rows()),
     case("column twice", as_text([[*row, row[4]] for row in good_rows()], [*COLUMNS, "age"]), ("twice", "age")),
-    case("columns in capitals", as_text(good_rows(), [name.upper() for name in COLUMNS]), all_rows()),
     case("byte order mark", b"\xef\xbb\xbf" + GOOD.encode(), all_rows()),
-    case("semicolons", as_text(good_rows(), delimiter=";"), all_rows()),
-    case("tabs", as_text(good_rows(), delimiter="\t"), all_rows()),
-    case("carriage returns and line feeds", as_text(good_rows(), end="\r\n"), all_rows()),
     case("no newline at the end", GOOD.rstrip("\n"), all_rows()),
-    case("everything quoted", _QUOTED, all_rows()),
     case("blank lines", GOOD.replace("\nHAM_3", "\n\n,,,,,,,\nHAM_3"), all_rows()),
     case("Latin-1", GOOD.replace("vidir", "Zürich").encode("latin-1"), ("UTF-8",)),
     case("an empty file", "", ("no column for image_id and dx",)),
@@ -224,10 +217,8 @@ PREDICTION = [
     _to_predict("none of the fields", "image_id,dx\na,nv\n", "'dx'", "none of"),
     _to_predict("column twice", "image_id,age,Age\na,1,2\n", "'age'", "twice"),
     _to_predict("id twice", "image_id,age\na,1\nb,2\na,3\n", "line 4", "'a'", "line 2"),
-    _to_predict("row too long", "image_id,age\na,1\nb,2,3\n", "line 3", "3 fields"),
     _to_predict("a row without an id", "image_id,age\na,1\n,2\n", "line 3", "image_id"),
     _to_predict("a path with NUL", "path,age\na\0.jpg,1\n", "line 2", "path"),
-    _to_predict("Latin-1", "image_id,age\né,1\n".encode("latin-1"), "UTF-8"),
     Case("table to predict", "tabs, spaces and capitals", _SPACED, _read_fields, check=_sixty_male),
     Case("table to predict", "absent", lambda folder: folder / "m.csv", _read_fields, ("m.csv", "No such file")),
     Case("table to predict", "a folder", lambda folder: folder, _read_fields, ("directory",)),
