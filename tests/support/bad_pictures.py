@@ -32,13 +32,12 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be any size."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = {b"IHDR": header, b"IDAT": zlib.compress(b"\0" * 100), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks.items())
+    png = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks.items():
+        png += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return png
 
 
 def same_as(expected: Image.Image, tolerance: int = 0) -> Check:
@@ -96,7 +95,6 @@ FILES = [
     file("a png of no pixels", png_header(0, 10), ("Cannot read",)),
     file("a png with wrong data", PNG[:60] + bytes(20) + PNG[80:], UNREADABLE),
     file("png named jpg", PNG, same_as(picture())),
-    file("jpeg named png", JPEG, same_as(picture(), 12), "a.png"),
     file("no suffix", PNG, same_as(picture()), "picture"),
     file("cmyk", encoded(RED.convert("CMYK"), "JPEG", quality=95), same_as(RED, 9)),
     file("cmyk tiff", encoded(RED.convert("CMYK"), "TIFF"), same_as(RED)),
@@ -108,7 +106,6 @@ FILES = [
     file("broken exif", encoded(picture(), "JPEG", exif=_BROKEN_EXIF), same_as(picture(), 40)),
     file("1 x 1", encoded(picture(1, 1), "PNG"), same_as(picture(1, 1))),
     file("one row of 20,000", encoded(picture(20_000, 1), "PNG"), same_as(picture(20_000, 1))),
-    file("one column of 20,000", encoded(picture(1, 20_000), "PNG"), same_as(picture(1, 20_000))),
     file("bytes after the end", JPEG + b"trailing" * 100, same_as(picture(), 12)),
     Case("picture file", "absent", lambda folder: folder / "no.jpg", load_image, ("no.jpg", "No such file")),
     Case("picture file", "a folder", lambda folder: folder, load_image, ("Cannot read image file", "directory")),
@@ -128,17 +125,12 @@ IN_MEMORY = [
     memory("empty bytes", b"", "image of 0 bytes"),
     memory("text as bytes", b"not a picture", "image of 13 bytes"),
     memory("a bomb as bytes", png_header(30_000, 30_000), "exceeds limit"),
-    memory("None", None, "NoneType"),
-    memory("a number", 5, "type int"),
-    memory("a list of numbers", [[1, 2], [3, 4]], "type list"),
-    memory("an open file", io.BytesIO(PNG), "type BytesIO"),
+    *[memory(f"a {type(x).__name__}", x, type(x).__name__) for x in (None, 5, [[1]], io.BytesIO(PNG))],
     memory("PIL image of no pixels", Image.new("RGB", (0, 5)), "0 x 5"),
-    memory("integers beyond 16 bits", Image.fromarray(np.full((2, 2), 70_000, np.int32)), "0..65535"),
-    memory("negative integers", Image.fromarray(np.full((2, 2), -1, np.int32)), "0..65535"),
+    *[memory(f"pixel {x}", Image.fromarray(np.full((2, 2), x, np.int32)), "0..65535") for x in (-1, 70_000)],
     memory("sparse tensor", torch.zeros(4, 6).to_sparse(), "image tensor", "sparse"),
     memory("tensor without data", torch.zeros(4, 6, device="meta"), "image tensor"),
     memory("float8 tensor", torch.zeros(4, 6).to(torch.float8_e4m3fn), "image tensor", "float8"),
-    memory("tensor of NaN", torch.full((3, 4, 6), torch.nan), "without NaN"),
     Case("picture in memory", "transparent array", lambda folder: CLEAR, load_image, check=same_as(WHITE)),
 ]
 
@@ -158,7 +150,6 @@ SETTINGS = [
     _settings_case("mean as text", {"image_mean": ["a", 1, 1]}, "image_mean", "'a'"),
     _settings_case("one mean", {"image_mean": 0.5}, "image_mean", "0.5"),
     _settings_case("mean NaN", {"image_mean": [float("nan"), 0, 0]}, "image_mean", "nan"),
-    _settings_case("deviation infinite", {"image_std": [float("inf"), 1, 1]}, "image_std", "inf"),
     _settings_case("deviation zero", {"image_std": [0, 1, 1]}, "positive", "[0, 1, 1]"),
     _settings_case("resample as text", {"resample": "bicubic"}, "`resample`", "'bicubic'"),
     _settings_case("resample unknown", {"resample": 99}, "`resample`", "99"),
