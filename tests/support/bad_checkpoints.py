@@ -117,15 +117,11 @@ only_pickle = instead(WEIGHTS, written("pytorch_model.bin", pickle.dumps(Payload
 DAMAGED, UNFIT = ("The weights of", "are damaged"), ("The weights of", "do not fit its config.json")
 IN_CONFIG: list[tuple[str, Any, str]] = [
     ("modality", "both", "'image', 'metadata', 'fusion'"),
-    ("fusion", "sum", "concat"),
     ("backbone", "no_such_network", "timm cannot build"),
     ("backbone_kwargs", {"no_such": 1}, "no_such"),
     ("age_offset", "fifty", "age_offset"),
     ("metadata_fields", ["dx"], "it is the label itself"),
-    ("id2label", {str(i): "nv" for i in range(7)}, "id2label"),
-    ("num_labels", 3, "`num_labels` is 3"),
     ("model_type", "vit", "'ham10000'"),
-    ("temperature", float("nan"), "temperature"),
     ("backbone", "hf-hub:someone/net", "backbone"),
     ("backbone", "local-dir:HERE", "backbone"),
     ("backbone_kwargs", {"checkpoint_path": "HERE/evil.pth"}, "evil.pth"),
