@@ -7,6 +7,7 @@
 
 import csv
 import io
+import itertools
 import math
 import os
 import re
@@ -50,9 +51,6 @@ anything = st.none() | st.booleans() | numbers | st.text(max_size=20) | st.binar
 anything |= st.lists(st.integers(), max_size=2)
 
 
-# The metadata processor.
-
-
 @examples(400)
 @given(st.dictionaries(st.sampled_from([*FIELDS, "dx", "skin"]), anything))
 def test_any_mapping_is_a_row_in_range_or_an_error_that_names_the_row(row: dict[str, Any]) -> None:
@@ -94,8 +92,6 @@ def test_an_age_is_read_from_any_way_of_writing_it(age: float, form: str) -> Non
     assert PROCESSOR.encode_metadata({"age": form.format(age)})[0, 0].item() == pytest.approx(expected, rel=1e-6)
 
 
-# Images.
-
 KINDS = st.sampled_from(["PNG", "BMP", "TIFF", "WEBP"])
 DTYPES = st.sampled_from(["uint8", "uint16", "float16", "float32", "float64", "int32", "bool", "int64", ">u2", ">f4"])
 
@@ -128,8 +124,6 @@ def test_lossless_files_give_their_pixels_back(array: np.ndarray, kind: str) -> 
     Image.fromarray(array).save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
     np.testing.assert_array_equal(np.asarray(load_image(stream.getvalue())), array)
 
-
-# Tables.
 
 cells = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(['"', ",", "\n", '"a', "a;b", "nv", "60"])
 tables = st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), max_size=6))
@@ -176,16 +170,15 @@ def test_a_cell_comes_back_and_no_written_one_is_a_formula(text: str) -> None:
 @examples(200)
 @given(st.binary(max_size=60) | st.text(st.sampled_from('ab,;\t"\n\r\0é{}[]:'), max_size=40).map(str.encode))
 def test_any_file_is_a_table_or_an_error_that_names_it(data: bytes) -> None:
+    texts = (b"image_id,dx,age,sex,localization\n" + data, data)
+    reads = (read_table, lambda path: read_metadata(path, FIELDS))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("t.csv", "t.jsonl"):
-            for text in (b"image_id,dx,age,sex,localization\n" + data, data):
-                path = Path(folder) / name
-                path.write_bytes(text)
-                for read in (read_table, lambda path: read_metadata(path, FIELDS)):
-                    try:
-                        read(path)
-                    except Ham10000Error as error:
-                        assert name in str(error)
+        for name, text, read in itertools.product(("t.csv", "t.jsonl"), texts, reads):
+            (Path(folder) / name).write_bytes(text)
+            try:
+                read(Path(folder) / name)
+            except Ham10000Error as error:
+                assert name in str(error)
 
 
 strange = ["male", "back", "60", "nv", "MEL", "", "unknown", "-5", "9" * 400, "1e999"]
@@ -214,8 +207,6 @@ def test_no_row_is_dropped_unless_asked_and_every_problem_has_a_row(rows: list[d
     assert not kept["image_id"].str.contains(r"[/\\]|\.\.").any()
     assert kept["image_id"].is_unique
 
-
-# The split.
 
 _NO_IMAGES = datasets.Features({name: FEATURES[name] for name in COLUMNS})
 
