@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,40 +71,24 @@ MODULES = {module_name(path) for path in FILES}
 IMPORTS = {module_name(path): imported(path, MODULES) for path in FILES}
 
 
-def test_no_import_points_up() -> None:
+def test_no_import_points_up_and_each_leads_to_a_module() -> None:
     assert len(IMPORTS) > 50
     pairs = [(module, target) for module, found in IMPORTS.items() for target in sorted(found)]
     assert [f"{module} imports {target}" for module, target in pairs if not is_allowed(module, target)] == []
+    assert [f"{module} imports {target}" for module, target in pairs if target not in MODULES] == []
 
 
 def test_there_is_no_circle() -> None:
-    try:
-        TopologicalSorter(IMPORTS).prepare()
-    except CycleError as error:
-        pytest.fail(" <- ".join(error.args[1]))
+    TopologicalSorter(IMPORTS).prepare()
 
 
-def test_every_import_leads_to_a_module() -> None:
-    missing = {f"{module} imports {target}" for module, found in IMPORTS.items() for target in found - MODULES}
-    assert missing == set()
-
-
-@pytest.mark.parametrize(
-    ("module", "target", "allowed"),
-    [
-        ("training.study.command", "training.train", True),
-        ("training.train", "training.study.runs", False),
-        ("training.evaluation.evaluator", "training.engine", False),
-        ("training.inference.explanation_plots", "training.evaluation.plots", False),
-        ("training.utils.cli", "training.data.sources", False),
-        ("modeling.modeling_ham10000", "training.config", False),
-        ("training.predict", "hub_upload.bundle", False),
-        ("hub_upload.bundle", "training.run_folder", True),
-        ("hub_upload.bundle", "training.engine", False),
-    ],
-)
-def test_the_direction_is_read_from_the_floors(module: str, target: str, allowed: bool) -> None:
-    assert is_allowed(module, target) is allowed
+def test_the_direction_is_read_from_the_floors() -> None:
+    for module, target in (("training.study.command", "training.train"), ("hub_upload.bundle", "training.run_folder")):
+        assert is_allowed(module, target)
+        assert not is_allowed(target, module)
+    assert not is_allowed("training.inference.explanation_plots", "training.evaluation.plots")
+    assert not is_allowed("modeling.modeling_ham10000", "training.config")
+    assert not is_allowed("hub_upload.bundle", "training.engine")
 
 
 # Lower these as the code allows; never raise them.
@@ -152,9 +136,7 @@ def test_a_path_of_the_map_is_short(title: str, most: int) -> None:
 
 def test_imports_are_found_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    file = tmp_path / "training" / "data" / "a.py"
-    file.parent.mkdir(parents=True)
-    lines = ("import ham10000.b", "from . import c", "def f():", "    from ham10000.training.data import d, E")
-    file.write_text("\n".join(lines))
-    modules = {"training.data.c", "training.data.d"}
-    assert imported(file, modules) == modules | {"b", "training.data"}
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "a.py"
+    file.write_text("import ham10000.b\nfrom . import c\ndef f():\n    from ham10000.data import d, E")
+    assert imported(file, {"data.c", "data.d"}) == {"data.c", "data.d", "b", "data"}

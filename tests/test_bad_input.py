@@ -1,6 +1,6 @@
 """The bad-input corpus: each case ends in the documented result or in one error that says where and what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """A working folder and a cache of our own: what is written by mistake must not land in the repository."""
     folder = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setenv("HOME", str(folder))
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(folder))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -38,60 +38,51 @@ def test_case(case: Case, tmp_path: Path, record_property: Callable[[str, object
     assert not Path("payload-ran").exists(), "code in a pickle ran"
 
 
-# Through the command lines: (program, arguments made in a folder, fragments of the message).
-Command = tuple[str, Callable[[Path], Sequence[str]], tuple[str, ...]]
-PROGRAMS: dict[str, Callable[..., int]] = {
-    "predict": predict.main,
-    "data": data_report.main,
-    "train": train.main,
-    "evaluate": evaluation.main,
-}
+Arguments = Callable[[Path], list[str]]
+PROGRAMS = {"predict": predict.main, "data": data_report.main, "train": train.main, "evaluate": evaluation.main}
 
 
 def _predict(
-    *flags: str, picture: bytes = bad_pictures.JPEG, name: str = "b.jpg", edit: Callable[[Path], Any] | None = None
-) -> Callable[[Path], Sequence[str]]:
+    *flags: str, picture: bytes = bad_pictures.JPEG, name: str = "b.jpg", edit: Callable[[Path], Any] = lambda _: None
+) -> Arguments:
     """Predicts a good image and another, with a checkpoint that may be damaged first."""
 
-    def build(folder: Path) -> Sequence[str]:
+    def build(folder: Path) -> list[str]:
         checkpoint = bad_checkpoints.write_checkpoint(folder)
-        if edit is not None:
-            edit(checkpoint)
-        (folder / name).write_bytes(picture)
-        (folder / "good.jpg").write_bytes(bad_pictures.JPEG)
-        places = ["--checkpoint", str(checkpoint), "--output", str(folder / "out.csv")]
-        return [str(folder / "good.jpg"), str(folder / name), *flags, *places]
+        edit(checkpoint)
+        images = [str(written(*image)(folder)) for image in (("good.jpg", bad_pictures.JPEG), (name, picture))]
+        return [*images, *flags, "--checkpoint", str(checkpoint), "--output", str(folder / "out.csv")]
 
     return build
 
 
-def _metadata(text: str) -> Callable[[Path], Sequence[str]]:
+def _metadata(text: str) -> Arguments:
     return lambda folder: _predict("--metadata", str(written("m.csv", text)(folder)))(folder)
 
 
-def _table(table: str, *options: str) -> Callable[[Path], Sequence[str]]:
-    def build(folder: Path) -> Sequence[str]:
+def _table(table: str, *options: str) -> Arguments:
+    def build(folder: Path) -> list[str]:
         (folder / "data").mkdir()
-        bad_tables.write_folder(folder / "data", table)
-        return ["--data", str(folder / "data"), *[option.replace("HERE", str(folder)) for option in options]]
+        data = bad_tables.write_folder(folder / "data", table)
+        return ["--data", str(data), *[option.replace("HERE", str(folder)) for option in options]]
 
     return build
 
 
-def _train_config(text: str) -> Callable[[Path], Sequence[str]]:
+def _train_config(text: str) -> Arguments:
     return lambda folder: ["--config", str(written("c.yaml", text)(folder)), "--output_dir", str(folder / "run")]
 
 
-def _evaluate(edit: Callable[[Path], Any] | None = None) -> Callable[[Path], Sequence[str]]:
+def _evaluate(edit: Callable[[Path], Any] | None = None) -> Arguments:
     """Evaluates a good checkpoint, by an edited split or by none."""
 
-    def build(folder: Path) -> Sequence[str]:
+    def build(folder: Path) -> list[str]:
         arguments = ["--checkpoint", str(bad_checkpoints.write_checkpoint(folder)), "--data", "synthetic:220"]
         if edit is None:
             return arguments
         (folder / "split").mkdir()
         for name, text in bad_splits.files().items():
-            (folder / "split" / name).write_text(text, encoding="utf-8", newline="")
+            written(name, text)(folder / "split")
         edit(folder / "split")
         return [*arguments, "--split_file", str(folder / "split" / "split.csv")]
 
@@ -99,11 +90,10 @@ def _evaluate(edit: Callable[[Path], Any] | None = None) -> Callable[[Path], Seq
 
 
 SIXTY = bad_tables.as_text(bad_tables.with_value("age", "sixty"))
-BOMB = bad_pictures.png_header(20_000, 20_000)
 PATHS = bad_tables.as_text(bad_tables.with_value("image_id", "../ISIC_2"))
-COMMANDS: list[Command] = [
+# The program, its arguments as they are made in a folder, and fragments of the message.
+COMMANDS: list[tuple[str, Arguments, tuple[str, ...]]] = [
     ("predict", _predict(picture=b"text", name="text.jpg"), ("text.jpg", "Cannot read")),
-    ("predict", _predict(picture=BOMB, name="bomb.png"), ("bomb.png", "exceeds limit")),
     ("predict", _predict("--age", "sixty"), ("age", "'sixty'", "0..120")),
     ("predict", _predict("--sex", "mm"), ("sex", "'mm'", "female, male", "--unknown_values missing")),
     ("predict", _predict("no.jpg"), ("no.jpg",)),
@@ -111,21 +101,16 @@ COMMANDS: list[Command] = [
     ("predict", _predict("https://example.org/a.jpg"), ("URLs are not fetched",)),
     ("predict", _metadata("image_id,age\ngood,60\nb,sixty\n"), ("m.csv", "line 3", "age", "'sixty'")),
     ("predict", _metadata("image_id,age\ngood,60\n"), ("m.csv", "no row", "b.jpg")),
-    ("predict", _metadata('image_id,age\ngood,60\n"b,7\n'), ("m.csv", "line 3", "quote")),
-    ("predict", _predict(edit=bad_checkpoints.absent("processor_config.json")), ("incomplete or damaged",)),
-    ("predict", _predict(edit=bad_checkpoints.cut(0.5)), ("weights", "damaged")),
     ("predict", _predict(edit=bad_checkpoints.only_pickle), ("model.safetensors",)),
     ("predict", _predict(edit=bad_checkpoints.setting("config.json", model_type="vit")), ("'vit'",)),
     ("data", _table(SIXTY, "--save_split", "HERE/s"), ("HAM10000_metadata.csv", "row 4", "age = 'sixty'", "ISIC_2")),
     ("data", _table(PATHS, "--export", "HERE/e"), ("row 4", "'../ISIC_2'")),
-    ("data", _table("", "--save_split", "HERE/s"), ("no column for image_id",)),
     ("data", _table(bad_tables.GOOD, "--save_split", "HERE/s"), ("cannot be split",)),
     ("data", lambda folder: ["--data", str(folder / "no")], ("There is no folder",)),
     ("data", lambda folder: ["--data", "synthetic:many"], ("synthetic:N", "'many'")),
     ("train", _table(SIXTY, "--output_dir", "HERE/run", "--backbone", "test_efficientnet"), ("row 4", "'sixty'")),
     ("train", lambda folder: ["--output_dir", str(folder / "run")], ("--data is missing", "`--data synthetic`")),
     ("train", _train_config("epoch: 3\n"), ("c.yaml", "'epoch'", "Known keys")),
-    ("train", _train_config("learning_rate: fast\n"), ("c.yaml", "learning_rate", "'fast'")),
     ("train", _train_config("weight_decay: true\n"), ("c.yaml", "weight_decay must be a number, got True")),
     ("train", _train_config("max_gradient_norm: some\n"), ("c.yaml", "max_gradient_norm", "'some'")),
     ("evaluate", _evaluate(bad_splits.put("split", "test", 3)), ("split.csv", "edited", "sha256")),
@@ -139,21 +124,15 @@ COMMANDS: list[Command] = [
     ("program", "arguments", "fragments"), COMMANDS, ids=[f"{c[0]}-{' '.join(c[2])[:40]}" for c in COMMANDS]
 )
 def test_the_command_line_ends_with_one_message(
-    program: str,
-    arguments: Callable[[Path], Sequence[str]],
-    fragments: tuple[str, ...],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    program: str, arguments: Arguments, fragments: tuple[str, ...], tmp_path: Path, capsys, record_property
 ) -> None:
     record_property("bad_input", ("command line", "refused"))
-    argv = list(arguments(tmp_path))
+    argv = arguments(tmp_path)
     before = listing(tmp_path)
     assert PROGRAMS[program](argv) == 2
     captured = capsys.readouterr()
     assert captured.err.count("error: ") == 1, captured.err
-    for fragment in fragments:
-        assert fragment in captured.err
+    assert [fragment for fragment in fragments if fragment not in captured.err] == []
     assert "Traceback" not in captured.err + captured.out
     # Training locks its folder before it reads the data, so that nobody else begins there.
     after = {name: entry for name, entry in listing(tmp_path).items() if name not in ("run", "run/run.lock")}
@@ -161,11 +140,7 @@ def test_the_command_line_ends_with_one_message(
 
 
 def test_a_hundred_thousand_rows_are_read_whole(tmp_path: Path) -> None:
-    path = tmp_path / "m.csv"
-    with path.open("w") as stream:
-        stream.write(",".join(bad_tables.COLUMNS) + "\n")
-        stream.writelines(f"HAM_{i // 2},ISIC_{i},nv,histo,{i % 100},male,back,vidir\n" for i in range(100_000))
-    frame = read_table(path)
-    assert len(frame) == 100_000
-    assert (frame.index[0], frame.index[-1]) == (2, 100_001)
+    rows = [f"HAM_{i // 2},ISIC_{i},nv,histo,{i % 100},male,back,vidir".split(",") for i in range(100_000)]
+    frame = read_table(written("m.csv", bad_tables.as_text(rows))(tmp_path))
+    assert (len(frame), frame.index[0], frame.index[-1]) == (100_000, 2, 100_001)
     assert frame["image_id"].iloc[-1] == "ISIC_99999"

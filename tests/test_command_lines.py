@@ -20,18 +20,16 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 CALL = """
 import sys
-from {module} import {function} as main
+from {} import {} as main
 try:
-    code = main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
 finally:
     print("torch" in sys.modules, file=sys.stderr)
-sys.exit(code)
 """
 
 
 def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    module, function = SCRIPTS[command].split(":")
-    program = CALL.format(module=module, function=function)
+    program = CALL.format(*SCRIPTS[command].split(":"))
     environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
     assert "Traceback" not in done.stderr
@@ -61,8 +59,7 @@ def test_help_a_mistyped_option_and_the_version_come_before_torch(command: str) 
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_help_is_fast(command: str) -> None:
-    module, function = SCRIPTS[command].split(":")
-    program = f"import sys; from {module} import {function} as main; main(['--help'])"
+    program = "from {} import {} as main; main(['--help'])".format(*SCRIPTS[command].split(":"))
     # The least of three: the machine may be busy.
     bare = min(cpu_seconds(sys.executable, "-c", "pass") for _ in range(3))
     assert min(cpu_seconds(sys.executable, "-c", program) for _ in range(3)) <= 1.5 * bare + 0.5

@@ -69,17 +69,14 @@ def described(tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.Monkey
     for image in images:
         for folder in (".", "mine", "clinic", "ISIC2018_Task3_Test"):
             shutil.copy(image, folder)
-    names = {"mel": "mel", "nv": "nv", "bcc": "scc"}
-    mine = table[table.dx.isin(list(names))].assign(
-        label=lambda rows: rows.dx.map(names), patient_id=lambda r: r.lesion_id
-    )
-    mine = mine.rename(columns={"image_id": "image"})[["image", "label", "lesion_id", "patient_id", "age", "sex"]]
+    mine = table[table.dx.isin(["mel", "nv", "bcc"])]
+    mine = mine.assign(image=mine.image_id, label=mine.dx.replace("bcc", "scc"), patient_id=mine.lesion_id)
+    mine = mine[["image", "label", "lesion_id", "patient_id", "age", "sex"]]
     mine.to_csv("mine/labels.csv", index=False)
     mine.assign(label=mine.label.replace("mel", "melanoma")).to_csv("clinic/labels.csv", index=False)
-    german = {"nv": "naevus", "mel": "melanom"}
-    table.assign(dx=table.dx.replace(german), patient=table.lesion_id).rename(
-        columns={"image_id": "Datei", "dx": "Diagnose", "age": "Alter"}
-    ).to_csv("mine.csv", index=False)
+    german = table.assign(dx=table.dx.replace({"nv": "naevus", "mel": "melanom"}), patient=table.lesion_id)
+    german = german.rename(columns={"image_id": "Datei", "dx": "Diagnose", "age": "Alter"})
+    german.to_csv("mine.csv", index=False)
     truth = pd.get_dummies(table.set_index("image_id").dx.str.upper()).astype(float)
     truth.rename_axis("image").to_csv("ISIC2018_Task3_Test/ISIC2018_Task3_Test_GroundTruth.csv")
     for modality in ("image", "metadata"):
@@ -92,13 +89,12 @@ def described(tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_every_command_line_does_what_it_says(described: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines()) > 25
-    failed = {}
+    failed = []
     for line in lines():
-        code = run(line)
-        error = capsys.readouterr().err
+        code, error = run(line), capsys.readouterr().err
         if code not in (0, None):
-            failed[line] = error[-500:]
-    assert not failed, "\n".join(f"{line}\n    {error}" for line, error in failed.items())
+            failed.append(f"{line}\n    {error[-500:]}")
+    assert not failed, "\n".join(failed)
     written = ["predictions.csv", "runs/fusion/model.safetensors", "runs/study/study.md", "submission.csv", "paper"]
     written += ["bundle/README.md", "checkpoints/baseline/model.safetensors", "runs/mine/eval_results.json"]
     assert [name for name in written if not (described / name).exists()] == []

@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,18 @@ from PIL import Image
 
 from ham10000.training.evaluation.decision import decide
 
-DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
-    ROOT / "examples" / "benchmarks" / "README.md",
-    ROOT / "examples" / "results" / "README.md",
-    ROOT / "examples" / "checkpoints" / "README.md",
-    *sorted((ROOT / "examples" / "guides").glob("*.md")),
-]
-NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+FOLDERS = ("", "benchmarks/", "results/", "checkpoints/")
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+DOCUMENTS += [ROOT / "examples" / f"{folder}README.md" for folder in FOLDERS]
+DOCUMENTS += sorted((ROOT / "examples" / "guides").glob("*.md"))
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def read(*names: str) -> str:
+    return ROOT.joinpath(*names).read_text(encoding="utf-8")
+
+
+@each_document
 def test_relative_links_lead_to_files(document: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     local = [target.partition("#")[0] for target in targets if not target.startswith(("https://", "#"))]
@@ -37,39 +39,37 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 
 
 def test_the_functions_contributing_names_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w/]+\.py):(\w+)`", text)
+    named = re.findall(r"`([\w/]+\.py):(\w+)`", read("CONTRIBUTING.md"))
     assert len(named) > 10
     for file, name in named:
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        tree = ast.parse(read(file))
         assert name in {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}, file
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
-def test_command_lines_are_understood(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # config files are named from here
-    mistakes = {}
-    lines = dict(command_lines(document.read_text(encoding="utf-8")))
-    for line, complete in lines.items():
+def mistakes(lines: Iterable[tuple[str, bool]]) -> dict[str, str]:
+    """What is wrong with command lines, each of which is complete or not."""
+    found = {}
+    for line, complete in lines:
         try:
             parse_command(line, complete)
-        except ValueError as error:
-            mistakes[line] = str(error)
-    assert mistakes == {}
+        except (ImportError, ValueError) as error:
+            found[line] = str(error)
+    return found
+
+
+@each_document
+def test_command_lines_are_understood(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # config files are named from here
+    lines = dict(command_lines(document.read_text(encoding="utf-8")))
+    assert mistakes(lines.items()) == {}
     assert lines
 
 
 def test_command_lines_at_the_heads_of_benchmarks_and_plans_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    mistakes, examples = {}, ROOT / "examples"
-    for file in [*examples.glob("benchmarks/*.py"), *examples.glob("configs/*.yaml")]:
+    for file in [*ROOT.glob("examples/benchmarks/*.py"), *ROOT.glob("examples/configs/*.yaml")]:
         text = re.sub(r"^# *", "", file.read_text(encoding="utf-8").replace("\\\n#", ""), flags=re.MULTILINE)
-        for line in re.findall(r"^python .*", text, re.MULTILINE):
-            try:
-                parse_command(line)
-            except (ImportError, ValueError) as error:
-                mistakes[line] = str(error)
-    assert mistakes == {}
+        assert mistakes((line, True) for line in re.findall(r"^python .*", text, re.MULTILINE)) == {}
 
 
 @pytest.mark.parametrize(
@@ -101,26 +101,22 @@ def test_snippets_of_the_readme_run(
         Path(name).parent.mkdir(parents=True)
         Path(name).symlink_to(tiny_checkpoints["fusion"])
     Image.effect_noise((80, 60), 60).convert("RGB").save("lesion.jpg")
-    direct, remote, classified = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    direct, remote, classified = code_blocks(read("README.md"), "python")
 
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(direct, "README.md", "exec"), names)
     probabilities, model = names["probabilities"], names["model"]
-    assert isinstance(probabilities, torch.Tensor)
-    assert isinstance(model, torch.nn.Module)
     assert probabilities.shape == (1, 7)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(1))
 
     exec(compile(remote, "README.md", "exec"), names)
     again = names["model"]  # with the package's code, which is registered by now; ham10000-verify tries the other
-    assert isinstance(again, torch.nn.Module)
     assert again is not model
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
-    *statements, last = ast.parse(classified).body
-    assert isinstance(last, ast.Expr)
-    exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
-    answers = eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+    *_, last = ast.parse(classified).body
+    exec(compile(classified, "README.md", "exec"), names)
+    answers = eval(ast.unparse(last), names)
     expected, order = probabilities[0].sort(descending=True)
     assert [answer["label"] for answer in answers] == [model.config.id2label[k] for k in order[:3].tolist()]
     assert [answer["score"] for answer in answers] == pytest.approx(expected[:3].tolist(), abs=1e-6)
@@ -133,7 +129,7 @@ def test_snippets_of_the_guide_to_using_run(tmp_path: Path, monkeypatch: pytest.
     for name in ("lesion.jpg", "other.jpg"):
         Image.effect_noise((80, 60), 60).convert("RGB").save(name)
     names: dict[str, Any] = {}
-    for snippet in code_blocks((ROOT / "examples" / "guides" / "use.md").read_text(encoding="utf-8"), "python"):
+    for snippet in code_blocks(read("examples", "guides", "use.md"), "python"):
         exec(compile(snippet, "use.md", "exec"), names)
     model, inputs = names["model"], names["inputs"]
     assert names["probabilities"].shape == (2, 7)
@@ -145,7 +141,7 @@ def test_snippets_of_the_guide_to_using_run(tmp_path: Path, monkeypatch: pytest.
 
 def apply_diff(number: int, folder: Path) -> None:
     """Applies a diff of CONTRIBUTING to copies of the files it changes."""
-    diff = code_blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "diff")[number]
+    diff = code_blocks(read("CONTRIBUTING.md"), "diff")[number]
     for name in re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -160,8 +156,7 @@ def test_the_metric_of_contributing_applies_and_works(tmp_path: Path) -> None:
     # The true class is the first, the second and the third most probable.
     probabilities = [[0.5, 0.3, 0.2, 0, 0, 0, 0]] * 3
     assert compute_metrics([0, 1, 2], probabilities)["top2_accuracy"] == pytest.approx(2 / 3)
-    patched = tmp_path / "tests" / "evaluation" / "test_metrics.py"
-    assert "sk.top_k_accuracy_score" in patched.read_text(encoding="utf-8")
+    assert "sk.top_k_accuracy_score" in (tmp_path / "tests" / "evaluation" / "test_metrics.py").read_text("utf-8")
 
 
 def test_the_fusion_block_of_contributing_applies_and_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,47 +167,40 @@ def test_the_fusion_block_of_contributing_applies_and_works(tmp_path: Path, monk
     shutil.copytree(tmp_path / "modeling", tmp_path / "patched", dirs_exist_ok=True)
     monkeypatch.syspath_prepend(tmp_path)
     names = vars(importlib.import_module("patched.modeling_ham10000"))
-    config = (tmp_path / "modeling" / "configuration_ham10000.py").read_text(encoding="utf-8")
+    config = (tmp_path / "modeling" / "configuration_ham10000.py").read_text("utf-8")
     literal = re.search(r"^Fusion = Literal(\[.*\])$", config, re.MULTILINE)
     assert literal
     assert ast.literal_eval(literal[1]) == list(names["_FUSIONS"])
     block, image, metadata = names["build_fusion"]("product", 5, 3), torch.randn(2, 5), torch.randn(2, 3)
-    projected = [
-        image @ block.image.weight.T + block.image.bias,
-        metadata @ block.metadata.weight.T + block.metadata.bias,
-    ]
-    torch.testing.assert_close(block(image, metadata), projected[0].tanh() * projected[1].tanh())
+    left = torch.tanh(image @ block.image.weight.T + block.image.bias)
+    right = torch.tanh(metadata @ block.metadata.weight.T + block.metadata.bias)
+    torch.testing.assert_close(block(image, metadata), left * right)
     assert "product" in (tmp_path / "hub_upload" / "model_card.md.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The documentation of one package, and the names of its modules."""
-    file = ROOT / "examples" / "docs" / "build_docs.py"
-    build_docs = runpy.run_path(str(file))
+    build_docs = runpy.run_path(str(ROOT / "examples" / "docs" / "build_docs.py"))
     folder = tmp_path_factory.mktemp("documentation") / "docs"
     build_docs["build"](folder, ("modeling",))
     return folder, build_docs["public_modules"](("modeling",))
 
 
-def ids_and_links(page: Path) -> tuple[set[str], list[str], str]:
+class Page(HTMLParser):
     """The ids, the targets of links and pictures, and the title of a page, as an HTML parser sees them."""
-    ids, links, title = set(), [], []
 
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            for name, value in attributes:
-                if name == "id":
-                    ids.add(value or "")
-                elif name in ("href", "src"):
-                    links.append(value or "")
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids, self.links, self.title = set(), [], ""
+        self.feed(path.read_text(encoding="utf-8"))
 
-        def handle_data(self, data: str) -> None:
-            if self.get_starttag_text() == "<title>":
-                title.append(data)
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.ids |= {value for name, value in attributes if name == "id"}
+        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
 
-    Reader().feed(page.read_text(encoding="utf-8"))
-    return ids, links, "".join(title).strip()
+    def handle_data(self, data: str) -> None:
+        self.title += data.strip() if self.get_starttag_text() == "<title>" else ""
 
 
 def test_the_documentation_has_every_public_name(docs: tuple[Path, list[str]]) -> None:
@@ -220,36 +208,29 @@ def test_the_documentation_has_every_public_name(docs: tuple[Path, list[str]]) -
     assert len(modules) == len(list((ROOT / "modeling").glob("[!_]*.py"))) + 1
     for name in modules:
         module = importlib.import_module(name)
-        ids, _, _ = ids_and_links(folder / f"{name.replace('.', '/')}.html")
-        assert set(module.__all__) - ids == set(), name
+        assert set(module.__all__) - Page(folder / f"{name.replace('.', '/')}.html").ids == set(), name
         assert module.__doc__, name
-        public = {entry: getattr(module, entry) for entry in module.__all__}
-        without = [entry for entry, value in public.items() if callable(value) and not value.__doc__]
-        assert without == [], name
+        for value in (getattr(module, entry) for entry in module.__all__):
+            assert value.__doc__ or not callable(value), value
 
 
 def test_no_link_of_the_documentation_is_broken(docs: tuple[Path, list[str]]) -> None:
     folder, _ = docs
-    pages = {page: ids_and_links(page) for page in sorted(folder.rglob("*.html"))}
+    pages = {path: Page(path) for path in sorted(folder.rglob("*.html"))}
     assert len(pages) > 10
-    broken = []
-    for page, (_, links, _) in pages.items():
-        for link in links:
-            if link.startswith(("https://", "data:")):
-                continue
+    for page in pages:
+        for link in (link for link in pages[page].links if not link.startswith(("https://", "data:"))):
             path, _, anchor = unquote(link).partition("#")
             target = (page.parent / path).resolve() if path else page
-            if not target.exists() or (anchor and target in pages and anchor not in pages[target][0]):
-                broken.append(f"{page.relative_to(folder)}: {link}")
-    assert broken == []
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or target not in pages or anchor in pages[target].ids, f"{page}: {link}"
 
 
 def test_guides_are_pages_with_titles_of_their_own(docs: tuple[Path, list[str]]) -> None:
     folder, _ = docs
     for guide in (ROOT / "examples" / "guides").glob("*.md"):
         heading = guide.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        _, links, title = ids_and_links(folder / "guides" / f"{guide.stem}.html")
-        assert title == heading
-        assert "../README.html" in links
-        assert "../index.html" in links
-    assert "../README.html#speed" in ids_and_links(folder / "guides" / "speed.html")[1]
+        page = Page(folder / "guides" / f"{guide.stem}.html")
+        assert page.title == heading
+        assert {"../README.html", "../index.html"} <= set(page.links)
+    assert "../README.html#speed" in Page(folder / "guides" / "speed.html").links

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,9 @@ from ham10000.training.utils.files import write_table
 from ham10000.training.utils.markdown_text import code, escape, table
 
 # What OWASP lists for csv, markup of Markdown and HTML, and what pandas reads as missing.
-HOSTILE = (
-    "=1+1",
-    '=HYPERLINK("http:evil","x")',
-    "+cmd|' C'!A0",
-    "-2+3",
-    "@SUM(1)",
-    "＝1+1",
-    "'=1+1",
-    "''@x",
-    "a;=1+1",
-    'a";=1+1;"',
-    'a;""=1+1',
-    "-5",
-    "'quoted'",
-    "<img src=x onerror=alert(1)>",
-    "a|b`c`*d*[l](u)",
-    "$x$ $",
-    "<NA>",
-)
+FORMULAS = ("=1+1", '=HYPERLINK("http:evil","x")', "+cmd|' C'!A0", "-2+3", "@SUM(1)", "＝1+1", "'=1+1", "''@x")
+FORMULAS += ("a;=1+1", 'a";=1+1;"', 'a;""=1+1')
+HOSTILE = (*FORMULAS, "-5", "'quoted'", "<img src=x onerror=alert(1)>", "a|b`c`*d*[l](u)", "$x$ $", "<NA>")
 FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝]")
 NUMBER = re.compile(r"[+-]?\d[\d.e+-]*")
 
@@ -54,9 +39,8 @@ def assert_inert(path: Path) -> None:
     """No cell is a formula, whichever separator the spreadsheet takes."""
     text = path.read_text(encoding="utf-8")
     for delimiter in ",;\t":
-        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
-            for cell in row:
-                assert not FORMULA.match(cell) or NUMBER.fullmatch(cell.split(",")[0]), (delimiter, cell)
+        for cell in chain.from_iterable(csv.reader(io.StringIO(text), delimiter=delimiter)):
+            assert not FORMULA.match(cell) or NUMBER.fullmatch(cell.split(",")[0]), (delimiter, cell)
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +52,6 @@ def hostile() -> datasets.Dataset:
         values = [*HOSTILE, *frame[name].tolist()[len(HOSTILE) :]]
         data = data.remove_columns(name).add_column(name, values)
     return data
-
-
-def predictions(data: datasets.Dataset) -> tuple[dict[str, Any], pd.DataFrame]:
-    frame = metadata_frame(data)
-    labels = np.asarray(data["dx"][:])
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(7), len(labels))
-    common = {"image_ids": frame["image_id"].tolist(), "labels": labels, "probabilities": probabilities}
-    groups = frame["lesion_id"].tolist()
-    table = predictions_table(**common, lesion_ids=groups, lesion_groups=groups, metadata=frame)
-    return evaluate_predictions(table, n_resamples=20), table
 
 
 def test_an_export_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
@@ -104,21 +78,24 @@ def test_a_split_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Pa
 
 
 def test_predictions_come_back_and_are_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
-    _, written = predictions(hostile)
+    frame, labels = metadata_frame(hostile), np.asarray(hostile["dx"][:])
+    ids, lesions = frame["image_id"].tolist(), frame["lesion_id"].tolist()
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(7), len(labels))
+    names = {"image_ids": ids, "lesion_ids": lesions, "lesion_groups": lesions}
+    written = predictions_table(**names, labels=labels, probabilities=probabilities, metadata=frame)
+    evaluate_predictions(written, n_resamples=20)
     path = write_table(written, tmp_path / "predictions.csv")
     assert_inert(path)
-    read, labels, probabilities = read_predictions(path)
+    read, *found = read_predictions(path)
     for name in ("image_id", "lesion_id", "lesion_group"):
         assert read[name].tolist() == written[name].tolist()
-    np.testing.assert_array_equal(labels, hostile["dx"][:])
-    np.testing.assert_array_equal(probabilities, written[[f"p_{label}" for label in LABELS]])
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_array_equal(found[1], written[[f"p_{label}" for label in LABELS]])
     assert compare_predictions(path, path, n_resamples=20)["n_images"] == len(hostile)
 
 
 def test_a_file_without_strange_values_is_the_csv_of_pandas(tmp_path: Path) -> None:
-    frame = pd.DataFrame(
-        {"image_id": ["ISIC_1", "ISIC_2"], "age": [5.0, np.nan], "p": [0.1, -1e-300], "ok": [True, False]}
-    )
+    frame = pd.DataFrame({"image_id": ["ISIC_1", "b"], "age": [5.0, np.nan], "p": [0.1, -1e-300], "ok": [True, False]})
     assert write_table(frame, tmp_path / "t.csv").read_text() == frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -131,20 +108,17 @@ def test_the_csv_of_a_prediction_is_inert(tmp_path: Path) -> None:
     assert_inert(tmp_path / "p.csv")
 
 
-@pytest.mark.parametrize("name", HOSTILE[:11])
+@pytest.mark.parametrize("name", FORMULAS)
 def test_a_submission_refuses_what_it_cannot_escape(name: str) -> None:
     with pytest.raises(Ham10000Error, match="cannot stand in a submission"):
         format_submission(["ISIC_0024306", name], np.full((2, 7), 1 / 7))
 
 
 class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
+    tags, text = (), ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
+        self.tags += (tag,)
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -155,8 +129,7 @@ def test_a_table_of_markdown_shows_them_as_text(show: Any) -> None:
     page = _Tags()
     page.feed(PARSER.render(table(["id"], [[show(name)] for name in HOSTILE])))
     assert set(page.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "code"}
-    for name in HOSTILE:
-        assert name in page.text
+    assert [name for name in HOSTILE if name not in page.text] == []
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

@@ -14,6 +14,11 @@ from ham10000.modeling import LABELS
 from ham10000.training.study.report import largest_fall, results_table, short_answer, study_markdown
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "examples" / "results"
+
+
+def committed_study() -> dict:
+    return json.loads((RESULTS / "study.json").read_text(encoding="utf-8"))
 
 
 def test_a_study_is_collected_and_its_table_put_into_the_readme(tmp_path: Path) -> None:
@@ -46,19 +51,15 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["collect", str(tmp_path), "--to", str(tmp_path / "results")]) == 2
     assert "study.json' does not exist; run or continue the study" in capsys.readouterr().err
     assert render_results(tmp_path) == NO_STUDY
-    (tmp_path / "README.md").write_text("no markers\n")
-    assert main(["render", "--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]) == 2
-    assert markers("answer")[0] in capsys.readouterr().err
-    half = f"{markers('targets')[0]}\n"
-    (tmp_path / "half.md").write_text(half)
-    assert main(["render", "--results", str(tmp_path), "--readme", str(tmp_path / "half.md")]) == 2
-    assert markers("targets")[1] in capsys.readouterr().err
-    assert (tmp_path / "half.md").read_text() == half
-    assert (tmp_path / "README.md").read_text() == "no markers\n"
+    document = tmp_path / "README.md"
+    for text, missing in (("no markers\n", markers("answer")[0]), markers("targets")):
+        document.write_text(text)
+        assert main(["render", "--results", str(tmp_path), "--readme", str(document)]) == 2
+        assert missing in capsys.readouterr().err
+        assert document.read_text() == text
 
 
 def test_the_tables_in_the_documents_are_the_rendered_ones() -> None:
-    results = ROOT / "examples" / "results"
     blocks = {
         "README.md": ("answer", "models", "results", "quality", "speed"),
         "examples/results/README.md": ("targets", "speed targets"),
@@ -68,23 +69,17 @@ def test_the_tables_in_the_documents_are_the_rendered_ones() -> None:
     for document, names in blocks.items():
         text = (ROOT / document).read_text(encoding="utf-8")
         for name in names:
-            assert block(text, name)[1] == BLOCKS[name](results).strip()
+            assert block(text, name)[1] == BLOCKS[name](RESULTS).strip()
 
 
 def test_the_committed_report_is_that_of_the_committed_study() -> None:
-    results = ROOT / "examples" / "results"
-    # Both or neither: until the study of this version is run, README says that there is none.
-    assert (results / "study.md").is_file() == (results / "study.json").is_file()
-    if (results / "study.json").is_file():
-        study = json.loads((results / "study.json").read_text(encoding="utf-8"))
-        assert (results / "study.md").read_text(encoding="utf-8") == study_markdown(study)
+    assert (RESULTS / "study.md").read_text(encoding="utf-8") == study_markdown(committed_study())
 
 
 def test_the_headline_follows_from_the_published_predictions() -> None:
     """By scikit-learn alone, from the logits that anyone can download."""
-    results = ROOT / "examples" / "results"
-    table = pd.read_parquet(results / "predictions.parquet")
-    study = json.loads((results / "study.json").read_text(encoding="utf-8"))
+    table = pd.read_parquet(RESULTS / "predictions.parquet")
+    study = committed_study()
     logits, scores = [f"logit_{label}" for label in LABELS], {}
     for name, protocol in study["protocols"].items():
         for variant, values in protocol["variants"].items():
@@ -103,8 +98,7 @@ def test_the_headline_follows_from_the_published_predictions() -> None:
 
 
 def test_the_fall_in_the_answer_is_the_largest_of_the_age_bands() -> None:
-    study = json.loads((ROOT / "examples" / "results" / "study.json").read_text(encoding="utf-8"))
-    protocol = study["protocols"]["lesion-grouped"]
+    protocol = committed_study()["protocols"]["lesion-grouped"]
     found = {}
     for variant in ("control", "fusion"):
         for row in protocol["variants"][variant]["subgroups"]["fields"]["age"]:

@@ -27,9 +27,7 @@ from ham10000.training.study.report import short_answer
 from ham10000.training.utils.markdown_text import escape
 
 PINS = Path(__file__).with_name("shipped_outputs.json")
-MODELING = Path(__file__).parents[1] / "modeling"
-README = Path(__file__).parents[1] / "README.md"
-RESULTS = Path(__file__).parents[1] / "examples" / "results"
+ROOT = Path(__file__).parents[1]
 LARGEST = 13_000_000  # bytes of a whole folder, as the issue has it
 
 
@@ -49,12 +47,12 @@ def answers() -> dict[str, Any]:
 
 
 def test_outputs_on_synthetic_images_are_pinned() -> None:
-    pinned, found = json.loads(PINS.read_text(encoding="utf-8")), answers()
-    for modality in MODALITIES:
-        assert found[modality]["sha256"] == pinned[modality]["sha256"]
+    pins = json.loads(PINS.read_text(encoding="utf-8"))
+    for modality, found in answers().items():
+        assert found["sha256"] == pins[modality]["sha256"]
         # Sums are ordered otherwise on other processors.
-        np.testing.assert_allclose(found[modality]["probabilities"], pinned[modality]["probabilities"], atol=2e-4)
-        assert np.ptp(found[modality]["probabilities"], axis=0).max() > 0.01  # they do not answer the same to all
+        np.testing.assert_allclose(found["probabilities"], pins[modality]["probabilities"], atol=2e-4)
+        assert np.ptp(found["probabilities"], axis=0).max() > 0.01  # they do not answer the same to all
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -67,7 +65,7 @@ def test_a_folder_is_a_complete_small_repository(modality: str) -> None:
     dtypes = {value.dtype for value in load_file(folder / "model.safetensors").values()}
     assert dtypes - {torch.int64} == {torch.float16}
     for path in folder.glob("*_ham10000.py"):
-        assert path.read_bytes() == (MODELING / path.name).read_bytes(), f"{path} is not what {MODELING} holds now"
+        assert path.read_bytes() == (ROOT / "modeling" / path.name).read_bytes(), path
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))
     assert round(lines, -3) == 2000
 
@@ -91,39 +89,31 @@ def test_it_loads_offline_by_path_without_the_package_with_equal_logits(modality
     assert verify_checkpoint(shipped_checkpoint(modality)) == 42
 
 
-def test_predict_uses_the_fusion_model_where_none_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_uses_the_fusion_model_where_none_is_named(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # it is found from anywhere
-    image = tmp_path / "lesion.png"
-    load_data("synthetic:200")[0][0]["image"].save(image)
-    options = ["--age", "60", "--sex", "male", "--localization", "back", "--json"]
-    assert predict_main([str(image), *options]) == 0
+    load_data("synthetic:200")[0][0]["image"].save("lesion.png")
+    arguments = ["lesion.png", "--age", "60", "--sex", "male", "--localization", "back", "--json"]
+    assert predict_main(arguments) == 0
     printed = capsys.readouterr()
     assert "ham10000-fusion, the model that comes with this package" in printed.err
-    assert predict_main([str(image), *options, "--checkpoint", str(shipped_checkpoint())]) == 0
+    assert predict_main([*arguments, "--checkpoint", str(shipped_checkpoint())]) == 0
     assert capsys.readouterr().out == printed.out
 
 
 @pytest.mark.shared
-def test_the_readmes_prediction_is_what_is_printed(
-    shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readmes_prediction_is_what_is_printed(shared_dir: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     (path,) = shared_dir.glob("ham10000/*/ISIC_0027419.jpg")
     shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    block = re.search(
-        r"^    \$ ham10000-predict (.*)\n((?:    .*\n|\n)+)", README.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^    \$ ham10000-predict (.*)\n((?:    .*\n|\n)+)", text, re.MULTILINE)
     assert block
     assert predict_main(block[1].split()) == 0
     assert textwrap.dedent(block[2]).strip() == capsys.readouterr().out.strip()
 
 
-def test_an_installation_without_checkpoints_says_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installation_without_checkpoints_says_what_to_do(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("ham10000.training.inference.prediction.SHIPPED_CHECKPOINTS", tmp_path / "none")
     assert predict_main(["lesion.jpg"]) == 2
     assert "Give --checkpoint a folder, or a Hub id" in capsys.readouterr().err
@@ -132,14 +122,10 @@ def test_an_installation_without_checkpoints_says_what_to_do(
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_its_figures_and_its_answer_are_those_of_the_study(modality: str) -> None:
     folder = shipped_checkpoint(modality)
-    study = json.loads((RESULTS / "study.json").read_text(encoding="utf-8"))
+    study = json.loads((ROOT / "examples" / "results" / "study.json").read_text(encoding="utf-8"))
     found = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
     assert found["estimated_by"] == "cross-validation"
-    (rules,) = (
-        protocol["variants"][modality]["rules"]
-        for name, protocol in study["protocols"].items()
-        if name == "lesion-grouped"
-    )
+    rules = study["protocols"]["lesion-grouped"]["variants"][modality]["rules"]
     for metric, score in rules["probable"].items():
         # The release is trained with the first seed.
         assert found["metrics"][metric] == pytest.approx(score["per_seed"][0]), metric

@@ -39,14 +39,12 @@ def written(name: str, content: bytes | str) -> Callable[[Path], Path]:
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file and folder below a folder with its size and time of change."""
-    return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")
-    }
+    found = {str(path.relative_to(folder)): path.lstat() for path in folder.rglob("*")}
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
 def judge(case: Case, folder: Path) -> None:
     """Runs a case: the documented result or one error that says what it must, and nothing written either way."""
-    assert (case.error is None) != (case.check is None), "a case ends in an error or in a result"
     subject = case.build(folder)
     before = listing(folder)
     if case.check:
@@ -55,8 +53,7 @@ def judge(case: Case, folder: Path) -> None:
         with pytest.raises((Ham10000Error, StrictDataclassError)) as caught:
             case.run(subject)
         message = str(caught.value)
-        for fragment in case.error or ():
-            assert fragment in message, f"{fragment!r} is not in: {message}"
+        assert [fragment for fragment in case.error or () if fragment not in message] == [], message
         assert len(message) < 4000
         assert "Traceback" not in message
     assert listing(folder) == before

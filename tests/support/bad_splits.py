@@ -28,29 +28,22 @@ def files() -> dict[str, str]:
         return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
 
 
-def case(
-    name: str,
-    edit: Callable[[Path], Any],
-    *fragments: str,
-    run: Callable[[Path], Any] = load_split,
-    check: Callable[[Any], None] | None = None,
-) -> Case:
+def case(name: str, edit: Callable[[Path], Any], *fragments: str, check: Callable[[Any], None] | None = None) -> Case:
     def build(folder: Path) -> Path:
         for file, text in files().items():
             (folder / file).write_text(text, encoding="utf-8", newline="")
         edit(folder)
         return folder
 
-    return Case("split", name, build, run, None if check else ("split.", *fragments), check)
+    return Case("split", name, build, load_split, None if check else ("split.", *fragments), check)
 
 
-def table(change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Callable[[Path], None]:
+def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
     """Edits split.csv."""
 
     def edit(folder: Path) -> None:
-        frame = pd.read_csv(folder / "split.csv", dtype=str)
-        changed = change(frame)
-        (frame if changed is None else changed).to_csv(folder / "split.csv", index=False, lineterminator="\n")
+        frame = change(pd.read_csv(folder / "split.csv", dtype=str))
+        frame.to_csv(folder / "split.csv", index=False, lineterminator="\n")
 
     return edit
 
@@ -66,25 +59,19 @@ def record(**values: Any) -> Callable[[Path], None]:
 
 
 def put(column: str, value: str, row: int = 0) -> Callable[[Path], None]:
-    def change(frame: pd.DataFrame) -> None:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
         frame.loc[row, column] = value
+        return frame
 
     return table(change)
-
-
-def _exchange(frame: pd.DataFrame) -> None:
-    """One image from train to test and one back, so that the sizes stay."""
-    first = {part: frame.index[frame["split"] == part][0] for part in ("train", "test")}
-    frame.loc[first["train"], "split"], frame.loc[first["test"], "split"] = "test", "train"
 
 
 def _overlap(folder: Path) -> None:
     """A consistent pair of files whose split has one lesion on two sides."""
     split = load_split(folder)
-    groups = split.table["group"].value_counts()
-    rows = split.table.index[split.table["group"] == groups.index[0]]
-    sides = {"train": "test", "validation": "test", "test": "train"}
-    split.table.loc[rows[0], "split"] = sides[split.table.loc[rows[0], "split"]]
+    largest = split.table["group"].value_counts().index[0]
+    row = split.table.index[split.table["group"] == largest][0]
+    split.table.loc[row, "split"] = "train" if split.table.loc[row, "split"] == "test" else "test"
     split.save(folder)
 
 
@@ -95,25 +82,15 @@ def _twice(folder: Path) -> None:
     Split(split.protocol, split.seed, 4, 0, pd.concat([split.table, row], ignore_index=True)).save(folder)
 
 
-def _other(size: int, seed: int) -> Callable[[Path], Any]:
-    return lambda folder: apply_split(load_data(f"synthetic:{size}", seed=seed)[0], load_split(folder))
-
-
-def _nothing(folder: Path) -> None:
-    pass
-
-
 def _same(result: Split) -> None:
     assert result.table["image_id"].is_unique
     assert len(result.table) == 220
 
 
 SPLITS = [
-    case("untouched", _nothing, check=_same),
+    case("untouched", lambda folder: None, check=_same),
     case("rows in another order", table(lambda frame: frame.iloc[::-1]), check=_same),
     case("one image moved to test", put("split", "test", 3), "edited", "sha256"),
-    case("two images exchanged", table(_exchange), "edited", "sha256"),
-    case("a row deleted", table(lambda frame: frame.iloc[1:]), "edited", "sha256"),
     case("a row added", table(lambda frame: pd.concat([frame, frame.iloc[:1].assign(image_id="new")])), "edited"),
     case("all labels nv", table(lambda frame: frame.assign(dx="nv")), "edited", "class_counts"),
     case("a group changed", put("group", "HAM_x"), "edited", "group"),
@@ -127,8 +104,6 @@ SPLITS = [
     case("unknown protocol", record(protocol="random"), "protocol", "'random'"),
     case("a protocol that is a list", record(protocol=["lesion-grouped"]), "protocol"),
     case("no column image_id", table(lambda frame: frame.drop(columns="image_id")), "no saved split", "image_id"),
-    case("no column split", table(lambda frame: frame.drop(columns="split")), "no saved split", "split"),
-    case("no column dx", table(lambda frame: frame.drop(columns="dx")), "no saved split", "dx"),
     case("table absent", lambda folder: (folder / "split.csv").unlink(), "split.csv", "does not exist"),
     case("record absent", lambda folder: (folder / "split.json").unlink(), "split.json", "does not exist"),
     *[
@@ -141,15 +116,21 @@ SPLITS = [
     case("an image in train and test", _twice, "twice"),
     case("a lesion on two sides", _overlap, "two sides"),
 ]
-# These messages name the images, not the file.
-_OTHER = [
-    ("of more data", 200, 0, "images of the split are not in the data"),
-    ("of less data", 240, 0, "images of the data are not in the split"),
-    ("of data relabelled", 220, 5, "is another in the split"),
-]
+
+
+def other_data(name: str, size: int, seed: int, message: str) -> Case:
+    """The saved split on other data; the message names the images, not the file."""
+
+    def run(folder: Path) -> datasets.DatasetDict:
+        return apply_split(load_data(f"synthetic:{size}", seed=seed)[0], load_split(folder))
+
+    return Case("split", name, SPLITS[0].build, run, (message,))
+
+
 OTHER_DATA = [
-    Case("split", name, case(name, _nothing).build, _other(size, seed), (message,))
-    for name, size, seed, message in _OTHER
+    other_data("of more data", 200, 0, "images of the split are not in the data"),
+    other_data("of less data", 240, 0, "images of the data are not in the split"),
+    other_data("of data relabelled", 220, 5, "is another in the split"),
 ]
 
 
@@ -180,9 +161,7 @@ CONFIGS = [
     options("rotation beyond", ["--augment_rotation", "181"], "augment_rotation", "181"),
     options("area zero", ["--augment_min_area", "0"], "augment_min_area"),
     options("no states kept", ["--keep_checkpoints", "0"], "`keep_checkpoints` must be at least 1"),
-    options(
-        "no backbone to freeze", ["--freeze_backbone", "true", "--pretrained", "none"], "`freeze_backbone` must be"
-    ),
+    options("no backbone to freeze", ["--freeze_backbone", "true", "--pretrained", "none"], "`freeze_backbone` must"),
     options("a scale beyond", ["--train_scales", "0.5", "1.5"], "`train_scales` must be two shares in (0, 1]"),
     options("negative mixup", ["--mixup", "-1"], "`mixup` must be 0 or more"),
     options("patience zero", ["--patience", "0"], "`patience` must be positive, or left out"),
@@ -190,11 +169,8 @@ CONFIGS = [
     config("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
     config("a key of a number", "3: 3\n", "c.yaml", "3"),
     config("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),
-    config("text for a whole number", "epochs: many\n", "epochs"),
     config("a fraction for a whole number", "epochs: 1.5\n", "epochs"),
-    config("a list for text", "modality: [image]\n", "modality"),
     config("a list", "- 1\n", "c.yaml", "list"),
-    config("text", "hello", "c.yaml", "str"),
     config("broken yaml", "a: [1\n", "c.yaml"),
     config("broken json", '{"epochs": 3', "c.json", file="c.json"),
     config("yaml that asks for code", "!!python/object/apply:os.getcwd []\n", "c.yaml", "python/object"),

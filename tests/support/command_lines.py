@@ -1,7 +1,6 @@
 """Finds the command lines of a Markdown document and parses them as the command would, without running it."""
 
 import argparse
-import ast
 import importlib
 import re
 import runpy
@@ -76,6 +75,8 @@ def parse_command(line: str, complete: bool = True) -> None:
             _find_tests(words)
         case ["python" | ".venv/bin/python", "-m", module, *words]:
             _parse_module(module, words=words, complete=complete)
+        case ["python", "-c", code]:
+            compile(code, "-c", "exec")
         case ["python" | ".venv/bin/python", script, *words]:
             _parse_script(script, words, complete)
         case [command, *words] if command in PROJECT["scripts"]:
@@ -89,18 +90,14 @@ def _parse_module(name: str, function: str = "main", *, words: list[str], comple
     if hasattr(module, "__path__"):  # `python -m` runs the `__main__` of a package
         module = importlib.import_module(f"{name}.__main__")
     main = getattr(module, function)
-    validate = _VALIDATE.get(main.__module__)
-    if complete and validate is not None:
-        _parse(lambda: validate(words), complete, stop=False)
+    if complete and main.__module__ in _VALIDATE:
+        _parse(lambda: _VALIDATE[main.__module__](words), complete, stop=False)
     else:
         _parse(lambda: main(words), complete)
 
 
 def _parse_script(script: str, words: list[str], complete: bool) -> None:
     path = ROOT / script
-    if script == "-c":
-        compile(" ".join(words), "-c", "exec")
-        return
     if not path.is_file():
         raise ValueError(f"there is no {script}")
     if path.parent.name in ("training", "modeling", "hub_upload"):
@@ -120,8 +117,7 @@ def _find_tests(words: list[str]) -> None:
             continue
         if not (ROOT / file).is_file():
             raise ValueError(f"there is no {file}")
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        if name and name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+        if name and not re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE):
             raise ValueError(f"{file} has no {name}")
 
 
@@ -143,10 +139,7 @@ def _parse(call: Callable[[], object], complete: bool, stop: bool = True) -> arg
             raise _Parsed(None)  # a sentence may name an option without its value, or a command without its options
         raise ValueError(message)
 
-    with (
-        mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
-        mock.patch.object(argparse.ArgumentParser, "error", fail),
-    ):
+    with mock.patch.multiple(argparse.ArgumentParser, parse_args=parse_and_stop, error=fail):
         try:
             call()
         except _Parsed as parsed:
