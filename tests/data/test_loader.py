@@ -4,7 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -57,39 +56,30 @@ def make_loader(dataset, processor, cache_dir) -> Callable[..., TrainLoader]:
     return make
 
 
-def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
-    images = cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
-    assert images.shape == (len(dataset), 3, 24, 32)
-    loader = EvalLoader(
-        Samples.from_dataset(dataset, processor),
-        open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False),
-        processor,
-        CPU,
-        batch_size=50,
-    )
+def test_cache_holds_what_the_processor_makes(dataset, processor, cache_dir) -> None:
+    images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
+    assert images.images.shape == (len(dataset), 3, 24, 32)
+    loader = EvalLoader(Samples.from_dataset(dataset, processor), images, processor, CPU, batch_size=50)
     batches = list(loader)
     assert len(batches) == len(loader)
-    pixel_values = torch.cat([batch.pixel_values for batch in batches])
-    metadata = torch.cat([batch.metadata for batch in batches])
     chosen = [0, 57, len(dataset) - 1]
     rows = dataset.select(chosen)
-    expected = processor(
-        images=list(rows["image"]),
-        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in rows],
-    )
-    assert torch.equal(pixel_values[chosen], expected["pixel_values"])
-    torch.testing.assert_close(metadata[chosen], expected["metadata"], equal_nan=True, rtol=0, atol=0)
+    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in rows]
+    expected = processor(images=list(rows["image"]), metadata=metadata)
+    assert torch.equal(torch.cat([batch.pixel_values for batch in batches])[chosen], expected["pixel_values"])
+    cached = torch.cat([batch.metadata for batch in batches])[chosen]
+    torch.testing.assert_close(cached, expected["metadata"], equal_nan=True, rtol=0, atol=0)
 
 
 def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processor, tmp_path) -> None:
-    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    build = partial(cached_images, cache_dir=tmp_path, progress=False)
+    build(dataset, processor.image_processor)
     (file,) = tmp_path.glob("*.npy")
     modified = file.stat().st_mtime_ns
-    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    build(dataset, processor.image_processor)
     assert file.stat().st_mtime_ns == modified
-    other = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20)
-    cached_images(dataset, other.image_processor, cache_dir=tmp_path, progress=False)
-    cached_images(dataset.select(range(10)), processor.image_processor, cache_dir=tmp_path, progress=False)
+    build(dataset, create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20).image_processor)
+    build(dataset.select(range(10)), processor.image_processor)
     assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
@@ -123,17 +113,13 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
         Image.new("RGB", size).save(stream, kind, exif=exif)
         return {"bytes": stream.getvalue()}
 
-    def frames(
-        size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None, **exif: Any
-    ) -> tuple[int, ...]:
+    def frames(size: tuple[int, int], train_size: tuple[int, int], short_side=None, **exif) -> tuple[int, ...]:
         pictures = [picture(size, **exif)] * 3 + [picture((50, 50))]  # one of another aspect
-        rows = {"image": pictures, "image_id": list("abcd")}
         features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
-        source = datasets.Dataset.from_dict(rows, features=features)
+        source = datasets.Dataset.from_dict({"image": pictures, "image_id": list("abcd")}, features=features)
+        processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"))
         options = {"train_size": train_size, "short_side": short_side, "progress": False}
-        config = Ham10000Config(modality="image", backbone="test_efficientnet")
-        images = open_images(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
-        return images.images.shape
+        return open_images(source, processor, CPU, cache_dir=tmp_path, **options).images.shape
 
     assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)
     assert frames((450, 600), (96, 96)) == (4, 3, 256, 192)
@@ -158,10 +144,8 @@ def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, make_loader) 
 
 def test_resumed_epoch_continues_with_the_same_batches(make_loader) -> None:
     loader = make_loader()
-    whole = list(loader.epoch(2))
-    rest = list(loader.epoch(2, start_step=5))
-    assert len(rest) == len(whole) - 5
-    for (_, (expected,)), (_, (batch,)) in zip(whole[5:], rest, strict=True):
+    rest = list(loader.epoch(2))[5:]
+    for (_, (expected,)), (_, (batch,)) in zip(rest, loader.epoch(2, start_step=5), strict=True):
         assert torch.equal(expected.pixel_values, batch.pixel_values)
 
 
@@ -200,15 +184,33 @@ def test_a_loader_knows_what_its_network_reads_and_what_cannot_be_shared_out(mak
         make_loader(world_size=3)
 
 
+def test_metadata_only_opens_no_images(dataset, tmp_path, monkeypatch) -> None:
+    missing = [{"bytes": None, "path": str(tmp_path / "no-image.jpg")}] * len(dataset)
+    dataset = dataset.remove_columns("image").add_column("image", missing, feature=datasets.Image(decode=False))
+    monkeypatch.setattr(cache, "decode", lambda *_: pytest.fail("an image was opened"))
+    processor = create_processor(Ham10000Config(modality="metadata"))
+    for train_size in (None, (24, 32)):
+        options = {"train_size": train_size, "cache_dir": tmp_path / "cache", "progress": False}
+        assert open_images(dataset, processor, CPU, **options) is None
+    samples = Samples.from_dataset(dataset, processor)
+    evaluation = list(EvalLoader(samples, None, processor, CPU, batch_size=64))
+    metadata = torch.cat([batch.metadata for batch in evaluation])
+    torch.testing.assert_close(metadata, samples.metadata, equal_nan=True, rtol=0, atol=0)
+    assert not metadata.isnan().all()
+    loader = TrainLoader(samples, None, processor, CPU, augment=Augment(), batch_size=16, seed=3)
+    training = [batch for _, of_step in loader.epoch(0) for batch in of_step]
+    assert len(training) == len(dataset) // 16
+    assert all(set(batch.inputs) == {"metadata"} for batch in [*evaluation, *training])
+    assert not (tmp_path / "cache").exists()
+
+
 def test_eval_loader_shares_out_every_row_once(dataset, processor, cache_dir) -> None:
     images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
-    samples = Samples.from_dataset(dataset, processor)
-    samples = dataclasses.replace(samples, labels=torch.arange(len(samples)))  # the row number stands for the row
-    seen = []
-    for rank in range(3):
-        loader = EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3)
-        seen.append(torch.cat([batch.labels for batch in loader]))
-    assert torch.equal(torch.cat(seen).sort().values, torch.arange(len(dataset)))
+    numbers = torch.arange(len(dataset))  # the row number stands for the row
+    samples = dataclasses.replace(Samples.from_dataset(dataset, processor), labels=numbers)
+    loaders = [EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3) for rank in range(3)]
+    seen = torch.cat([batch.labels for loader in loaders for batch in loader])
+    assert torch.equal(seen.sort().values, numbers)
 
 
 COUNTS = np.array([262, 411, 879, 92, 890, 5364, 114])
