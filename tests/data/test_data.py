@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 import shutil
@@ -26,12 +25,10 @@ def test_official_layout(synthetic_folder: Path) -> None:
     assert frame["image_id"].tolist() == raw["image_id"].tolist()
     assert frame["dx"].tolist() == raw["dx"].tolist()
     np.testing.assert_array_equal(frame["age"].to_numpy(), raw["age"].to_numpy())
-    assert report.rows == len(raw)
     assert report.class_counts == {dx: int((raw.dx == dx).sum()) for dx in LABELS}
     assert report.missing["age"] == raw.age.isna().sum() >= 1
     assert data[3]["image"].size == (200, 150)
     assert "unreadable images    not checked" in str(report)
-    json.dumps(dataclasses.asdict(report))
 
 
 def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
@@ -40,9 +37,7 @@ def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
-def test_every_source_gives_the_same_rows(
-    kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_source_gives_the_same_rows(kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     reference = load_data(str(synthetic_folder))[0].select(range(0, 220, 5))
     target, source = tmp_path / "source", str(tmp_path / "source")
@@ -85,14 +80,12 @@ def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: 
     with pytest.raises(Ham10000Error, match="duplicate image id in 10 row") as error:
         load_data("user/copies")
     assert "user/copies split test, row 1 " in str(error.value)
-    assert "--drop_duplicates" in str(error.value)
     kept, report = load_data("user/copies", drop_duplicates=True)
     assert metadata_frame(kept)["dx"].tolist() == frame["dx"].tolist()
     assert len(report.duplicate_image_ids) == 10
     notes = " ".join(report.notes)
     assert "dropped because of drop_duplicates: duplicate image id, image ids 10 " in notes
     assert "dx 'melanocytic nevi' is read as 'nv'" in notes
-    assert len(from_splits("x", splits, DataOptions()).frame) == 230
 
 
 def test_truncated_image_is_found_only_when_asked(synthetic_folder: Path, tmp_path: Path) -> None:
@@ -122,18 +115,16 @@ def test_command_line(synthetic_folder: Path, tmp_path: Path, capsys: pytest.Cap
 
 def table(data: bytes | None, path: str | None) -> datasets.Dataset:
     images = [{"bytes": JPEG, "path": "a.jpg"}, {"bytes": data, "path": path}]
-    text = {"image_id": ["a", "b"], "dx": ["nv", "mel"], "age": [50.0, 60.0], "sex": ["male"] * 2}
-    rest = datasets.Dataset.from_dict({**text, "localization": ["back"] * 2})
+    rest = datasets.Dataset.from_dict({"image_id": ["a", "b"], "dx": ["nv", "mel"]})
     return datasets.concatenate_datasets([image_dataset(images), rest], axis=1)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder, a private image next to it, and the working folder that contains the private one."""
-    (tmp_path / "private").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "private" / "mine.jpg").write_bytes(JPEG)
-    (tmp_path / "data" / "own.jpg").write_bytes(JPEG)
+    for folder, name in (("private", "mine.jpg"), ("data", "own.jpg")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(JPEG)
     monkeypatch.chdir(tmp_path / "private")
     return tmp_path
 
@@ -174,9 +165,7 @@ def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes 
 
 
 @pytest.mark.parametrize("folder", ["data [1]", "a*b?", "**"])
-def test_the_name_of_a_parquet_file_is_no_pattern(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_of_a_parquet_file_is_no_pattern(folder: str, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / folder).mkdir()
     pq.write_table(table(JPEG, None).with_format("arrow")[:], tmp_path / folder / "d[0].parquet")
     monkeypatch.chdir(tmp_path / folder)
