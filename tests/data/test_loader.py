@@ -1,4 +1,3 @@
-import dataclasses
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -142,13 +141,6 @@ def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, make_loader) 
     assert len(list(loader.epoch(0))) == loader.steps_per_epoch == len(dataset) // 16
 
 
-def test_resumed_epoch_continues_with_the_same_batches(make_loader) -> None:
-    loader = make_loader()
-    rest = list(loader.epoch(2))[5:]
-    for (_, (expected,)), (_, (batch,)) in zip(rest, loader.epoch(2, start_step=5), strict=True):
-        assert torch.equal(expected.pixel_values, batch.pixel_values)
-
-
 def test_pictures_grow_over_the_epochs(make_loader) -> None:
     config = TrainConfig(epochs=5, image_size=[160, 192], train_scales=[0.5, 1.0])
     sizes = [config.train_size(epoch) for epoch in range(5)]
@@ -202,15 +194,6 @@ def test_metadata_only_opens_no_images(dataset, tmp_path, monkeypatch) -> None:
     assert len(training) == len(dataset) // 16
     assert all(set(batch.inputs) == {"metadata"} for batch in [*evaluation, *training])
     assert not (tmp_path / "cache").exists()
-
-
-def test_eval_loader_shares_out_every_row_once(dataset, processor, cache_dir) -> None:
-    images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
-    numbers = torch.arange(len(dataset))  # the row number stands for the row
-    samples = dataclasses.replace(Samples.from_dataset(dataset, processor), labels=numbers)
-    loaders = [EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3) for rank in range(3)]
-    seen = torch.cat([batch.labels for loader in loaders for batch in loader])
-    assert torch.equal(seen.sort().values, numbers)
 
 
 COUNTS = np.array([262, 411, 879, 92, 890, 5364, 114])
