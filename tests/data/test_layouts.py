@@ -319,18 +319,11 @@ def test_layout(layout: Layout, tmp_path: Path) -> None:
 
 
 JUNK = {
-    "__MACOSX/train/Nevus/._001.jpg": b"\0\5\x16\7",
-    "__MACOSX/._metadata.csv": b"\0\5\x16\7",
-    "__MACOSX/metadata.csv": b"\0\5\x16\7",
-    ".ipynb_checkpoints/metadata.csv": b"image,dx\nI1,nv\n",
-    ".ipynb_checkpoints/train-checkpoint.csv": b"image,dx\nI1,nv\n",
+    **dict.fromkeys(("__MACOSX/train/Nevus/._001.jpg", "__MACOSX/._metadata.csv", "__MACOSX/metadata.csv"), b"\0\5"),
+    **dict.fromkeys((".git/objects/aa.jpg", ".metadata.csv.swp", "train/.DS_Store", "@eaDir/I1.jpg"), b"x"),
+    **dict.fromkeys(("._HAM10000_metadata.csv", "Thumbs.db"), b"x"),
+    **dict.fromkeys((".ipynb_checkpoints/metadata.csv", ".ipynb_checkpoints/train-checkpoint.csv"), b"image,dx\n"),
     ".Trash-0/files/ISIC2018_Task3_Training_GroundTruth.csv": b"image,MEL,NV\nI1,1,0\n",
-    ".git/objects/aa.jpg": b"x",
-    "._HAM10000_metadata.csv": b"\0\5\x16\7",
-    ".metadata.csv.swp": b"x",
-    "train/.DS_Store": b"x",
-    "@eaDir/I1.jpg": b"a thumbnail",
-    "Thumbs.db": b"x",
 }
 
 
@@ -454,7 +447,6 @@ def test_the_only_table_of_a_folder_says_what_it_lacks(data: bytes, message: str
 
 def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path: Path) -> None:
     frame = metadata_frame(load_data(str(synthetic_folder))[0]).drop(columns="lesion_id")
-    frame["patient"] = [f"P{number // 3}" for number in range(len(frame))]
     frame["file"] = [f"{name}.jpg" for name in frame.pop("image_id")]
     (tmp_path / "images").symlink_to(synthetic_folder)
     frame.to_csv(tmp_path / "own.csv", index=False)
@@ -463,12 +455,6 @@ def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path:
         make_split(dataset)
     split = make_split(dataset, "image-stratified")
     assert split.leakage() == {"validation": {"all": None}, "test": {"all": None}}
-    grouped, report = load_data(str(tmp_path / "own.csv"), DataOptions(group_by="patient"))
-    assert report.lesions == frame["patient"].nunique()
-    split = make_split(grouped, folds=4)
-    side = dict(zip(split.table["image_id"], split.table["split"], strict=True))
-    frame["side"] = [side[Path(name).stem] for name in frame["file"]]
-    assert frame.groupby("patient")["side"].nunique().max() == 1
 
 
 @pytest.mark.parametrize(
