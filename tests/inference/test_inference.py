@@ -13,21 +13,16 @@ from PIL import Image
 from skin import skin_image
 from torch import nn
 
-from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
-from ham10000.modeling import create_processor as make_processor
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.loader import read_rows
 from ham10000.training.inference.fast import OpenVinoBackbone, optimize_for_inference
 from ham10000.training.inference.prediction import predict
 
-BACKBONES = {
-    "test_efficientnet": {},
-    "test_resnet": {},
-    "test_convnext": {},
-    "test_vit": {"img_size": 64, "dynamic_img_size": False},
-}
+BACKBONES = {name: {} for name in ("test_efficientnet", "test_resnet", "test_convnext")}
+BACKBONES["test_vit"] = {"img_size": 64, "dynamic_img_size": False}
 
 
-def make_model(modality: str = "image", backbone: str = "test_efficientnet") -> Ham10000ForImageClassification:
+def make_model(modality: str = "image", backbone: str = "test_efficientnet") -> nn.Module:
     """A model whose batch-norm statistics are those of data, in evaluation mode."""
     torch.manual_seed(0)
     config = Ham10000Config(modality=modality, backbone=backbone, backbone_kwargs=BACKBONES[backbone], temperature=0.5)
@@ -98,8 +93,7 @@ def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model, inputs = make_model(), {"pixel_values": torch.randn(2, 3, 64, 64)}
     fast = optimize_for_inference(model, "fp32", backend="openvino")
     (kept,) = (tmp_path / "openvino").iterdir()
-    converted = []
-    convert = openvino.convert_model
+    converted, convert = [], openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", lambda *a, **k: converted.append(1) or convert(*a, **k))
     again = optimize_for_inference(model, "fp32", backend="openvino")
     assert not converted
@@ -121,7 +115,7 @@ def slow_openvino_predicts_images_whose_last_batch_is_short(modality: str, tmp_p
     torch.manual_seed(0)
     model = create_model(Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=0.5)).eval()
     nn.init.normal_(model.classifier.weight, std=0.3)
-    processor = make_processor(model.config, image_size=64)
+    processor = create_processor(model.config, image_size=64)
     rows = [{"age": 10 * number, "sex": "male", "localization": "back"} for number in range(5)]
     given = ([skin_image(number, (70, 50)) for number in range(5)], None if modality == "image" else rows)
     fast = optimize_for_inference(model, "fp32", backend="openvino")
@@ -191,7 +185,7 @@ def test_wrong_use_is_named() -> None:
 def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
     """Several threads, in order, against one image at a time through processor and model."""
     model = make_model()
-    processor = make_processor(model.config, image_size=64)
+    processor = create_processor(model.config, image_size=64)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (48, 40 + i, 3), dtype=np.uint8)) for i in range(11)]
     sources: list = []
