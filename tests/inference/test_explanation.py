@@ -120,9 +120,6 @@ class RedDetector(nn.Module):
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu().mean(dim=(2, 3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
 
 def test_the_map_lies_on_the_picture() -> None:
     """The evidence is where it was put, in an image of another shape than the network's input."""
