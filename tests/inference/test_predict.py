@@ -202,15 +202,10 @@ def test_explain(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
     several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
     printed(capsys, *several, "--explain", str(tmp_path / "figures"))
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
-
-    (tmp_path / "a.png").write_bytes(picture.read_bytes())
-    for argv, message in (
-        ([*several, "--explain", "out.png"], "2 samples; give a folder"),
-        ([str(picture), *image, "--explain", "out.jpg"], "expected .png, .pdf, .svg"),
-        ([str(tmp_path / "a.png"), *image, "--explain", str(tmp_path)], "would overwrite the image"),
-        ([str(picture), *image, "--explain_class", "mel"], "give --explain out.png too"),
-    ):
-        assert message in fails(capsys, *argv)
+    assert "2 samples; give a folder" in fails(capsys, *several, "--explain", "out.png")
+    (tmp_path / "b.png").write_bytes(picture.read_bytes())
+    message = fails(capsys, str(tmp_path / "b.png"), *image, "--explain", str(tmp_path))
+    assert "would overwrite the image" in message
 
 
 def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
@@ -370,6 +365,8 @@ def test_metadata_only(checkpoints, tmp_path: Path, capsys) -> None:
         ("fusion", "B --device tpu", "Device 'tpu'"),
         ("image", "B --output EMPTY", "is a folder"),
         ("image", "B --top_k 8", "from 1 to 7"),
+        ("image", "B --explain out.jpg", "expected .png, .pdf, .svg"),
+        ("image", "B --explain_class mel", "give --explain out.png too"),
     ],
 )
 def test_input_errors(modality: str, inputs: str, message: str, checkpoints, pictures, tmp_path, capsys) -> None:
