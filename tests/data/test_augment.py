@@ -186,7 +186,7 @@ def assert_like_inference(dataset, cache_dir: Path, augment: Augment, tolerance:
 
 
 @pytest.fixture(scope="module")
-def synthetic_photographs() -> datasets.Dataset:
+def photographs() -> datasets.Dataset:
     """600x450 images with the spectrum of photographs."""
     generator, images = np.random.default_rng(0), []
     for _ in range(32):
@@ -206,10 +206,8 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [64, 192])
 @pytest.mark.parametrize(("augment", "tolerance"), AUGMENTATIONS)
-def test_training_images_look_like_inference_images(
-    synthetic_photographs, frame_cache, augment, tolerance, size
-) -> None:
-    assert_like_inference(synthetic_photographs, frame_cache, augment, tolerance, size)
+def test_training_images_look_like_inference_images(photographs, frame_cache, augment, tolerance, size) -> None:
+    assert_like_inference(photographs, frame_cache, augment, tolerance, size)
 
 
 @pytest.mark.shared
@@ -220,10 +218,10 @@ def test_real_training_images_look_like_inference_images(shared_dir, frame_cache
     assert_like_inference(dataset.select(range(0, len(dataset), 100)), frame_cache, augment, tolerance, size)
 
 
-def test_the_comparison_fails_for_images_that_were_resampled_twice(synthetic_photographs, tmp_path) -> None:
+def test_the_comparison_fails_for_images_that_were_resampled_twice(photographs, tmp_path) -> None:
     """What training did until 2026: a cache of the network's size, and a bilinear warp of it."""
     processor = create_processor(CONFIG, image_size=192)
-    images = cached_images(synthetic_photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
+    images = cached_images(photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
     pixels, (augment, _) = torch.from_numpy(np.array(images)), AUGMENTATIONS[1]
     twice = augment.apply(pixels, augment.sample(len(pixels), seeded()), (192, 192))
     assert statistics(twice)["sharpness"] / statistics(pixels.float())["sharpness"] < 0.75
