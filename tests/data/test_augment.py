@@ -21,10 +21,19 @@ from ham10000.training.data.sources import load_data
 from ham10000.training.engine import ClassificationLoss
 
 
-def picture(batch: int = 2, height: int = 33, width: int = 33) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def picture(batch: int = 1, height: int = 33, width: int = 33) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=seeded())
+
+
+def falling_noise(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    """Noise (..., height, width) whose amplitude is 1 over the frequency: of photographs, and what sharpness is of."""
+    rows, columns = np.fft.fftfreq(shape[-2])[:, None], np.fft.rfftfreq(shape[-1])[None]
+    falling = 1 / np.maximum(np.hypot(rows, columns), 1 / shape[-1])
+    return np.fft.irfft2(np.fft.rfft2(generator.standard_normal(shape)) * falling, shape[-2:])
 
 
 def parameters(
@@ -36,25 +45,16 @@ def parameters(
     return AugmentParameters(affine, brightness, contrast, torch.eye(3)[None] if color is None else color)
 
 
-def test_no_augmentation_is_the_identity() -> None:
-    images = picture()
-    for augment in (Augment(flip=False), Augment()):
-        drawn = Augment(flip=False).sample(len(images), torch.Generator().manual_seed(0))
-        torch.testing.assert_close(augment.apply(images, drawn), images.float(), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("scale", "dimensions"), [((-1, 1), [3]), ((1, -1), [2]), ((-1, -1), [2, 3])])
-def test_flips_equal_torch_flip(scale: tuple[float, float], dimensions: list[int]) -> None:
-    images = picture(batch=1)
-    output = Augment().apply(images, parameters(scale=scale))
-    torch.testing.assert_close(output, images.float().flip(dimensions), atol=1e-3, rtol=0)
+@pytest.mark.parametrize(("scale", "sides"), [((1, 1), []), ((-1, 1), [3]), ((1, -1), [2]), ((-1, -1), [2, 3])])
+def test_flips_equal_torch_flip(scale: tuple[float, float], sides: list[int]) -> None:
+    output = Augment().apply(picture(), parameters(scale=scale))
+    torch.testing.assert_close(output, picture().float().flip(sides), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("angle", [-15.0, 10.0, 90.0])
 def test_rotation_equals_torchvision(angle: float) -> None:
-    images = picture(batch=1)
-    output = Augment(padding="zeros").apply(images, parameters(angle=angle))
-    expected = tvf.rotate(images.float(), angle, interpolation=tvf.InterpolationMode.BILINEAR)
+    output = Augment(padding="zeros").apply(picture(), parameters(angle=angle))
+    expected = tvf.rotate(picture().float(), angle, interpolation=tvf.InterpolationMode.BILINEAR)
     # At the border torchvision masks what `grid_sample` blends with zeros.
     torch.testing.assert_close(output[..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6], atol=0.5, rtol=0)
 
@@ -67,16 +67,15 @@ def test_crop_shows_the_middle_of_the_picture_enlarged() -> None:
 
 @pytest.mark.parametrize(("brightness", "contrast"), [(1.2, 1.0), (1.0, 0.8), (0.9, 1.15)])
 def test_brightness_and_contrast_equal_torchvision(brightness: float, contrast: float) -> None:
-    images = picture(batch=1) // 2 + 40  # stays inside 0..255, where torchvision does not clip in between
+    images = picture() // 2 + 40  # stays inside 0..255, where torchvision does not clip in between
     output = Augment(color_jitter=0.2).apply(images, parameters(brightness=brightness, contrast=contrast))
     expected = tvf.adjust_contrast(tvf.adjust_brightness(images.float() / 255, brightness), contrast) * 255
     torch.testing.assert_close(output, expected, atol=0.2, rtol=0)
 
 
 def test_saturation_equals_torchvision_and_hue_keeps_grey() -> None:
-    images = picture(batch=1) // 2 + 60
-    matrix = _saturation_hue(torch.tensor([0.7]), torch.tensor([0.0]))
-    drawn = parameters(color=matrix)
+    images = picture() // 2 + 60
+    drawn = parameters(color=_saturation_hue(torch.tensor([0.7]), torch.tensor([0.0])))
     expected = tvf.adjust_saturation(images.float() / 255, 0.7) * 255
     torch.testing.assert_close(Augment(color_jitter=0.1).apply(images, drawn), expected, atol=0.2, rtol=0)
     grey = torch.full((3,), 0.5)
@@ -86,28 +85,22 @@ def test_saturation_equals_torchvision_and_hue_keeps_grey() -> None:
 
 def test_sampled_ranges_and_determinism() -> None:
     augment = Augment(rotation=20, min_area=0.5, color_jitter=0.2)
-    drawn = augment.sample(4000, torch.Generator().manual_seed(1))
-    again = augment.sample(4000, torch.Generator().manual_seed(1))
-    assert torch.equal(drawn.affine, again.affine)
-    assert torch.equal(drawn.color, again.color)
-    linear = drawn.affine[:, :, :2]
-    area = torch.linalg.det(linear)
+    drawn = augment.sample(4000, seeded(1))
+    assert all(map(torch.equal, drawn, augment.sample(4000, seeded(1))))
+    area = torch.linalg.det(drawn.affine[:, :, :2])
     assert ((area.abs() >= 0.5 - 1e-5) & (area.abs() <= 1 + 1e-5)).all()
     assert (area < 0).float().mean().item() == pytest.approx(0.5, abs=0.04)  # one flip of two mirrors, not two or none
     assert ((drawn.brightness >= 0.8) & (drawn.brightness <= 1.2)).all()
     # The middle of every crop lies inside the image, and so does the whole crop when it is not rotated.
-    upright = Augment(min_area=0.5).sample(4000, torch.Generator().manual_seed(2)).affine
+    upright = Augment(min_area=0.5).sample(4000, seeded(2)).affine
     reach = upright[:, :, :2].abs().sum(dim=2) + upright[:, :, 2].abs()
     assert reach.max() <= 1 + 1e-5
 
 
-def test_without_geometry_training_images_are_antialiased_resizes(synthetic_photographs) -> None:
-    images = torch.from_numpy(np.stack([np.array(image) for image in synthetic_photographs["image"][:2]]))
-    images = images.permute(0, 3, 1, 2)
-    augment = Augment(flip=False)
-    output = augment.apply(images, augment.sample(2, torch.Generator().manual_seed(0)), (96, 96))
-    expected = F.interpolate(images, (96, 96), mode="bicubic", antialias=True)
-    assert torch.equal(output, expected.float())
+def test_without_geometry_training_images_are_antialiased_resizes() -> None:
+    images, augment = picture(2, 150, 200), Augment(flip=False)
+    output = augment.apply(images, augment.sample(2, seeded()), (96, 96))
+    assert torch.equal(output, F.interpolate(images, (96, 96), mode="bicubic", antialias=True).float())
 
 
 def test_working_size_covers_the_target_at_the_aspect_of_the_frame() -> None:
@@ -123,71 +116,87 @@ def test_a_rotation_is_one_of_the_frame_before_it_is_squashed() -> None:
     disc = (255 * ((rows**2 + columns**2) < 30**2).byte()).expand(1, 3, 240, 320)
     augment = Augment(flip=False, rotation=45)
     for seed in range(5):
-        turned = augment.sample(1, torch.Generator().manual_seed(seed), aspect=320 / 240)
-        output = augment.apply(disc, turned, (96, 96))[0, 0] > 127
-        ys, xs = output.nonzero(as_tuple=True)
+        turned = augment.sample(1, seeded(seed), aspect=320 / 240)
+        ys, xs = (augment.apply(disc, turned, (96, 96))[0, 0] > 127).nonzero(as_tuple=True)
         sides = (int(ys.max() - ys.min()) + 1, int(xs.max() - xs.min()) + 1)
         assert sides == pytest.approx((24, 18), abs=1.01)  # 60 of 240 rows, 60 of 320 columns, of 96
         covariance = torch.cov(torch.stack([ys.double(), xs.double()]))
         assert abs(covariance[0, 1]) < 0.02 * covariance[0, 0]
 
 
-# The sizes that a schedule up to 224 px visits, and those of short trials.
-SIZES = (64, 96, 128, 160, 192, 224)
+@pytest.mark.parametrize("size", [None, (48, 48), (150, 150), (300, 200)], ids=str)
+@pytest.mark.parametrize("changes", [{"rotation": 45, "min_area": 0.5}, {"flip": False}, {}], ids=str)
+@pytest.mark.parametrize("color_jitter", [0.0, 0.4])
+def test_output_stays_in_range(changes: dict, color_jitter: float, size: tuple[int, int] | None) -> None:
+    """Of blocks of the darkest and the brightest pixels, at whose edges filters with negative weights overshoot."""
+    blocks = torch.randint(0, 2, (8, 3, 15, 20), generator=seeded(), dtype=torch.uint8)
+    images = 255 * blocks.repeat_interleave(10, dim=2).repeat_interleave(10, dim=3)
+    augment = Augment(**changes, color_jitter=color_jitter)
+    output = augment.apply(images, augment.sample(8, seeded(), 4 / 3), size)
+    assert output.shape == (8, 3, *(size or (150, 200)))
+    assert output.dtype == torch.float32
+    # Bilinear sampling rounds; a filter that overshoots does so by dozens.
+    assert -1e-3 <= output.min() < 1
+    assert 254 < output.max() <= 255 + 1e-3
+
+
+@pytest.mark.parametrize("size", [(96, 96), (128, 128), (150, 200)], ids=str)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_warped_and_shrunk_image_is_near_one_antialiased_resize_pixel_by_pixel(size, flipped: bool) -> None:
+    noise = falling_noise(np.random.default_rng(0), 4, 3, 300, 400)
+    images = torch.from_numpy((128 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8))
+    drawn = Augment(flip=False).sample(len(images), seeded())
+    if flipped:
+        drawn.affine.neg_()  # both axes
+    output = Augment().apply(images, drawn, size)
+    expected = F.interpolate(images.flip([2, 3] if flipped else []).float(), size, mode="bicubic", antialias=True)
+    error = (output - expected).abs().mean()
+    assert error < 0.1 * expected.std()
+    # Not moved either: half a pixel off is much farther away.
+    for side in (2, 3):
+        halfway = (expected + expected.roll(1, side)) / 2
+        assert error < 0.5 * (output - halfway).abs().mean()
+
+
 CONFIG = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
 # The augmentation and the largest difference that it may make.
 AUGMENTATIONS = [(Augment(flip=False), 0.03), (Augment.from_config(TrainConfig(), create_processor(CONFIG)), 0.10)]
 
 
-def sharpness(pixels: torch.Tensor) -> float:
-    """Mean over images of the standard deviation of the Laplacian of the luma."""
-    luma = (pixels.float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
-    return F.conv2d(luma, kernel).flatten(1).std(dim=1).mean().item()
-
-
 def statistics(pixels: torch.Tensor) -> dict[str, float]:
     """What a network sees first: sharpness, and mean and standard deviation of each channel."""
+    luma = (pixels.float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
+    sharpness = F.conv2d(luma, laplacian).flatten(1).std(dim=1).mean().item()
     means, spreads = pixels.mean(dim=(0, 2, 3)).tolist(), pixels.std(dim=(2, 3)).mean(dim=0).tolist()
     names = [f"{kind} {channel}" for kind in ("mean", "std") for channel in "rgb"]
-    return {"sharpness": sharpness(pixels), **dict(zip(names, [*means, *spreads], strict=True))}
+    return {"sharpness": sharpness, **dict(zip(names, [*means, *spreads], strict=True))}
 
 
-def compare_with_inference(
-    dataset: datasets.Dataset, cache_dir: Path, augment: Augment, size: int
-) -> dict[str, float]:
-    """Each statistic of training images, over that of the images the checkpoint's processor makes."""
-    processor = create_processor(CONFIG, image_size=size, resizer="torch")
-    device = torch.device("cpu")
-    frames = open_images(dataset, processor, device, train_size=(224, 224), cache_dir=cache_dir, progress=False)
-    pixels = frames.batch(np.arange(len(dataset)))
-    drawn = augment.sample(len(dataset), torch.Generator().manual_seed(0), frames.aspect)
-    training = augment.apply(pixels, drawn, (size, size))
+def assert_like_inference(dataset, cache_dir: Path, augment: Augment, tolerance: float, size: int) -> None:
+    """Training images have each statistic of the images the checkpoint's processor makes."""
+    processor, cpu = create_processor(CONFIG, image_size=size, resizer="torch"), torch.device("cpu")
+    frames = open_images(dataset, processor, cpu, train_size=(224, 224), cache_dir=cache_dir, progress=False)
+    drawn = augment.sample(len(dataset), seeded(), frames.aspect)
+    ours = statistics(augment.apply(frames.batch(np.arange(len(dataset))), drawn, (size, size)))
     shown = [processor.image_processor.resize(image) for image in dataset["image"]]
-    inference = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float()
-    ours, theirs = statistics(training), statistics(inference)
-    return {name: ours[name] / theirs[name] for name in ours}
-
-
-def natural_images(count: int) -> datasets.Dataset:
-    """600x450 images with the spectrum of photographs, 1 over the frequency, which is what sharpness depends on."""
-    generator = np.random.default_rng(0)
-    falling = 1 / np.maximum(np.hypot(np.fft.fftfreq(450)[:, None], np.fft.rfftfreq(600)[None]), 1 / 600)
-    images = []
-    for _ in range(count):
-        noise = np.fft.rfft2(generator.standard_normal((3, 450, 600))) * falling
-        values = np.fft.irfft2(noise, (450, 600))
-        pixels = 128 + 40 * (values - values.mean((1, 2), keepdims=True)) / values.std((1, 2), keepdims=True)
-        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
-    return datasets.Dataset.from_dict(
-        {"image": images, "image_id": [f"image{number}" for number in range(count)]},
-        features=datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")}),
-    )
+    theirs = statistics(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float())
+    ratios = {name: ours[name] / theirs[name] for name in ours}
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=tolerance)
 
 
 @pytest.fixture(scope="module")
-def synthetic_photographs() -> datasets.Dataset:
-    return natural_images(32)
+def photographs() -> datasets.Dataset:
+    """600x450 images with the spectrum of photographs."""
+    generator, images = np.random.default_rng(0), []
+    for _ in range(32):
+        values = falling_noise(generator, 3, 450, 600)
+        pixels = 128 + 40 * (values - values.mean((1, 2), keepdims=True)) / values.std((1, 2), keepdims=True)
+        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
+    return datasets.Dataset.from_dict(
+        {"image": images, "image_id": [f"image{number}" for number in range(32)]},
+        features=datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,50 +206,39 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [64, 192])
 @pytest.mark.parametrize(("augment", "tolerance"), AUGMENTATIONS)
-def test_training_images_look_like_inference_images(
-    synthetic_photographs, frame_cache, augment, tolerance, size
-) -> None:
-    ratios = compare_with_inference(synthetic_photographs, frame_cache, augment, size)
-    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=tolerance)
+def test_training_images_look_like_inference_images(photographs, frame_cache, augment, tolerance, size) -> None:
+    assert_like_inference(photographs, frame_cache, augment, tolerance, size)
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [64, 96, 128, 160, 192, 224])  # a schedule's, and those of short trials
 @pytest.mark.parametrize(("augment", "tolerance"), AUGMENTATIONS)
 def test_real_training_images_look_like_inference_images(shared_dir, frame_cache, augment, tolerance, size) -> None:
     dataset, _ = load_data(str(shared_dir / "ham10000"))
-    ratios = compare_with_inference(dataset.select(range(0, len(dataset), 100)), frame_cache, augment, size)
-    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=tolerance)
+    assert_like_inference(dataset.select(range(0, len(dataset), 100)), frame_cache, augment, tolerance, size)
 
 
-def test_the_comparison_fails_for_images_that_were_resampled_twice(synthetic_photographs, tmp_path) -> None:
+def test_the_comparison_fails_for_images_that_were_resampled_twice(photographs, tmp_path) -> None:
     """What training did until 2026: a cache of the network's size, and a bilinear warp of it."""
     processor = create_processor(CONFIG, image_size=192)
-    images = cached_images(synthetic_photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
-    pixels = torch.from_numpy(np.array(images))
-    augment, _ = AUGMENTATIONS[1]
-    drawn = augment.sample(len(pixels), torch.Generator().manual_seed(0))
-    twice = augment.apply(pixels, drawn, (192, 192))
+    images = cached_images(photographs, processor.image_processor, cache_dir=tmp_path, progress=False)
+    pixels, (augment, _) = torch.from_numpy(np.array(images)), AUGMENTATIONS[1]
+    twice = augment.apply(pixels, augment.sample(len(pixels), seeded()), (192, 192))
     assert statistics(twice)["sharpness"] / statistics(pixels.float())["sharpness"] < 0.75
 
 
 @pytest.mark.gpu
 def test_a_gpu_warps_as_a_cpu_does() -> None:
-    images = picture(batch=4, height=240, width=320)
+    images, device = picture(4, 240, 320), torch.device("cuda")
     augment = Augment(rotation=45, min_area=0.5, color_jitter=0.2)
-    drawn = augment.sample(4, torch.Generator().manual_seed(0), 4 / 3)
+    drawn = augment.sample(4, seeded(), 4 / 3)
     expected = augment.apply(images, drawn, (96, 96))
-    device = torch.device("cuda")
     output = augment.apply(images.to(device), drawn.to(device), (96, 96)).cpu()
     assert (output - expected).abs().mean() < 0.5  # a CPU rounds the shrunk frame to whole levels
 
 
 LABELS = torch.tensor([0, 5, 4, 1, 5, 6])
-
-
-@pytest.fixture
-def pictures() -> torch.Tensor:
-    return torch.randn(6, 3, 20, 28, generator=torch.Generator().manual_seed(0))
+PICTURES = torch.randn(6, 3, 20, 28, generator=seeded())
 
 
 def share_of(targets) -> float:
@@ -249,49 +247,46 @@ def share_of(targets) -> float:
     return targets[0][1]
 
 
-def test_mixup_is_the_published_formula(pictures) -> None:
-    assert mix_batch(pictures, LABELS, mixup=0, cutmix=0, seed=0) == (pictures, [(LABELS, 1.0)])
+def test_mixup_is_the_published_formula() -> None:
+    assert mix_batch(PICTURES, LABELS, mixup=0, cutmix=0, seed=0) == (PICTURES, [(LABELS, 1.0)])
     for seed in range(5):
-        mixed, targets = mix_batch(pictures, LABELS, mixup=0.4, cutmix=0, seed=seed)
+        mixed, targets = mix_batch(PICTURES, LABELS, mixup=0.4, cutmix=0, seed=seed)
         share = share_of(targets)
         assert 0.5 <= share <= 1
-        torch.testing.assert_close(mixed, share * pictures + (1 - share) * pictures.flip(0))
+        torch.testing.assert_close(mixed, share * PICTURES + (1 - share) * PICTURES.flip(0))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_cutmix_pastes_one_box_and_its_share_is_the_area_kept(pictures, seed: int) -> None:
-    mixed, targets = mix_batch(pictures, LABELS, mixup=0, cutmix=1.0, seed=seed)
-    kept = (mixed == pictures).all(dim=(0, 1))  # (20, 28)
-    assert torch.equal(mixed[:, :, ~kept], pictures.flip(0)[:, :, ~kept])
+def test_cutmix_pastes_one_box_and_its_share_is_the_area_kept(seed: int) -> None:
+    mixed, targets = mix_batch(PICTURES, LABELS, mixup=0, cutmix=1.0, seed=seed)
+    kept = (mixed == PICTURES).all(dim=(0, 1))  # (20, 28)
+    assert torch.equal(mixed[:, :, ~kept], PICTURES.flip(0)[:, :, ~kept])
     assert share_of(targets) == pytest.approx(kept.float().mean().item())
     if not kept.all():
         rows, columns = np.nonzero(~kept.numpy())
         assert (~kept).sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1), "not a box"
 
 
-def test_shares_follow_the_beta_distribution(pictures) -> None:
-    alpha = 0.4
-    shares = [share_of(mix_batch(pictures, LABELS, mixup=alpha, cutmix=0, seed=seed)[1]) for seed in range(2000)]
+def test_shares_follow_the_beta_distribution() -> None:
+    shares = [share_of(mix_batch(PICTURES, LABELS, mixup=0.4, cutmix=0, seed=seed)[1]) for seed in range(2000)]
     # max(s, 1 - s) of s ~ Beta(a, a) lies above x with twice the upper tail.
-    expected = stats.beta(alpha, alpha)
-    assert stats.kstest(shares, lambda share: 2 * expected.cdf(share) - 1).pvalue > 0.01
+    assert stats.kstest(shares, lambda share: 2 * stats.beta(0.4, 0.4).cdf(share) - 1).pvalue > 0.01
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_loss_of_mixed_targets_equals_timms_soft_target_loss(pictures, label_smoothing: float) -> None:
-    _, targets = mix_batch(pictures, LABELS, mixup=0.4, cutmix=0, seed=3)
-    logits = torch.randn(6, 7, generator=torch.Generator().manual_seed(1))
+def test_loss_of_mixed_targets_equals_timms_soft_target_loss(label_smoothing: float) -> None:
+    _, targets = mix_batch(PICTURES, LABELS, mixup=0.4, cutmix=0, seed=3)
+    logits = torch.randn(6, 7, generator=seeded(1))
     loss = ClassificationLoss(torch.ones(7), label_smoothing=label_smoothing)
     ours = sum(share * loss(logits, labels) for labels, share in targets) / len(LABELS)
     theirs = SoftTargetCrossEntropy()(logits, mixup_target(LABELS, 7, share_of(targets), label_smoothing))
     torch.testing.assert_close(ours, theirs)
 
 
-def test_both_take_turns_and_the_seed_decides(pictures) -> None:
+def test_both_take_turns_and_the_seed_decides() -> None:
     kinds = []
     for seed in range(200):
-        mixed, _ = mix_batch(pictures, LABELS, mixup=1.0, cutmix=1.0, seed=seed)
-        again, _ = mix_batch(pictures, LABELS, mixup=1.0, cutmix=1.0, seed=seed)
+        mixed, again = (mix_batch(PICTURES, LABELS, mixup=1.0, cutmix=1.0, seed=seed)[0] for _ in range(2))
         assert torch.equal(mixed, again)
-        kinds.append(bool((mixed == pictures).any()))
+        kinds.append(bool((mixed == PICTURES).any()))
     assert 70 < sum(kinds) < 130

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 import shutil
@@ -26,12 +25,10 @@ def test_official_layout(synthetic_folder: Path) -> None:
     assert frame["image_id"].tolist() == raw["image_id"].tolist()
     assert frame["dx"].tolist() == raw["dx"].tolist()
     np.testing.assert_array_equal(frame["age"].to_numpy(), raw["age"].to_numpy())
-    assert report.rows == len(raw)
     assert report.class_counts == {dx: int((raw.dx == dx).sum()) for dx in LABELS}
     assert report.missing["age"] == raw.age.isna().sum() >= 1
     assert data[3]["image"].size == (200, 150)
     assert "unreadable images    not checked" in str(report)
-    json.dumps(dataclasses.asdict(report))
 
 
 def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
@@ -39,23 +36,18 @@ def with_bytes(data: datasets.Dataset) -> datasets.Dataset:
     return data.with_format("arrow").map(datasets.table.embed_table_storage, batched=True).with_format(None)
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
-def test_every_source_gives_the_same_rows(
-    kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_every_source_gives_the_same_rows(kind: str, synthetic_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     reference = load_data(str(synthetic_folder))[0].select(range(0, 220, 5))
     target, source = tmp_path / "source", str(tmp_path / "source")
     (target / "data").mkdir(parents=True)
-    if kind in ("csv", "jsonl"):
+    if kind == "jsonl":
         frame = metadata_frame(reference)
         frame.insert(0, "file_name", [f"data/{name}.jpg" for name in frame.image_id])
         for row in reference.cast_column("image", datasets.Image(decode=False)):
             shutil.copy(row["image"]["path"], target / "data")
-        if kind == "csv":
-            frame.to_csv(target / "metadata.csv", index=False)
-        else:
-            frame.to_json(target / "metadata.jsonl", orient="records", lines=True)
+        frame.to_json(target / "metadata.jsonl", orient="records", lines=True)
     else:
         stored = with_bytes(reference)
         for name, rows in (("train", range(30)), ("test", range(30, 44))):
@@ -65,7 +57,7 @@ def test_every_source_gives_the_same_rows(
         loaded, source = datasets.load_dataset(source), "user/ham10000"
         monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded if name == source else None)
     data, report = load_data(source)
-    assert any("own division is not used" in note for note in report.notes) == (kind in ("parquet", "hub"))
+    assert any("own division is not used" in note for note in report.notes) == (kind != "jsonl")
     assert data.features == FEATURES
     frames = [metadata_frame(rows).sort_values("image_id", ignore_index=True) for rows in (data, reference)]
     assert frames[0].equals(frames[1])
@@ -85,14 +77,12 @@ def test_hub_copies_are_dropped_on_request(synthetic_folder: Path, monkeypatch: 
     with pytest.raises(Ham10000Error, match="duplicate image id in 10 row") as error:
         load_data("user/copies")
     assert "user/copies split test, row 1 " in str(error.value)
-    assert "--drop_duplicates" in str(error.value)
     kept, report = load_data("user/copies", drop_duplicates=True)
     assert metadata_frame(kept)["dx"].tolist() == frame["dx"].tolist()
     assert len(report.duplicate_image_ids) == 10
     notes = " ".join(report.notes)
     assert "dropped because of drop_duplicates: duplicate image id, image ids 10 " in notes
     assert "dx 'melanocytic nevi' is read as 'nv'" in notes
-    assert len(from_splits("x", splits, DataOptions()).frame) == 230
 
 
 def test_truncated_image_is_found_only_when_asked(synthetic_folder: Path, tmp_path: Path) -> None:
@@ -122,18 +112,16 @@ def test_command_line(synthetic_folder: Path, tmp_path: Path, capsys: pytest.Cap
 
 def table(data: bytes | None, path: str | None) -> datasets.Dataset:
     images = [{"bytes": JPEG, "path": "a.jpg"}, {"bytes": data, "path": path}]
-    text = {"image_id": ["a", "b"], "dx": ["nv", "mel"], "age": [50.0, 60.0], "sex": ["male"] * 2}
-    rest = datasets.Dataset.from_dict({**text, "localization": ["back"] * 2})
+    rest = datasets.Dataset.from_dict({"image_id": ["a", "b"], "dx": ["nv", "mel"]})
     return datasets.concatenate_datasets([image_dataset(images), rest], axis=1)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder, a private image next to it, and the working folder that contains the private one."""
-    (tmp_path / "private").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "private" / "mine.jpg").write_bytes(JPEG)
-    (tmp_path / "data" / "own.jpg").write_bytes(JPEG)
+    for folder, name in (("private", "mine.jpg"), ("data", "own.jpg")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(JPEG)
     monkeypatch.chdir(tmp_path / "private")
     return tmp_path
 
@@ -174,9 +162,7 @@ def test_an_image_in_the_folder_or_the_table_is_read(folders: Path, data: bytes 
 
 
 @pytest.mark.parametrize("folder", ["data [1]", "a*b?", "**"])
-def test_the_name_of_a_parquet_file_is_no_pattern(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_of_a_parquet_file_is_no_pattern(folder: str, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / folder).mkdir()
     pq.write_table(table(JPEG, None).with_format("arrow")[:], tmp_path / folder / "d[0].parquet")
     monkeypatch.chdir(tmp_path / folder)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
-from ham10000.training.data.readers import from_splits
+from ham10000.training.data.readers import RawSource, from_splits
 from ham10000.training.data.sources import check_rows, load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.data.tables import SITES, DataOptions
@@ -45,11 +45,8 @@ HAM_IMAGES = "HAM10000_images_part_1/I1 HAM10000_images_part_2/I2"
 MILK = "akiec; bcc; ben_oth; bkl; df; inf; mal_oth; mel; nv; sccka; vasc"
 ONE_HOT = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"  # as the official file of the ISIC 2018 test set begins
 TEST_2018 = "ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv"
+INPUT_2019 = "ISIC_2019_Training_Input/ISIC_2019_Training_Input"
 CORPORA = {
-    "ham10000": f"""\
-{HAM_IMAGES}
-> HAM10000_metadata.csv
-{HAM_ROWS}""",
     "kaggle": f"""\
 {HAM_IMAGES} {HAM_IMAGES.lower().replace("/i", "/I")}
 > HAM10000_metadata.csv
@@ -68,18 +65,15 @@ ISIC2018_Task3_Training_Input/I1 ISIC2018_Task3_Training_Input/I2
 {HAM_ROWS}
 > ISIC2018_Task3_Training_Input/ATTRIBUTION.txt
 HAM10000 Dataset: (c) by ViDIR Group""",
-    # Training, validation and test side by side, as downloaded.
+    # Training and test side by side, as downloaded.
     "isic2018": """\
 ISIC2018_Task3_Training_Input/I1 ISIC2018_Task3_Training_Input/I2 ISIC2018_Task3_Training_Input/I3
-ISIC2018_Task3_Validation_Input/V1 ISIC2018_Task3_Test_Input/T1
+ISIC2018_Task3_Test_Input/T1
 > ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv
 image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
 I1,1.0,0.0,0,0,0,0,0.0
 I2,0.0,1.0,0,0,0,0,0.0
 I3,0.0,1.0,0,0,0,0,0.0
-> ISIC2018_Task3_Validation_GroundTruth/ISIC2018_Task3_Validation_GroundTruth.csv
-image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
-V1,1.0,0.0,0,0,0,0,0.0
 > ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv
 image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
 T1,1.0,0.0,0,0,0,0,0.0
@@ -89,27 +83,25 @@ I1,H1,histopathology
 I2,H2,single image
 I3,H2,x""",
     # Images twice nested; the first rows without a lesion, whole rows of metadata empty.
-    "isic2019": """\
-ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0000000
-ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0000017_downsampled
-ISIC_2019_Training_Input/ISIC_2019_Training_Input/ISIC_0073502
+    "isic2019": f"""\
+{INPUT_2019}/ISIC_0 {INPUT_2019}/ISIC_17_downsampled {INPUT_2019}/ISIC_73
 > ISIC_2019_Training_GroundTruth.csv
 image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK
-ISIC_0000000,0.0,1.0,0,0,0,0,0,0,0
-ISIC_0000017_downsampled,0.0,0.0,0,0,0,0,0,1,0
-ISIC_0073502,0.0,0.0,0,1,0,0,0,0,0
+ISIC_0,0.0,1.0,0,0,0,0,0,0,0
+ISIC_17_downsampled,0.0,0.0,0,0,0,0,0,1,0
+ISIC_73,0.0,0.0,0,1,0,0,0,0,0
 > ISIC_2019_Training_Metadata.csv
 image,age_approx,anatom_site_general,lesion_id,sex
-ISIC_0000000,55.0,anterior torso,,female
-ISIC_0000017_downsampled,,,,
-ISIC_0073502,70.0,head/neck,L1,male""",
+ISIC_0,55.0,anterior torso,,female
+ISIC_17_downsampled,,,,
+ISIC_73,70.0,head/neck,L1,male""",
     "isic2020": """\
-jpeg/train/ISIC_2637011 jpeg/train/ISIC_0015719 jpeg/train/ISIC_0052212 jpeg/test/ISIC_0052060
+jpeg/train/ISIC_26 jpeg/train/ISIC_15 jpeg/train/ISIC_52 jpeg/test/ISIC_0052060
 > train.csv
 image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target
-ISIC_2637011,IP_7279968,male,45.0,head/neck,unknown,benign,0
-ISIC_0015719,IP_3075186,female,45.0,upper extremity,unknown,benign,0
-ISIC_0052212,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1
+ISIC_26,IP_7279968,male,45.0,head/neck,unknown,benign,0
+ISIC_15,IP_3075186,female,45.0,upper extremity,unknown,benign,0
+ISIC_52,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1
 > test.csv
 image_name,patient_id,sex,age_approx,anatom_site_general_challenge
 ISIC_0052060,,,,
@@ -145,11 +137,11 @@ IL_1,dermoscopic,ISIC_2,MILK,instrument only,40,female,3,trunk
 IL_2,dermoscopic,ISIC_3,MILK,instrument only,85,male,2,head_neck_face
 IL_2,clinical: close-up,ISIC_4,MILK,instrument only,85,male,2,head_neck_face""",
     "pad_ufes": """\
-imgs_part_1/PAT_1516_1765_530.png imgs_part_3/PAT_46_881_939.png
+imgs_part_1/PAT_15_17_53.png imgs_part_3/PAT_46_88_93.png
 > metadata.csv
 patient_id,lesion_id,smoke,age,gender,fitspatrick,region,diameter_1,diagnostic,itch,img_id,biopsed
-PAT_1516,1765,,8,,,ARM,,NEV,FALSE,PAT_1516_1765_530.png,FALSE
-PAT_46,881,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_881_939.png,TRUE""",
+PAT_15,17,,8,,,ARM,,NEV,FALSE,PAT_15_17_53.png,FALSE
+PAT_46,88,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_88_93.png,TRUE""",
     "bcn20000": """\
 BCN_20k_train/ISIC_0053453 BCN_20k_train/ISIC_0053454
 > bcn_20k_train.csv
@@ -210,7 +202,7 @@ class Layout(NamedTuple):
     """A corpus, and what it must be read as."""
 
     corpus: str
-    rows: str  # image_id, dx, age ("" where missing), sex, localization
+    rows: str  # image_id, dx, age ("" where missing), sex, localization; the last three only where one is known
     labels: str = "; ".join(LABELS)
     lesions: int | None = None
     says: tuple[str, ...] = ()
@@ -226,32 +218,21 @@ CLINIC = DataOptions(
     label_map={"Nävus": "nv", "Melanom": "mel"},
 )
 LAYOUTS = [
-    Layout("ham10000", *HAM),
     Layout("kaggle", *HAM, says=("2 image files are copies",)),
     Layout("dataverse", *HAM),
     Layout("official csv beside ISIC images", *HAM),
-    Layout(
-        "isic2018",
-        "I1,mel,,unknown,unknown; I2,nv,,unknown,unknown; I3,nv,,unknown,unknown",
-        lesions=2,
-        says=("lesion_id, diagnosis_confirm_type from ISIC2018_Task3_Training_LesionGroupings", "Test_GroundTruth"),
-    ),
-    Layout(
-        "isic2018",
-        "T1,mel,,unknown,unknown",
-        source=TEST_2018,
-        says=("no row has a value for age, sex, localization; the columns are ['image', 'MEL', 'NV'",),
-    ),
+    Layout("isic2018", "I1,mel; I2,nv; I3,nv", lesions=2, says=("diagnosis_confirm_type from", "Test_GroundTruth")),
+    Layout("isic2018", "T1,mel", source=TEST_2018, says=("no row has a value for age, sex, localization",)),
     Layout(
         "isic2019",
-        "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; ISIC_0073502,ak,70,male,face",
+        "ISIC_0,nv,55,female,trunk; ISIC_17_downsampled,scc; ISIC_73,ak,70,male,face",
         "ak; bcc; bkl; df; mel; nv; scc; vasc",
         3,
         says=("2 rows without lesion_id", "--label_map 'ak=akiec'", "general 'head/neck' is read as 'face' in 1 rows"),
     ),
     Layout(
         "isic2019",
-        "ISIC_0000000,nv,55,female,trunk; ISIC_0073502,akiec,70,male,face",
+        "ISIC_0,nv,55,female,trunk; ISIC_73,akiec,70,male,face",
         lesions=2,
         options=DataOptions(label_map={"AK": "akiec"}),
         fixes=("drop_unknown_labels",),
@@ -259,8 +240,7 @@ LAYOUTS = [
     ),
     Layout(
         "isic2019",
-        "ISIC_0000000,nv,55,female,trunk; ISIC_0000017_downsampled,scc,,unknown,unknown; "
-        "ISIC_0073502,scc,70,male,face",
+        "ISIC_0,nv,55,female,trunk; ISIC_17_downsampled,scc; ISIC_73,scc,70,male,face",
         "bcc; bkl; df; mel; nv; scc; vasc",
         3,
         options=DataOptions(label_map={"AK": "SCC"}),
@@ -268,15 +248,14 @@ LAYOUTS = [
     ),
     Layout(
         "isic2020",
-        "ISIC_2637011,benign,45,male,face; ISIC_0015719,benign,45,female,upper extremity; "
-        "ISIC_0052212,malignant,50,female,lower extremity",
+        "ISIC_26,benign,45,male,face; ISIC_15,benign,45,female,upper extremity; "
+        "ISIC_52,malignant,50,female,lower extremity",
         "benign; malignant",
         says=("labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"),
     ),
     Layout(
         "isic2020",
-        "ISIC_2637011,nv,45,male,face; ISIC_0015719,nv,45,female,upper extremity; "
-        "ISIC_0052212,mel,50,female,lower extremity",
+        "ISIC_26,nv,45,male,face; ISIC_15,nv,45,female,upper extremity; ISIC_52,mel,50,female,lower extremity",
         "nv; mel",
         2,
         options=TO_2020,
@@ -290,23 +269,11 @@ LAYOUTS = [
     ),
     Layout(
         "older archive",
-        "ISIC_0000000,nv,55,female,unknown; ISIC_0000001,bkl,,unknown,unknown",
+        "ISIC_0000000,nv,55,female,unknown; ISIC_0000001,bkl",
         says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
     ),
-    Layout(
-        "milk10k",
-        "ISIC_2,nv,40,female,trunk; ISIC_3,sccka,85,male,face",
-        MILK,
-        2,
-        says=("2 rows whose image_type is not dermoscopic",),
-    ),
-    Layout(
-        "pad_ufes",
-        "PAT_1516_1765_530,nev,8,unknown,upper extremity; PAT_46_881_939,scc,55,female,neck",
-        "nev; scc",
-        2,
-        says=("columns that are not used: patient_id, smoke",),
-    ),
+    Layout("milk10k", "ISIC_2,nv,40,female,trunk; ISIC_3,sccka,85,male,face", MILK, 2, ("2 rows whose image_type",)),
+    Layout("pad_ufes", "PAT_15_17_53,nev,8,unknown,upper extremity; PAT_46_88_93,scc,55,female,neck", "nev; scc", 2),
     Layout("bcn20000", "ISIC_0053453,scar,80,male,face; ISIC_0053454,bcc,75,female,trunk", "bcc; scar", 2),
     Layout(
         "derm7pt",
@@ -316,19 +283,13 @@ LAYOUTS = [
     ),
     Layout(
         "class folders",
-        "; ".join(
-            f"{row},,unknown,unknown"
-            for row in ("test_Melanoma_003,mel", "train_Melanoma_001,mel", "train_Nevus_001,nv", "train_Nevus_002,nv")
-        ),
+        "test_Melanoma_003,mel; train_Melanoma_001,mel; train_Nevus_001,nv; train_Nevus_002,nv",
         says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
     ),
     Layout(
-        "imagefolder of two parts",
-        "test_1,scar,,unknown,unknown; train_1,scar,,unknown,unknown; train_2,tattoo,,unknown,unknown",
-        "scar; tattoo",
-        says=("2 tables joined",),
+        "imagefolder of two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says=("2 tables",)
     ),
-    Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo,,unknown,unknown", "scar; tattoo"),
+    Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo", "scar; tattoo"),
     Layout(
         "clinic",
         "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown",
@@ -343,12 +304,12 @@ LAYOUTS = [
 def test_layout(layout: Layout, tmp_path: Path) -> None:
     source = write(layout.corpus, tmp_path) / layout.source
     dataset, report = load_data(str(source), layout.options, check_images=True, **dict.fromkeys(layout.fixes, True))
-    frame = metadata_frame(dataset)
     assert report.labels == dataset.features["dx"].names == layout.labels.split("; ")
     assert list(report.class_counts) == report.labels
     assert report.lesions == layout.lesions
-    columns = frame[["image_id", "dx", "age", "sex", "localization"]]
-    assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == layout.rows.split("; ")
+    columns = metadata_frame(dataset)[["image_id", "dx", "age", "sex", "localization"]]
+    expected = [row if row.count(",") > 1 else f"{row},,unknown,unknown" for row in layout.rows.split("; ")]
+    assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == expected
     for words in layout.says:
         assert words in str(report), f"{words!r} is not in\n{report}"
     # The image of a row is the one that was written for it.
@@ -358,23 +319,16 @@ def test_layout(layout: Layout, tmp_path: Path) -> None:
 
 
 JUNK = {
-    "__MACOSX/train/Nevus/._001.jpg": b"\0\5\x16\7",
-    "__MACOSX/._metadata.csv": b"\0\5\x16\7",
-    "__MACOSX/metadata.csv": b"\0\5\x16\7",
-    ".ipynb_checkpoints/metadata.csv": b"image,dx\nI1,nv\n",
-    ".ipynb_checkpoints/train-checkpoint.csv": b"image,dx\nI1,nv\n",
+    **dict.fromkeys(("__MACOSX/train/Nevus/._001.jpg", "__MACOSX/._metadata.csv", "__MACOSX/metadata.csv"), b"\0\5"),
+    **dict.fromkeys((".git/objects/aa.jpg", ".metadata.csv.swp", "train/.DS_Store", "@eaDir/I1.jpg"), b"x"),
+    **dict.fromkeys(("._HAM10000_metadata.csv", "Thumbs.db"), b"x"),
+    **dict.fromkeys((".ipynb_checkpoints/metadata.csv", ".ipynb_checkpoints/train-checkpoint.csv"), b"image,dx\n"),
     ".Trash-0/files/ISIC2018_Task3_Training_GroundTruth.csv": b"image,MEL,NV\nI1,1,0\n",
-    ".git/objects/aa.jpg": b"x",
-    "._HAM10000_metadata.csv": b"\0\5\x16\7",
-    ".metadata.csv.swp": b"x",
-    "train/.DS_Store": b"x",
-    "@eaDir/I1.jpg": b"a thumbnail",
-    "Thumbs.db": b"x",
 }
 
 
 @pytest.mark.parametrize(
-    "corpus", ["ham10000", "isic2018", "isic2019", "isic2020", "archive", "milk10k", "class folders", "imagefolder"]
+    "corpus", ["dataverse", "isic2018", "isic2019", "isic2020", "archive", "milk10k", "class folders", "imagefolder"]
 )
 def test_junk_changes_nothing(corpus: str, tmp_path: Path) -> None:
     source = write(corpus, tmp_path)
@@ -394,20 +348,17 @@ def test_sites_are_in_our_vocabulary() -> None:
 
 
 def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
-    copy = write("kaggle", tmp_path) / "ham10000_images_part_1" / "I1.jpg"
-    copy.write_bytes(copy.read_bytes() + b"x")
-    with pytest.raises(Ham10000Error, match="differ; keep the one"):
-        load_data(str(tmp_path))
-
-
-def test_uncompressed_images_of_one_size_are_compared(tmp_path: Path) -> None:
+    """Of uncompressed images of one size too."""
     for folder, colour in (("images_1", "red"), ("images_2", "green")):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (12, 10), colour).save(tmp_path / folder / "I1.bmp")
     text(tmp_path / "HAM10000_metadata.csv", *HAM_ROWS.splitlines()[:2])
-    with pytest.raises(Ham10000Error, match="differ; keep the one"):
-        load_data(str(tmp_path))
-    (tmp_path / "images_2" / "I1.bmp").write_bytes((tmp_path / "images_1" / "I1.bmp").read_bytes())
+    original, copy = (tmp_path / folder / "I1.bmp" for folder in ("images_1", "images_2"))
+    for different in (copy.read_bytes(), original.read_bytes() + b"x"):
+        copy.write_bytes(different)
+        with pytest.raises(Ham10000Error, match="differ; keep the one"):
+            load_data(str(tmp_path))
+    copy.write_bytes(original.read_bytes())
     assert "1 image files are copies" in str(load_data(str(tmp_path))[1])
 
 
@@ -423,10 +374,7 @@ def test_a_relative_source_is_read_as_an_absolute_one_is(source: str, tmp_path: 
 
 def test_copies_in_two_parts_are_duplicates_and_a_lesion_stays_whole(tmp_path: Path) -> None:
     """As in a mirror whose parts overlap; another photograph of the same name is an image of its own."""
-    for number, name in enumerate(("train/1", "train/2", "test/2")):
-        picture = Image.new("RGB", (12 + number, 10), "red")
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        picture.save(tmp_path / f"{name}.png")
+    images(tmp_path, "train/1", "train/2", "test/2", suffix=".png")
     (tmp_path / "test" / "1.png").write_bytes((tmp_path / "train" / "1.png").read_bytes())
     text(tmp_path / "train" / "metadata.csv", "file_name,label,lesion_id", "1.png,nv,1", "2.png,nv,1")
     text(tmp_path / "test" / "metadata.csv", "file_name,label,lesion_id", "1.png,nv,1", "2.png,mel,")
@@ -445,7 +393,7 @@ def test_a_path_may_begin_with_the_working_folder(tmp_path: Path) -> None:
     assert metadata_frame(load_data(str(path))[0])["image_id"].tolist() == ["a"]
 
 
-def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_folders_are_those_of_datasets(tmp_path: Path) -> None:
     source = write("class folders", tmp_path / "data")
     theirs = load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
     kind = theirs["train"].features["label"]
@@ -457,40 +405,33 @@ def test_class_folders_are_those_of_datasets(tmp_path: Path, monkeypatch: pytest
     assert sorted((Path(row["image"].filename).name, names[row["dx"]]) for row in dataset) == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (DataOptions(group_by="patient"), r"no column 'patient' to group by; it has \['file_name', 'label'\]"),
-        (DataOptions({"age": "Alter"}), r"no column 'Alter' \(--columns age=Alter\); it has \['file_name', 'label'\]"),
-    ],
-)
-def test_class_folders_have_no_other_columns(options: DataOptions, message: str, tmp_path: Path) -> None:
-    with pytest.raises(Ham10000Error, match=message):
-        load_data(str(write("class folders", tmp_path)), options)
+def test_class_folders_have_no_other_columns(tmp_path: Path) -> None:
+    source = str(write("class folders", tmp_path))
+    with pytest.raises(Ham10000Error, match=r"no column 'patient' to group by; it has \['file_name', 'label'\]"):
+        load_data(source, DataOptions(group_by="patient"))
+    with pytest.raises(Ham10000Error, match=r"no column 'Alter' \(--columns age=Alter\); it has \['file_name', 'lab"):
+        load_data(source, DataOptions({"age": "Alter"}))
 
 
 def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> None:
     images(tmp_path, "a", "b")
     features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
-    rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, 1]}
-    splits = DatasetDict(train=Dataset.from_dict(rows, features=features))
-    raw = from_splits("mine", splits, DataOptions())
+
+    def read(*labels: int) -> RawSource:
+        rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": list(labels)}
+        return from_splits("mine", DatasetDict(train=Dataset.from_dict(rows, features=features)), DataOptions())
+
+    raw = read(1, 1)
     assert raw.frame["dx"].tolist() == ["benign", "benign"]
     assert raw.declared == ["malignant", "benign"]
     assert raw.frame["image_id"].is_unique
     assert raw.missing == [False, False]
     _, _, report = check_rows(raw, DataOptions(), unreadable_images=None)
     assert report.class_counts == {"benign": 2, "malignant": 0}
-
-
-def test_a_label_that_a_dataset_hides_is_a_missing_one(tmp_path: Path) -> None:
-    images(tmp_path, "a", "b")
-    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["benign", "malignant"])})
-    rows = {"image": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": [1, -1]}
-    raw = from_splits("mine", DatasetDict(test=Dataset.from_dict(rows, features=features)), DataOptions())
-    assert raw.frame["dx"].tolist() == ["malignant", ""]
+    hidden = read(0, -1)
+    assert hidden.frame["dx"].tolist() == ["malignant", ""]
     with pytest.raises(Ham10000Error, match="unknown label in 1 row"):
-        check_rows(raw, DataOptions(), unreadable_images=None)
+        check_rows(hidden, DataOptions(), unreadable_images=None)
 
 
 @pytest.mark.parametrize(
@@ -506,7 +447,6 @@ def test_the_only_table_of_a_folder_says_what_it_lacks(data: bytes, message: str
 
 def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path: Path) -> None:
     frame = metadata_frame(load_data(str(synthetic_folder))[0]).drop(columns="lesion_id")
-    frame["patient"] = [f"P{number // 3}" for number in range(len(frame))]
     frame["file"] = [f"{name}.jpg" for name in frame.pop("image_id")]
     (tmp_path / "images").symlink_to(synthetic_folder)
     frame.to_csv(tmp_path / "own.csv", index=False)
@@ -515,14 +455,6 @@ def test_without_lesion_ids_leakage_is_unknown(synthetic_folder: Path, tmp_path:
         make_split(dataset)
     split = make_split(dataset, "image-stratified")
     assert split.leakage() == {"validation": {"all": None}, "test": {"all": None}}
-    grouped, report = load_data(str(tmp_path / "own.csv"), DataOptions(group_by="patient"))
-    assert report.lesions == frame["patient"].nunique()
-    split = make_split(grouped, folds=4)
-    side = dict(zip(split.table["image_id"], split.table["split"], strict=True))
-    frame["side"] = [side[Path(name).stem] for name in frame["file"]]
-    assert frame.groupby("patient")["side"].nunique().max() == 1
-    with pytest.raises(Ham10000Error, match=r"no column 'patients' to group by; it has \['dx'"):
-        load_data(str(tmp_path / "own.csv"), DataOptions(group_by="patients"))
 
 
 @pytest.mark.parametrize(
@@ -586,11 +518,7 @@ def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [
-        (["alter=Alter"], "no field 'alter'; expected some of"),
-        (["age"], "'age': expected ours=theirs"),
-        (["age=a", "age=b"], "gives 'age' twice, 'a' and 'b'"),
-    ],
+    [(["alter=Alter"], "field 'alter'"), (["age"], "expected ours=theirs"), (["age=a", "age=b"], "gives 'age' twice")],
 )
 def test_wrong_columns_are_named(columns: list[str], message: str) -> None:
     with pytest.raises(Ham10000Error, match=message):

@@ -1,10 +1,8 @@
-import dataclasses
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -57,39 +55,30 @@ def make_loader(dataset, processor, cache_dir) -> Callable[..., TrainLoader]:
     return make
 
 
-def test_cache_holds_what_the_processor_makes(dataset, processor, tmp_path) -> None:
-    images = cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
-    assert images.shape == (len(dataset), 3, 24, 32)
-    loader = EvalLoader(
-        Samples.from_dataset(dataset, processor),
-        open_images(dataset, processor, CPU, cache_dir=tmp_path, progress=False),
-        processor,
-        CPU,
-        batch_size=50,
-    )
+def test_cache_holds_what_the_processor_makes(dataset, processor, cache_dir) -> None:
+    images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
+    assert images.images.shape == (len(dataset), 3, 24, 32)
+    loader = EvalLoader(Samples.from_dataset(dataset, processor), images, processor, CPU, batch_size=50)
     batches = list(loader)
     assert len(batches) == len(loader)
-    pixel_values = torch.cat([batch.pixel_values for batch in batches])
-    metadata = torch.cat([batch.metadata for batch in batches])
     chosen = [0, 57, len(dataset) - 1]
     rows = dataset.select(chosen)
-    expected = processor(
-        images=list(rows["image"]),
-        metadata=[{name: row[name] for name in ("age", "sex", "localization")} for row in rows],
-    )
-    assert torch.equal(pixel_values[chosen], expected["pixel_values"])
-    torch.testing.assert_close(metadata[chosen], expected["metadata"], equal_nan=True, rtol=0, atol=0)
+    metadata = [{name: row[name] for name in ("age", "sex", "localization")} for row in rows]
+    expected = processor(images=list(rows["image"]), metadata=metadata)
+    assert torch.equal(torch.cat([batch.pixel_values for batch in batches])[chosen], expected["pixel_values"])
+    cached = torch.cat([batch.metadata for batch in batches])[chosen]
+    torch.testing.assert_close(cached, expected["metadata"], equal_nan=True, rtol=0, atol=0)
 
 
 def test_cache_is_built_once_and_keyed_by_content_and_settings(dataset, processor, tmp_path) -> None:
-    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    build = partial(cached_images, cache_dir=tmp_path, progress=False)
+    build(dataset, processor.image_processor)
     (file,) = tmp_path.glob("*.npy")
     modified = file.stat().st_mtime_ns
-    cached_images(dataset, processor.image_processor, cache_dir=tmp_path, progress=False)
+    build(dataset, processor.image_processor)
     assert file.stat().st_mtime_ns == modified
-    other = create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20)
-    cached_images(dataset, other.image_processor, cache_dir=tmp_path, progress=False)
-    cached_images(dataset.select(range(10)), processor.image_processor, cache_dir=tmp_path, progress=False)
+    build(dataset, create_processor(Ham10000Config(backbone="test_efficientnet"), image_size=20).image_processor)
+    build(dataset.select(range(10)), processor.image_processor)
     assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
@@ -123,17 +112,13 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
         Image.new("RGB", size).save(stream, kind, exif=exif)
         return {"bytes": stream.getvalue()}
 
-    def frames(
-        size: tuple[int, int], train_size: tuple[int, int], short_side: int | None = None, **exif: Any
-    ) -> tuple[int, ...]:
+    def frames(size: tuple[int, int], train_size: tuple[int, int], short_side=None, **exif) -> tuple[int, ...]:
         pictures = [picture(size, **exif)] * 3 + [picture((50, 50))]  # one of another aspect
-        rows = {"image": pictures, "image_id": list("abcd")}
         features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
-        source = datasets.Dataset.from_dict(rows, features=features)
+        source = datasets.Dataset.from_dict({"image": pictures, "image_id": list("abcd")}, features=features)
+        processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"))
         options = {"train_size": train_size, "short_side": short_side, "progress": False}
-        config = Ham10000Config(modality="image", backbone="test_efficientnet")
-        images = open_images(source, create_processor(config), CPU, cache_dir=tmp_path, **options)
-        return images.images.shape
+        return open_images(source, processor, CPU, cache_dir=tmp_path, **options).images.shape
 
     assert frames((600, 450), (96, 96)) == (4, 3, 192, 256)
     assert frames((450, 600), (96, 96)) == (4, 3, 256, 192)
@@ -156,15 +141,6 @@ def test_every_epoch_is_a_permutation_and_repeats_by_seed(dataset, make_loader) 
     assert len(list(loader.epoch(0))) == loader.steps_per_epoch == len(dataset) // 16
 
 
-def test_resumed_epoch_continues_with_the_same_batches(make_loader) -> None:
-    loader = make_loader()
-    whole = list(loader.epoch(2))
-    rest = list(loader.epoch(2, start_step=5))
-    assert len(rest) == len(whole) - 5
-    for (_, (expected,)), (_, (batch,)) in zip(whole[5:], rest, strict=True):
-        assert torch.equal(expected.pixel_values, batch.pixel_values)
-
-
 def test_pictures_grow_over_the_epochs(make_loader) -> None:
     config = TrainConfig(epochs=5, image_size=[160, 192], train_scales=[0.5, 1.0])
     sizes = [config.train_size(epoch) for epoch in range(5)]
@@ -176,22 +152,6 @@ def test_pictures_grow_over_the_epochs(make_loader) -> None:
         assert batch.pixel_values.shape == shape
 
 
-@pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])
-def test_processes_and_micro_batches_share_out_the_same_global_batch(make_loader, world_size, micro_batches) -> None:
-    (labels, (whole,)) = next(make_loader().epoch(0))
-    pieces = []
-    for rank in range(world_size):
-        loader = make_loader(rank=rank, world_size=world_size, micro_batches=micro_batches)
-        global_labels, batches = next(loader.epoch(0))
-        assert torch.equal(global_labels, labels)
-        pieces += batches
-    parts = world_size * micro_batches
-    for number, piece in enumerate(pieces):
-        # Resampling a part of the batch may round differently in the last bit.
-        torch.testing.assert_close(piece.pixel_values, whole.pixel_values[number::parts], atol=1e-4, rtol=0)
-        assert torch.equal(piece.labels, whole.labels[number::parts])
-
-
 def test_a_loader_knows_what_its_network_reads_and_what_cannot_be_shared_out(make_loader) -> None:
     processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
     _, (batch,) = next(make_loader(processor).epoch(0))
@@ -200,15 +160,24 @@ def test_a_loader_knows_what_its_network_reads_and_what_cannot_be_shared_out(mak
         make_loader(world_size=3)
 
 
-def test_eval_loader_shares_out_every_row_once(dataset, processor, cache_dir) -> None:
-    images = open_images(dataset, processor, CPU, cache_dir=cache_dir, progress=False)
+def test_metadata_only_opens_no_images(dataset, tmp_path, monkeypatch) -> None:
+    missing = [{"bytes": None, "path": str(tmp_path / "no-image.jpg")}] * len(dataset)
+    dataset = dataset.remove_columns("image").add_column("image", missing, feature=datasets.Image(decode=False))
+    monkeypatch.setattr(cache, "decode", lambda *_: pytest.fail("an image was opened"))
+    processor = create_processor(Ham10000Config(modality="metadata"))
+    for train_size in (None, (24, 32)):
+        options = {"train_size": train_size, "cache_dir": tmp_path / "cache", "progress": False}
+        assert open_images(dataset, processor, CPU, **options) is None
     samples = Samples.from_dataset(dataset, processor)
-    samples = dataclasses.replace(samples, labels=torch.arange(len(samples)))  # the row number stands for the row
-    seen = []
-    for rank in range(3):
-        loader = EvalLoader(samples, images, processor, CPU, batch_size=7, rank=rank, world_size=3)
-        seen.append(torch.cat([batch.labels for batch in loader]))
-    assert torch.equal(torch.cat(seen).sort().values, torch.arange(len(dataset)))
+    evaluation = list(EvalLoader(samples, None, processor, CPU, batch_size=64))
+    metadata = torch.cat([batch.metadata for batch in evaluation])
+    torch.testing.assert_close(metadata, samples.metadata, equal_nan=True, rtol=0, atol=0)
+    assert not metadata.isnan().all()
+    loader = TrainLoader(samples, None, processor, CPU, augment=Augment(), batch_size=16, seed=3)
+    training = [batch for _, of_step in loader.epoch(0) for batch in of_step]
+    assert len(training) == len(dataset) // 16
+    assert all(set(batch.inputs) == {"metadata"} for batch in [*evaluation, *training])
+    assert not (tmp_path / "cache").exists()
 
 
 COUNTS = np.array([262, 411, 879, 92, 890, 5364, 114])

@@ -39,12 +39,10 @@ def photograph(width: int = 120, height: int = 80) -> Image.Image:
 def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
     model, processor = build(modality)
     pixels, classes = noise(), [4, 0, 6]
-    inputs: dict[str, torch.Tensor] = {"pixel_values": pixels}
-    if modality == "fusion":
-        inputs["metadata"] = processor.encode_metadata([BACK, {}, {"age": 30}])
+    metadata = processor.encode_metadata([BACK, {}, {"age": 30}]) if modality == "fusion" else None
     seen: list[torch.Tensor] = []
     handle = model.backbone.bn2.register_forward_hook(lambda _, __, output: seen.append(output))
-    logits = model(**inputs).logits
+    logits = model(pixels, metadata).logits
     handle.remove()
     (features,) = seen  # (B, C, 3, 3)
     gradient = torch.autograd.grad(logits[range(3), classes].sum(), features)[0]
@@ -53,35 +51,25 @@ def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
     expected = F.interpolate(expected, (96, 96), mode="bilinear")[:, 0]
     expected = (expected / expected.amax(dim=(1, 2), keepdim=True)).detach()
 
-    maps = grad_cam(model, pixels, classes, inputs.get("metadata"))
-    assert maps.shape == (3, 96, 96)
-    assert maps.dtype == torch.float32
+    maps = grad_cam(model, pixels, classes, metadata)
     torch.testing.assert_close(maps, expected, atol=1e-5, rtol=0)
-    assert maps.amax(dim=(1, 2)).tolist() == [1, 1, 1]
-    assert (maps[0] - grad_cam(model, pixels, [1, 0, 6], inputs.get("metadata"))[0]).abs().max() > 0.05
+    assert (maps[0] - grad_cam(model, pixels, [1, 0, 6], metadata)[0]).abs().max() > 0.05
 
 
-def test_grad_cam_leaves_the_model_as_it_was() -> None:
-    model, _ = build()
-    pixels = noise()
-    expected = grad_cam(model, pixels, [4, 4, 4])
+def test_explaining_leaves_the_model_as_it_was() -> None:
+    model, processor = build()
+    expected = grad_cam(model, noise(), [4, 4, 4])
     model.train().requires_grad_(False)
+    model.backbone.blocks.eval()  # what is frozen stays in evaluation mode
+    modes = {name: module.training for name, module in model.named_modules()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        torch.testing.assert_close(grad_cam(model, pixels.clone(), torch.tensor([4, 4, 4])), expected)
-    assert model.training
+        torch.testing.assert_close(grad_cam(model, noise(), torch.tensor([4, 4, 4])), expected)
+    explain(model, processor, photograph(), BACK)
+    assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
-    model, processor = build()
-    model.train()
-    model.backbone.eval()
-    before = {name: module.training for name, module in model.named_modules()}
-    explain(model, processor, photograph(), BACK)
-    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 def test_a_backbone_of_several_maps_is_predicted_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,31 +120,25 @@ class RedDetector(nn.Module):
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu().mean(dim=(2, 3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
 
 def test_the_map_lies_on_the_picture() -> None:
     """The evidence is where it was put, in an image of another shape than the network's input."""
     model, processor = build("image")
-    model.backbone = RedDetector()
-    model.classifier = nn.Linear(2, 7)
-    nn.init.zeros_(model.classifier.weight)
-    nn.init.zeros_(model.classifier.bias)
-    with torch.no_grad():
-        model.classifier.weight[LABELS.index("mel"), 0] = 5.0  # red speaks for melanoma
-        model.classifier.weight[LABELS.index("nv"), 1] = 5.0
+    model.backbone, model.classifier = RedDetector(), nn.Linear(2, 7, bias=False)
+    weight = torch.zeros(7, 2)
+    weight[LABELS.index("mel"), 0] = weight[LABELS.index("nv"), 1] = 5.0  # red speaks for melanoma
+    model.classifier.weight = nn.Parameter(weight)
+    spots = {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}
     picture = Image.new("RGB", (240, 120), "black")
-    picture.paste((255, 0, 0), (160, 15, 200, 45))
-    picture.paste((0, 0, 255), (40, 75, 80, 105))
+    picture.paste("red", spots["mel"])
+    picture.paste("blue", spots["nv"])
     heatmaps = explain(model, processor, picture, label="nv").heatmaps
-    assert set(heatmaps) == {"mel", "nv"}
-    for label, (left, top, right, bottom) in {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}.items():
-        heatmap = heatmaps[label]
-        assert heatmap.shape == (120, 240)
-        inside = heatmap[top:bottom, left:right]
-        assert inside.max() == heatmap.max()
-        assert inside.mean() > 5 * heatmap.mean()
+    assert set(heatmaps) == set(spots)
+    for label, (left, top, right, bottom) in spots.items():
+        assert heatmaps[label].shape == (120, 240)
+        inside = heatmaps[label][top:bottom, left:right]
+        assert inside.max() == heatmaps[label].max()
+        assert inside.mean() > 5 * heatmaps[label].mean()
 
 
 def test_grad_cam_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,12 +178,8 @@ def test_metadata_effects_equal_the_model(modality: str) -> None:
     expected += [("age", str(age)) for age in range(0, 90, 5)]
     expected += [("sex", "female"), ("sex", "male"), *(("localization", site) for site in LOCALIZATIONS)]
     assert names == expected
-    unknown = effects.unknown()
-    assert unknown is not None
-    assert np.abs(unknown - effects.baseline).max() > 1e-3
+    assert np.abs(effects.unknown() - effects.baseline).max() > 1e-3
     assert [row.value for row in effects.varied("sex")] == ["female", "male"]
-    (same,) = [row for row in effects.varied("localization") if row.value == "back"]
-    np.testing.assert_allclose(same.probabilities, effects.baseline, atol=1e-6)
 
 
 def test_metadata_effects_of_other_inputs() -> None:
