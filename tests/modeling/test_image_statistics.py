@@ -99,8 +99,8 @@ def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
 
 def test_the_pipeline_logs_it(said_by_transformers: list[str]) -> None:
     classify = pipeline("image-metadata-classification", model=str(SHIPPED))
-    images = [{"image": Image.fromarray(load_sample_image("flower.jpg"))}, {"image": Image.new("RGB", (60, 45), "red")}]
-    assert len(classify(images)) == 2
+    images = [Image.fromarray(load_sample_image("flower.jpg")), Image.new("RGB", (60, 45), "red")]
+    assert len(classify([{"image": image} for image in images])) == 2
     said = [text.partition(":")[0] for text in said_by_transformers if "unlike those" in text]
     assert said == ["Input 0", "Input 1"]
 
