@@ -71,7 +71,7 @@ def some_inputs(modality: str, pictures: list[Path]) -> list[dict[str, Any]]:
     images: list[Any] = [str(pictures[0]), pictures[1], pictures[2].read_bytes(), Image.open(pictures[0])]
     images.append(np.asarray(Image.open(pictures[1])))
     if modality == "image":
-        return [{"image": image} for image in images]
+        return [{"image": images[0], **dict.fromkeys(ROW)}, *({"image": image} for image in images[1:])]
     return [{"image": image, **row} for image, row in zip(images, metadata, strict=True)]
 
 
@@ -154,14 +154,6 @@ def test_top_k_and_unknown_values(folders: dict[str, str], pictures: list[Path])
         classify({"image": image}, unknown_values="ignore")
     with pytest.raises(Ham10000Error, match=r"Unknown parameter\(s\) \['topk'\]"):
         classify({"image": image}, topk=1)
-
-
-def test_null_is_absent_and_absent_is_legal(pipelines: dict[str, Any], pictures: list[Path]) -> None:
-    image, nothing = str(pictures[0]), dict.fromkeys(ROW)
-    assert pipelines["fusion"]({"image": image, **nothing}) == pipelines["fusion"]({"image": image})
-    assert pipelines["fusion"]({"image": image, **ROW}) != pipelines["fusion"]({"image": image})
-    assert pipelines["image"]({"image": image, **nothing}) == pipelines["image"]({"image": image})
-    assert pipelines["metadata"]({"image": None, **nothing}) == pipelines["metadata"]({})
 
 
 WRONG = [
