@@ -199,9 +199,7 @@ def test_a_replica_of_data_parallel_answers_as_the_model(
 ) -> None:
     """What the Trainer makes in one process with several GPUs; only the copying to them is taken out."""
     module = importlib.import_module("torch.nn.parallel.replicate")
-    monkeypatch.setattr(
-        module, "_broadcast_coalesced_reshape", lambda tensors, *_, **__: [[t.clone() for t in tensors]]
-    )
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", lambda ts, *_, **__: [[t.clone() for t in ts]])
     model, inputs = make_model(modality).to(dtype), make_inputs(modality)
     (replica,) = module.replicate(model, [0])
     assert not list(replica.parameters())
