@@ -58,9 +58,6 @@ def processed(processor: Ham10000Processor) -> dict[str, torch.Tensor]:
     return dict(processor(**{k: v for name in processor.model_input_names for k, v in given[name].items()}))
 
 
-# --- the Auto classes
-
-
 @pytest.mark.parametrize("modality", MODALITIES)
 @torch.no_grad()
 def test_auto_classes_give_the_class_with_logits(modality: str, tiny_checkpoints: dict) -> None:
@@ -137,10 +134,9 @@ def test_a_new_classifier_on_the_trained_body(modality: str, fitted_checkpoints:
 
 
 def test_a_body_that_does_not_fit_stays_an_error(tiny_checkpoints: dict[str, Path]) -> None:
+    asked = {"metadata_hidden_sizes": [3, 64], "num_labels": 3, "ignore_mismatched_sizes": True}
     with pytest.raises(Ham10000Error, match=r"lacks .* metadata_encoder\.mlp"):
-        Ham10000ForImageClassification.from_pretrained(
-            tiny_checkpoints["fusion"], metadata_hidden_sizes=[3, 64], num_labels=3, ignore_mismatched_sizes=True
-        )
+        Ham10000ForImageClassification.from_pretrained(tiny_checkpoints["fusion"], **asked)
 
 
 def test_labels_changed_under_a_built_model_are_refused_at_saving(tmp_path: Path) -> None:
@@ -386,10 +382,8 @@ def test_torchao_quantises_saves_and_loads(tiny_checkpoints: dict[str, Path], tm
 
     inputs = make_inputs("fusion")
     expected = AutoModel.from_pretrained(tiny_checkpoints["fusion"])(**inputs).logits
-    recipe = TorchAoConfig(Int8WeightOnlyConfig())
-    model = AutoModelForImageClassification.from_pretrained(
-        tiny_checkpoints["fusion"], quantization_config=recipe, dtype=torch.float32
-    )
+    recipe = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig()), "dtype": torch.float32}
+    model = AutoModelForImageClassification.from_pretrained(tiny_checkpoints["fusion"], **recipe)
     assert "metadata_encoder.mlp.0.weight" in dict(model.named_parameters())
     assert type(model.metadata_encoder.mlp[0].weight) is not nn.Parameter  # it was quantised
     logits = model(**inputs).logits

@@ -65,8 +65,7 @@ def test_the_real_weights_of_v2_b0(shared_dir: Path) -> None:
     path = shared_dir / "weights" / "tf_efficientnetv2_b0.imagenet.safetensors"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    config = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
-    model = create_model(config, pretrained=path).eval()
+    model = create_model(Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0"), pretrained=path).eval()
     bare = timm.create_model("tf_efficientnetv2_b0", num_classes=0).eval()
     bare.load_state_dict(load_file(path), strict=False)
     pixels = torch.randn(2, 3, 96, 96)

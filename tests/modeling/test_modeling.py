@@ -26,9 +26,6 @@ BACKBONES = [
 ]
 
 
-# --- parity of the image variant
-
-
 @pytest.mark.parametrize(("backbone", "kwargs"), BACKBONES, ids=str)
 @torch.no_grad()
 def test_image_logits_equal_bare_timm(backbone: str, kwargs: dict) -> None:

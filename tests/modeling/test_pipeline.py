@@ -171,9 +171,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("modality", "wrong", "message"), WRONG)
-def test_bad_input_is_named_by_its_position(
-    modality: str, wrong: Any, message: str, pipelines: dict, pictures: list
-) -> None:
+def test_errors_name_the_position(modality: str, wrong: Any, message: str, pipelines: dict, pictures: list) -> None:
     good = some_inputs(modality, pictures)[0]
     if isinstance(wrong, dict) and wrong.get("image") == "GOOD":
         wrong = {**wrong, "image": str(pictures[0])}
@@ -255,9 +253,7 @@ print(json.dumps(answers))
 """
 
 
-def test_the_copy_in_the_folder_gives_the_same_bits(
-    folders: dict[str, str], pipelines: dict[str, Any], pictures: list[Path], tmp_path: Path
-) -> None:
+def test_the_folders_copy_gives_the_same_bits(folders: dict, pipelines: dict, pictures: list, tmp_path: Path) -> None:
     paths = [str(path) for path in pictures]
     inputs: dict[str, list[Any]] = {
         "image": [{"image": path} for path in paths],

@@ -40,9 +40,6 @@ def png(image: Image.Image, **kwargs) -> bytes:
     return buffer.getvalue()
 
 
-# --- the picture's forms
-
-
 def test_every_form_of_one_picture_gives_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
     array = np.asarray(picture)
     path = tmp_path / "picture.png"

@@ -25,9 +25,7 @@ def in_order(answer: list[dict[str, Any]]) -> list[float]:
 
 @pytest.mark.parametrize(("fusion", "temperature"), [("film", 1.7), ("metablock", 0.4), ("gated", 0.4)])
 @torch.no_grad()
-def test_all_that_load_a_checkpoint_divide_by_its_temperature_once(
-    fusion: str, temperature: float, tmp_path: Path
-) -> None:
+def test_all_loaders_divide_by_the_temperature_once(fusion: str, temperature: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = Ham10000Config(backbone="test_efficientnet", fusion=fusion, temperature=temperature)
     model = create_model(config).eval()

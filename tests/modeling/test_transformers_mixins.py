@@ -126,13 +126,9 @@ COMMON_KWARGS = {
     "problem_type": "single_label_classification",
 }
 TINY_MODELS = {
-    name: {"tokenizer_classes": [], "processor_classes": [processor]}
-    for name, processor in {
-        "Ham10000Model": "Ham10000ImageProcessor",
-        "Ham10000ForImageClassification": "Ham10000ImageProcessor",
-        "TimmWrapperModel": "TimmWrapperImageProcessor",
-        "TimmWrapperForImageClassification": "TimmWrapperImageProcessor",
-    }.items()
+    f"{library}{head}": {"tokenizer_classes": [], "processor_classes": [f"{library}ImageProcessor"]}
+    for library in ("Ham10000", "TimmWrapper")
+    for head in ("Model", "ForImageClassification")
 }
 CHECKPOINTS = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
