@@ -194,15 +194,12 @@ def test_a_url_is_not_fetched(pipelines: dict[str, Any]) -> None:
             server.accept()
 
 
-def test_a_model_in_training_mode_and_one_in_half_precision(folders: dict, pipelines: dict, pictures: list) -> None:
+def test_a_model_in_training_mode_answers_the_same(folders: dict, pipelines: dict, pictures: list) -> None:
     given = {"image": str(pictures[0]), **ROW}
     expected = pipelines["fusion"](given)
     model: Any = Ham10000ForImageClassification.from_pretrained(folders["fusion"]).train()
     processor = Ham10000Processor.from_pretrained(folders["fusion"])
     assert pipeline(PIPELINE_TASK, model=model, processor=processor)(given) == expected  # type: ignore[call-overload]
-    half: Any = pipeline(PIPELINE_TASK, model=folders["fusion"], dtype=torch.bfloat16)
-    assert half.model.dtype == torch.bfloat16
-    assert as_dict(half(given)) == pytest.approx(as_dict(expected), abs=0.05)
 
 
 def test_a_saved_pipeline_is_a_full_checkpoint(folders: dict, pipelines: dict, pictures: list, tmp_path: Path) -> None:
