@@ -86,18 +86,15 @@ def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]
     return tuple(modules)
 
 
-def some_images() -> list[Image.Image]:
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-
-
 class ImageClassification:
     """Gives the pipelines' mixin a pipeline, inputs, and what to expect; transformers' own is not distributed."""
 
     task = "image-classification"
 
     def get_test_pipeline(self, model: Any, tokenizer: None, dtype: str, **processors: Any) -> tuple[Any, list]:
-        return pipeline(self.task, model=model, dtype=dtype, **processors), some_images()
+        random = np.random.default_rng(0)
+        images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
+        return pipeline(self.task, model=model, dtype=dtype, **processors), images
 
     def run_pipeline_test(self, classify: Any, images: list[Image.Image]) -> None:
         for row in (*classify(images[0], top_k=2), *classify(images, top_k=2)[1]):
