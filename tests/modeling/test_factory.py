@@ -15,7 +15,7 @@ from bad_checkpoints import Payload
 from safetensors.torch import load_file, save_file
 from tiny_models import shake
 
-from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_model
+from ham10000.modeling import Ham10000Config, Ham10000Error, create_model
 
 BACKBONES = ["test_efficientnet", "test_vit", "test_byobnet"]  # classifiers named classifier, head and head.fc
 
@@ -65,8 +65,7 @@ def test_the_real_weights_of_v2_b0(shared_dir: Path) -> None:
     path = shared_dir / "weights" / "tf_efficientnetv2_b0.imagenet.safetensors"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    config = Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0")
-    model = create_model(config, pretrained=path).eval()
+    model = create_model(Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0"), pretrained=path).eval()
     bare = timm.create_model("tf_efficientnetv2_b0", num_classes=0).eval()
     bare.load_state_dict(load_file(path), strict=False)
     pixels = torch.randn(2, 3, 96, 96)
@@ -82,8 +81,7 @@ def test_our_own_checkpoint_gives_its_backbone(source: str, as_folder: bool, tmp
     torch.manual_seed(2)
     config = Ham10000Config(modality="fusion", fusion="gated", backbone="test_efficientnet")
     model = create_model(config, pretrained=tmp_path if as_folder else tmp_path / "model.safetensors")
-    for name, value in trained.backbone.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], value), name
+    torch.testing.assert_close(model.backbone.state_dict(), trained.backbone.state_dict(), rtol=0, atol=0)
     assert model.classifier.weight.shape == (7, 256)  # the gated unit's own; the file's classifier is not looked at
 
 
@@ -101,17 +99,15 @@ def test_a_file_without_step_counters_is_complete(tmp_path: Path) -> None:
         (lambda w: w.pop("bn1.running_var"), r"1 missing \['bn1\.running_var'\]"),
         (lambda w: w.update(extra=torch.zeros(1)), r"0 missing \[\], 1 unexpected \['extra'\]"),
         (lambda w: w.update({"conv_stem.weight": torch.zeros(2, 3, 3, 3)}), r"1 of another shape \['conv_stem"),
-        (lambda w: w.clear(), r"missing \['conv_stem\.weight'"),
     ],
-    ids=["missing", "no statistics", "unexpected", "shape", "empty"],
+    ids=["missing", "no statistics", "unexpected", "shape"],
 )
 def test_weights_that_do_not_fit_name_the_tensors(edit, message: str, tmp_path: Path) -> None:
     path, _ = timm_file(tmp_path, "test_efficientnet")
     edit_file(path, edit)
     with pytest.raises(Ham10000Error, match=message) as caught:
         create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
-    assert str(path) in str(caught.value)
-    assert "'test_efficientnet'" in str(caught.value)
+    assert f"in {str(path)!r} do not fit the backbone 'test_efficientnet'" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.pt", "weights.safetensors"])
@@ -127,13 +123,11 @@ def test_a_pickle_is_refused_unread(name: str, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", ["absent", "empty folder", "truncated"])
 def test_a_file_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
-    path, _ = timm_file(tmp_path, "test_vit")
+    path = tmp_path / "test_vit.safetensors"
     if kind == "truncated":
+        timm_file(tmp_path, "test_vit")
         path.write_bytes(path.read_bytes()[:-10])
-    elif kind == "absent":
-        path.unlink()
-    else:
-        path = tmp_path / "folder"
+    elif kind == "empty folder":
         path.mkdir()
     with pytest.raises(Ham10000Error, match=r"Cannot read|No pretrained weights at") as caught:
         create_model(Ham10000Config(modality="image", backbone="test_vit"), pretrained=path)
@@ -164,9 +158,7 @@ TORCHVISIONS = {name: BASELINE[name] for name in ("modality", "backbone", "backb
 
 
 @torch.no_grad()
-def test_torchvisions_weights_arrive_under_timms_names(
-    torchvision_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvisions_weights_arrive_under_timms_names(torchvision_cache: Path) -> None:
     """Random weights in torchvision's own file, read by torchvision's own loader: features equal torchvision's."""
     torch.manual_seed(4)
     reference = torchvision.models.efficientnet_v2_s().eval()
@@ -181,9 +173,7 @@ def test_torchvisions_weights_arrive_under_timms_names(
     assert expected.std() > 1e-3
 
 
-def test_torchvisions_weights_offline_are_one_message(
-    torchvision_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvisions_weights_offline_are_a_message(torchvision_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no network")
 
@@ -216,13 +206,11 @@ def test_true_takes_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Ham10000Config(backbone="test_efficientnet", backbone_kwargs={"bn_eps": 1e-4})
     model = create_model(config, pretrained=True)
     assert asked == [("test_efficientnet", flag, {"num_classes": 0, "bn_eps": 1e-4}) for flag in (False, True)]
-    for name, value in published.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], value), name
+    torch.testing.assert_close(model.backbone.state_dict(), published.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("offline")
 def test_the_metadata_variant_needs_no_weights() -> None:
     model = create_model(Ham10000Config(modality="metadata"), pretrained=True)
-    assert isinstance(model, Ham10000ForImageClassification)
     assert model.backbone is None
     assert model(metadata=torch.zeros(2, 3)).logits.shape == (2, 7)

@@ -13,13 +13,7 @@ from transformers import pipeline
 from unlike_images import main, other_images
 
 from ham10000.modeling import Ham10000Error, Ham10000ImageProcessor, Ham10000Processor
-from ham10000.modeling.image_statistics_ham10000 import (
-    FEATURES,
-    distances,
-    fit_image_statistics,
-    image_features,
-    rgb_to_lab,
-)
+from ham10000.modeling.image_statistics_ham10000 import distances, fit_image_statistics, image_features, rgb_to_lab
 from ham10000.training.data.loader import features_of_images
 from ham10000.training.data.sources import load_data
 
@@ -77,9 +71,8 @@ def test_the_shipped_ones_are_close_to_those_of_the_measurement() -> None:
     assert found["accepted"]["test"]["share"] > 0.97
     spread = np.sqrt(np.diag(np.linalg.inv(found["statistics"]["precision"])))
     for name in ("image", "fusion"):
-        shipped = Ham10000Processor.from_pretrained(
-            SHIPPED.with_name(f"ham10000-{name}")
-        ).image_processor.image_statistics
+        folder = SHIPPED.with_name(f"ham10000-{name}")
+        shipped = Ham10000Processor.from_pretrained(folder).image_processor.image_statistics
         difference = np.subtract(shipped["mean"], found["statistics"]["mean"])
         assert np.abs(difference / spread).max() < 0.1
         assert shipped["threshold"] == pytest.approx(found["statistics"]["threshold"], rel=0.1)
@@ -94,8 +87,8 @@ def test_damaged_ones_are_refused(damage: dict, fitted: Ham10000ImageProcessor) 
 
 
 def test_too_few_or_equal_images_give_none() -> None:
-    assert fit_image_statistics(np.random.default_rng(0).normal(size=(140, len(FEATURES)))) is None
-    assert fit_image_statistics(np.zeros((200, len(FEATURES)))) is None
+    assert fit_image_statistics(np.random.default_rng(0).normal(size=(140, 14))) is None
+    assert fit_image_statistics(np.zeros((200, 14))) is None
 
 
 def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
@@ -106,11 +99,8 @@ def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
 
 def test_the_pipeline_logs_it(said_by_transformers: list[str]) -> None:
     classify = pipeline("image-metadata-classification", model=str(SHIPPED))
-    images = [
-        {"image": Image.fromarray(load_sample_image("flower.jpg"))},
-        {"image": Image.new("RGB", (60, 45), "red")},
-    ]
-    assert len(classify(images)) == 2
+    images = [Image.fromarray(load_sample_image("flower.jpg")), Image.new("RGB", (60, 45), "red")]
+    assert len(classify([{"image": image} for image in images])) == 2
     said = [text.partition(":")[0] for text in said_by_transformers if "unlike those" in text]
     assert said == ["Input 0", "Input 1"]
 

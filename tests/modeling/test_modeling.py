@@ -26,9 +26,6 @@ BACKBONES = [
 ]
 
 
-# --- parity of the image variant
-
-
 @pytest.mark.parametrize(("backbone", "kwargs"), BACKBONES, ids=str)
 @torch.no_grad()
 def test_image_logits_equal_bare_timm(backbone: str, kwargs: dict) -> None:
@@ -68,19 +65,16 @@ def test_the_backbone_keeps_timms_own_initialisation() -> None:
     bare = timm.create_model("test_efficientnet", num_classes=0)
     torch.manual_seed(5)
     model = Ham10000ForImageClassification(Ham10000Config(modality="image", backbone="test_efficientnet"))
-    for name, value in bare.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], value), name
+    torch.testing.assert_close(model.backbone.state_dict(), bare.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_our_layers_are_initialised_as_torch_does(fusion: str) -> None:
     model = make_model("fusion", fusion)
-    ours = {name: value for name, value in model.named_modules() if not name.startswith("backbone")}
-    linears = {name: module for name, module in ours.items() if isinstance(module, nn.Linear)}
-    assert "classifier" in linears
-    assert "metadata_encoder.mlp.0" in linears
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {"classifier", "metadata_encoder.mlp.0"} <= set(linears)
     for name, module in linears.items():
-        if name == "fusion.modulation":  # FiLM starts as the identity
+        if name.startswith(("backbone.", "fusion.modulation")):  # FiLM starts as the identity
             continue
         bound = 1 / math.sqrt(module.in_features)  # uniform in +- bound
         assert module.weight.abs().max() <= bound, name
@@ -106,10 +100,8 @@ class PaaatchaMetaBlock(nn.Module):
 
 def embeddings(model: Ham10000ForImageClassification) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return (
-        torch.randn(5, model.backbone.num_features, generator=generator),
-        torch.randn(5, model.metadata_encoder.output_size, generator=generator),
-    )
+    sizes = (model.backbone.num_features, model.metadata_encoder.output_size)
+    return tuple(torch.randn(5, size, generator=generator) for size in sizes)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -164,17 +156,6 @@ def test_concat_logits_are_an_image_part_plus_a_metadata_part() -> None:
     torch.testing.assert_close(output.logits, parts + model.classifier.bias)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@torch.no_grad()
-def test_every_fusion_reads_both_inputs(fusion: str) -> None:
-    model = make_model(fusion=fusion)
-    shake(model.fusion)
-    inputs = make_inputs(model.config.modality)
-    logits = model(**inputs).logits
-    assert not torch.allclose(model(inputs["pixel_values"].flip(0), inputs["metadata"]).logits, logits)
-    assert not torch.allclose(model(inputs["pixel_values"], inputs["metadata"] + 1).logits, logits)
-
-
 # --- metadata and its missing states
 
 
@@ -207,7 +188,6 @@ def test_an_int8_matrix_does_not_decide_the_type_of_the_inputs(modality: str, dt
 
     model = make_model(modality).to(dtype)
     inputs = make_inputs(model.config.modality)
-    inputs = {name: value if name == "metadata" else value.to(dtype) for name, value in inputs.items()}
     linear = model.metadata_encoder.mlp[0]
     linear.bias.zero_()
     expected = model(**inputs).logits
@@ -230,20 +210,6 @@ def test_a_backbone_that_cannot_be_used_is_refused_when_it_is_built(backbone: st
         make_model("image", backbone=backbone, backbone_kwargs=kwargs)
 
 
-@pytest.mark.parametrize("field", [0, 1, 2])
-@torch.no_grad()
-def test_missing_differs_from_every_value(field: int) -> None:
-    """From age 0 (a real age in HAM10000) and the mean age, and from each sex and site."""
-    model = make_model("metadata")
-    values = [[0.0, 50.0, 51.86, 85.0], [0.0, 1.0], [float(index) for index in range(14)]][field]
-    row = [60.0, 1.0, 2.0]
-    rows = [[value if index == field else other for index, other in enumerate(row)] for value in [NAN, *values]]
-    logits = model(metadata=torch.tensor(rows)).logits
-    assert logits.isfinite().all()
-    distances = torch.cdist(logits, logits) + 9 * torch.eye(len(rows))
-    assert distances.min() > 1e-4
-
-
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
 def test_an_image_alone_is_an_image_with_all_metadata_missing(fusion: str) -> None:
@@ -256,23 +222,15 @@ def test_an_image_alone_is_an_image_with_all_metadata_missing(fusion: str) -> No
     assert not torch.allclose(alone.logits, model(pixels, torch.zeros(4, 3)).logits)
 
 
-def test_no_nan_reaches_a_gradient() -> None:
-    model = make_model(fusion="metablock").train()
-    inputs = make_inputs(model.config.modality)
-    inputs["metadata"].fill_(NAN)
-    model(**inputs, labels=torch.arange(4)).loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-
-
 def dropped_shares(model: Ham10000ForImageClassification, rows: int = 20000) -> tuple[np.ndarray, float]:
     """Share of missing values per field, and share of rows with all three missing, as the encoder received them."""
     received = []
     model.metadata_encoder.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].clone()))
     torch.manual_seed(0)
+    metadata = torch.tensor([[60.0, 1, 2]]).repeat(rows, 1)
     with torch.no_grad():
-        model(metadata=torch.tensor([[60.0, 1, 2]]).repeat(rows, 1))
+        model(metadata=metadata)
+    assert not metadata.isnan().any()  # the caller's tensor is left alone
     missing = received[0].isnan().numpy()
     return missing.mean(axis=0), missing.all(axis=1).mean()
 
@@ -287,15 +245,7 @@ def test_metadata_dropout_has_the_configured_rates_in_training_only(field_rate: 
     assert rows == pytest.approx(row_rate + (1 - row_rate) * field_rate**3, abs=0.0142)
 
 
-def test_metadata_dropout_leaves_the_callers_tensor_alone() -> None:
-    model = make_model("metadata", metadata_dropout=0.9).train()
-    metadata = make_inputs(model.config.modality)["metadata"]
-    before = metadata.clone()
-    model(metadata=metadata)
-    assert torch.equal(metadata.nan_to_num(-1), before.nan_to_num(-1))
-
-
-# --- outputs
+# --- outputs, refused inputs, gradients
 
 
 @pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
@@ -313,29 +263,22 @@ def test_shapes_loss_tuple_and_temperature(modality: str, fusion: str) -> None:
         assert (None if value is None else value.shape) == (shape if name in present else None)
     as_tuple = model(**inputs, labels=labels, return_dict=False)
     assert isinstance(as_tuple, tuple)
-    assert len(as_tuple) == 2 + len(present)
     for part, name in zip(as_tuple, ["loss", "logits", *present], strict=True):
         assert torch.equal(part, getattr(output, name))
     assert model(**inputs).loss is None
     model.config.return_dict = False
-    without_labels = model(**inputs)
-    assert isinstance(without_labels, tuple)
-    assert torch.equal(without_labels[0], output.logits)
+    first, *_ = model(**inputs)  # of an output that is no tuple this would be a name
+    assert torch.equal(first, output.logits)
     model.config.temperature = 2.5
     cooled = model(**inputs, labels=labels, return_dict=True)  # the call wins over the config
     assert torch.equal(cooled.logits, output.logits / 2.5)
     assert torch.equal(cooled.loss, F.cross_entropy(cooled.logits, labels))
-    assert output.logits.abs().max() > 0
-
-
-# --- inputs that are refused
 
 
 @pytest.mark.parametrize(
     ("modality", "inputs", "message"),
     [
         ("image", {}, "needs `pixel_values`"),
-        ("image", {"metadata": torch.zeros(1, 3)}, "needs `pixel_values`"),
         ("image", {"pixel_values": torch.zeros(1, 3, 64, 64), "metadata": torch.zeros(1, 3)}, "leave `metadata` out"),
         ("image", {"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "must be floating point.*uint8"),
         ("metadata", {}, "needs `metadata`"),
@@ -343,7 +286,6 @@ def test_shapes_loss_tuple_and_temperature(modality: str, fusion: str) -> None:
         ("metadata", {"metadata": torch.zeros(1, 2)}, r"\(batch, 3\).*age.*sex.*localization.*\(1, 2\)"),
         ("metadata", {"metadata": torch.zeros(3)}, r"\(batch, 3\)"),
         ("metadata", {"metadata": torch.zeros(1, 3, dtype=torch.int64)}, "floating point.*int64"),
-        ("fusion", {"metadata": torch.zeros(1, 3)}, "needs `pixel_values`"),
         ("fusion", {"pixel_values": torch.zeros(3, 64, 64)}, r"\(batch, 3, height, width\), got \(3, 64, 64\)"),
         ("fusion", {"pixel_values": torch.zeros(2, 3, 64, 64), "metadata": torch.zeros(1, 3)}, "2 images but 1 row"),
     ],
@@ -354,31 +296,19 @@ def test_wrong_inputs_say_what_was_expected(modality: str, inputs: dict, message
         make_model(modality, "film")(**inputs)
 
 
-# --- training
-
-
 @pytest.mark.parametrize(("modality", "fusion"), VARIANTS)
 def test_every_parameter_gets_a_gradient(modality: str, fusion: str) -> None:
     model = make_model(modality, fusion).train()
-    if fusion == "film":  # while it is the identity no gradient reaches the metadata encoder; after one step it does
-        shake(model.fusion)
-    model(**make_inputs(model.config.modality, batch=8), labels=torch.arange(8) % 7).loss.backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # FiLM begins as the identity, through which no gradient reaches the metadata encoder; after one step it does.
+    for _ in range(2 if fusion == "film" else 1):
+        optimizer.zero_grad()
+        model(**make_inputs(modality, batch=8), labels=torch.arange(8) % 7).loss.backward()
+        optimizer.step()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert [name for name, gradient in gradients.items() if gradient is None] == []
-    silent = [name for name, gradient in gradients.items() if not gradient.abs().sum() > 0]
+    silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
     # A bias right before a batch norm in training mode has no effect; MetaBlock's linear layers have one.
     assert [name for name in silent if not name.endswith((".scale.0.bias", ".shift.0.bias"))] == []
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_film_wakes_its_metadata_branch_in_one_step() -> None:
-    model = make_model(fusion="film").train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(**make_inputs(model.config.modality), labels=torch.arange(4)).loss.backward()
-        optimizer.step()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.metadata_encoder.parameters())
 
 
 # --- saving and loading
@@ -394,29 +324,27 @@ def test_a_reloaded_model_gives_the_same_bits(modality: str, fusion: str, tmp_pa
     loaded, info = Ham10000ForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not loaded.training
     assert not info["missing_keys"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
-    inputs = make_inputs(model.config.modality)
-    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    inputs = make_inputs(modality)
     # A single sample is where weights that lie at odd addresses of a mapped file would give other last bits.
-    single = {name: value[:1] for name, value in inputs.items()}
-    assert torch.equal(loaded(**single).logits, model(**single).logits)
+    for given in (inputs, {name: value[:1] for name, value in inputs.items()}):
+        assert torch.equal(loaded(**given).logits, model(**given).logits)
+
+
+SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
 
 
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
     [
-        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "embed_dim": 16}),
+        ("swin_tiny_patch4_window7_224", SWIN),
         ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 1}),
         ("beit_base_patch16_224", {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}),
     ],
-    ids=["swin", "eva", "beit"],
 )
 @torch.no_grad()
 def test_buffers_that_no_checkpoint_holds_are_computed_again(backbone: str, kwargs: dict, tmp_path: Path) -> None:
     """transformers builds on the meta device and fills non-persistent buffers with whatever memory holds."""
-    if "swin" in backbone:
-        kwargs = {**kwargs, "depths": (1, 1), "num_heads": (1, 2)}
     model = make_model("image", backbone=backbone, backbone_kwargs=kwargs)
     buffers = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
     assert buffers
@@ -426,13 +354,6 @@ def test_buffers_that_no_checkpoint_holds_are_computed_again(backbone: str, kwar
         assert torch.equal(loaded.get_buffer(name), value), name
     pixels = torch.randn(2, 3, kwargs["img_size"], kwargs["img_size"])
     assert torch.equal(loaded(pixels).logits, model(pixels).logits)
-
-
-def test_a_fusion_of_another_kind_does_not_load(tmp_path: Path) -> None:
-    model = make_model(fusion="gated")
-    model.save_pretrained(tmp_path)
-    with pytest.raises((Ham10000Error, RuntimeError), match=r"fusion|mismatch"):
-        Ham10000ForImageClassification.from_pretrained(tmp_path, fusion="film")
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

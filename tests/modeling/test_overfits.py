@@ -16,15 +16,12 @@ def test_sixteen_images_are_fitted_to_100_percent(modality: str, fusion: str) ->
     labels = torch.tensor([LABELS.index(row["dx"]) for row in rows])
     assert len(labels.unique()) == 7
     torch.manual_seed(0)
-    none = dict.fromkeys(
-        ("metadata_field_dropout", "metadata_dropout", "classifier_dropout", "metadata_hidden_dropout"), 0.0
-    )
+    rates = ("metadata_field_dropout", "metadata_dropout", "classifier_dropout", "metadata_hidden_dropout")
+    none = dict.fromkeys(rates, 0.0)
     config = Ham10000Config(modality=modality, backbone="test_efficientnet", fusion=fusion, **none)
     model, processor = Ham10000ForImageClassification(config).train(), create_processor(config, image_size=32)
     # Ages that tell the rows apart: two lesions may have the same metadata, and then nothing could fit both.
-    metadata = [
-        {"age": 5 * number, "sex": row["sex"], "localization": row["localization"]} for number, row in enumerate(rows)
-    ]
+    metadata = [{"age": 5 * k, "sex": row["sex"], "localization": row["localization"]} for k, row in enumerate(rows)]
     images = None if modality == "metadata" else [row["image"]["bytes"] for row in rows]
     inputs = processor(images=images, metadata=None if modality == "image" else metadata)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

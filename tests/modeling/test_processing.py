@@ -40,9 +40,6 @@ def png(image: Image.Image, **kwargs) -> bytes:
     return buffer.getvalue()
 
 
-# --- the picture's forms
-
-
 def test_every_form_of_one_picture_gives_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
     array = np.asarray(picture)
     path = tmp_path / "picture.png"
@@ -84,29 +81,16 @@ def test_opaque_modes_are_what_pillow_converts(mode: str, picture: Image.Image) 
     np.testing.assert_array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("shape", ["HW", "HW1", "1HW"])
-def test_grey_arrays_become_three_equal_channels(dtype: type, shape: str, picture: Image.Image) -> None:
+def test_grey_becomes_three_equal_channels(picture: Image.Image, tmp_path: Path) -> None:
+    """Pictures and arrays, of 8 bits, of 16, which are scaled and not clipped, and of floating point in [0, 1]."""
     grey = np.asarray(picture.convert("L"))
-    array = {np.uint8: grey, np.uint16: grey.astype(np.uint16) * 257, np.float32: grey.astype(np.float32) / 255}[dtype]
-    array = {"HW": array, "HW1": array[:, :, None], "1HW": array[None]}[shape]
-    np.testing.assert_array_equal(np.asarray(load_image(array)), np.repeat(grey[:, :, None], 3, axis=2))
-
-
-def test_sixteen_bit_grey_is_scaled_not_clipped(picture: Image.Image, tmp_path: Path) -> None:
-    grey = np.asarray(picture.convert("L"))
-    image = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert image.mode == "I;16"
-    image.save(tmp_path / "deep.png")
-    for form in (image, tmp_path / "deep.png", Image.fromarray(grey.astype(np.int32) * 257)):
-        np.testing.assert_array_equal(np.asarray(load_image(form))[:, :, 0], grey)
-
-
-def test_float_mode_is_read_in_zero_to_one(picture: Image.Image) -> None:
-    grey = np.asarray(picture.convert("L"))
-    image = Image.fromarray(grey.astype(np.float32) / 255)
-    assert image.mode == "F"
-    np.testing.assert_array_equal(np.asarray(load_image(image))[:, :, 1], grey)
+    deep, floating = grey.astype(np.uint16) * 257, grey.astype(np.float32) / 255
+    images = [Image.fromarray(array) for array in (deep, deep.astype(np.int32), floating)]
+    assert [image.mode for image in images] == ["I;16", "I", "F"]
+    images[0].save(tmp_path / "deep.png")
+    arrays = [form for array in (grey, deep, floating) for form in (array, array[:, :, None], array[None])]
+    for form in (*images, tmp_path / "deep.png", *arrays):
+        np.testing.assert_array_equal(np.asarray(load_image(form)), np.repeat(grey[:, :, None], 3, axis=2))
     with pytest.raises(Ham10000Error, match=r"\[0, 1\]"):
         load_image(Image.fromarray(grey.astype(np.float32)))
 
@@ -114,13 +98,10 @@ def test_float_mode_is_read_in_zero_to_one(picture: Image.Image) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_shown_on_white(mode: str) -> None:
     """By the source-over formula: a * colour + (1 - a) * white."""
-    image = Image.new("RGBA", (3, 1))
-    for x, alpha in enumerate((0, 51, 255)):
-        image.putpixel((x, 0), (100, 100, 100, alpha))
-    loaded = np.asarray(load_image(image.convert(mode)))[0]
-    for x, alpha in enumerate((0, 51, 255)):
-        expected = round(100 * alpha / 255 + 255 * (1 - alpha / 255))
-        assert loaded[x].tolist() == [expected] * 3
+    alphas = (0, 51, 255)
+    image = Image.fromarray(np.array([[[100, 100, 100, alpha] for alpha in alphas]], np.uint8))
+    expected = [[[round(100 * alpha / 255 + 255 * (1 - alpha / 255))] * 3 for alpha in alphas]]
+    assert np.asarray(load_image(image.convert(mode))).tolist() == expected
 
 
 def test_palette_and_rgb_with_a_transparent_colour() -> None:
@@ -164,11 +145,9 @@ def test_exif_orientation(orientation: int, picture: Image.Image, tmp_path: Path
 def test_parity_with_torchvision(resample: int, picture: Image.Image) -> None:
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.9]
     mode = transforms.InterpolationMode[Image.Resampling(resample).name]
-    reference = transforms.Compose(
-        [transforms.Resize((40, 72), mode), transforms.ToTensor(), transforms.Normalize(mean, std)]
-    )
+    steps = [transforms.Resize((40, 72), mode), transforms.ToTensor(), transforms.Normalize(mean, std)]
     processor = Ham10000ImageProcessor({"height": 40, "width": 72}, resample, mean, std)
-    assert torch.equal(processor(picture)["pixel_values"][0], reference(picture))
+    assert torch.equal(processor(picture)["pixel_values"][0], transforms.Compose(steps)(picture))
 
 
 @pytest.mark.parametrize("resample", [2, 3])
@@ -187,20 +166,12 @@ def test_torch_resizes_within_a_level_of_pillow(resample: int, size: tuple[int, 
         assert difference.mean() < 0.2
 
 
-def test_the_resizer_is_saved_with_the_processor(tmp_path: Path) -> None:
-    config = Ham10000Config(backbone="test_efficientnet")
-    assert create_processor(config).image_processor.resizer == "pillow"
-    create_processor(config, resizer="torch").save_pretrained(tmp_path)
-    assert Ham10000Processor.from_pretrained(tmp_path).image_processor.resizer == "torch"
-
-
 @pytest.mark.parametrize("backbone", ["tf_efficientnetv2_s.in21k_ft_in1k", "tf_efficientnetv2_b0", "test_vit"])
 def test_parity_with_timms_own_evaluation_transform(backbone: str, picture: Image.Image) -> None:
     """timm crops where we squash: equal numbers on a square picture without its centre crop."""
     cfg = timm.get_pretrained_cfg(backbone)
-    reference = create_transform(
-        cfg.input_size, interpolation=cfg.interpolation, mean=cfg.mean, std=cfg.std, crop_pct=1.0
-    )
+    settings = {"interpolation": cfg.interpolation, "mean": cfg.mean, "std": cfg.std, "crop_pct": 1.0}
+    reference = create_transform(cfg.input_size, **settings)
     processor = create_processor(Ham10000Config(modality="image", backbone=backbone))
     square = picture.resize((450, 450))
     assert torch.equal(processor(images=square)["pixel_values"][0], reference(square))
@@ -217,11 +188,10 @@ def test_resize_then_normalise_is_the_whole(picture: Image.Image) -> None:
     processor = Ham10000ImageProcessor(size=32)
     resized = processor.resize(picture)
     assert (resized.dtype, resized.shape) == (np.uint8, (32, 32, 3))
-    raw = torch.from_numpy(resized.copy()).permute(2, 0, 1)
-    expected = processor(picture)["pixel_values"][0]
-    assert torch.equal(processor.normalize_pixels(raw), expected)
+    raw, expected = torch.from_numpy(resized.copy()).permute(2, 0, 1), processor(picture)["pixel_values"][0]
     floating = raw.float()
-    assert torch.equal(processor.normalize_pixels(floating), expected)
+    for pixels in (raw, floating):
+        assert torch.equal(processor.normalize_pixels(pixels), expected)
     assert torch.equal(floating, raw.float())  # not changed in place
 
 
@@ -243,11 +213,7 @@ def test_metadata_is_years_and_vocabulary_positions() -> None:
     assert encoded.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "missing",
-    [None, math.nan, np.nan, np.float32("nan"), "", "  ", "unknown", "Unknown", "nan", "NaN", "None"],
-    ids=repr,
-)
+@pytest.mark.parametrize("missing", [None, np.nan, np.float32("nan"), "", "  ", "Unknown", "NaN", "None"], ids=repr)
 @pytest.mark.parametrize("field", ["age", "sex", "localization"])
 def test_every_spelling_of_missing_is_what_absent_is(field: str, missing: object) -> None:
     processor = Ham10000Processor()
@@ -262,38 +228,24 @@ def test_any_number_is_an_age(age: object) -> None:
     assert Ham10000Processor().encode_metadata({"age": age})[0, 0] == 60
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "vocabulary"),
-    [("sex", "m", ("female", "male")), ("sex", 1, ("female", "male")), ("localization", "elbow", LOCALIZATIONS)],
-)
-def test_unknown_values_list_the_vocabulary_unless_allowed(field: str, value: object, vocabulary: tuple) -> None:
-    processor = Ham10000Processor()
-    with pytest.raises(Ham10000Error, match=r"row 1.*unknown_values='missing'") as caught:
-        processor(metadata=[ROW, {**ROW, field: value}])
-    for word in (field, repr(value), *vocabulary):
-        assert word in str(caught.value)
-    encoded = processor(metadata=[ROW, {**ROW, field: value}], unknown_values="missing")["metadata"]
-    assert encoded.isnan().tolist() == [[False] * 3, [name == field for name in ("age", "sex", "localization")]]
-
-
 COLUMNS_THAT_TELL = ("dx", "dx_type", "dataset", "lesion_id", "image_id")
-MISSPELT = ("Age", "gender", "localisation", "site")
 # Settings of the processor, what it is given, and the message.
 REFUSED: list[tuple[dict, dict, str]] = [
     ({}, {"metadata": ROW, "unknown_values": "ignore"}, "'ignore'"),
     ({}, {"metadata": {"age": 300}, "unknown_values": "missing"}, "age"),
     *(({}, {"metadata": [ROW, {**ROW, key: "mel"}]}, f"row 1: '{key}' is never an") for key in COLUMNS_THAT_TELL),
-    *(({}, {"metadata": {key: None}}, f"unknown key '{key}'.*localization") for key in MISSPELT),
+    *(({}, {"metadata": {key: None}}, f"unknown key '{key}'.*localization") for key in ("Age", "gender", "site")),
     ({}, {"metadata": []}, "empty"),
     *(({}, {"metadata": [row]}, "expected a mapping") for row in (60, "age", None)),
+    ({}, {"metadata": [ROW, {"sex": "m"}]}, "row 1: unknown sex 'm'.*female, male.*unknown_values='missing'"),
+    ({}, {"metadata": {"sex": 1}}, "unknown sex 1; expected one of female, male"),
+    ({}, {"metadata": {"localization": "elbow"}}, f"localization 'elbow'; expected .*{', '.join(LOCALIZATIONS)}"),
     ({}, {"images": [SMALL, SMALL], "metadata": ROW}, "2 images but 1 row"),
-    ({}, {"images": SMALL, "metadata": [ROW, ROW]}, "1 images but 2 rows"),
     ({}, {"images": SMALL, "meta_data": ROW}, "meta_data"),
     *(({}, {"metadata": ROW, "return_tensors": name}, "return_tensors") for name in ("tf", "jax")),
     ({}, {}, "Nothing to process"),
     ({"modality": "metadata"}, {"images": SMALL, "metadata": ROW}, "metadata-only"),
     ({"modality": "image"}, {"images": SMALL, "metadata": ROW}, "image-only"),
-    ({"modality": "text"}, {}, "modality"),
 ]
 
 
@@ -304,9 +256,8 @@ def test_what_is_refused(settings: dict, given: dict, message: str) -> None:
 
 
 def test_field_order_and_vocabularies_are_the_configs() -> None:
-    config = Ham10000Config(
-        modality="metadata", metadata_fields=["localization", "age"], localization_vocabulary=["ear", "back"]
-    )
+    fields, sites = ["localization", "age"], ["ear", "back"]
+    config = Ham10000Config(modality="metadata", metadata_fields=fields, localization_vocabulary=sites)
     processor = create_processor(config)
     assert processor(metadata={"age": 5, "localization": "back"})["metadata"].tolist() == [[1, 5]]
     with pytest.raises(Ham10000Error, match="unknown key 'sex'"):
@@ -314,18 +265,6 @@ def test_field_order_and_vocabularies_are_the_configs() -> None:
 
 
 # --- variants, arrays, files
-
-
-@pytest.mark.parametrize(
-    ("modality", "names"),
-    [("image", ["pixel_values"]), ("metadata", ["metadata"]), ("fusion", ["pixel_values", "metadata"])],
-)
-def test_the_outputs_are_the_variants_inputs(modality: str, names: list, picture: Image.Image) -> None:
-    processor = Ham10000Processor(Ham10000ImageProcessor(size=16), modality=modality)
-    given = {"images": picture} if modality != "metadata" else {}
-    if modality != "image":
-        given["metadata"] = ROW
-    assert processor.model_input_names == names == list(processor(**given))
 
 
 def test_numpy_output_equals_torch_output(picture: Image.Image) -> None:
@@ -339,7 +278,7 @@ def test_numpy_output_equals_torch_output(picture: Image.Image) -> None:
 
 def test_round_trip_through_one_file(picture: Image.Image, tmp_path: Path) -> None:
     processor = Ham10000Processor(
-        Ham10000ImageProcessor({"height": 24, "width": 40}, 2, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]),
+        Ham10000ImageProcessor({"height": 24, "width": 40}, 2, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], "torch"),
         metadata_fields=["localization", "sex"],
         sex_vocabulary=["male", "female"],
         localization_vocabulary=["ear", "back"],
@@ -348,27 +287,17 @@ def test_round_trip_through_one_file(picture: Image.Image, tmp_path: Path) -> No
     loaded = Ham10000Processor.from_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["processor_config.json"]
     assert {**loaded.to_dict(), "auto_map": None} == {**processor.to_dict(), "auto_map": None}
+    assert loaded.image_processor.resizer == "torch"
     row = {"sex": "male", "localization": "back"}
     before, after = processor(images=picture, metadata=row), loaded(images=picture, metadata=row)
     assert after["metadata"].tolist() == [[1, 0]]
-    assert torch.equal(before["pixel_values"], after["pixel_values"])
-    assert torch.equal(
-        Ham10000ImageProcessor.from_pretrained(tmp_path)(picture)["pixel_values"], before["pixel_values"]
-    )
-
-
-def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path: Path) -> None:
-    Ham10000Processor().save_pretrained(tmp_path)
-    path = tmp_path / "processor_config.json"
-    saved = json.loads(path.read_text())
-    saved["image_processor"]["imagemean"] = [0.5, 0.5, 0.5]
-    path.write_text(json.dumps(saved))
-    with pytest.raises(Ham10000Error, match="imagemean"):
-        Ham10000Processor.from_pretrained(tmp_path)
+    alone = Ham10000ImageProcessor.from_pretrained(tmp_path)(picture)
+    for values in (after["pixel_values"], alone["pixel_values"]):
+        assert torch.equal(values, before["pixel_values"])
 
 
 def test_keys_that_a_library_has_saved_do_not_break_loading(picture: Image.Image, tmp_path: Path) -> None:
-    """The next release of transformers may write others than this one; settings of other processors are refused."""
+    """The next release of transformers may write others than this one."""
     processor = Ham10000Processor(Ham10000ImageProcessor(size=20))
     processor.image_processor._of_a_later_release = {"a": 1}
     processor.save_pretrained(tmp_path)
@@ -380,7 +309,3 @@ def test_keys_that_a_library_has_saved_do_not_break_loading(picture: Image.Image
     loaded = Ham10000Processor.from_pretrained(tmp_path)
     assert loaded.image_processor._of_a_later_release == {"a": 1}
     assert torch.equal(loaded(images=picture)["pixel_values"], processor(images=picture)["pixel_values"])
-    saved["image_processor"]["do_normalize"] = False
-    path.write_text(json.dumps(saved))
-    with pytest.raises(Ham10000Error, match="do_normalize"):
-        Ham10000Processor.from_pretrained(tmp_path)

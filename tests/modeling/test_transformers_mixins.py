@@ -1,10 +1,6 @@
 """transformers' own common tests, run on our models and, as the peer, on TimmWrapper.
 
-They are not in the wheel. Unpack transformers' source distribution and name its folder:
-
-    pip download --no-binary transformers --no-deps transformers==VERSION   # the installed one
-    tar xzf transformers-VERSION.tar.gz
-    TRANSFORMERS_SOURCE=$PWD/transformers-VERSION python -m pytest tests/modeling/test_transformers_mixins.py
+They are in its source distribution, not in the wheel: CONTRIBUTING.md says how to unpack and run them.
 """
 
 import atexit
@@ -90,18 +86,15 @@ def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]
     return tuple(modules)
 
 
-def some_images() -> list[Image.Image]:
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-
-
 class ImageClassification:
     """Gives the pipelines' mixin a pipeline, inputs, and what to expect; transformers' own is not distributed."""
 
     task = "image-classification"
 
     def get_test_pipeline(self, model: Any, tokenizer: None, dtype: str, **processors: Any) -> tuple[Any, list]:
-        return pipeline(self.task, model=model, dtype=dtype, **processors), some_images()
+        random = np.random.default_rng(0)
+        images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
+        return pipeline(self.task, model=model, dtype=dtype, **processors), images
 
     def run_pipeline_test(self, classify: Any, images: list[Image.Image]) -> None:
         for row in (*classify(images[0], top_k=2), *classify(images, top_k=2)[1]):
@@ -130,13 +123,9 @@ COMMON_KWARGS = {
     "problem_type": "single_label_classification",
 }
 TINY_MODELS = {
-    name: {"tokenizer_classes": [], "processor_classes": [processor]}
-    for name, processor in {
-        "Ham10000Model": "Ham10000ImageProcessor",
-        "Ham10000ForImageClassification": "Ham10000ImageProcessor",
-        "TimmWrapperModel": "TimmWrapperImageProcessor",
-        "TimmWrapperForImageClassification": "TimmWrapperImageProcessor",
-    }.items()
+    f"{library}{head}": {"tokenizer_classes": [], "processor_classes": [f"{library}ImageProcessor"]}
+    for library in ("Ham10000", "TimmWrapper")
+    for head in ("Model", "ForImageClassification")
 }
 CHECKPOINTS = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
@@ -167,14 +156,16 @@ class Tester:
         return self.get_config(), {name: value for name, value in inputs.items() if name not in unused}
 
 
+def not_run(reason: str) -> Any:
+    """Stands in the place of a test; a table in CONTRIBUTING.md has more on the reasons."""
+    return unittest.skip(reason)(lambda self: None)
+
+
 class Common:
-    """What the four classes share; the reasons for skips are a table in CONTRIBUTING.md."""
+    """What the four classes share."""
 
     test_resize_embeddings = False
     has_attentions = False
-    config_class: Any
-    kwargs: dict[str, Any]
-    all_model_classes: tuple[Any, ...]
 
     def setUp(self) -> None:
         self.model_tester = Tester(self.config_class, **self.kwargs)
@@ -192,11 +183,8 @@ class Common:
             inputs["labels"] = torch.arange(self.model_tester.batch_size) % 2
         return inputs
 
-    @unittest.skip("counts layers by config.num_hidden_layers; test_ecosystem.py compares hidden states with timm's")
-    def test_hidden_states_output(self) -> None: ...
-
-    @unittest.skip("a model of images has no token embeddings")
-    def test_model_get_set_embeddings(self) -> None: ...
+    test_hidden_states_output = not_run("counts layers by config.num_hidden_layers, which a backbone does not have")
+    test_model_get_set_embeddings = not_run("a model of images has no token embeddings")
 
     def test_forward_signature(self) -> None:
         for cls in self.all_model_classes:
@@ -206,8 +194,7 @@ class Common:
 class Ours(Common):
     """Where we differ from transformers on purpose."""
 
-    @unittest.skip("loads a checkpoint without weights, which is an error here and a warning in transformers")
-    def test_model_weights_reload_no_missing_tied_weights(self) -> None: ...
+    test_model_weights_reload_no_missing_tied_weights = not_run("loads a checkpoint without weights, an error here")
 
 
 OURS = (Ham10000Model, Ham10000ForImageClassification)
@@ -243,14 +230,9 @@ class TestImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.Tes
             names = ("size", "image_mean", "image_std", "resample")
             return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
-    @unittest.skip("a setting of other processors is refused: pixels are what the model was trained on")
-    def test_image_processor_from_dict_with_kwargs_has_attributes(self) -> None: ...
-
-    @unittest.skip("pictures are always made RGB, and a setting at a call is refused")
-    def test_call_numpy_4_channels(self) -> None: ...
-
-    @unittest.skip("one class has both backends, by its setting `resizer`")
-    def test_new_models_require_torchvision_backend(self) -> None: ...
+    test_image_processor_from_dict_with_kwargs_has_attributes = not_run("passes other processors' settings")
+    test_call_numpy_4_channels = not_run("pictures are always made RGB, and a setting at a call is refused")
+    test_new_models_require_torchvision_backend = not_run("one class has both backends, by its setting `resizer`")
 
 
 class TestViTImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.TestCase):  # type: ignore[name-defined]
@@ -285,23 +267,13 @@ class TestProcessor(PROCESSING.ProcessorTesterMixin, unittest.TestCase):  # type
         patch.start()
         self.addCleanup(patch.stop)
 
-    @unittest.skip("`return_tensors` and `unknown_values` stand in the signature: a misspelled argument is an error")
-    def test_call_arguments_default_none(self) -> None: ...
-
-    @unittest.skip("likewise")
-    def test_call_arguments_not_in_processor_kwargs(self) -> None: ...
-
-    @unittest.skip("passes do_normalize=False, which is refused: pixels are what the model was trained on")
-    def test_save_load_pretrained_additional_features(self) -> None: ...
-
-    @unittest.skip("passes settings for text, which are refused: there is none")
-    def test_flat_kwarg_applied_when_modality_dict_lacks_it(self) -> None: ...
+    test_call_arguments_default_none = not_run("`return_tensors` and `unknown_values` stand in the signature")
+    test_call_arguments_not_in_processor_kwargs = not_run("likewise: a misspelled argument is an error")
+    test_save_load_pretrained_additional_features = not_run("passes do_normalize=False, which is refused")
+    test_flat_kwarg_applied_when_modality_dict_lacks_it = not_run("passes settings for text, which are refused")
 
 
 class PipelineTests(PIPELINES.PipelineTesterMixin):  # type: ignore[name-defined]
-    config: Any
-    image_processor: Any
-
     @classmethod
     def setUpClass(cls) -> None:
         """Saves what the mixin would download from the Hub."""
