@@ -73,15 +73,11 @@ def commands(forks: ForkServer, synthetic_folder: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module")
-def counted(commands: Commands) -> tuple[Path, int]:
-    """An undisturbed run, and the number of operations on its files."""
+def trained(commands: Commands) -> Path:
+    """An undisturbed run."""
     folder = commands.root / "undisturbed"
-    return folder, commands.counted(commands.train, folder, folder)
-
-
-@pytest.fixture(scope="module")
-def trained(counted: tuple[Path, int]) -> Path:
-    return counted[0]
+    commands.counted(commands.train, folder, folder)
+    return folder
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -105,10 +101,7 @@ def test_one_folder_has_one_writer_and_a_dead_one_is_none(commands, trained, tmp
     assert (folder / "train_config.json").read_bytes() == before
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -9
-    half = folder / ".training_state-00000099.0123456789ab.tmp.safetensors"
-    half.write_bytes(b"killed while it was written")
     assert main(commands.arguments(folder, "--overwrite")) == 0
-    assert not half.exists()
     assert_same_run(folder, trained)
 
 
@@ -166,16 +159,16 @@ def test_killed_in_the_middle_of_a_state(commands: Commands, trained: Path, tmp_
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
-def test_killed_between_the_files_of_a_run(kills, commands, counted, tmp_path) -> None:
+def test_killed_between_the_files_of_a_run(kills, commands, trained, tmp_path) -> None:
     """Before random operations on its files."""
-    undisturbed, total = counted
+    total = int(trained.with_suffix(".operations").read_text())
     assert total > 50
     for moment in random.Random(kills).sample(range(1, total + 1), kills):
         folder = tmp_path / str(moment)
         assert commands.train(folder, watched=str(folder), file_operation=moment).wait() == -9
         child = commands.train(folder, *(["--resume"] if (folder / "train_config.json").exists() else []))
         assert child.wait() == 0, child.text
-        assert_same_run(folder, undisturbed)
+        assert_same_run(folder, trained)
         assert leftovers(folder) == []
 
 
@@ -186,7 +179,6 @@ def test_killed_while_it_overwrites(commands, trained, tmp_path) -> None:
     files = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     shutil.copytree(trained, expected)
     total = commands.counted(commands.train, expected, expected, *new)
-    assert total > 30
     for moment in (*random.Random(4).sample(range(3, total), 4), 2, total):
         folder = shutil.copytree(trained, tmp_path / str(moment))
         assert commands.train(folder, *new, watched=str(folder), file_operation=moment).wait() == -9
@@ -218,7 +210,6 @@ def evaluated(commands: Commands, trained: Path) -> tuple[Path, int]:
 @pytest.mark.parametrize("all_moments", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_while_evaluating(all_moments, commands, trained, evaluated, tmp_path) -> None:
     expected, total = evaluated
-    assert total > 15
     for moment in range(1, total + 1) if all_moments else random.Random(3).sample(range(1, total + 1), 1):
         folder = tmp_path / str(moment)
         assert commands.evaluate(trained, folder, watched=str(folder), file_operation=moment).wait() == -9
