@@ -50,7 +50,6 @@ def test_four_processes_give_the_metrics_of_one(forks, synthetic_folder, tmp_pat
         ranks = run_ranks(forks, world_size, options(folder, synthetic_folder, *more))
         assert f"{world_size} process(es)" in " ".join(ranks[0].text.split())
         assert [rank.text for rank in ranks[1:] if "epoch" in rank.text] == []  # one speaks for all
-        assert json.loads((folder / "split.json").read_text())["sizes"]["validation"] % 4 != 0
     (expected,), (row,) = (history(folder) for folder in folders)
     for name in ("validation_macro_f1", "validation_accuracy", "validation_balanced_accuracy"):
         assert row[name] == expected[name]
@@ -180,8 +179,7 @@ def test_a_signal_ends_all_processes_after_the_same_step(to, begun, resume) -> N
 
 
 def test_an_image_that_cannot_be_read_is_one_line(forks, synthetic_folder, tmp_path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(synthetic_folder, data)
+    data = shutil.copytree(synthetic_folder, tmp_path / "data")
     for path in data.rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:200])
     child = forks.run("train", options(tmp_path / "run", data, *STEPS))
@@ -208,7 +206,6 @@ def launched(synthetic_folder: Path, tmp_path: Path) -> tuple[Path, subprocess.P
 def test_a_process_killed_under_accelerate_launch(launched, resume) -> None:
     folder, process = launched
     ranks = [child for child in psutil.Process(process.pid).children() if "train.py" in " ".join(child.cmdline())]
-    assert len(ranks) == 2
     ranks[1].kill()
     start = time.monotonic()
     _, error = process.communicate(timeout=120)
