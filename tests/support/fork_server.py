@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,10 @@ class Child:
 
     def wait(self) -> int:
         """The exit code, negative for a signal."""
-        return self.server.ask({"wait": self.pid})["code"]
+        return self.server.ask({"wait": self.pid})
 
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
-        return self.server.ask({"poll": self.pid})["code"] is None
+        return self.server.ask({"poll": self.pid}) is None
 
     @property
     def text(self) -> str:
@@ -45,20 +45,12 @@ class ForkServer:
 
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            # One thread each: several run at once, and sums must not depend on how many cores there are.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        # One thread each: several run at once, and sums must not depend on how many cores there are.
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, __file__], env=one_thread, **pipes)
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One question, one answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+    def ask(self, request: dict[str, Any]) -> Any:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
@@ -67,19 +59,17 @@ class ForkServer:
         self.count += 1
         output = self.folder / f"{self.count}.txt"
         request = {"command": command, "argv": [str(item) for item in argv], "output": str(output), **options}
-        return Child(self, self.ask({"start": request})["pid"], output)
+        return Child(self, self.ask({"start": request}), output)
 
     def start_ranks(self, world_size: int, argv: Sequence[str], command: str = "train") -> list[Child]:
         """Starts a command in several processes that know each other, as a launcher does."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-        common |= {"LOCAL_WORLD_SIZE": str(world_size)}
-        return [
-            self.start(command, argv, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(world_size)
-        ]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size))
+        ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(world_size)]
+        return [self.start(command, argv, environment=common | rank) for rank in ranks]
 
     def run(self, command: str, argv: Sequence[str], **options: Any) -> Child:
         """Starts a command line and waits for its end."""
@@ -88,8 +78,6 @@ class ForkServer:
         return child
 
     def close(self) -> None:
-        """Ends the server."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
 
@@ -156,8 +144,7 @@ def _run(
 ) -> int:
     """The child: its output into a file, its end prepared, then the command line."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment or {})
@@ -184,35 +171,27 @@ def _serve() -> None:
     import ham10000.training.study.command  # noqa: F401  (what takes seconds, once)
 
     codes: dict[int, int] = {}
-
-    def reap(pid: int, flags: int) -> int | None:
-        if pid not in codes:
-            done, status = os.waitpid(pid, flags)
-            if done == 0:
-                return None
-            codes[pid] = os.waitstatus_to_exitcode(status)
-        return codes[pid]
-
     for line in sys.stdin:
-        request = json.loads(line)
-        if "start" in request:
-            pid = os.fork()
-            if pid == 0:
+        ((question, value),) = json.loads(line).items()
+        if question == "start":
+            answer: int | None = os.fork()
+            if answer == 0:
                 code = 1
                 try:
-                    code = _run(**request["start"])
+                    code = _run(**value)
                 except BaseException:
-                    import traceback
-
                     traceback.print_exc()
                 finally:
                     atexit._run_exitfuncs()  # as an interpreter does, which waits for its workers here
                     sys.stderr.flush()
                     os._exit(code)
-            print(json.dumps({"pid": pid}), flush=True)
         else:
-            key = next(iter(request))
-            print(json.dumps({"code": reap(request[key], 0 if key == "wait" else os.WNOHANG)}), flush=True)
+            if value not in codes:
+                done, status = os.waitpid(value, 0 if question == "wait" else os.WNOHANG)
+                if done:
+                    codes[done] = os.waitstatus_to_exitcode(status)
+            answer = codes.get(value)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,33 +22,17 @@ def test_cut_batches_sum_to_torch_cross_entropy_on_the_whole(label_smoothing: fl
     torch.testing.assert_close(parts / loss.weight_sum(labels), expected)
 
 
-def test_logit_adjustment_is_the_published_formula() -> None:
+@pytest.mark.parametrize("tau", [0.25, 0.5, 1.0])
+def test_logit_adjustment_is_the_published_formula(tau: float) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(8, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 7, (8,), generator=generator)
-    tau = 0.5
     loss = ClassificationLoss(torch.ones(7), offset=logit_offset(PRIOR, tau))
     # Menon et al. 2021, equation 10: -log( pi_y^tau e^f_y / sum_c pi_c^tau e^f_c ).
     scores = PRIOR**tau * np.exp(logits.numpy())
     expected = -np.log(scores[np.arange(8), labels.numpy()] / scores.sum(axis=1)).sum()
     assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
     assert logit_offset(PRIOR, 0.0) is None
-
-
-@pytest.mark.parametrize("sampling", ["natural", "sqrt"])
-@pytest.mark.parametrize("tau", [0.25, 0.5, 1.0])
-def test_an_adjustment_changes_the_answers_however_rows_are_drawn(sampling: str, tau: float) -> None:
-    """A model that fits the drawn rows answers, without the offset, by Bayes' rule for drawn ** (1 - tau)."""
-    drawn = class_shares(PRIOR * 7966, sampling)
-    likelihoods = np.random.default_rng(0).dirichlet(np.ones(7), size=5)
-    fitted = likelihoods * drawn
-    fitted /= fitted.sum(axis=1, keepdims=True)
-    offset = logit_offset(drawn, tau)
-    assert offset is not None
-    assert offset.std() > 0.1  # the same for all classes would change nothing
-    answers = torch.softmax(torch.from_numpy(np.log(fitted)) - offset, dim=-1).numpy()
-    expected = likelihoods * drawn ** (1 - tau)
-    np.testing.assert_allclose(answers, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("sampling", "kind", "tau"), [("natural", "sqrt", 0.0), ("sqrt", "balanced", 0.5)])
@@ -61,8 +45,7 @@ def test_the_answered_prior_is_what_training_without_a_feature_ends_at(sampling:
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
-        rows = [loss(logits[None], torch.tensor([k])) * share for k, share in enumerate(drawn)]
-        total = torch.stack(rows).sum()
+        total = sum(loss(logits[None], torch.tensor([k])) * share for k, share in enumerate(drawn))
         total.backward()
         return total
 

@@ -7,7 +7,9 @@ import pwd
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,22 +27,17 @@ from ham10000.training.utils.files import default_cache_dir
 from ham10000.training.utils.hardware import resolve_precision
 
 OPTIONS = ["--modality", "metadata", "--data", "synthetic:220", "--epochs", "1", "--mixed_precision", "no"]
+HOMES = ("HOME", "XDG_CACHE_HOME", "HAM10000_CACHE")
 NOT_INSTALLED = sorted(set(LoggerType.list()) - {"all"} - {str(name) for name in get_available_trackers()})
-
-
-def launched(*options: str) -> dict[str, str]:
-    """What `accelerate launch` tells a script by its environment."""
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--cpu", *options, "script.py"]))
-    return prepare_simple_launcher_cmd_env(arguments)[1]
 
 
 @pytest.mark.parametrize("asked", ["no", "bf16"])
 @pytest.mark.parametrize("own", ["auto", "no", "bf16"])
-def test_auto_is_the_precision_of_the_launcher_and_a_named_one_is_its_own(
-    asked: str, own: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    name = "ACCELERATE_MIXED_PRECISION"
-    monkeypatch.setenv(name, launched("--mixed_precision", asked)[name])
+def test_auto_is_the_precision_of_the_launcher_and_a_named_one_is_its_own(asked, own, monkeypatch, tmp_path) -> None:
+    # What `accelerate launch` tells a script by its environment.
+    arguments = launch_command_parser().parse_args(["--cpu", "--mixed_precision", asked, "script.py"])
+    environment = prepare_simple_launcher_cmd_env(_validate_launch_command(arguments)[0])[1]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment["ACCELERATE_MIXED_PRECISION"])
     config = TrainConfig(mixed_precision=own, output_dir=str(tmp_path))
     assert build_accelerator(config).mixed_precision == (asked if own == "auto" else own)
 
@@ -48,9 +45,7 @@ def test_auto_is_the_precision_of_the_launcher_and_a_named_one_is_its_own(
 @pytest.mark.parametrize(
     ("asked", "message"), [("fp16", "needs a CUDA device"), ("fp8", "use no, bf16 or fp16"), ("half", "'half'")]
 )
-def test_a_precision_that_cannot_be_had_is_refused(
-    asked: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_precision_that_cannot_be_had_is_refused(asked: str, message: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     with pytest.raises(Ham10000Error, match=message):
@@ -75,13 +70,8 @@ def test_a_tracker_that_would_be_left_out_is_refused(name: str) -> None:
     check_trackers([])
 
 
-def test_a_tracker_that_cannot_start_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise ConnectionError("not logged in")
-
-    monkeypatch.setattr(TensorBoardTracker, "start", refuse)
+def test_a_tracker_that_cannot_start_is_one_error(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(TensorBoardTracker, "start", Mock(side_effect=ConnectionError("not logged in")))
     assert main([*OPTIONS, "--output_dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "The trackers ['tensorboard'] cannot start: ConnectionError: not logged in" in error
@@ -89,12 +79,9 @@ def test_a_tracker_that_cannot_start_is_one_error(
 
 
 def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: int) -> None:
-        raise KeyError("uid not found")
-
-    for name in ("HOME", "XDG_CACHE_HOME", "HAM10000_CACHE"):
+    for name in HOMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", absent)
+    monkeypatch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError("uid not found")))
     with pytest.raises(Ham10000Error, match=r"no home directory.*--cache_dir"):
         default_cache_dir()
     monkeypatch.setenv("HAM10000_CACHE", "/somewhere")
@@ -107,7 +94,7 @@ def test_training_as_a_user_without_a_home_directory(tmp_path: Path) -> None:
     as_nobody = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
     if subprocess.run([*as_nobody, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("this system has no user namespaces")
-    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "HAM10000_CACHE")}
+    environment = {name: value for name, value in os.environ.items() if name not in HOMES}
     command = [*as_nobody, sys.executable, "-m", "ham10000.training", *OPTIONS, "--trackers", "none"]
     command += ["--modality", "image", "--backbone", "test_efficientnet", "--pretrained", "none", "--image_size", "32"]
     command += ["--output_dir", "run"]
@@ -145,21 +132,17 @@ def test_epochs_are_lines_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFi
     ("options", "message"),
     [
         ({"fusion": "metablock", "batch_size": 4, "gradient_accumulation_steps": 4}, "more than 1 value per channel"),
-        ({"backbone": "test_vit", "image_size": [160], "backbone_kwargs": '{"dynamic_img_size": false}'}, ""),
         ({"backbone": "vit_tiny_patch16_224", "train_scales": [0.5, 1.0]}, r"112x112.*own size is 224x224"),
-        ({"fusion": "concat", "batch_size": 4, "gradient_accumulation_steps": 4}, ""),
+        ({"backbone": "test_vit", "image_size": [160], "backbone_kwargs": '{"dynamic_img_size": false}'}, None),
+        ({"fusion": "concat", "batch_size": 4, "gradient_accumulation_steps": 4}, None),
     ],
 )
-def test_a_network_is_tried_at_every_size_and_stays_as_it_was(options: dict[str, object], message: str) -> None:
-    settings = {"backbone": "test_efficientnet", "backbone_kwargs": "{}", "pretrained": "none", **options}
-    config = TrainConfig(**settings)
+def test_a_network_is_tried_at_every_size_and_stays_as_it_was(options: dict, message: str | None) -> None:
+    config = TrainConfig(**{"backbone": "test_efficientnet", "backbone_kwargs": "{}", "pretrained": "none", **options})
     model = build_model(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    if message:
-        with pytest.raises(Ham10000Error, match=message):
-            check_forward(model, config)
-    else:
+    with pytest.raises(Ham10000Error, match=message) if message else nullcontext():
         check_forward(model, config)
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -173,6 +156,5 @@ def test_a_frozen_backbone_takes_a_sample_at_a_time(tmp_path: Path) -> None:
     # One pixel is left of 16 in the last stage: of one sample, batch norm has no variance there.
     config = dataclasses.replace(free, image_size=[16], batch_size=1, pretrained=str(weights), freeze_backbone=True)
     check_forward(build_model(config), config)
-    config = dataclasses.replace(config, freeze_backbone=False)
     with pytest.raises(Ham10000Error, match="more than 1 value per channel"):
-        check_forward(build_model(config), config)
+        check_forward(build_model(config), dataclasses.replace(config, freeze_backbone=False))
