@@ -111,9 +111,12 @@ def test_a_class_of_few_images_is_not_called_the_weakest(
 def test_bad_input_is_named(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
         evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
-    with pytest.raises(Ham10000Error, match="strict JSON"):
-        write_evaluation(tmp_path, written[1], table, context={"seconds": float("nan")})
-    assert not (tmp_path / "eval_results.json").exists()
+    results = written[1] | {"subgroups": {}}
+    overwriting = [({"seed": 1, name: {}}, rf"overwrite the result\(s\) \['{name}'\]") for name in results]
+    for context, message in [({"seconds": float("nan")}, "strict JSON"), *overwriting]:
+        with pytest.raises(Ham10000Error, match=message):
+            write_evaluation(tmp_path / "run", results, table, context)
+        assert not (tmp_path / "run").exists()
     for wrong, message in (
         (table.drop(columns="lesion_group"), r"lacks the column\(s\) \['lesion_group'\]"),
         (table.replace({"dx": {"mel": "melanoma"}}), r"unknown dx \['melanoma'\]"),
