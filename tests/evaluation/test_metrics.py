@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from predicted import predictions
+from scipy import special
 from sklearn import metrics as sk
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
@@ -130,6 +131,11 @@ def test_trainer_metrics_take_logits_or_a_tuple() -> None:
     assert "auroc_macro" not in few
     with pytest.raises(Ham10000Error, match="first is row 2"):
         softmax(np.array([[0.0] * 7, [1.0] * 7, [np.inf] + [0.0] * 6]))
+
+
+def test_softmax_survives_large_logits() -> None:
+    logits = np.array([[1000.0, 0, 0], [-1000, -1000, -1001], [1e-3, 0, 2]])
+    np.testing.assert_allclose(softmax(logits), special.softmax(logits, axis=1), atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 11])
