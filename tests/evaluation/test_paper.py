@@ -69,6 +69,7 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     points = operating_points(questions, cluster_weights(table["lesion_group"], 100))
     order = ("malignant", *sorted(LABELS, key=lambda name: name not in MALIGNANT))
     assert points["target"].tolist() == [name for name in order for _ in range(2)]
+    assert [one.name for one in targets(*predictions(N), LABELS, ["mel"])][:2] == ["mel", "akiec"]
     row = points[(points["target"] == "mel") & (points["least specificity"] == 0.95)].iloc[0]
     results = evaluate_predictions(table, n_resamples=50)
     assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
@@ -77,12 +78,6 @@ def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
     (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
     counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
     assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
-
-
-def test_the_first_question_is_about_malignancy() -> None:
-    labels, probabilities = predictions(N)
-    assert [one.name for one in targets(labels, probabilities, LABELS, ["mel"])][:2] == ["mel", "akiec"]
-    assert targets(labels, probabilities, LABELS, MALIGNANT)[0].name == "malignant"
 
 
 def test_ties_do_not_hide_an_operating_point() -> None:
@@ -105,12 +100,17 @@ def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
     np.testing.assert_allclose(net_benefit(everyone)["model"], table["all"])
 
 
+def written(table: pd.DataFrame, malignant: tuple[str, ...], folder: Path) -> dict:
+    """The results of a table whose paper is written into the folder."""
+    results = evaluate_predictions(table, n_resamples=20) | {"data": "a|b.csv", "split": {"name": "all"}}
+    table.to_csv(folder / "predictions.csv", index=False)
+    write_paper(folder / "paper", results, folder / "predictions.csv", malignant, n_resamples=20)
+    return results
+
+
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
 def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, tmp_path: Path) -> None:
-    results = evaluate_predictions(table, n_resamples=50) | {"data": "a|b.csv", "split": {"name": "all"}}
-    table.to_csv(tmp_path / "predictions.csv", index=False)
-    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
-    names = {path.name for path in (tmp_path / "paper").iterdir()}
+    results, names = written(table, malignant, tmp_path), {path.name for path in (tmp_path / "paper").iterdir()}
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
@@ -129,10 +129,7 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, t
 def test_images_of_one_class_have_no_curves(
     table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = table[table["dx"] == "nv"].reset_index(drop=True)
-    results = evaluate_predictions(alone, n_resamples=20) | {"data": "a.csv", "split": {"name": "all"}}
-    alone.to_csv(tmp_path / "predictions.csv", index=False)
-    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", MALIGNANT, n_resamples=20)
+    written(table[table["dx"] == "nv"].reset_index(drop=True), MALIGNANT, tmp_path)
     assert "no curves and operating points" in capsys.readouterr().out
     assert not list((tmp_path / "paper").glob("operating_points*"))
     assert "operating_points" not in (tmp_path / "paper" / "checklist.md").read_text()
@@ -140,9 +137,7 @@ def test_images_of_one_class_have_no_curves(
 
 def test_the_checklist_of_a_trained_model_answers_from_its_files() -> None:
     folder = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-fusion"
-    results, training = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("eval_results", "train_config")
-    )
+    results, training = (json.loads((folder / f"{x}.json").read_text()) for x in ("eval_results", "train_config"))
     text = checklist(results, training)
     assert f"{training['config']['epochs']} epochs, batch {training['config']['batch_size']}" in text
     assert results["split"]["sha256"][:16] in text
