@@ -26,56 +26,42 @@ from ham10000.training.evaluation.paper import (
 from ham10000.training.evaluation.report import evaluate_predictions
 
 N = 420
+TABLE = table_of(*predictions(N))
+QUESTIONS = targets(*predictions(N), LABELS, MALIGNANT)
+MELANOMA = next(target for target in QUESTIONS if target.name == "mel")
 
 
-@pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    return table_of(*predictions(N))
-
-
-@pytest.fixture(scope="module")
-def questions() -> list[Target]:
-    return targets(*predictions(N), LABELS, MALIGNANT)
-
-
-@pytest.fixture(scope="module")
-def melanoma(questions: list[Target]) -> Target:
-    return next(target for target in questions if target.name == "mel")
-
-
-def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
-    false, true, _ = roc_curve(melanoma.positive, melanoma.scores)
-    found = true_positive_rate(melanoma)
+def test_the_curves_are_scikit_learns() -> None:
+    false, true, _ = roc_curve(MELANOMA.positive, MELANOMA.scores)
+    found = true_positive_rate(MELANOMA)
     for column in (0, 5, 10, 50, 100):
         assert found[column] == true[false <= column / 100 + 1e-9].max()
-    precisions, recalls, _ = precision_recall_curve(melanoma.positive, melanoma.scores)
-    found = precision(melanoma)
+    precisions, recalls, _ = precision_recall_curve(MELANOMA.positive, MELANOMA.scores)
+    found = precision(MELANOMA)
     for column in (1, 50, 100):
         smallest = recalls[recalls >= column / 100 - 1e-9].min()
         assert found[column] in precisions[recalls == smallest]
 
 
-def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, table: pd.DataFrame) -> None:
-    weights = cluster_weights(table["lesion_group"], 5)
-    for found, counts in zip(resampled(true_positive_rate, melanoma, weights), weights.counts, strict=True):
+def test_a_resample_is_the_curve_of_the_lesions_drawn() -> None:
+    weights = cluster_weights(TABLE["lesion_group"], 5)
+    for found, counts in zip(resampled(true_positive_rate, MELANOMA, weights), weights.counts, strict=True):
         rows = np.repeat(np.arange(N), counts[weights.index])  # every lesion drawn, with all its images
-        drawn = Target("mel", melanoma.positive[rows], melanoma.scores[rows])
+        drawn = Target("mel", MELANOMA.positive[rows], MELANOMA.scores[rows])
         np.testing.assert_allclose(found, true_positive_rate(drawn), atol=1e-12)
 
 
-def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
-    table: pd.DataFrame, questions: list[Target], melanoma: Target
-) -> None:
-    points = operating_points(questions, cluster_weights(table["lesion_group"], 100))
+def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix() -> None:
+    points = operating_points(QUESTIONS, cluster_weights(TABLE["lesion_group"], 100))
     order = ("malignant", *sorted(LABELS, key=lambda name: name not in MALIGNANT))
     assert points["target"].tolist() == [name for name in order for _ in range(2)]
     assert [one.name for one in targets(*predictions(N), LABELS, ["mel"])][:2] == ["mel", "akiec"]
     row = points[(points["target"] == "mel") & (points["least specificity"] == 0.95)].iloc[0]
-    results = evaluate_predictions(table, n_resamples=50)
-    assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
+    metrics = evaluate_predictions(TABLE, n_resamples=5)["metrics"]
+    assert row["sensitivity"] == pytest.approx(metrics["melanoma_sensitivity_at_95_specificity"])
     assert row["low"] <= row["sensitivity"] <= row["high"]
-    flagged = melanoma.scores >= row["threshold"]
-    (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
+    flagged = MELANOMA.scores >= row["threshold"]
+    (_, false), (missed, true) = confusion_matrix(MELANOMA.positive, flagged) * 1000 / N
     counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
     assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
 
@@ -89,14 +75,14 @@ def test_ties_do_not_hide_an_operating_point() -> None:
     assert (row["sensitivity"], row["threshold"]) == (pytest.approx(2 / 3), 0.8)
 
 
-def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
-    table = net_benefit(melanoma)
+def test_net_benefit_is_the_published_formula() -> None:
+    table = net_benefit(MELANOMA)
     for row in (0, 20, 59):
         threshold = THRESHOLDS[row]
-        flagged = melanoma.scores >= threshold
-        true, false = (flagged & melanoma.positive).sum(), (flagged & ~melanoma.positive).sum()
+        flagged = MELANOMA.scores >= threshold
+        true, false = (flagged & MELANOMA.positive).sum(), (flagged & ~MELANOMA.positive).sum()
         assert table["model"][row] == pytest.approx(true / N - false / N * threshold / (1 - threshold))
-    everyone = Target("mel", melanoma.positive, np.ones(N))
+    everyone = Target("mel", MELANOMA.positive, np.ones(N))
     np.testing.assert_allclose(net_benefit(everyone)["model"], table["all"])
 
 
@@ -109,8 +95,8 @@ def written(table: pd.DataFrame, malignant: tuple[str, ...], folder: Path) -> di
 
 
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
-def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, tmp_path: Path) -> None:
-    results, names = written(table, malignant, tmp_path), {path.name for path in (tmp_path / "paper").iterdir()}
+def test_the_files_of_a_paper(malignant: tuple[str, ...], tmp_path: Path) -> None:
+    results, names = written(TABLE, malignant, tmp_path), {path.name for path in (tmp_path / "paper").iterdir()}
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
@@ -126,10 +112,8 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, t
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
 
 
-def test_images_of_one_class_have_no_curves(
-    table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    written(table[table["dx"] == "nv"].reset_index(drop=True), MALIGNANT, tmp_path)
+def test_images_of_one_class_have_no_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(TABLE[TABLE["dx"] == "nv"].reset_index(drop=True), MALIGNANT, tmp_path)
     assert "no curves and operating points" in capsys.readouterr().out
     assert not list((tmp_path / "paper").glob("operating_points*"))
     assert "operating_points" not in (tmp_path / "paper" / "checklist.md").read_text()
