@@ -33,24 +33,22 @@ from ham10000.training.study.report import (
 from ham10000.training.study.shortcuts import baseline_rows
 
 VARIANTS = ("image", "metadata", "fusion", "control")
+LOGITS = [f"logit_{name}" for name in LABELS]
 CONFIG = StudyConfig(
     protocols={"lesion-grouped": ProtocolPlan(3, (0, 1)), "image-stratified": ProtocolPlan(None, (0, 1))},
     n_resamples=150,
     heads=HeadSettings(epochs=3, batch_size=64),
 )
+FRAME = example_frame(500)
+IMAGE = example_image(FRAME, seeds=2)
+STRATIFIED = stratified(FRAME, IMAGE)
 
 
 @pytest.fixture(scope="module")
-def frame() -> pd.DataFrame:
-    return example_frame(500)
-
-
-@pytest.fixture(scope="module")
-def folder(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "study"
-    image = example_image(frame, seeds=2)
-    predictions = {("lesion-grouped", "image"): image, ("image-stratified", "image"): stratified(frame, image)}
-    report(predictions, frame, CONFIG, None, path)
+    predictions = {("lesion-grouped", "image"): IMAGE, ("image-stratified", "image"): STRATIFIED}
+    report(predictions, FRAME, CONFIG, None, path)
     return path
 
 
@@ -69,9 +67,6 @@ def table(folder: Path) -> pd.DataFrame:
     """With the answers, and the class ids of the labels."""
     table = pd.read_parquet(folder / "predictions.parquet")
     return table.assign(answer=table[LOGITS].to_numpy().argmax(axis=1), id=table["label"].map(LABELS.index))
-
-
-LOGITS = [f"logit_{name}" for name in LABELS]
 
 
 def of(table: pd.DataFrame, variant: str, seed: int) -> pd.DataFrame:
@@ -171,11 +166,11 @@ def test_shortcuts_find_what_the_metadata_say(lead: Any) -> None:
         assert ages["change"]["estimate"] == pytest.approx(np.polyfit(np.array(ages["values"]) / 10, melanoma, 1)[0])
 
 
-def test_baselines_and_forbidden_columns_have_their_rows(frame: pd.DataFrame, lead: Any, table: pd.DataFrame) -> None:
+def test_baselines_and_forbidden_columns_have_their_rows(lead: Any) -> None:
     names = ["always nv", "logistic regression on metadata", "gradient boosting on metadata"]
     assert [row["name"] for row in lead["baselines"]] == names
     always, regression = (row["scores"] for row in lead["baselines"][:2])
-    assert always["accuracy"]["estimate"] == pytest.approx((of(table, "image", 0)["label"] == "nv").mean())
+    assert always["accuracy"]["estimate"] == pytest.approx((FRAME["dx"] == "nv").mean())
     assert always["balanced_accuracy"]["estimate"] == pytest.approx(1 / 7)
     assert regression == lead["forbidden"][0]["scores"]  # test_study_shortcuts.py finds it with scikit-learn
     gains = {row["name"]: row["gain"] for row in lead["forbidden"]}
@@ -183,20 +178,18 @@ def test_baselines_and_forbidden_columns_have_their_rows(frame: pd.DataFrame, le
     assert list(gains) == [*added, "dx_type, dataset", "image", "image, dx_type, dataset"]
     assert gains["age, sex, site, dx_type"]["estimate"] > 0.02  # it says who was malignant
     assert gains["age, sex, site"] is gains["dx_type, dataset"] is None
-    image = example_image(frame)
     with pytest.raises(Ham10000Error, match=r"lack the column\(s\) \['dx_type'\]"):
-        baseline_rows(image, frame.drop(columns="dx_type"), Bootstrap(image.labels, image.groups, 1, 10))
+        baseline_rows(IMAGE, FRAME.drop(columns="dx_type"), Bootstrap(IMAGE.labels, IMAGE.groups, 1, 10))
 
 
-def test_seen_lesions_are_those_with_another_photograph_in_training(frame: pd.DataFrame, study: Any) -> None:
-    image = stratified(frame, example_image(frame, seeds=2))
-    others = frame[~frame["image_id"].isin(image.image_ids)]
+def test_seen_lesions_are_those_with_another_photograph_in_training(study: Any) -> None:
+    others = FRAME[~FRAME["image_id"].isin(STRATIFIED.image_ids)]
     # Rows without an age are left out of such a split, unless all are.
-    for data, trained in ((frame.assign(age=np.nan), others), (frame, others[others["age"].notna()])):
-        expected = np.isin(image.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
-        np.testing.assert_array_equal(lesions_in_training(data, image), expected)
+    for data, trained in ((FRAME.assign(age=np.nan), others), (FRAME, others[others["age"].notna()])):
+        expected = np.isin(STRATIFIED.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
+        np.testing.assert_array_equal(lesions_in_training(data, STRATIFIED), expected)
     assert study["protocols"]["image-stratified"]["leakage"]["share"] == pytest.approx(expected.mean())
-    assert not lesions_in_training(frame, example_image(frame)).any()
+    assert not lesions_in_training(FRAME, IMAGE).any()
     assert study["protocols"]["lesion-grouped"]["leakage"] is None
 
 
@@ -229,19 +222,19 @@ def test_the_readme_has_every_variant_baseline_and_target(study: Any, lead: Any)
     assert (ece.gap(0.03), TARGETS[0].gap(0.75)) == ("0.010 too high", "0.010 short")
 
 
-def test_what_is_no_study_and_data_of_other_predictions_are_refused(frame: pd.DataFrame, study: Any) -> None:
+def test_what_is_no_study_and_data_of_other_predictions_are_refused(study: Any) -> None:
     for change, message in (({"format": 1}, "format 1; this version reads"), ({"protocols": {}}, "has no protocol")):
         with pytest.raises(Ham10000Error, match=message):
             study_markdown({**study, **change})
-    wrong = frame.assign(dx=frame["dx"].where(frame["image_id"] != "IMG_00003_0", "nv"))
+    wrong = FRAME.assign(dx=FRAME["dx"].where(FRAME["image_id"] != "IMG_00003_0", "nv"))
     for data, message in (
-        (frame[frame["image_id"] != "IMG_00000_0"], "predicted images are not in the data, such as 'IMG_00000_0'"),
+        (FRAME[FRAME["image_id"] != "IMG_00000_0"], "predicted images are not in the data, such as 'IMG_00000_0'"),
         (wrong, "Image 'IMG_00003_0' is 'df' in the predictions, but 'nv' in the data"),
     ):
         with pytest.raises(Ham10000Error, match=message):
-            matching_rows(data, example_image(frame))
+            matching_rows(data, IMAGE)
     with pytest.raises(Ham10000Error, match="no image predictions of lesion-grouped"):
-        report({}, frame, CONFIG, None, Path("nowhere"))
+        report({}, FRAME, CONFIG, None, Path("nowhere"))
 
 
 @pytest.mark.parametrize(
