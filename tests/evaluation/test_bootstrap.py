@@ -166,14 +166,13 @@ def test_seeds_are_drawn_with_replacement() -> None:
 
 def test_one_seed_or_equal_ones_are_the_lesion_bootstrap() -> None:
     labels, probabilities = predictions(200)
-    lesions = np.arange(200) // 2
-    expected = cluster_bootstrap(labels, probabilities, lesions, ["macro_f1", "ece"], 100, seed=4)
+    lesions, names = np.arange(200) // 2, ["macro_f1", "ece"]
+    expected = cluster_bootstrap(labels, probabilities, lesions, names, 100, seed=4)
     for seeds in (1, 4):
-        bootstrap = Bootstrap(labels, lesions, seeds, 100, seed=4)
-        for name, sample in bootstrap.scores(np.stack([probabilities] * seeds), ["macro_f1", "ece"]).items():
-            summary = sample.summary()
+        found = Bootstrap(labels, lesions, seeds, 100, seed=4).scores(np.stack([probabilities] * seeds), names)
+        for name, sample in found.items():
             for key in ("estimate", "low", "high"):
-                assert summary[key] == pytest.approx(expected[name][key]), (seeds, name, key)
+                assert sample.summary()[key] == pytest.approx(expected[name][key]), (seeds, name, key)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,7 @@ protocols: {lesion-grouped: {folds: 3, seeds: [0]}}
 n_resamples: 50
 heads: {epochs: 2, batch_size: 64}
 """
-RECIPE = """
-backbone: test_efficientnet
-backbone_kwargs: {}
-pretrained: none
-image_size: [32]
-epochs: 1
-"""
+RECIPE = "{backbone: test_efficientnet, backbone_kwargs: {}, pretrained: none, image_size: [32], epochs: 1}"
 DATA = ["--data", "synthetic:240"]
 
 
