@@ -56,23 +56,18 @@ def lead(study: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def table(folder: Path) -> pd.DataFrame:
-    """With the answers, and the class ids of the labels."""
-    table = pd.read_parquet(folder / "predictions.parquet")
-    return table.assign(answer=table[LOGITS].to_numpy().argmax(axis=1), id=table["label"].map(LABELS.index))
+def tables(folder: Path) -> dict[tuple[str, int], pd.DataFrame]:
+    """By variant and seed, with the answers, and the class ids of the labels."""
+    table = pd.read_parquet(folder / "predictions.parquet").query("protocol == 'lesion-grouped'")
+    table = table.assign(answer=table[LOGITS].to_numpy().argmax(axis=1), id=table["label"].map(LABELS.index))
+    parts = {(v, s): table[(table["variant"] == v) & (table["seed"] == s)] for v in VARIANTS for s in (0, 1)}
+    return {key: part.sort_values("image_id", ignore_index=True) for key, part in parts.items()}
 
 
-def of(table: pd.DataFrame, variant: str, seed: int) -> pd.DataFrame:
-    chosen = table.query("protocol == 'lesion-grouped' and variant == @variant and seed == @seed")
-    return chosen.sort_values("image_id", ignore_index=True)
-
-
-def test_the_headline_is_that_of_the_published_table(lead: Any, table: pd.DataFrame) -> None:
-    macro_f1 = functools.partial(f1_score, average="macro")
+def test_the_headline_is_that_of_the_published_table(lead: Any, tables: dict) -> None:
+    macro_f1, label = functools.partial(f1_score, average="macro"), tables["image", 0]["id"].to_numpy()
     assert list(lead["variants"]) == list(VARIANTS)
-    parts = {v: [of(table, v, s) for s in (0, 1)] for v in VARIANTS}
-    label = parts["image"][0]["id"].to_numpy()
-    found = {v: [rows["answer"].to_numpy() for rows in part] for v, part in parts.items()}
+    found = {v: [tables[v, s]["answer"].to_numpy() for s in (0, 1)] for v in VARIANTS}
     scores = {v: np.array([macro_f1(label, of_seed) for of_seed in part]) for v, part in found.items()}
     for variant, expected in scores.items():
         metric = lead["variants"][variant]["metrics"]["macro_f1"]
@@ -84,7 +79,7 @@ def test_the_headline_is_that_of_the_published_table(lead: Any, table: pd.DataFr
     assert difference["estimate"] == pytest.approx((scores["fusion"] - scores["control"]).mean())
 
     # scipy resamples lesions for the mean over both seeds; ours draws the seeds too, so it is at least as wide.
-    of_lesion = list(parts["image"][0].groupby("lesion_id").indices.values())
+    of_lesion = list(tables["image", 0].groupby("lesion_id").indices.values())
 
     def mean_difference(lesions: np.ndarray) -> float:
         rows = np.concatenate([of_lesion[k] for k in lesions])
@@ -98,12 +93,12 @@ def test_the_headline_is_that_of_the_published_table(lead: Any, table: pd.DataFr
     assert abs((difference["high"] + difference["low"]) - (low + high)) / 2 < 0.35 * width
 
 
-def test_every_rule_is_what_it_says(lead: Any, table: pd.DataFrame) -> None:
+def test_every_rule_is_what_it_says(lead: Any, tables: dict) -> None:
     prior = np.array(list(lead["class_counts"].values())) / lead["n_images"]
     for variant in ("image", "fusion"):
         rules = lead["variants"][variant]["rules"]
         for seed in (0, 1):
-            rows = of(table, variant, seed)
+            rows = tables[variant, seed]
             labels, logits = rows["id"].to_numpy(), rows[LOGITS].to_numpy(dtype=float)
             calibrated = np.empty((len(rows), 7))
             for fold in range(3):
@@ -128,10 +123,10 @@ def test_calibration_helps_and_sets_of_a_larger_coverage_are_larger(lead: Any) -
     assert image["metrics"]["ece"]["estimate"] < image["uncalibrated"]["ece"]["estimate"] / 2
 
 
-def test_changes_and_moved_images_are_counted(lead: Any, table: pd.DataFrame) -> None:
-    rows, mel = of(table, "fusion", 0), LABELS.index("mel")
+def test_changes_and_moved_images_are_counted(lead: Any, tables: dict) -> None:
+    rows, mel = tables["fusion", 0], LABELS.index("mel")
     # Of two votes that differ the first class.
-    ours, theirs = (np.minimum(*(of(table, v, s)["answer"] for s in (0, 1))) for v in ("fusion", "control"))
+    ours, theirs = (np.minimum(*(tables[v, s]["answer"] for s in (0, 1))) for v in ("fusion", "control"))
     member, change = rows["id"] == mel, lead["comparisons"][0]["changes"]["mel"]
     lost = member & (ours != mel) & (theirs == mel)
     assert change["images"] == member.sum()
