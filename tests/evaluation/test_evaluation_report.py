@@ -30,18 +30,14 @@ from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic
 from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
 
 LABEL_IDS, PROBABILITIES = predictions(120)
+TABLE = table_of(LABEL_IDS, PROBABILITIES)
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    return table_of(LABEL_IDS, PROBABILITIES)
-
-
-@pytest.fixture(scope="module")
-def written(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    results = evaluate_predictions(table, n_resamples=200, seed=1)
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    results = evaluate_predictions(TABLE, n_resamples=200, seed=1)
     output_dir = tmp_path_factory.mktemp("runs") / "fusion"
-    path = write_evaluation(output_dir, results, table, {"split": {"name": "test"}, "seed": 42})
+    path = write_evaluation(output_dir, results, TABLE, {"split": {"name": "test"}, "seed": 42})
     assert path == output_dir / "eval_results.json"
     return output_dir, results
 
@@ -78,12 +74,12 @@ def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict]) -> 
     assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
 
 
-def test_results_as_text_also_without_a_class(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
+def test_results_as_text_also_without_a_class(written: tuple[Path, dict], tmp_path: Path) -> None:
     text, interval = format_results(written[1]), written[1]["intervals"]["macro_f1"]
     assert "120 images of 60 lesions" in text
     assert f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in text
     assert all(f"\n  {label} " in text for label in LABELS)
-    without = table.query("dx != 'df'").reset_index(drop=True)
+    without = TABLE.query("dx != 'df'").reset_index(drop=True)
     results = evaluate_predictions(without, n_resamples=50)
     write_evaluation(tmp_path, results, without, {})
     text = format_results(results)
@@ -91,9 +87,7 @@ def test_results_as_text_also_without_a_class(table: pd.DataFrame, written: tupl
     assert "no images, or no others, of df" in text
 
 
-def test_a_class_of_few_images_is_not_called_the_weakest(
-    written: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_class_of_few_images_is_not_called_the_weakest(written: tuple[Path, dict], tmp_path, monkeypatch) -> None:
     titles: list[str] = []
     monkeypatch.setattr(plots, "set_title", lambda _, title: titles.append(title))
     results = copy.deepcopy(written[1])
@@ -108,15 +102,18 @@ def test_a_class_of_few_images_is_not_called_the_weakest(
     assert titles[1].startswith("The class missed most, of those with 10 images or more, is bkl: recall 0.50")
 
 
-def test_bad_input_is_named(table: pd.DataFrame, written: tuple[Path, dict], tmp_path: Path) -> None:
+def test_bad_input_is_named(written: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(Ham10000Error, match="'ISIC_0000000' is duplicated"):
-        evaluate_predictions(table.assign(image_id="ISIC_0000000"), n_resamples=5)
-    with pytest.raises(Ham10000Error, match="strict JSON"):
-        write_evaluation(tmp_path, written[1], table, context={"seconds": float("nan")})
-    assert not (tmp_path / "eval_results.json").exists()
+        evaluate_predictions(TABLE.assign(image_id="ISIC_0000000"), n_resamples=5)
+    results = written[1] | {"subgroups": {}}
+    overwriting = [({"seed": 1, name: {}}, rf"overwrite the result\(s\) \['{name}'\]") for name in results]
+    for context, message in [({"seconds": float("nan")}, "strict JSON"), *overwriting]:
+        with pytest.raises(Ham10000Error, match=message):
+            write_evaluation(tmp_path / "run", results, TABLE, context)
+        assert not (tmp_path / "run").exists()
     for wrong, message in (
-        (table.drop(columns="lesion_group"), r"lacks the column\(s\) \['lesion_group'\]"),
-        (table.replace({"dx": {"mel": "melanoma"}}), r"unknown dx \['melanoma'\]"),
+        (TABLE.drop(columns="lesion_group"), r"lacks the column\(s\) \['lesion_group'\]"),
+        (TABLE.replace({"dx": {"mel": "melanoma"}}), r"unknown dx \['melanoma'\]"),
     ):
         wrong.to_csv(tmp_path / "other.csv", index=False)
         with pytest.raises(Ham10000Error, match=message):
@@ -166,11 +163,9 @@ def test_environment_is_strict_json() -> None:
     assert git is None or (len(git["commit"]) == 40 and git["dirty"] == bool(git["changed"]))
 
 
-def test_a_source_is_scored_with_one_command_and_submitted(
-    synthetic_folder: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint, submission = tmp_path / "checkpoint", tmp_path / "submission.csv"
-    shutil.copytree(tiny_checkpoints["metadata"], checkpoint)
+def test_a_source_is_scored_and_submitted(synthetic_folder: Path, tiny_checkpoints, tmp_path: Path, capsys) -> None:
+    submission = tmp_path / "submission.csv"
+    checkpoint = shutil.copytree(tiny_checkpoints["metadata"], tmp_path / "checkpoint")
     options = ["--checkpoint", str(checkpoint), "--data", str(synthetic_folder), "--split", "all"]
     options += ["--n_resamples", "50", "--isic_submission", str(submission), "--tables", str(tmp_path / "paper")]
     assert evaluate(options) == 0, capsys.readouterr().err
@@ -195,9 +190,7 @@ def test_a_source_is_scored_with_one_command_and_submitted(
     assert f"was trained on {split.sizes['train']} of these images" in capsys.readouterr().out
 
 
-def test_a_leak_counts_every_part_that_was_trained_on(
-    synthetic_folder: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_leak_counts_every_part_that_was_trained_on(synthetic_folder: Path, tiny_checkpoints, tmp_path) -> None:
     checkpoint = shutil.copytree(tiny_checkpoints["metadata"], tmp_path / "checkpoint")
     dataset = load_data(str(synthetic_folder))[0]
     splits = (make_split(dataset, protocol="image-stratified", seed=seed) for seed in range(50))

@@ -26,63 +26,44 @@ from ham10000.training.evaluation.paper import (
 from ham10000.training.evaluation.report import evaluate_predictions
 
 N = 420
+TABLE = table_of(*predictions(N))
+QUESTIONS = targets(*predictions(N), LABELS, MALIGNANT)
+MELANOMA = next(target for target in QUESTIONS if target.name == "mel")
 
 
-@pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    return table_of(*predictions(N))
-
-
-@pytest.fixture(scope="module")
-def questions() -> list[Target]:
-    return targets(*predictions(N), LABELS, MALIGNANT)
-
-
-@pytest.fixture(scope="module")
-def melanoma(questions: list[Target]) -> Target:
-    return next(target for target in questions if target.name == "mel")
-
-
-def test_the_curves_are_scikit_learns(melanoma: Target) -> None:
-    false, true, _ = roc_curve(melanoma.positive, melanoma.scores)
-    found = true_positive_rate(melanoma)
+def test_the_curves_are_scikit_learns() -> None:
+    false, true, _ = roc_curve(MELANOMA.positive, MELANOMA.scores)
+    found = true_positive_rate(MELANOMA)
     for column in (0, 5, 10, 50, 100):
         assert found[column] == true[false <= column / 100 + 1e-9].max()
-    precisions, recalls, _ = precision_recall_curve(melanoma.positive, melanoma.scores)
-    found = precision(melanoma)
+    precisions, recalls, _ = precision_recall_curve(MELANOMA.positive, MELANOMA.scores)
+    found = precision(MELANOMA)
     for column in (1, 50, 100):
         smallest = recalls[recalls >= column / 100 - 1e-9].min()
         assert found[column] in precisions[recalls == smallest]
 
 
-def test_a_resample_is_the_curve_of_the_lesions_drawn(melanoma: Target, table: pd.DataFrame) -> None:
-    weights = cluster_weights(table["lesion_group"], 5)
-    for found, counts in zip(resampled(true_positive_rate, melanoma, weights), weights.counts, strict=True):
+def test_a_resample_is_the_curve_of_the_lesions_drawn() -> None:
+    weights = cluster_weights(TABLE["lesion_group"], 5)
+    for found, counts in zip(resampled(true_positive_rate, MELANOMA, weights), weights.counts, strict=True):
         rows = np.repeat(np.arange(N), counts[weights.index])  # every lesion drawn, with all its images
-        drawn = Target("mel", melanoma.positive[rows], melanoma.scores[rows])
+        drawn = Target("mel", MELANOMA.positive[rows], MELANOMA.scores[rows])
         np.testing.assert_allclose(found, true_positive_rate(drawn), atol=1e-12)
 
 
-def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix(
-    table: pd.DataFrame, questions: list[Target], melanoma: Target
-) -> None:
-    points = operating_points(questions, cluster_weights(table["lesion_group"], 100))
+def test_operating_points_are_those_of_the_metric_and_of_a_confusion_matrix() -> None:
+    points = operating_points(QUESTIONS, cluster_weights(TABLE["lesion_group"], 100))
     order = ("malignant", *sorted(LABELS, key=lambda name: name not in MALIGNANT))
     assert points["target"].tolist() == [name for name in order for _ in range(2)]
+    assert [one.name for one in targets(*predictions(N), LABELS, ["mel"])][:2] == ["mel", "akiec"]
     row = points[(points["target"] == "mel") & (points["least specificity"] == 0.95)].iloc[0]
-    results = evaluate_predictions(table, n_resamples=50)
-    assert row["sensitivity"] == pytest.approx(results["metrics"]["melanoma_sensitivity_at_95_specificity"])
+    metrics = evaluate_predictions(TABLE, n_resamples=5)["metrics"]
+    assert row["sensitivity"] == pytest.approx(metrics["melanoma_sensitivity_at_95_specificity"])
     assert row["low"] <= row["sensitivity"] <= row["high"]
-    flagged = melanoma.scores >= row["threshold"]
-    (_, false), (missed, true) = confusion_matrix(melanoma.positive, flagged) * 1000 / N
+    flagged = MELANOMA.scores >= row["threshold"]
+    (_, false), (missed, true) = confusion_matrix(MELANOMA.positive, flagged) * 1000 / N
     counts = ("found per 1,000", "missed per 1,000", "false alarms per 1,000", "flagged per found")
     assert [row[name] for name in counts] == pytest.approx([true, missed, false, (true + false) / true])
-
-
-def test_the_first_question_is_about_malignancy() -> None:
-    labels, probabilities = predictions(N)
-    assert [one.name for one in targets(labels, probabilities, LABELS, ["mel"])][:2] == ["mel", "akiec"]
-    assert targets(labels, probabilities, LABELS, MALIGNANT)[0].name == "malignant"
 
 
 def test_ties_do_not_hide_an_operating_point() -> None:
@@ -94,23 +75,28 @@ def test_ties_do_not_hide_an_operating_point() -> None:
     assert (row["sensitivity"], row["threshold"]) == (pytest.approx(2 / 3), 0.8)
 
 
-def test_net_benefit_is_the_published_formula(melanoma: Target) -> None:
-    table = net_benefit(melanoma)
+def test_net_benefit_is_the_published_formula() -> None:
+    table = net_benefit(MELANOMA)
     for row in (0, 20, 59):
         threshold = THRESHOLDS[row]
-        flagged = melanoma.scores >= threshold
-        true, false = (flagged & melanoma.positive).sum(), (flagged & ~melanoma.positive).sum()
+        flagged = MELANOMA.scores >= threshold
+        true, false = (flagged & MELANOMA.positive).sum(), (flagged & ~MELANOMA.positive).sum()
         assert table["model"][row] == pytest.approx(true / N - false / N * threshold / (1 - threshold))
-    everyone = Target("mel", melanoma.positive, np.ones(N))
+    everyone = Target("mel", MELANOMA.positive, np.ones(N))
     np.testing.assert_allclose(net_benefit(everyone)["model"], table["all"])
 
 
+def written(table: pd.DataFrame, malignant: tuple[str, ...], folder: Path) -> dict:
+    """The results of a table whose paper is written into the folder."""
+    results = evaluate_predictions(table, n_resamples=20) | {"data": "a|b.csv", "split": {"name": "all"}}
+    table.to_csv(folder / "predictions.csv", index=False)
+    write_paper(folder / "paper", results, folder / "predictions.csv", malignant, n_resamples=20)
+    return results
+
+
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
-def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, tmp_path: Path) -> None:
-    results = evaluate_predictions(table, n_resamples=50) | {"data": "a|b.csv", "split": {"name": "all"}}
-    table.to_csv(tmp_path / "predictions.csv", index=False)
-    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", malignant, n_resamples=20)
-    names = {path.name for path in (tmp_path / "paper").iterdir()}
+def test_the_files_of_a_paper(malignant: tuple[str, ...], tmp_path: Path) -> None:
+    results, names = written(TABLE, malignant, tmp_path), {path.name for path in (tmp_path / "paper").iterdir()}
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
@@ -126,13 +112,8 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], table: pd.DataFrame, t
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
 
 
-def test_images_of_one_class_have_no_curves(
-    table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    alone = table[table["dx"] == "nv"].reset_index(drop=True)
-    results = evaluate_predictions(alone, n_resamples=20) | {"data": "a.csv", "split": {"name": "all"}}
-    alone.to_csv(tmp_path / "predictions.csv", index=False)
-    write_paper(tmp_path / "paper", results, tmp_path / "predictions.csv", MALIGNANT, n_resamples=20)
+def test_images_of_one_class_have_no_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(TABLE[TABLE["dx"] == "nv"].reset_index(drop=True), MALIGNANT, tmp_path)
     assert "no curves and operating points" in capsys.readouterr().out
     assert not list((tmp_path / "paper").glob("operating_points*"))
     assert "operating_points" not in (tmp_path / "paper" / "checklist.md").read_text()
@@ -140,9 +121,7 @@ def test_images_of_one_class_have_no_curves(
 
 def test_the_checklist_of_a_trained_model_answers_from_its_files() -> None:
     folder = Path(__file__).parents[2] / "examples" / "checkpoints" / "ham10000-fusion"
-    results, training = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("eval_results", "train_config")
-    )
+    results, training = (json.loads((folder / f"{x}.json").read_text()) for x in ("eval_results", "train_config"))
     text = checklist(results, training)
     assert f"{training['config']['epochs']} epochs, batch {training['config']['batch_size']}" in text
     assert results["split"]["sha256"][:16] in text

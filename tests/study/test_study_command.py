@@ -30,13 +30,7 @@ protocols: {lesion-grouped: {folds: 3, seeds: [0]}}
 n_resamples: 50
 heads: {epochs: 2, batch_size: 64}
 """
-RECIPE = """
-backbone: test_efficientnet
-backbone_kwargs: {}
-pretrained: none
-image_size: [32]
-epochs: 1
-"""
+RECIPE = "{backbone: test_efficientnet, backbone_kwargs: {}, pretrained: none, image_size: [32], epochs: 1}"
 DATA = ["--data", "synthetic:240"]
 
 
@@ -69,7 +63,6 @@ def test_it_writes_the_report_takes_the_plain_run_and_trains_none_twice(root: Pa
     assert str(root) not in json.dumps(study)  # no paths of this machine
     assert study["recipe"]["config"]["backbone"] == "test_efficientnet"
     assert study["protocols"]["lesion-grouped"]["n_images"] == 240
-    assert (root / "study" / "study.md").is_file()
     assert not (root / "study" / "lesion-grouped" / "image-seed0-fold0").exists()
     counts = pd.read_parquet(root / "study" / "predictions.parquet").groupby("variant")["image_id"].nunique()
     assert counts.to_dict() == dict.fromkeys(("image", "metadata", "fusion", "control"), 240)
@@ -103,13 +96,11 @@ def test_the_report_needs_only_the_predictions_and_the_metadata(root: Path, tmp_
 
 def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, capsys, tmp_path: Path) -> None:
     assert main(["release", *command(root)]) == 0
-    # The report's own words.
     answer = read_answer(root / "study")
     assert plain(answer[0]) in plain((root / "study" / "study.md").read_text().replace("**", ""))
     release = root / "study" / "release"
-    run = json.loads((release / "image-run" / "train_config.json").read_text())
-    assert run["config"]["train_on_all"]
-    assert run["config"]["train_on_validation"]
+    config = json.loads((release / "image-run" / "train_config.json").read_text())["config"]
+    assert config["train_on_all"] is config["train_on_validation"] is True
     labels = pd.read_parquet(root / "study" / "predictions.parquet").query("variant == 'image'")["label"]
     shares = labels.value_counts(normalize=True)[list(LABELS)]
     for modality in ("image", "metadata", "fusion"):
@@ -139,17 +130,14 @@ def test_the_release_is_three_checkpoints_that_carry_everything(root: Path, caps
     assert found["label"] == LABELS[int((probabilities / config.class_prior).argmax())]
     inside = np.array(LABELS)[1 - probabilities <= config.conformal_thresholds["0.9"]]
     assert (found["prediction_set"], found["coverage"]) == (inside.tolist(), 0.9)
-    capsys.readouterr()
     assert predict_main([*person, "--coverage", "0.8"]) == 0
     assert "80% set: " in capsys.readouterr().out
 
 
 def test_a_study_that_cannot_be_reported_is_refused_before_it_trains(root: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "study.yaml").write_text(
-        STUDY.replace("{lesion-grouped: {folds: 3, seeds: [0]}}", "{image-stratified: {}}")
-    )
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    assert main(["--config", str(tmp_path / "study.yaml"), *DATA, "--output_dir", str(tmp_path / "study")]) == 2
+    study = root / "stratified.yaml"
+    study.write_text("recipe: recipe.yaml\nprotocols: {image-stratified: {}}\n")
+    assert main(["--config", str(study), *DATA, "--output_dir", str(tmp_path / "study")]) == 2
     assert "Give it `folds`, or run the step `train` alone" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
 
@@ -183,9 +171,8 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
 
 def test_no_run_of_a_study_sees_its_test_images_whatever_the_recipe_says(root: Path, tmp_path: Path) -> None:
     _, study, base = parse_study(command(root))
-    base = dataclasses.replace(
-        base, train_on_validation=True, train_on_all=True, split_file="split.csv", save_dtype="float16"
-    )
+    trained_on = {"train_on_validation": True, "train_on_all": True, "split_file": "split.csv"}
+    base = dataclasses.replace(base, **trained_on, save_dtype="float16")
     for run in plan_runs(study):
         config = run.config(base, tmp_path)
         assert (config.train_on_all, config.split_file, config.save_dtype) == (False, None, "float32")

@@ -36,7 +36,7 @@ def number(value: Any, form: str = ".3f", unit: str = "") -> str:
 
 
 def without_sd(value: Any) -> Any:
-    return {key: value[key] for key in ("estimate", "low", "high")}
+    return {**value, "sd": None}
 
 
 def p_value(p: float) -> str:
@@ -52,14 +52,13 @@ def find(markdown: str, *header: str) -> list[list[list[str]]]:
 
 def test_results_hold_the_numbers_of_the_study(study: Any, lead: Any) -> None:
     markdown = study_markdown(study)
-    for table, protocol in zip(
-        find(markdown, "AUROC", METRIC_TITLES["macro_f1"]), study["protocols"].values(), strict=True
-    ):
+    results = find(markdown, "AUROC", METRIC_TITLES["macro_f1"])
+    for table, protocol in zip(results, study["protocols"].values(), strict=True):
         rows = {row[0].partition(":")[0]: row[1:] for row in table}
         scores = {name: values["metrics"] for name, values in protocol["variants"].items()}
         for name, found in (scores | {row["name"]: row["scores"] for row in protocol["baselines"]}).items():
             assert rows[name] == [number(found.get(key)) for key in METRICS]
-    assert {row[0] for row in find(markdown, "AUROC")[0]} >= {f"{k}: {v}" for k, v in VARIANT_TITLES.items()}
+    assert {row[0] for row in results[0]} >= {f"{k}: {v}" for k, v in VARIANT_TITLES.items()}
     (calibration,) = find(markdown, "ECE before")
     for row, values in zip(calibration, lead["variants"].values(), strict=True):
         ece, nll = ([number(values[when][key]) for when in ("uncalibrated", "metrics")] for key in ("ece", "nll"))
@@ -137,25 +136,17 @@ def test_the_report_says_only_what_this_study_did(study: Any, lead: Any) -> None
     assert "of a protocol with one seed, are of lesions alone" in usual
     assert usual.count("half-way") == 2
     assert absent not in usual
-    published, repeat = "torchvision EfficientNetV2-S", "--config examples/configs/study.yaml"
     study["study"]["heads"]["class_weights"] = "balanced"
     study["origin"] = None
     lead["comparisons"] = [row for row in lead["comparisons"] if (row["model"], row["other"]) == ("fusion", "image")]
-    lead["comparisons"][0]["moved"] = []
-    lead["forbidden"] = []
+    lead["comparisons"][0]["moved"], lead["forbidden"] = [], []
     other = study_markdown(study)
     assert "fusion and image answer differently for 0" in other
     assert "`fusion - image` is the primary comparison. All rows" in other
     assert other.count(absent) == 2
-    for sentence in (
-        published,
-        repeat,
-        "that HAM10000 joins",
-        "half-way",
-        "Control is the same network with",
-        "`fusion - control`",
-        "gain over the allowed",
-    ):
+    of_ham10000 = ("torchvision EfficientNetV2-S", "--config examples/configs/study.yaml", "that HAM10000 joins")
+    of_defaults = ("half-way", "Control is the same network with", "`fusion - control`", "gain over the allowed")
+    for sentence in (*of_ham10000, *of_defaults):
         assert (sentence in usual, sentence in other) == (True, False), sentence
 
 
@@ -183,13 +174,9 @@ def test_a_hostile_site_is_shown_as_text(site: str, study: Any, lead: Any) -> No
         return [child.type for token in inline(markdown) for child in token.children if child.type != "text"]
 
     plain, sweep = study_markdown(study), lead["variants"]["fusion"]["shortcuts"]["site_sweep"]
-    means = [row["estimate"] for row in sweep["melanoma"]]
-    text = json.dumps(study)
-    for name in (
-        sweep["values"][means.index(max(means))],
-        lead["variants"]["image"]["subgroups"]["fields"]["site"][0]["group"],
-    ):
-        assert json.dumps(name) in text
+    means, text = [row["estimate"] for row in sweep["melanoma"]], json.dumps(study)
+    group = lead["variants"]["image"]["subgroups"]["fields"]["site"][0]["group"]
+    for name in (sweep["values"][means.index(max(means))], group):
         text = text.replace(json.dumps(name), json.dumps(site))
     hostile = study_markdown(json.loads(text))
     shown = [text_of(token).replace("\u00a0", " ") for token in inline(hostile)]
@@ -199,10 +186,7 @@ def test_a_hostile_site_is_shown_as_text(site: str, study: Any, lead: Any) -> No
 
 
 def test_the_committed_study_is_the_default_one() -> None:
-    config, default = (
-        read_study_config(Path(__file__).parents[2] / "examples" / "configs" / "study.yaml"),
-        StudyConfig(),
-    )
+    config = read_study_config(Path(__file__).parents[2] / "examples" / "configs" / "study.yaml")
     assert Path(config.recipe).is_file()
     for name in ("heads", "comparisons", "coverages", "rule", "primary", "n_resamples"):
-        assert getattr(config, name) == getattr(default, name), name
+        assert getattr(config, name) == getattr(StudyConfig(), name), name

@@ -6,9 +6,7 @@ import json
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
-import pandas as pd
-from study_tables import example_frame, example_image
+from study_tables import example_frame, example_image, stratified
 
 from ham10000.training.study import shortcuts
 from ham10000.training.study.analysis import Inputs, analyse_protocol
@@ -39,21 +37,12 @@ class Protocol(NamedTuple):
         return self.variants["image"].predictions
 
 
-def _stratified(frame: pd.DataFrame, image: Predictions) -> Predictions:
-    """A single split by image, whose test part has lesions of training too."""
-    known = frame.set_index("image_id")["age"].loc[image.image_ids].notna().to_numpy()
-    rows = np.flatnonzero(known & (np.random.default_rng(0).random(len(known)) < 0.5))
-    names = ("image_ids", "lesion_ids", "groups", "folds", "labels")
-    fields = {name: getattr(image, name)[rows] for name in names} | {"folds": np.zeros(len(rows), dtype=np.int64)}
-    return dataclasses.replace(image, **fields, logits=image.logits[:, rows])
-
-
 @functools.cache
 def analysed() -> dict[str, Protocol]:
     """Protocol to its analysis; read-only for tests."""
     frame, found = example_frame(300), {}
     image = example_image(frame, seeds=2)
-    for name, predictions in (("lesion-grouped", image), ("image-stratified", _stratified(frame, image))):
+    for name, predictions in (("lesion-grouped", image), ("image-stratified", stratified(frame, image))):
         variants, inputs = fit_protocol(predictions, frame, CONFIG, with_heads=predictions is image)
         with mock.patch.object(shortcuts, "_boosting", lambda image, *_: image.labels):  # slow, and not asked about
             found[name] = Protocol(variants, inputs, analyse_protocol(variants, inputs))
@@ -62,13 +51,11 @@ def analysed() -> dict[str, Protocol]:
 
 def study_json() -> Any:
     """A fresh copy of the study as its study.json is read."""
-    settings = {**dataclasses.asdict(CONFIG), "recipe": "recipe.yaml"}
-    protocols = {name: protocol.results for name, protocol in analysed().items()}
     study = {
         "format": STUDY_FORMAT,
-        "study": settings,
+        "study": {**dataclasses.asdict(CONFIG), "recipe": "recipe.yaml"},
         "recipe": None,
         "environment": {"versions": {"python": "3.11.7"}},
-        "protocols": protocols,
+        "protocols": {name: protocol.results for name, protocol in analysed().items()},
     }
     return json.loads(json.dumps(study, allow_nan=False))

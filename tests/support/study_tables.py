@@ -1,5 +1,6 @@
 """For the tests of the study: image logits of a size that a test can afford, with metadata that say something too."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def example_image(frame: pd.DataFrame, seeds: int = 1, folds: int = 3, strength:
         seeds=tuple(range(seeds)),
         logits=(2.0 * logits).astype(np.float32),
     )
+
+
+def stratified(frame: pd.DataFrame, image: Predictions) -> Predictions:
+    """Those of a single split by image, whose test part has lesions of training too."""
+    known = frame.set_index("image_id")["age"].loc[image.image_ids].notna().to_numpy()
+    rows = np.flatnonzero(known & (np.random.default_rng(0).random(len(known)) < 0.5))
+    fields = {name: getattr(image, name)[rows] for name in ("image_ids", "lesion_ids", "groups", "labels")}
+    return dataclasses.replace(image, **fields, folds=np.zeros(len(rows), int), logits=image.logits[:, rows])
 
 
 def small_report(folder: Path) -> None:
