@@ -152,6 +152,22 @@ def test_pictures_grow_over_the_epochs(make_loader) -> None:
         assert batch.pixel_values.shape == shape
 
 
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_processes_and_micro_batches_share_out_the_same_global_batch(make_loader, world_size, micro_batches) -> None:
+    (labels, (whole,)) = next(make_loader().epoch(0))
+    pieces = []
+    for rank in range(world_size):
+        loader = make_loader(rank=rank, world_size=world_size, micro_batches=micro_batches)
+        global_labels, batches = next(loader.epoch(0))
+        assert torch.equal(global_labels, labels)
+        pieces += batches
+    parts = world_size * micro_batches
+    for number, piece in enumerate(pieces):
+        # Resampling a part of the batch may round differently in the last bit.
+        torch.testing.assert_close(piece.pixel_values, whole.pixel_values[number::parts], atol=1e-4, rtol=0)
+        assert torch.equal(piece.labels, whole.labels[number::parts])
+
+
 def test_a_loader_knows_what_its_network_reads_and_what_cannot_be_shared_out(make_loader) -> None:
     processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"), image_size=16)
     _, (batch,) = next(make_loader(processor).epoch(0))
