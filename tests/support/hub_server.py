@@ -1,11 +1,8 @@
 """A small Hub over loopback: as much of its HTTP API as unmodified `huggingface_hub` and `transformers` use.
 
-    with HubServer() as server:
-        api = HfApi(endpoint=server.url, token="hf_...")       # in this process
-        env = {**os.environ, "HF_ENDPOINT": server.url}        # in another one
-
-It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`. Every request is
-recorded (`server.requests`); faults are scripted (`server.fail`).
+It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`, and with
+`HF_ENDPOINT` or `HfApi(endpoint=...)`. Every request is recorded (`server.requests`); faults are scripted
+(`server.fail`).
 """
 
 import base64
@@ -48,11 +45,6 @@ class Entry(NamedTuple):
     lfs: str | None = None
 
 
-def git_oid(content: bytes) -> str:
-    """The name git gives to a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 class Repo:
     """One repository: contents by their SHA-1 or SHA-256, the files and titles of commits, refs to commits."""
 
@@ -66,8 +58,9 @@ class Repo:
         self.commit("refs/heads/main", "initial commit", {".gitattributes": attributes})
 
     def store_blob(self, content: bytes) -> Entry:
-        self.objects[git_oid(content)] = content
-        return Entry(git_oid(content), len(content))
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        self.objects[oid] = content
+        return Entry(oid, len(content))
 
     def resolve(self, revision: str) -> str:
         """The commit a branch, tag, `refs/...` or commit id stands for."""
@@ -109,24 +102,18 @@ class Repo:
         number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
         return self.commit(f"refs/pr/{number}" if create_pr else ref, header["summary"], files), number
 
-    def add_ref(self, name: str, commit: str) -> None:
-        if name in self.refs:
-            raise Refused(409, "Tag reference exists already" if "tags" in name else "Reference already exists")
-        self.refs[name] = commit
-
 
 @dataclass
 class Request:
-    """One request as it arrived; `sent` counts the bytes of its body that were read."""
+    """One request as it arrived, "METHOD /path"; `sent` counts the bytes of its body that were read."""
 
-    method: str
-    path: str
+    line: str
     sent: int = 0
 
 
 @dataclass
 class Fault:
-    """What becomes of the next `times` requests whose "METHOD /path" the pattern `match` is found in."""
+    """What becomes of the next `times` requests whose line the pattern `match` is found in."""
 
     match: str
     status: int | None = None  # answer this, and do nothing else
@@ -191,33 +178,29 @@ class HubServer:
         """Scripts a `Fault`."""
         self.faults.append(Fault(match, **options))
 
-    def fault(self, request: str) -> Fault | None:
+    def fault(self, request: Request) -> Fault:
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and re.search(fault.match, request):
+                if fault.times > 0 and re.search(fault.match, request.line):
                     fault.times -= 1
                     return fault
-        return None
+        return Fault("")
 
     def count(self, match: str) -> int:
         """How many recorded requests match."""
-        return sum(re.search(match, f"{request.method} {request.path}") is not None for request in self.requests)
+        return sum(re.search(match, request.line) is not None for request in self.requests)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
+        trees = {name: {ref: dict(repo.files(ref)) for ref in repo.refs} for name, repo in self.repos.items()}
         return {
-            name: {
-                "private": repo.private,
-                "refs": dict(repo.refs),
-                "trees": {ref: dict(repo.files(ref)) for ref in repo.refs},
-            }
+            name: {"private": repo.private, "refs": dict(repo.refs), "trees": trees[name]}
             for name, repo in self.repos.items()
         }
 
     def uploaded_bytes(self) -> int:
         """Bytes of file content received so far, as large files or within commits."""
-        pattern = r"PUT /lfs/|POST .*/commit/"
-        return sum(r.sent for r in self.requests if re.search(pattern, f"{r.method} {r.path}"))
+        return sum(request.sent for request in self.requests if re.search(r"PUT /lfs/|POST .*/commit/", request.line))
 
 
 def _reset(connection: socket.socket) -> None:
@@ -249,10 +232,10 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         self.parts = [unquote(part) for part in split.path.strip("/").split("/")]
-        self.record = Request(self.command, split.path)
+        self.record = Request(f"{self.command} {split.path}")
         with self.hub.lock:
             self.hub.requests.append(self.record)
-        fault = self.hub.fault(f"{self.command} {split.path}") or Fault("")
+        fault = self.hub.fault(self.record)
         try:
             if fault.kill:
                 self.hub.kill()
@@ -262,16 +245,17 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Cut
             if fault.html:
                 self.answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
-            elif fault.status is not None:
+                return
+            if fault.status is not None:
                 self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
-            else:
-                if fault.before is not None:
-                    fault.before()
-                with self.hub.lock:
-                    answer = self.route()
-                if fault.lose_answer:
-                    raise _Cut
-                self.answer(*answer)
+                return
+            if fault.before is not None:
+                fault.before()
+            with self.hub.lock:
+                answer = self.route()
+            if fault.lose_answer:
+                raise _Cut
+            self.answer(*answer)
         except Refused as refused:
             self.answer_error(refused, {})
         except (_Cut, OSError):
@@ -338,8 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         match self.parts:
             # Storage beside the Hub: a signature replaces the token.
             case ["lfs", *name, oid] if self.command == "PUT":
-                content_is_whole = hashlib.sha256(self.body).hexdigest() == oid
-                if self.query.get("signature") != "1" or not content_is_whole:
+                if self.query.get("signature") != "1" or hashlib.sha256(self.body).hexdigest() != oid:
                     raise Refused(403, "unsigned upload, or not the announced SHA-256")
                 self.hub.repos["/".join(name)].objects[oid] = self.body
                 return self.json({})
@@ -383,17 +366,11 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
             return self.json({**info, "gated": False, "disabled": False, "siblings": siblings})
         if verb == "refs":
-            kinds = {"branches": "refs/heads/", "converts": "refs/convert/", "tags": "refs/tags/"}
-            return self.json(
-                {
-                    kind: [
-                        {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit}
-                        for ref, commit in repo.refs.items()
-                        if ref.startswith(prefix)
-                    ]
-                    for kind, prefix in kinds.items()
-                }
-            )
+            found: dict[str, list[dict[str, str]]] = {"heads": [], "tags": [], "pr": []}
+            for ref, commit in repo.refs.items():
+                _, kind, name = ref.split("/", 2)
+                found[kind].append({"name": name, "ref": ref, "targetCommit": commit})
+            return self.json({"branches": found["heads"], "converts": [], "tags": found["tags"]})
         if verb == "discussions":
             common = {"author": {"name": "user"}, "createdAt": "2024-01-01T00:00:00.000Z", "status": "open"}
             common |= {"repo": {"name": repo_id, "type": "model"}, "isPullRequest": True}
@@ -412,9 +389,8 @@ class _Handler(BaseHTTPRequestHandler):
         entries = []
         for path, (oid, size, lfs) in sorted(files.items()):
             if path.startswith(f"{folder}/" if folder else ""):
-                entries.append({"type": "file", "oid": oid, "size": size, "path": path})
-                if lfs:
-                    entries[-1]["lfs"] = {"oid": lfs, "size": size, "pointerSize": 134}
+                large = {"lfs": {"oid": lfs, "size": size, "pointerSize": 134}} if lfs else {}
+                entries.append({"type": "file", "oid": oid, "size": size, "path": path, **large})
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
         return self.json(entries)
@@ -430,7 +406,9 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("branch", "tag"):
             start = payload.get("startingPoint", "main") if verb == "branch" else name
             ref = f"refs/heads/{name}" if verb == "branch" else f"refs/tags/{payload['tag']}"
-            repo.add_ref(ref, repo.resolve(start))
+            if ref in repo.refs:
+                raise Refused(409, "Tag reference exists already" if verb == "tag" else "Reference already exists")
+            repo.refs[ref] = repo.resolve(start)
             return self.json({})
         remote, files = repo.files(name), []
         ignored = repo.content(remote[".gitignore"]).decode().split() if ".gitignore" in remote else []
