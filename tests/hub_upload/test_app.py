@@ -61,9 +61,7 @@ def test_missing_is_legal_and_the_explained_class_can_be_chosen(models: list[app
     assert ["needs an image" in text for text in nothing["summary"]] == [one.model.config.uses_image for one in models]
 
 
-def test_other_metadata_do_not_wait_for_the_backbone(
-    models: list[app.DemoModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_metadata_do_not_wait_for_the_backbone(models: list[app.DemoModel], monkeypatch) -> None:
     calls: list[mock.Mock] = []
     for shown in (one for one in models if one.model.config.uses_image):
         calls.append(mock.Mock(wraps=shown.model.backbone.forward_features))
