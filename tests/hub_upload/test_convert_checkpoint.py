@@ -143,9 +143,7 @@ def test_a_network_of_timm_gives_the_same_bits(backbone: str, tmp_path: Path) ->
         assert torch.equal(ours(pixels(side=height)).logits, model(pixels(side=height)))
 
 
-def test_the_cards_own_snippet_gives_the_same_probabilities(
-    converted: Path, baseline: nn.Module, tmp_path: Path
-) -> None:
+def test_the_cards_snippet_gives_the_same_bits(converted: Path, baseline: nn.Module, tmp_path: Path) -> None:
     """Also the pixel values are equal in every bit: both divide by 255, subtract the mean and divide by the std."""
     photograph().save(tmp_path / "lesion.jpg")
     theirs = snippet(Image.open(tmp_path / "lesion.jpg"))
@@ -214,9 +212,7 @@ def test_another_order_of_the_classes_is_refused(entries: dict[str, Any], accept
             read_weights(tmp_path / "weights.pt")
 
 
-def test_the_command_line_reports_and_protects_what_is_there(
-    baseline: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_protects_what_is_there(baseline: nn.Module, tmp_path: Path, capsys, monkeypatch) -> None:
     file, out = tmp_path / "weights.pt", tmp_path / "ours"
     torch.save({f"module.{name}": value for name, value in baseline.state_dict().items()}, file)
     arguments = ["--checkpoint", str(file), "--output_dir", str(out)]
