@@ -123,9 +123,7 @@ def test_the_graph_names_its_inputs_and_leaves_the_batch_open(kind: str, exporte
         assert place.encode() not in file.read_bytes()
 
 
-def test_the_command_prints_the_difference_and_nothing_else(
-    exported: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_the_command_prints_the_difference_and_nothing_else(exported: dict[str, Path], tmp_path: Path, capfd) -> None:
     folder = copied(exported, "metadata", tmp_path)
     assert main([str(folder), "--output", str(tmp_path / "new" / "net.onnx")]) == 0
     printed = capfd.readouterr()
@@ -171,9 +169,7 @@ def test_a_file_that_fails_the_check_does_not_replace_a_good_one(exported: dict[
     assert (folder / "onnx" / "model.onnx").read_bytes() == before
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(
-    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_too_large_for_one_file_lie_beside_it(exported: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     folder = copied(exported, "metadata", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
@@ -186,17 +182,13 @@ def test_weights_too_large_for_one_file_lie_beside_it(
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_the_extra_it_says_what_to_install(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_without_the_extra_it_says_what_to_install(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # makes its import fail
     assert main([str(tmp_path)]) == 2
     assert f"needs {name}, which is not installed: pip install ham10000[onnx]" in capsys.readouterr().err
 
 
-def test_wrong_places_are_one_message(
-    exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_places_are_one_message(exported: dict[str, Path], tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     good = str(exported["metadata"])
     for arguments, message in (
