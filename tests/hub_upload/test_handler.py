@@ -78,7 +78,7 @@ print(json.dumps(answers))
 
 
 def test_the_container_of_the_guide(
-    repositories: dict[str, Path], handlers: dict[str, Any], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    repositories: dict[str, Path], handlers: dict[str, Any], pictures: list[Path], monkeypatch
 ) -> None:
     """`serve.py` word for word, except for the folder."""
     testclient = pytest.importorskip("starlette.testclient", reason="starlette comes with ham10000[app]")
@@ -100,9 +100,7 @@ def test_the_container_of_the_guide(
     assert client.get("/health").text == "Ok"
 
 
-def test_requests_to_a_process_without_this_package(
-    repositories: dict[str, Path], pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_process_without_this_package(repositories: dict[str, Path], pictures: list[Path], tmp_path: Path) -> None:
     classify: Any = pipeline(PIPELINE_TASK, model=str(repositories["fusion"]))
     rows = [{"image": encoded(pictures[0]), "age": None}, {"image": encoded(pictures[1]), **ROW}]
     local = [{"image": str(pictures[0])}, {"image": str(pictures[1]), **ROW}]
