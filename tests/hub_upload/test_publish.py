@@ -100,9 +100,7 @@ def others_commit(hub: HubServer, **files: str) -> Callable[[], None]:
     return commit
 
 
-def test_first_push_arrives_byte_for_byte(
-    hub: HubServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_first_push_arrives_byte_for_byte(hub: HubServer, folder: Path, tmp_path: Path, capsys) -> None:
     published = publish(hub, folder)
     assert published == Published(f"{hub.url}/{REPO}/tree/v1.0", published.commit, tuple(contents(folder)))
     assert refs(hub) == {"refs/heads/main": published.commit, "refs/tags/v1.0": published.commit}
@@ -128,9 +126,7 @@ def test_the_same_files_again_make_no_commit(hub: HubServer, folder: Path) -> No
     assert hub.count(COMMIT) == 1
 
 
-def test_next_release_replaces_what_it_owns_and_keeps_the_rest(
-    hub: HubServer, folder: Path, other: Path, tmp_path: Path
-) -> None:
+def test_next_release_replaces_only_what_it_owns(hub: HubServer, folder: Path, other: Path, tmp_path: Path) -> None:
     first = publish(hub, folder)
     others_commit(hub, notes__txt="mine", helper__py="mine", shard__bin="mine")()
     (other / "figures" / "per_class.png").unlink()
@@ -156,7 +152,7 @@ def test_a_release_never_changes(hub: HubServer, folder: Path, other: Path) -> N
     assert hub.uploaded_bytes() == sent
 
 
-def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys) -> None:
     publish(hub, folder, private=True)
     assert hub.snapshot()[REPO]["private"]
     assert download(hub, tmp_path, "v1.0") == contents(folder)
@@ -177,7 +173,7 @@ def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys
     assert hub.snapshot()[REPO]["private"]
 
 
-def test_without_a_token_nothing_is_asked(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_nothing_is_asked(hub: HubServer, folder: Path, monkeypatch) -> None:
     for token in (None, False, ""):
         assert "log in with `hf auth login`, or set HF_TOKEN" in refusal(lambda t=token: publish(hub, folder, token=t))
     assert hub.requests == []
@@ -186,9 +182,7 @@ def test_without_a_token_nothing_is_asked(hub: HubServer, folder: Path, monkeypa
     assert publish(hub, folder, token=None).uploaded
 
 
-def test_pull_request_leaves_main_alone(
-    hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_pull_request_leaves_main_alone(hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys) -> None:
     assert "404" in refusal(lambda: publish(hub, folder, create_pr=True))  # there is no repository
     assert hub.snapshot() == {}
     first = publish(hub, folder)
@@ -203,9 +197,7 @@ def test_pull_request_leaves_main_alone(
     assert "refs/pr/2" not in refs(hub)
 
 
-def test_a_pull_request_whose_answer_was_lost_is_found_and_not_opened_twice(
-    hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_lost_pull_request_is_found_again(hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys) -> None:
     publish(hub, folder)
     hub.fail(COMMIT, lose_answer=True)
     assert AGAIN in refusal(lambda: publish(hub, other, create_pr=True))
@@ -248,9 +240,7 @@ def card_on_the_hub(hub: HubServer) -> str:
         lambda card: "",
     ],
 )
-def test_a_card_that_was_edited_on_the_hub_is_kept(
-    edit: Callable[[str], str], hub: HubServer, folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_card_edited_on_the_hub_is_kept(edit: Callable[[str], str], hub: HubServer, folder: Path, capsys) -> None:
     publish(hub, folder)
     edited = edit(SEALED)
     others_commit(hub, README__md=edited)()
@@ -276,7 +266,7 @@ def test_a_card_nobody_has_edited_is_replaced(hub: HubServer, folder: Path) -> N
     assert card_on_the_hub(hub) == renewed
 
 
-def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(publish_module, "_TIMEOUT", 0.2)
     plain = get_session().event_hooks["request"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -302,9 +292,7 @@ def test_branch_is_made_from_main(hub: HubServer, folder: Path, other: Path, tmp
     assert "has a branch named 'next'" in refusal(lambda: publish(hub, other, tag="next"))
 
 
-def test_concurrent_push_is_refused_and_not_overwritten(
-    hub: HubServer, folder: Path, other: Path, tmp_path: Path
-) -> None:
+def test_concurrent_push_overwrites_nothing(hub: HubServer, folder: Path, other: Path, tmp_path: Path) -> None:
     publish(hub, folder)
     hub.fail(COMMIT, before=others_commit(hub, config__json="theirs"))
     message = refusal(lambda: publish(hub, other, tag="v1.1"))
@@ -343,7 +331,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.fixture
-def all_shown(caplog, capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], str]:
+def all_shown(caplog, capfd, monkeypatch) -> Callable[[BaseException], str]:
     """What was printed and logged, the client's debug log included, and the traceback of an error."""
     caplog.set_level(logging.DEBUG)
     library = logging.getLogger("huggingface_hub")
@@ -412,7 +400,7 @@ def test_a_status_that_no_other_test_meets_has_its_advice(status: int, advice: s
     assert (AGAIN in message) == (status != 402)
 
 
-def test_no_hub_at_all(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hub_at_all(hub: HubServer, folder: Path, monkeypatch) -> None:
     hub.kill()
     assert "the Hub did not answer" in refusal(lambda: publish(hub, folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -435,9 +423,7 @@ def test_files_the_repository_ignores_are_missed(hub: HubServer, folder: Path) -
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "log in with `hf auth login`"), (403, "write access")])
-def test_xet_failure_is_one_message_too(
-    status: int, advice: str, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd
-) -> None:
+def test_xet_failure_has_advice(status: int, advice: str, hub: HubServer, folder: Path, monkeypatch, capfd) -> None:
     """Large files go through hf_xet where it is installed, which has an HTTP client of its own."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.fail("GET .*/xet-write-token/", status=status)
