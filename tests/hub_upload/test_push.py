@@ -171,9 +171,7 @@ def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path
     assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
 
 
-def test_weights_in_half_precision_are_published_so_and_compute_in_float32(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_half_precision_is_published_and_computes_in_float32(runs: dict[str, Path], tmp_path: Path) -> None:
     model, processor = load_checkpoint(runs["metadata"])
     save_checkpoint(tmp_path / "float16", model, processor, dtype="float16")
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
@@ -194,9 +192,7 @@ def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> 
         assemble(folder, tmp_path / "bundle")
 
 
-def test_dry_run_uploads_nothing_and_shows_the_files(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_uploads_nothing(runs: dict[str, Path], tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     arguments = ["--checkpoint", str(runs["metadata"]), "--repo_id", "user/ham10000-metadata", "--dry_run"]
     assert push([*arguments, "--output_dir", str(tmp_path / "bundle")]) == 0
@@ -216,9 +212,7 @@ def test_dry_run_uploads_nothing_and_shows_the_files(
         (["--repo_id", "user/x", "--sibling", "nowhere"], "'nowhere/config.json' does not exist"),
     ],
 )
-def test_mistakes_are_one_message(
-    arguments: list[str], message: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_message(arguments: list[str], message: str, runs: dict[str, Path], capsys) -> None:
     assert push(["--checkpoint", str(runs["metadata"]), "--dry_run", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
