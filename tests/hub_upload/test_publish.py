@@ -435,6 +435,25 @@ def test_xet_failure_has_advice(status: int, advice: str, hub: HubServer, folder
     assert WRITER not in "".join([*capfd.readouterr(), *traceback.format_exception(caught.value)])
 
 
+EMPTY = {"missing": None, "empty": "", "without files": "figures", "only git's own": ".git"}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_folder_without_files_is_refused(kind: str, hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    """Before the Hub is asked: every file of the release before it would be deleted."""
+    publish(hub, folder)
+    before, asked, bare, inside = hub.snapshot(), len(hub.requests), tmp_path / "bare", EMPTY[kind]
+    if inside is not None:
+        (bare / inside).mkdir(parents=True)
+    if inside == ".git":
+        (bare / inside / "config").write_text("[core]")
+    for options in ({"tag": "v1.1"}, {"tag": None}, {"tag": None, "create_pr": True}):
+        message = refusal(lambda options=options: publish(hub, bare, **options))
+        assert "bare' has no files; expected the finished folder of a release" in message
+    assert hub.snapshot() == before
+    assert len(hub.requests) == asked
+
+
 IDS = ("ham10000", "a/b/c", "user/", "/name", "user/na me", "user/x--y", "user/x.git", "https://hf.co/user/x", "")
 
 
