@@ -160,19 +160,14 @@ def test_weights_that_do_not_fit_are_refused(baseline: nn.Module, tmp_path: Path
     good = light(baseline.state_dict())
     stem, norm, head = "features.0.0.weight", "features.7.1.running_var", "classifier.1.weight"
     imagenet = {**good, head: torch.ones(1000, 1280), "classifier.1.bias": torch.ones(1000)}
-    with torch.device("meta"):
-        resnet = light(models.resnet50(num_classes=7).state_dict())
     cases = [
-        (resnet, 'Missing key.*"features.0.0.weight"'),
-        ({"conv_stem.weight": torch.ones(3)}, "--backbone for a network of timm"),
+        ({"conv_stem.weight": torch.ones(3)}, 'Missing key.*"features.0.0.weight".*--backbone for a network of timm'),
         (imagenet, r"size mismatch for classifier.1.weight: .*\[1000, 1280\].*\[7, 1280\]"),
         ({name: value for name, value in good.items() if name != norm}, f'Missing key.*"{norm}"'),
         ({**good, "extra.bias": torch.ones(1)}, 'Unexpected key.*"extra.bias"'),
         ({**good, stem: torch.ones(24, 1, 3, 3)}, f"size mismatch for {stem}"),
         ({("module." if name == stem else "") + name: good[name] for name in good}, f'"{stem}"'),
-        ({**good, norm: [1.0, 2.0]}, "names to tensors"),
         ({**good, norm: torch.full((1280,), torch.nan)}, "by nan. NaN means weights that are not finite"),
-        ({**good, head: torch.full((7, 1280), -torch.inf)}, "by nan. NaN"),
         ({**good, head: torch.ones(7, 1280).to_sparse()}, f"does not fit.*{head}"),
         ({**good, head: torch.ones(7, 1280, device="meta")}, f"does not fit.*{head}"),
     ]
