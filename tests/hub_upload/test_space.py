@@ -35,11 +35,10 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
     _, head, body = (space / "README.md").read_text().split("---\n", 2)
     settings = yaml.safe_load(head)
-    assert (settings["sdk"], settings["app_file"], settings["pinned"]) == ("gradio", "app.py", False)
-    assert settings["models"] == ["user/ham10000-image", "user/ham10000-fusion"]
-    assert settings["license"] == "apache-2.0"
-    assert str(settings["python_version"]) == "3.11"
-    assert settings["sdk_version"].split(".")[0] == "6"
+    expected = {"sdk": "gradio", "app_file": "app.py", "pinned": False, "license": "apache-2.0"}
+    expected |= {"models": ["user/ham10000-image", "user/ham10000-fusion"]}
+    assert settings | expected == settings
+    assert (str(settings["python_version"]), settings["sdk_version"][:2]) == ("3.11", "6.")
     # The Hub's own limits, https://huggingface.co/docs/hub/spaces-config-reference
     assert len(settings["short_description"]) <= 60
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -128,8 +127,6 @@ def test_dry_run_writes_the_folder(command: Callable[[list[str]], int], tmp_path
     assert command(arguments) == 0
     assert "nothing was uploaded" in capsys.readouterr().out
     assert 'MODELS = [\n    "user/ham10000-image@v1.0",\n]' in (tmp_path / "space" / "app.py").read_text()
-    assert command(arguments) == 2
-    assert "exists; give --output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["user/ham10000-image", "ham10000-image@v1.0", "user/x@../v1"])
