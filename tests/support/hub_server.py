@@ -159,7 +159,6 @@ class HubServer:
     def start(self) -> None:
         handler = type("Handler", (_Handler,), {"hub": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self.http.daemon_threads = True
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -265,17 +264,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self, limit: int | None) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline().strip() or b"0", 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
-                self.record.sent += size
-                if limit is not None and self.record.sent >= limit:
-                    break
-            else:
-                self.rfile.readline()
-            return b"".join(chunks)
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length if limit is None else min(limit, length))
         self.record.sent = len(body)
