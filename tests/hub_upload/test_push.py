@@ -157,9 +157,6 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     for path in bundle.rglob("*"):
         if path.suffix in (".md", ".json", ".csv", ".py", ".txt"):  # no folder of this machine's
             assert str(runs["fusion"].parent) not in path.read_text(encoding="utf-8"), path
-    saved, trained = (load_file(folder / "model.safetensors") for folder in (bundle, runs["fusion"]))
-    assert saved.keys() == trained.keys()
-    assert all(torch.equal(saved[name], trained[name]) for name in saved)
 
 
 def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path: Path) -> None:
