@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITER = "hf_WriterTokenOfTheTestsHubXXXXXXXXXX"
@@ -37,30 +37,25 @@ class Refused(Exception):
         self.status, self.message, self.code = status, message, code
 
 
-class Entry(NamedTuple):
-    """A file of a commit: its id, which for a small file is git's, its size, and the SHA-256 of a large one."""
-
-    oid: str
-    size: int
-    lfs: str | None = None
-
-
 class Repo:
-    """One repository: contents by their SHA-1 or SHA-256, the files and titles of commits, refs to commits."""
+    """One repository: contents by their ids, the ids of commits' files, titles of commits, refs to commits.
+
+    The id of a large file is its SHA-256, which is longer than that of a small one, git's SHA-1.
+    """
 
     def __init__(self, private: bool) -> None:
         self.private = private
         self.objects: dict[str, bytes] = {}
-        self.commits: dict[str, dict[str, Entry]] = {}
+        self.commits: dict[str, dict[str, str]] = {}
         self.titles: dict[str, str] = {}
         self.refs: dict[str, str] = {}
         attributes = self.store_blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
         self.commit("refs/heads/main", "initial commit", {".gitattributes": attributes})
 
-    def store_blob(self, content: bytes) -> Entry:
+    def store_blob(self, content: bytes) -> str:
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         self.objects[oid] = content
-        return Entry(oid, len(content))
+        return oid
 
     def resolve(self, revision: str) -> str:
         """The commit a branch, tag, `refs/...` or commit id stands for."""
@@ -71,13 +66,13 @@ class Repo:
             return revision
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def files(self, revision: str) -> dict[str, Entry]:
+    def files(self, revision: str) -> dict[str, str]:
         return self.commits[self.resolve(revision)]
 
-    def content(self, entry: Entry) -> bytes:
-        return self.objects[entry.lfs or entry.oid]
+    def content(self, oid: str) -> bytes:
+        return self.objects[oid]
 
-    def commit(self, ref: str, title: str, files: dict[str, Entry]) -> str:
+    def commit(self, ref: str, title: str, files: dict[str, str]) -> str:
         oid = hashlib.sha1(uuid.uuid4().bytes).hexdigest()
         self.commits[oid], self.titles[oid], self.refs[ref] = files, title, oid
         return oid
@@ -96,7 +91,7 @@ class Repo:
             elif key == "lfsFile":
                 if value["oid"] not in self.objects:
                     raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-                files[value["path"]] = Entry(value["oid"], value["size"], value["oid"])
+                files[value["path"]] = value["oid"]
             elif key == "deletedFile" and files.pop(value["path"], None) is None:
                 raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
         number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
@@ -369,15 +364,16 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
-            return self.tree(repo.files(revision), "/".join(rest[2:]))
+            return self.tree(repo, revision, "/".join(rest[2:]))
         raise Refused(404, f"no such route here: {self.command} {self.path}", "EntryNotFound")
 
-    def tree(self, files: dict[str, Entry], folder: str) -> Answer:
+    def tree(self, repo: Repo, revision: str, folder: str) -> Answer:
         """All files below a folder; the client asks for folders too, and does without."""
         entries = []
-        for path, (oid, size, lfs) in sorted(files.items()):
+        for path, oid in sorted(repo.files(revision).items()):
             if path.startswith(f"{folder}/" if folder else ""):
-                large = {"lfs": {"oid": lfs, "size": size, "pointerSize": 134}} if lfs else {}
+                size = len(repo.content(oid))
+                large = {"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if len(oid) == 64 else {}
                 entries.append({"type": "file", "oid": oid, "size": size, "path": path, **large})
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
@@ -401,11 +397,9 @@ class _Handler(BaseHTTPRequestHandler):
         remote, files = repo.files(name), []
         ignored = repo.content(remote[".gitignore"]).decode().split() if ".gitignore" in remote else []
         for path in (file["path"] for file in payload["files"]):
-            entry = remote.get(path)
             mode = "lfs" if path.endswith(LARGE) else "regular"
             skip = any(fnmatch(path, pattern) for pattern in ignored)
-            oid = entry and (entry.lfs or entry.oid)
-            files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": oid})
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": remote.get(path)})
         return self.json({"files": files})
 
     def lfs_batch(self, repo_id: str) -> Answer:
@@ -423,11 +417,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Answer:
         commit = repo.resolve(revision)
-        entry = repo.files(commit).get(path)
-        if entry is None:
+        oid = repo.files(commit).get(path)
+        if oid is None:
             raise Refused(404, "Entry not found", "EntryNotFound")
-        content = repo.content(entry)
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.lfs or entry.oid}"'}
-        if entry.lfs:
+        content = repo.content(oid)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{oid}"'}
+        if len(oid) == 64:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
         return 200, content, headers
