@@ -15,7 +15,6 @@ from hub_server import READER, STRANGER, WRITER, HubServer, Repo
 from huggingface_hub import HfApi, constants, get_session, set_client_factory, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http
-from PIL import Image
 from safetensors.numpy import save_file
 
 from ham10000.hub_upload import publish as publish_module
@@ -32,17 +31,15 @@ COMMIT, TAG, WEIGHTS = "POST .*/commit/", "POST .*/tag/", "PUT /lfs/"
 def write_release(folder: Path, seed: int, shards: int) -> Path:
     """Weights, 1 MB together, and small files of all kinds."""
     random = np.random.default_rng(seed)
+    texts = {"config.json": f'{{"seed": {seed}}}\n', "modeling_ham10000.py": "# code\n", "empty.txt": ""}
+    texts |= {"README.md": SEALED} | ({"model.safetensors.index.json": "{}"} if shards > 1 else {})
     (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "per_class.png").write_bytes(bytes(range(256)))
+    for name, text in texts.items():
+        (folder / name).write_text(text)
     for shard in range(shards):
         name = "model.safetensors" if shards == 1 else f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         save_file({"weight": random.standard_normal((260_000 // shards,), dtype=np.float32)}, folder / name)
-    if shards > 1:
-        (folder / "model.safetensors.index.json").write_text("{}")
-    (folder / "config.json").write_text(f'{{"model_type": "ham10000", "seed": {seed}}}\n')
-    (folder / "modeling_ham10000.py").write_text("# code\n")
-    (folder / "README.md").write_text(SEALED)
-    Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "figures" / "per_class.png")
-    (folder / "empty.txt").write_text("")
     return folder
 
 
@@ -224,11 +221,6 @@ def test_a_hub_without_pull_requests_says_so(hub: HubServer, folder: Path, other
     assert publish(hub, other, revision="next", tag=None).uploaded  # as it advises
 
 
-def card_on_the_hub(hub: HubServer) -> str:
-    repo = hub.repos[REPO]
-    return repo.content(repo.files("main")["README.md"]).decode()
-
-
 @pytest.mark.parametrize(
     "edit",
     [
@@ -249,7 +241,8 @@ def test_a_card_edited_on_the_hub_is_kept(edit: Callable[[str], str], hub: HubSe
     assert release(hub, tag="v2.0").keep_edited_card(folder)
     assert "--replace_card" in capsys.readouterr().out
     assert publish(hub, folder, tag="v2.0").uploaded == ("config.json",)
-    assert card_on_the_hub(hub) == edited
+    repo = hub.repos[REPO]
+    assert repo.content(repo.files("main")["README.md"]).decode() == edited
     # The same release again is complete, edited card and all; and so is the first, whose card nobody had edited.
     assert not publish(hub, folder, tag="v2.0").uploaded
     (folder / "README.md").write_text(SEALED)
@@ -263,7 +256,8 @@ def test_a_card_nobody_has_edited_is_replaced(hub: HubServer, folder: Path) -> N
     (folder / "README.md").write_text(renewed)
     assert not release(hub).keep_edited_card(folder)
     assert publish(hub, folder, tag=None).uploaded == ("README.md",)
-    assert card_on_the_hub(hub) == renewed
+    repo = hub.repos[REPO]
+    assert repo.content(repo.files("main")["README.md"]).decode() == renewed
 
 
 def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monkeypatch) -> None:
