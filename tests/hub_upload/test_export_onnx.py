@@ -85,9 +85,10 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gated", "metabl
 
 
 @pytest.mark.parametrize("kind", ["image", "metadata", "concat", "film", *SLOW])
-def test_logits_equal_those_of_pytorch(kind: str, exported: dict[str, Path]) -> None:
+def test_logits_equal_those_of_pytorch_for_any_batch(kind: str, exported: dict[str, Path]) -> None:
     folder = exported[kind]
     assert names(folder / "onnx") == ["model.onnx"]
+    file = folder / "onnx" / "model.onnx"
     model, processor = load_checkpoint(folder)
     inputs = {}
     if model.config.uses_image:
@@ -98,28 +99,19 @@ def test_logits_equal_those_of_pytorch(kind: str, exported: dict[str, Path]) -> 
         for count in (1, 2, 5):
             batch = {name: value[:count] for name, value in inputs.items()}
             expected = model(**batch).logits
-            assert (run(folder / "onnx" / "model.onnx", batch) - expected).abs().max() <= 1e-5
+            assert (run(file, batch) - expected).abs().max() <= 1e-5
         assert expected.isfinite().all()
         for name, value in inputs.items():  # each input moves the logits by far more than that
             moved = model(**{**inputs, name: value.roll(1, dims=0)}).logits
             assert (moved - expected).abs().max(dim=1).values.min() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["image", "metadata", "film"])
-def test_the_graph_names_its_inputs_and_leaves_the_batch_open(kind: str, exported: dict[str, Path]) -> None:
-    file = exported[kind] / "onnx" / "model.onnx"
     graph = onnx.load(file, load_external_data=False).graph
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    expected: dict[str, list] = {"logits": ["batch", 7]}
-    if kind != "metadata":
-        expected["pixel_values"] = ["batch", 3, 64, 48]
-    if kind != "image":
-        expected["metadata"] = ["batch", 3 if kind == "film" else 2]
-    assert shapes == expected
-    for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(exported[kind]), 'File "'):
+    given = {name: ["batch", *value.shape[1:]] for name, value in inputs.items()}
+    assert shapes == given | {"logits": ["batch", 7]}
+    for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(folder), 'File "'):
         assert place.encode() not in file.read_bytes()
 
 
