@@ -45,13 +45,11 @@ def write_release(folder: Path, seed: int, shards: int) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A release."""
     return write_release(tmp_path / "release", seed=0, shards=2)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Another one."""
     return write_release(tmp_path / "other", seed=1, shards=1)
 
 
@@ -98,21 +96,14 @@ def others_commit(hub: HubServer, **files: str) -> Callable[[], None]:
 
 
 def test_first_push_arrives_byte_for_byte(hub: HubServer, folder: Path, tmp_path: Path, capsys) -> None:
-    published = publish(hub, folder)
-    assert published == Published(f"{hub.url}/{REPO}/tree/v1.0", published.commit, tuple(contents(folder)))
-    assert refs(hub) == {"refs/heads/main": published.commit, "refs/tags/v1.0": published.commit}
-    assert hub.count(COMMIT) == 1
-    for revision in ("v1.0", "main", published.commit):
-        assert download(hub, tmp_path, revision, token=False) == contents(folder)
-    assert capsys.readouterr().out.splitlines() == [
-        f"Uploading 8 of 8 files to {REPO}, deleting 0",
-        f"Committed {published.commit[:10]} to main",
-        "Tagged v1.0",
-    ]
-
-
-def test_the_same_files_again_make_no_commit(hub: HubServer, folder: Path) -> None:
+    """And the same files again make no commit."""
     first = publish(hub, folder)
+    assert first == Published(f"{hub.url}/{REPO}/tree/v1.0", first.commit, tuple(contents(folder)))
+    assert refs(hub) == {"refs/heads/main": first.commit, "refs/tags/v1.0": first.commit}
+    for revision in ("v1.0", "main", first.commit):
+        assert download(hub, tmp_path, revision, token=False) == contents(folder)
+    upload, commit = f"Uploading 8 of 8 files to {REPO}, deleting 0", f"Committed {first.commit[:10]} to main"
+    assert capsys.readouterr().out.splitlines() == [upload, commit, "Tagged v1.0"]
     before, sent = hub.snapshot(), hub.uploaded_bytes()
     for tag in ("v1.0", None):
         assert publish(hub, folder, tag=tag) == Published(first.url.replace("v1.0", tag or "main"), first.commit)
@@ -158,8 +149,7 @@ def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys
     before = hub.snapshot()
     for token in (STRANGER, READER):
         message = refusal(lambda token=token: publish(hub, folder, token=token, tag="v2"))
-        assert "the Hub answered 403 Forbidden" in message
-        assert "take a token with write access" in message
+        assert re.search("the Hub answered 403 Forbidden.*take a token with write access", message)
     wrong = refusal(lambda: publish(hub, folder, token="hf_AnotherTokenThatNobodyKnows"))
     assert "the Hub answered 401 Unauthorized (Invalid credentials in Authorization header" in wrong
     assert "hf_A" not in wrong
@@ -212,9 +202,7 @@ def test_a_hub_without_pull_requests_says_so(hub: HubServer, folder: Path, other
     before = hub.snapshot()
     hub.fail(COMMIT, status=501)
     message = refusal(lambda: publish(hub, other, create_pr=True))
-    assert "the Hub answered 501" in message
-    assert "trying again will not help" in message
-    assert "publish without --create_pr, to a branch of your own" in message
+    assert re.search("the Hub answered 501.*trying again will not help.*publish without --create_pr, to a", message)
     assert AGAIN not in message
     assert "rerun" not in message
     assert hub.snapshot() == before
@@ -270,8 +258,7 @@ def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monk
             waiting = Release(HfApi(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", token=WRITER), REPO)
             publishing = refusal(lambda: waiting.publish(folder, commit_message="x"))
             for message in (publishing, refusal(lambda: waiting.keep_edited_card(folder))):
-                assert "the Hub did not answer (timed out)" in message
-                assert AGAIN in message
+                assert re.search(rf"the Hub did not answer \(timed out\).*{AGAIN}", message)
         finally:
             set_client_factory(_http.default_client_factory)
 
@@ -290,8 +277,7 @@ def test_concurrent_push_overwrites_nothing(hub: HubServer, folder: Path, other:
     publish(hub, folder)
     hub.fail(COMMIT, before=others_commit(hub, config__json="theirs"))
     message = refusal(lambda: publish(hub, other, tag="v1.1"))
-    assert "412" in message
-    assert "Somebody else pushed in the meantime" in message
+    assert re.search("412.*Somebody else pushed in the meantime", message)
     assert "refs/tags/v1.1" not in refs(hub)
     assert download(hub, tmp_path, "main")["config.json"] == b"theirs"
     publish(hub, other, tag="v1.1")
@@ -389,8 +375,7 @@ def test_fault(
 def test_a_status_that_no_other_test_meets_has_its_advice(status: int, advice: str) -> None:
     error = HfHubHTTPError("x", response=httpx2.Response(status, request=httpx2.Request("POST", "http://hub/x")))
     message = explain(error, WRITER)
-    assert f"the Hub answered {status} " in message
-    assert advice in message
+    assert re.search(f"the Hub answered {status} .*{advice}", message)
     assert (AGAIN in message) == (status != 402)
 
 
@@ -424,8 +409,7 @@ def test_xet_failure_has_advice(status: int, advice: str, hub: HubServer, folder
     with pytest.raises(Ham10000Error) as caught:
         publish(hub, folder)
     assert hub.count("GET .*/xet-write-token/") == 1
-    assert f"({status} " in str(caught.value)
-    assert advice in str(caught.value)
+    assert re.search(rf"\({status} .*{advice}", str(caught.value))
     assert WRITER not in "".join([*capfd.readouterr(), *traceback.format_exception(caught.value)])
 
 
