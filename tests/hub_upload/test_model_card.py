@@ -287,16 +287,13 @@ def test_the_licence_follows_the_images_behind_the_weights(
     assert ("from `start`" in section) == bool(base)
 
 
-def test_the_example_is_of_the_checkpoints_own_vocabulary(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "metadata", evaluated=False)
-    change_json(run / "config.json", sex_vocabulary=["f", "m"], localization_vocabulary=["arm", "back"])
-    assert 'processor(metadata={"age": 60, "sex": "f", "localization": "back"})' in render(run)
-
-
-def test_a_missing_state_that_was_not_trained_is_not_claimed(tmp_path: Path) -> None:
+def test_use_follows_the_config(tmp_path: Path) -> None:
+    """The vocabulary of its example, and no missing state is claimed that was not trained."""
     run = write_run(tmp_path / "run", "fusion", evaluated=False)
-    change_json(run / "config.json", metadata_dropout=0, metadata_field_dropout=0.2)
+    words = {"sex_vocabulary": ["f", "m"], "localization_vocabulary": ["arm", "back"]}
+    change_json(run / "config.json", metadata_dropout=0, metadata_field_dropout=0.2, **words)
     text = render(run)
+    assert 'metadata={"age": 60, "sex": "f", "localization": "back"})' in text
     assert "or all of them: missing is a state the model was trained with." in text
     assert "each field is hidden with probability 0.2 and the whole row with 0, so that" in text
     change_json(run / "config.json", metadata_field_dropout=0.0)
