@@ -33,7 +33,6 @@ class Refused(Exception):
     """An answer other than 2xx, with the code the Hub sends in `X-Error-Code`."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
         self.status, self.message, self.code = status, message, code
 
 
@@ -126,7 +125,7 @@ class _Cut(Exception):
 
 
 class HubServer:
-    """The server; a context manager, which keeps its repositories when it is killed and started again.
+    """The server, which keeps its repositories when it is killed and started again.
 
     `WRITER` and `READER` are tokens of "user", `STRANGER` of "stranger". A Space is named `spaces/user/name` here.
     """
@@ -143,13 +142,6 @@ class HubServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "HubServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
     def start(self) -> None:
         handler = type("Handler", (_Handler,), {"hub": self})
