@@ -1,8 +1,7 @@
 """A small Hub over loopback: as much of its HTTP API as unmodified `huggingface_hub` and `transformers` use.
 
-It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`, and with
-`HF_ENDPOINT` or `HfApi(endpoint=...)`. Every request is recorded (`server.requests`); faults are scripted
-(`server.fail`).
+It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`. Every request is
+recorded (`server.requests`); faults are scripted (`server.fail`).
 """
 
 import base64
