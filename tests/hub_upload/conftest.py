@@ -18,5 +18,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # this Hub has the basic LFS transfer only
-    with HubServer() as server:
-        yield server
+    server = HubServer()
+    server.start()
+    yield server
+    server.kill()

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -81,13 +82,8 @@ def photograph() -> Image.Image:
 
 def snippet(image: Image.Image) -> torch.Tensor:
     """The preprocessing of the baseline card's own example."""
-    transform = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-        ]
-    )
+    normalize = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), normalize])
     return transform(image.convert("RGB")).unsqueeze(0)
 
 
@@ -104,15 +100,10 @@ def test_a_plain_state_dict_gives_the_same_bits(converted: Path, baseline: nn.Mo
     assert_same_logits(converted, baseline)
     record = json.loads((converted / "conversion.json").read_text())
     source = converted.parent / "efficientnetv2s_image_only_state_dict.pt"
-    assert record["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert record["versions"]["torchvision"]
-    del record["source_sha256"], record["versions"]
-    assert record == {
-        "source_file": "efficientnetv2s_image_only_state_dict.pt",
-        "format": "state_dict",
-        "architecture": "torchvision efficientnet_v2_s",
-        "max_logit_difference": 0.0,
-    }
+    assert record.pop("source_sha256") == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert record.pop("versions")["torchvision"]
+    origin = {"source_file": source.name, "format": "state_dict", "architecture": "torchvision efficientnet_v2_s"}
+    assert record == origin | {"max_logit_difference": 0.0}
     (converted.parent / "new").touch()
     assert {path.stat().st_mode for path in converted.iterdir()} == {(converted.parent / "new").stat().st_mode}
     assert str(converted.parent) not in "".join(path.read_text() for path in converted.glob("*.json"))
@@ -121,16 +112,10 @@ def test_a_plain_state_dict_gives_the_same_bits(converted: Path, baseline: nn.Mo
 @pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", "model"])
 def test_a_training_checkpoint_gives_the_same_bits(wrapper: str, baseline: nn.Module, tmp_path: Path) -> None:
     """As a training loop leaves it: wrapped and compiled, beside an optimiser, in another order."""
-    optimizer = torch.optim.AdamW(baseline.classifier.parameters())
+    optimizer = torch.optim.AdamW(baseline.classifier.parameters()).state_dict()
     weights = {f"_orig_mod.module.{name}": value for name, value in reversed(list(baseline.state_dict().items()))}
-    content = {
-        "epoch": 12,
-        wrapper: weights,
-        "optimizer_state_dict": optimizer.state_dict(),
-        "class_names": list(LABELS),
-        "class_counts": dict(zip(LABELS, [327, 514, 1099, 115, 1113, 6705, 142], strict=True)),
-    }
-    torch.save(content, tmp_path / "best.pth")
+    classes = {"class_names": list(LABELS), "class_counts": dict.fromkeys(LABELS, 115)}
+    torch.save({"epoch": 12, wrapper: weights, "optimizer_state_dict": optimizer, **classes}, tmp_path / "best.pth")
     record = convert_checkpoint(tmp_path / "best.pth", tmp_path / "new" / "ours")
     assert record["format"] == "training_checkpoint"
     assert_same_logits(tmp_path / "new" / "ours", baseline)
@@ -158,19 +143,16 @@ def test_a_network_of_timm_gives_the_same_bits(backbone: str, tmp_path: Path) ->
         assert torch.equal(ours(pixels(side=height)).logits, model(pixels(side=height)))
 
 
-def test_the_cards_own_snippet_gives_the_same_probabilities(
-    converted: Path, baseline: nn.Module, tmp_path: Path
-) -> None:
+def test_the_cards_snippet_gives_the_same_bits(converted: Path, baseline: nn.Module, tmp_path: Path) -> None:
     """Also the pixel values are equal in every bit: both divide by 255, subtract the mean and divide by the std."""
     photograph().save(tmp_path / "lesion.jpg")
     theirs = snippet(Image.open(tmp_path / "lesion.jpg"))
     model, processor = load_checkpoint(converted)
     ours = processor(images=str(tmp_path / "lesion.jpg"))["pixel_values"]
-    with torch.inference_mode():
-        expected = torch.softmax(baseline(theirs), dim=1)
-        actual = model(ours).logits.softmax(-1)
     assert torch.equal(ours, theirs)
-    assert torch.equal(actual, expected)
+    with torch.inference_mode():
+        expected = baseline(theirs).softmax(-1)
+        assert torch.equal(model(ours).logits.softmax(-1), expected)
     assert 0.2 < expected.max() < 0.99
 
 
@@ -178,19 +160,14 @@ def test_weights_that_do_not_fit_are_refused(baseline: nn.Module, tmp_path: Path
     good = light(baseline.state_dict())
     stem, norm, head = "features.0.0.weight", "features.7.1.running_var", "classifier.1.weight"
     imagenet = {**good, head: torch.ones(1000, 1280), "classifier.1.bias": torch.ones(1000)}
-    with torch.device("meta"):
-        resnet = light(models.resnet50(num_classes=7).state_dict())
     cases = [
-        (resnet, 'Missing key.*"features.0.0.weight"'),
-        ({"conv_stem.weight": torch.ones(3)}, "--backbone for a network of timm"),
+        ({"conv_stem.weight": torch.ones(3)}, 'Missing key.*"features.0.0.weight".*--backbone for a network of timm'),
         (imagenet, r"size mismatch for classifier.1.weight: .*\[1000, 1280\].*\[7, 1280\]"),
         ({name: value for name, value in good.items() if name != norm}, f'Missing key.*"{norm}"'),
         ({**good, "extra.bias": torch.ones(1)}, 'Unexpected key.*"extra.bias"'),
         ({**good, stem: torch.ones(24, 1, 3, 3)}, f"size mismatch for {stem}"),
         ({("module." if name == stem else "") + name: good[name] for name in good}, f'"{stem}"'),
-        ({**good, norm: [1.0, 2.0]}, "names to tensors"),
         ({**good, norm: torch.full((1280,), torch.nan)}, "by nan. NaN means weights that are not finite"),
-        ({**good, head: torch.full((7, 1280), -torch.inf)}, "by nan. NaN"),
         ({**good, head: torch.ones(7, 1280).to_sparse()}, f"does not fit.*{head}"),
         ({**good, head: torch.ones(7, 1280, device="meta")}, f"does not fit.*{head}"),
     ]
@@ -211,7 +188,6 @@ SWAPPED = ["akiec", "bcc", "bkl", "df", "nv", "mel", "vasc"]
     [
         ({"class_names": SWAPPED}, False),
         ({"class_names": tuple(LABELS[:6])}, False),
-        ({"classes": ["cat", "dog"]}, False),
         ({"class_to_idx": {label: index for index, label in enumerate(SWAPPED)}}, False),
         ({"id2label": {str(index): label for index, label in enumerate(SWAPPED)}}, False),
         ({"label2id": {label: index + 1 for index, label in enumerate(LABELS)}}, False),
@@ -231,19 +207,15 @@ def test_another_order_of_the_classes_is_refused(entries: dict[str, Any], accept
             read_weights(tmp_path / "weights.pt")
 
 
-def test_the_command_line_reports_and_protects_what_is_there(
-    baseline: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_protects_what_is_there(baseline: nn.Module, tmp_path: Path, capsys, monkeypatch) -> None:
     file, out = tmp_path / "weights.pt", tmp_path / "ours"
     torch.save({f"module.{name}": value for name, value in baseline.state_dict().items()}, file)
     arguments = ["--checkpoint", str(file), "--output_dir", str(out)]
 
     # A full disk, while the second half of the files is written.
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
+    full = OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(Ham10000Processor, "save_pretrained", fail)
+        patch.setattr(Ham10000Processor, "save_pretrained", mock.Mock(side_effect=full))
         assert main(arguments) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert listing(tmp_path) == ["weights.pt"]

@@ -1,6 +1,7 @@
 """The ONNX file says what PyTorch says, for every variant and batch size, also where torch is not installed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
 import onnxruntime
 import pytest
 import torch
@@ -32,13 +32,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "metablock": {"fusion": "metablock", "backbone": "test_resnet"},
     "film": {"fusion": "film", "temperature": 0.5, "metadata_fields": ["sex", "age", "localization"]},
 }
-ROWS: list[dict[str, Any]] = [
-    {"age": 35, "localization": "scalp"},
-    {},
-    {"localization": "back"},
-    {"age": 80},
-    {"age": 0},
-]
+ROWS = [{"age": 35, "localization": "scalp"}, {}, {"localization": "back"}, {"age": 80}, {"age": 0}]
 
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
@@ -77,64 +71,50 @@ def copied(exported: dict[str, Path], kind: str, folder: Path) -> Path:
     return Path(shutil.copytree(exported[kind], folder / "copy"))
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def run(file: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "image",
-        "metadata",
-        "concat",
-        "film",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gated", "metablock")),
-    ],
-)
-def test_logits_equal_those_of_pytorch(kind: str, exported: dict[str, Path]) -> None:
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gated", "metablock")]
+
+
+@pytest.mark.parametrize("kind", ["image", "metadata", "concat", "film", *SLOW])
+def test_logits_equal_those_of_pytorch_for_any_batch(kind: str, exported: dict[str, Path]) -> None:
     folder = exported[kind]
-    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
+    assert names(folder / "onnx") == ["model.onnx"]
+    file = folder / "onnx" / "model.onnx"
     model, processor = load_checkpoint(folder)
     inputs = {}
     if model.config.uses_image:
         inputs["pixel_values"] = torch.randn(5, 3, 64, 48)
     if model.config.uses_metadata:
         inputs["metadata"] = processor.encode_metadata(ROWS)
-    for count in (5, 1, 2):
-        batch = {name: value[:count] for name, value in inputs.items()}
-        with torch.inference_mode():
+    with torch.inference_mode():
+        for count in (1, 2, 5):
+            batch = {name: value[:count] for name, value in inputs.items()}
             expected = model(**batch).logits
-        assert (run(folder / "onnx" / "model.onnx", batch) - expected).abs().max() <= 1e-5
-        if count == 5:  # each input moves the logits by far more than that
-            assert expected.isfinite().all()
-            for name, value in batch.items():
-                with torch.inference_mode():
-                    moved = model(**{**batch, name: value.roll(1, dims=0)}).logits
-                assert (moved - expected).abs().max(dim=1).values.min() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["image", "metadata", "film"])
-def test_the_graph_names_its_inputs_and_leaves_the_batch_open(kind: str, exported: dict[str, Path]) -> None:
-    file = exported[kind] / "onnx" / "model.onnx"
+            assert (run(file, batch) - expected).abs().max() <= 1e-5
+        assert expected.isfinite().all()
+        for name, value in inputs.items():  # each input moves the logits by far more than that
+            moved = model(**{**inputs, name: value.roll(1, dims=0)}).logits
+            assert (moved - expected).abs().max(dim=1).values.min() > 1e-3
     graph = onnx.load(file, load_external_data=False).graph
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    expected: dict[str, list] = {"logits": ["batch", 7]}
-    if kind != "metadata":
-        expected["pixel_values"] = ["batch", 3, 64, 48]
-    if kind != "image":
-        expected["metadata"] = ["batch", 3 if kind == "film" else 2]
-    assert shapes == expected
-    for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(exported[kind]), 'File "'):
+    given = {name: ["batch", *value.shape[1:]] for name, value in inputs.items()}
+    assert shapes == given | {"logits": ["batch", 7]}
+    for place in (str(Path(module.__file__).parent), str(Path(torch.__file__).parent), str(folder), 'File "'):
         assert place.encode() not in file.read_bytes()
 
 
-def test_the_command_prints_the_difference_and_nothing_else(
-    exported: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_the_command_prints_the_difference_and_nothing_else(exported: dict[str, Path], tmp_path: Path, capfd) -> None:
     folder = copied(exported, "metadata", tmp_path)
     assert main([str(folder), "--output", str(tmp_path / "new" / "net.onnx")]) == 0
     printed = capfd.readouterr()
@@ -142,7 +122,7 @@ def test_the_command_prints_the_difference_and_nothing_else(
     checked, saved = printed.out.splitlines()
     assert float(checked.removeprefix("Checked   logits of onnxruntime differ from PyTorch's by at most ")) < 1e-5
     assert saved.startswith(f"Saved     {tmp_path / 'new' / 'net.onnx'} (")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]
+    assert names(tmp_path / "new") == ["net.onnx"]
 
 
 def test_a_changed_graph_is_noticed(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -151,20 +131,15 @@ def test_a_changed_graph_is_noticed(exported: dict[str, Path], tmp_path: Path) -
     whole, (model, processor) = file.read_bytes(), load_checkpoint(folder)
     assert compare_onnx(file, model, processor) < 1e-5
     weight = model.classifier.weight.detach().numpy()
-
-    def stored(values: np.ndarray) -> bytes:
-        assert whole.count(weight.tobytes()) == 1
-        return whole.replace(weight.tobytes(), values.astype(np.float32).tobytes())
-
+    assert whole.count(weight.tobytes()) == 1
     flipped = weight.copy()
     flipped.view(np.uint32)[3, 70] ^= 1 << 23  # one bit of one exponent
-    for content in (stored(flipped), stored(weight * 1.001), stored(weight * np.nan)):
+    changed = [values.astype(np.float32).tobytes() for values in (flipped, weight * 1.001, weight * np.nan)]
+    cases = [(whole.replace(weight.tobytes(), values), "is not the network it was made from") for values in changed]
+    cases += [(content, "onnxruntime cannot run") for content in (whole[: len(whole) // 2], b"")]
+    for content, message in cases:
         file.write_bytes(content)
-        with pytest.raises(Ham10000Error, match="is not the network it was made from"):
-            compare_onnx(file, model, processor)
-    for content in (whole[: len(whole) // 2], b""):
-        file.write_bytes(content)
-        with pytest.raises(Ham10000Error, match="onnxruntime cannot run"):
+        with pytest.raises(Ham10000Error, match=message):
             compare_onnx(file, model, processor)
 
 
@@ -176,36 +151,30 @@ def test_a_file_that_fails_the_check_does_not_replace_a_good_one(exported: dict[
     model.save_pretrained(folder)
     with pytest.raises(Ham10000Error, match="is not the network it was made from"):
         export_onnx(folder)
-    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
+    assert names(folder / "onnx") == ["model.onnx"]
     assert (folder / "onnx" / "model.onnx").read_bytes() == before
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(
-    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_too_large_for_one_file_lie_beside_it(exported: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     folder = copied(exported, "metadata", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
         file = export_onnx(folder)
-    assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert names(file.parent) == ["model.onnx", "model.onnx.data"]
     assert compare_onnx(file, *load_checkpoint(folder)) < 1e-5
     export_onnx(folder)
-    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
+    assert names(file.parent) == ["model.onnx"]
     assert compare_onnx(file, *load_checkpoint(folder)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_the_extra_it_says_what_to_install(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_without_the_extra_it_says_what_to_install(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # makes its import fail
     assert main([str(tmp_path)]) == 2
     assert f"needs {name}, which is not installed: pip install ham10000[onnx]" in capsys.readouterr().err
 
 
-def test_wrong_places_are_one_message(
-    exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_places_are_one_message(exported: dict[str, Path], tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     good = str(exported["metadata"])
     for arguments, message in (
@@ -216,7 +185,7 @@ def test_wrong_places_are_one_message(
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 # Runs the example where importing torch and everything above it fails.
@@ -232,30 +201,27 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def save_pictures(folder: Path) -> list[str]:
     """One picture in all the forms pictures come in; not of the network's size or aspect ratio."""
-    random = np.random.default_rng(0)
-    smooth = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((130, 90))
-    grey = np.asarray(smooth.convert("L"))
-    exif = Image.Exif()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth, exif = Image.fromarray(pixels).resize((130, 90)), Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    transparent = smooth.copy()
-    transparent.putalpha(Image.fromarray(grey))
+    grey, transparent = smooth.convert("L"), smooth.copy()
+    transparent.putalpha(grey)
     smooth.save(folder / "plain.jpg")
     smooth.save(folder / "turned.jpg", exif=exif)
     transparent.save(folder / "rgba.png")
-    smooth.convert("L").save(folder / "grey.jpg")
     transparent.convert("LA").save(folder / "la.png")
+    grey.save(folder / "grey.jpg")
     smooth.convert("CMYK").save(folder / "cmyk.jpg")
     smooth.convert("P").save(folder / "palette.png", transparency=3)
     smooth.save(folder / "key.png", transparency=smooth.getpixel((0, 0)))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "16bit.png")
-    Image.fromarray(grey.astype(np.float32) / 255).save(folder / "float.tif")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "16bit.png")
+    Image.fromarray(np.asarray(grey).astype(np.float32) / 255).save(folder / "float.tif")
     smooth.resize((48, 64)).save(folder / "exact_size.png")
     return sorted(str(path) for path in folder.iterdir())
 
 
 def test_the_example_needs_no_torch_and_agrees_with_the_processor(exported: dict[str, Path], tmp_path: Path) -> None:
     pictures = save_pictures(tmp_path)
-    assert len(pictures) == 11
     rows = [{"age": 35.5, "sex": "Male", "localization": " scalp"}, {}, {"sex": None, "age": "unknown"}, {"age": 80}]
     cases: list[tuple[str, str | None, dict]] = []
     cases += [("film", picture, rows[index % len(rows)]) for index, picture in enumerate(pictures)]
@@ -265,32 +231,27 @@ def test_the_example_needs_no_torch_and_agrees_with_the_processor(exported: dict
     stdin = json.dumps([(str(exported[kind]), picture, row) for kind, picture, row in cases])
     arguments = [EXAMPLE, exported["film"], pictures[0], "--age", "35.5", "--sex", "male"]
     printed = run_alone(WITHOUT_TORCH, *arguments, cwd=tmp_path, stdin=stdin, missing=ABOVE_TORCH)
-    first, *table = printed.splitlines()
-    answers = json.loads(first)
+    answers, *lines, notice = printed.splitlines()
     checkpoints = {kind: load_checkpoint(exported[kind]) for kind in ("film", "image", "metadata")}
 
-    def expected(kind: str, picture: str | None, row: dict) -> np.ndarray:
+    def expected(kind: str, picture: str | None, row: dict) -> dict[str, float]:
         model, processor = checkpoints[kind]
         metadata = [row] if model.config.uses_metadata else None
-        return predict(model, processor, [picture] if picture else None, metadata)[0]
+        shares = predict(model, processor, [picture] if picture else None, metadata)[0]
+        return dict(zip(model.config.label_names, shares.tolist(), strict=True))
 
-    assert len(answers) == len(cases) == 25
     distinct = set()
-    for case, answer in zip(cases, answers, strict=True):
-        labels = checkpoints[case[0]][0].config.label2id
+    for case, answer in zip(cases, json.loads(answers), strict=True):
         assert list(answer.values()) == sorted(answer.values(), reverse=True)
-        actual = np.array([answer[label] for label in labels])
-        assert np.abs(actual - expected(*case)).max() <= 1e-5, case
-        distinct.add(actual.round(4).tobytes())
+        assert answer == pytest.approx(expected(*case), rel=0, abs=1e-5), case
+        distinct.add(tuple(round(answer[label], 4) for label in sorted(answer)))
     assert len(distinct) > 20  # the comparison is not one of equal answers to everything
 
-    *lines, notice = table
     assert notice == "Research software, not a medical device: never for diagnosis or for decisions about a patient."
-    shown = [(float(line.split("%")[0]) / 100, line.split()[1]) for line in lines]
+    shown = {line.split()[1]: float(line.split("%")[0]) / 100 for line in lines}
     shares = expected("film", pictures[0], {"age": 35.5, "sex": "male"})
-    labels = checkpoints["film"][0].config.id2label
-    assert [label for _, label in shown] == [labels[index] for index in np.argsort(-shares)]
-    assert np.allclose([share for share, _ in shown], np.sort(shares)[::-1], atol=1e-5)
+    assert shown == pytest.approx(shares, rel=0, abs=1e-5)
+    assert list(shown) == sorted(shares, key=lambda label: -shares[label])
 
 
 def test_the_example_refuses_in_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -310,6 +271,4 @@ def test_the_example_refuses_in_one_line(exported: dict[str, Path], tmp_path: Pa
     for arguments, message in cases:
         process = subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True)
         assert process.returncode == 1
-        assert process.stderr.startswith("error: ")
-        assert message in process.stderr
-        assert process.stderr.count("\n") == 1
+        assert re.fullmatch(f"error: .*{re.escape(message)}.*\n", process.stderr)

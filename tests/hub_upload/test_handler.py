@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -77,7 +78,7 @@ print(json.dumps(answers))
 
 
 def test_the_container_of_the_guide(
-    repositories: dict[str, Path], handlers: dict[str, Any], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    repositories: dict[str, Path], handlers: dict[str, Any], pictures: list[Path], monkeypatch
 ) -> None:
     """`serve.py` word for word, except for the folder."""
     testclient = pytest.importorskip("starlette.testclient", reason="starlette comes with ham10000[app]")
@@ -99,24 +100,17 @@ def test_the_container_of_the_guide(
     assert client.get("/health").text == "Ok"
 
 
-def test_requests_to_a_process_without_this_package(
-    repositories: dict[str, Path], pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_process_without_this_package(repositories: dict[str, Path], pictures: list[Path], tmp_path: Path) -> None:
     classify: Any = pipeline(PIPELINE_TASK, model=str(repositories["fusion"]))
-    first, second = str(pictures[0]), str(pictures[1])
     rows = [{"image": encoded(pictures[0]), "age": None}, {"image": encoded(pictures[1]), **ROW}]
+    local = [{"image": str(pictures[0])}, {"image": str(pictures[1]), **ROW}]
     # Mistakes are answered, and the next request is served.
     cases: list[tuple[dict[str, Any], Any]] = [
-        ({"inputs": {"image": encoded(pictures[0]), **ROW}}, classify({"image": first, **ROW})),
-        ({"inputs": {"image": "§§§"}}, "The input: the image is not valid base64"),
+        ({"inputs": rows[1]}, classify(local[1])),
         ({"inputs": [rows[0], ROW]}, "Input 1: 'image' is missing"),
         ({"inputs": rows[0], "parameters": {"top_k": 9}}, "`top_k` must be a whole number in 1..7, or None"),
-        ({"inputs": {**rows[0], "dx": "mel"}}, "The input: 'dx' is never an input"),
-        (
-            {"inputs": rows, "parameters": {"top_k": 3}},
-            classify([{"image": first}, {"image": second, **ROW}], batch_size=2, top_k=3),
-        ),
-        ({"inputs": rows[0]}, classify({"image": first})),
+        ({"inputs": rows, "parameters": {"top_k": 3}}, classify(local, batch_size=2, top_k=3)),
+        ({"inputs": rows[0]}, classify(local[0])),
     ]
     bodies = json.dumps([body for body, _ in cases])
     # Online, so that a request would be tried.
@@ -129,22 +123,21 @@ def test_requests_to_a_process_without_this_package(
 
 
 def test_every_form_of_a_picture(handlers: dict[str, Any], pictures: list[Path]) -> None:
-    path = pictures[0]
-    expected = handlers["fusion"].pipeline({"image": str(path)})
+    path, handler = pictures[0], handlers["fusion"]
+    expected = handler.pipeline({"image": str(path)})
     assert {row["label"] for row in expected} == set(LABELS)
-    assert [row["score"] for row in expected] == sorted((row["score"] for row in expected), reverse=True)
+    assert expected == sorted(expected, key=lambda row: -row["score"])
     text = encoded(path)
     lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
     forms: list[Any] = [text, lines, f"data:image/png;base64,{text}", path.read_bytes(), bytearray(path.read_bytes())]
     turned = Image.open(pictures[1]).convert("RGB")  # as the toolkit opens a body that is an image
-    assert handlers["fusion"]({"inputs": turned}) == handlers["fusion"].pipeline({"image": str(pictures[1])})
+    assert handler({"inputs": turned}) == handler.pipeline({"image": str(pictures[1])})
     for form in (*forms, Image.open(path)):
-        assert handlers["fusion"]({"inputs": form}) == expected
-        assert handlers["fusion"]({"inputs": {"image": form}, "parameters": None}) == expected
-    answers = handlers["fusion"]({"inputs": [*forms, {"image": text}], "parameters": {"top_k": 1}})
-    assert [answer[0]["label"] for answer in answers] == [expected[0]["label"]] * 6
-    assert {len(answer) for answer in answers} == {1}
-    assert handlers["fusion"]({"inputs": []}) == []
+        assert handler({"inputs": form}) == expected
+        assert handler({"inputs": {"image": form}, "parameters": None}) == expected
+    answers = handler({"inputs": [*forms, {"image": text}], "parameters": {"top_k": 1}})
+    assert [[row["label"] for row in answer] for answer in answers] == [[expected[0]["label"]]] * 6
+    assert handler({"inputs": []}) == []
 
 
 def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list[Path]) -> None:
@@ -163,7 +156,7 @@ def test_metadata_and_parameters_arrive(handlers: dict[str, Any], pictures: list
         handlers["metadata"]({"inputs": Image.open(path)})
 
 
-PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and for its content
+PATH = "PATH"  # stands for the path of an image that exists
 
 
 @pytest.mark.parametrize(
@@ -175,7 +168,6 @@ PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and f
         ({"inputs": {}, "parameters": [1]}, '"parameters" must be an object'),
         ({"inputs": {}, "parameters": {"num_workers": 64}}, '"parameters" must be an object with some of'),
         ({"inputs": None}, "The input: the image must be base64 text, got NoneType"),
-        ({"inputs": {"age": 60}}, "The input: 'image' is missing"),
         ({"inputs": {"image": [[0, 1]]}}, "The input: the image must be base64 text, got list"),
         ({"inputs": ["AAAA", "no base64!"]}, "Input 1: the image is not valid base64"),
         ({"inputs": "QUJD"}, "The input: Cannot read image of 3 bytes"),
@@ -183,11 +175,9 @@ PATH, GOOD = "PATH", "GOOD"  # stand for the path of an image that exists, and f
         ({"inputs": "data:image/png,%89PNG"}, "The input: a data: URL must be base64, got 'data:image/png'"),
         ({"inputs": {"image": "HTTPS://x.test/a.jpg"}}, "The input: URLs are not fetched"),
         ({"inputs": {"image": PATH}}, "The input: the image is not valid base64"),
-        ({"inputs": {"image": GOOD, "agee": 60}}, "The input: unknown key 'agee'"),
     ],
 )
 def test_bad_requests(data: Any, message: str, handlers: dict[str, Any], pictures: list[Path]) -> None:
-    text = json.dumps(data).replace(PATH, str(pictures[0])).replace(GOOD, encoded(pictures[0]))
-    with pytest.raises(ValueError) as caught:
-        handlers["fusion"](json.loads(text))
-    assert message in str(caught.value)
+    request = json.loads(json.dumps(data).replace(PATH, str(pictures[0])))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        handlers["fusion"](request)

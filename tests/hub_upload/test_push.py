@@ -76,50 +76,47 @@ def runs(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> di
     return {modality: parent / modality for modality in MODALITIES}
 
 
-def python(hub: HubServer, home: Path, *arguments: str, token: str | None = WRITER) -> subprocess.CompletedProcess:
-    """Runs a fresh interpreter whose Hub is the local one; `home` is its cache."""
+def python(hub: HubServer, home: Path, *arguments: str, token: str | None = WRITER) -> str:
+    """What a fresh interpreter prints whose Hub is the local one; `home` is its cache."""
+    home.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    if token is not None:
-        environment["HF_TOKEN"] = token
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=home)
+    environment |= {} if token is None else {"HF_TOKEN": token}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert WRITER not in done.stdout + done.stderr
+    return done.stdout
 
 
 def test_train_evaluate_push_load_predict(runs: dict[str, Path], hub: HubServer, tmp_path: Path) -> None:
     """Training and evaluation are the fixture's; the rest is what two people do, each on a machine of their own."""
-    home, stranger_home, picture = tmp_path / "home", tmp_path / "stranger", tmp_path / "lesion.jpg"
+    home, picture = tmp_path / "home", tmp_path / "lesion.jpg"
     skin_image(0).save(picture)
-    home.mkdir()
-    stranger_home.mkdir()
     pushes = []
     for modality, folder in runs.items():
         siblings = [f"--sibling={other}" for name, other in runs.items() if name != modality]
         pushes.append(["--checkpoint", str(folder), "--repo_id", f"user/ham10000-{modality}", *siblings])
-    done = python(hub, home, "-c", PUSH, json.dumps(pushes))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("logits equal to the last bit") == len(runs)
-    published = [line for line in done.stdout.splitlines() if line.startswith("Published")]
+    printed = python(hub, home, "-c", PUSH, json.dumps(pushes))
+    assert printed.count("logits equal to the last bit") == len(runs)
+    published = [line for line in printed.splitlines() if line.startswith("Published")]
     assert published == [f"Published {hub.url}/user/ham10000-{modality}/tree/v1.0" for modality in runs]
-    assert WRITER not in done.stdout + done.stderr
 
-    done = python(hub, stranger_home, "-c", STRANGER, str(picture), json.dumps(ROW), token=None)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
+    printed = python(hub, tmp_path / "stranger", "-c", STRANGER, str(picture), json.dumps(ROW), token=None)
+    results = json.loads(printed.splitlines()[-1])
     for modality, folder in runs.items():
         model, processor = load_checkpoint(folder)
         images = [picture] if modality != "metadata" else None
         expected = predict(model, processor, images, None if modality == "image" else [ROW])[0]
         np.testing.assert_allclose(results[modality], expected, rtol=0, atol=1e-6)
-    assert set(results["pipeline"]) == set(LABELS)
-    np.testing.assert_allclose([results["pipeline"][name] for name in LABELS], results["fusion"], rtol=0, atol=1e-6)
+    fusion = dict(zip(LABELS, results["fusion"], strict=True))
+    assert results["pipeline"] == pytest.approx(fusion, rel=0, abs=1e-6)
 
     # The command line takes the id, too; this machine has the package.
     arguments = ["--checkpoint", "user/ham10000-fusion", "--revision", "v1.0", "--age", "60", "--sex", "male"]
     arguments += ["--localization", "back", "--format", "json"]
-    done = python(hub, home, "-m", "ham10000.training.predict", str(picture), *arguments, token=None)
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
-    np.testing.assert_allclose([row["probabilities"][name] for name in LABELS], results["fusion"], rtol=0, atol=1e-6)
+    (row,) = json.loads(python(hub, home, "-m", "ham10000.training.predict", str(picture), *arguments, token=None))
+    assert row["probabilities"] == pytest.approx(fusion, rel=0, abs=1e-6)
 
 
 def assemble(run: Path, folder: Path, **options: Any) -> Path:
@@ -160,9 +157,6 @@ def test_a_bundle_holds_what_is_published_and_nothing_else(bundle: Path, runs: d
     for path in bundle.rglob("*"):
         if path.suffix in (".md", ".json", ".csv", ".py", ".txt"):  # no folder of this machine's
             assert str(runs["fusion"].parent) not in path.read_text(encoding="utf-8"), path
-    saved, trained = (load_file(folder / "model.safetensors") for folder in (bundle, runs["fusion"]))
-    assert saved.keys() == trained.keys()
-    assert all(torch.equal(saved[name], trained[name]) for name in saved)
 
 
 def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -174,9 +168,7 @@ def test_shards_on_request_load_the_same_weights(runs: dict[str, Path], tmp_path
     assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
 
 
-def test_weights_in_half_precision_are_published_so_and_compute_in_float32(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_half_precision_is_published_and_computes_in_float32(runs: dict[str, Path], tmp_path: Path) -> None:
     model, processor = load_checkpoint(runs["metadata"])
     save_checkpoint(tmp_path / "float16", model, processor, dtype="float16")
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
@@ -197,9 +189,7 @@ def test_an_unfinished_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> 
         assemble(folder, tmp_path / "bundle")
 
 
-def test_dry_run_uploads_nothing_and_shows_the_files(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_uploads_nothing(runs: dict[str, Path], tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     arguments = ["--checkpoint", str(runs["metadata"]), "--repo_id", "user/ham10000-metadata", "--dry_run"]
     assert push([*arguments, "--output_dir", str(tmp_path / "bundle")]) == 0
@@ -211,18 +201,12 @@ def test_dry_run_uploads_nothing_and_shows_the_files(
     assert "exists; give --output_dir a folder that does not" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--repo_id", "ham10000-fusion"], "Expected 'user/name'"),
+def test_mistakes_are_one_message(runs: dict[str, Path], capsys) -> None:
+    for arguments, message in (
         (["--repo_id", "user/x", "--tag", "../v1"], "tag '../v1'"),
         (["--repo_id", "user/x", "--sibling", "nowhere"], "'nowhere/config.json' does not exist"),
-    ],
-)
-def test_mistakes_are_one_message(
-    arguments: list[str], message: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert push(["--checkpoint", str(runs["metadata"]), "--dry_run", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    ):
+        assert push(["--checkpoint", str(runs["metadata"]), "--dry_run", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1

@@ -35,11 +35,10 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
     _, head, body = (space / "README.md").read_text().split("---\n", 2)
     settings = yaml.safe_load(head)
-    assert (settings["sdk"], settings["app_file"], settings["pinned"]) == ("gradio", "app.py", False)
-    assert settings["models"] == ["user/ham10000-image", "user/ham10000-fusion"]
-    assert settings["license"] == "apache-2.0"
-    assert str(settings["python_version"]) == "3.11"
-    assert settings["sdk_version"].split(".")[0] == "6"
+    expected = {"sdk": "gradio", "app_file": "app.py", "pinned": False, "license": "apache-2.0"}
+    expected |= {"models": ["user/ham10000-image", "user/ham10000-fusion"]}
+    assert settings | expected == settings
+    assert (str(settings["python_version"]), settings["sdk_version"][:2]) == ("3.11", "6.")
     # The Hub's own limits, https://huggingface.co/docs/hub/spaces-config-reference
     assert len(settings["short_description"]) <= 60
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -49,9 +48,7 @@ def test_the_readme_says_what_the_hub_reads(space: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["space", "bundle"])
-def test_every_import_of_a_published_folder_is_in_it_or_required(
-    kind: str, space: Path, tiny_checkpoints: dict[str, Path]
-) -> None:
+def test_every_import_is_in_the_folder_or_required(kind: str, space: Path, tiny_checkpoints: dict[str, Path]) -> None:
     """Read from the files themselves, and not by the function that chose them."""
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
     folder = space if kind == "space" else tiny_checkpoints["fusion"]
@@ -125,19 +122,15 @@ def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path,
 
 
 @pytest.mark.parametrize("command", [main, lambda argv: push(["--space", *argv])], ids=["space", "push --space"])
-def test_dry_run_writes_the_folder(
-    command: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_writes_the_folder(command: Callable[[list[str]], int], tmp_path: Path, capsys) -> None:
     arguments = ["--repo_id", SPACE, "--model", MODELS[0], "--dry_run", "--output_dir", str(tmp_path / "space")]
     assert command(arguments) == 0
     assert "nothing was uploaded" in capsys.readouterr().out
     assert 'MODELS = [\n    "user/ham10000-image@v1.0",\n]' in (tmp_path / "space" / "app.py").read_text()
-    assert command(arguments) == 2
-    assert "exists; give --output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["user/ham10000-image", "ham10000-image@v1.0", "user/x@../v1"])
-def test_a_model_without_a_release_is_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_release_is_refused(model: str, capsys) -> None:
     assert main(["--repo_id", SPACE, "--model", model, "--dry_run"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

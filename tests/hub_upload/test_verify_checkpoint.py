@@ -18,9 +18,7 @@ def copy(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "copy"))
 
 
-def test_a_clean_process_gives_the_same_bits_and_has_no_token(
-    copy: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clean_process_gives_the_same_bits_and_has_no_token(copy: Path, capsys, monkeypatch) -> None:
     names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
     for name in names:
         monkeypatch.setenv(name, "secret")
@@ -49,18 +47,14 @@ def test_a_missing_code_file_is_noticed(name: str, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
-def test_a_missing_file_is_noticed_before_any_process_starts(
-    name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_file_is_one_message_before_any_process_starts(name: str, copy: Path, monkeypatch, capsys) -> None:
     (copy / name).unlink()
     monkeypatch.setattr(bundle.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
-    with pytest.raises(Ham10000Error, match=str(copy)):
-        verify_checkpoint(copy)
-
-
-def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {str(tmp_path.resolve())!r} holds no config.json")
+    assert main([str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert str(copy) in error
+    assert ("holds no config.json" in error) == (name == "config.json")
 
 
 @pytest.mark.parametrize("fields", [["age", "sex", "localization"], ["localization"], ["sex", "age"]])

@@ -19,7 +19,10 @@ from ham10000.training.evaluation.report import evaluate_predictions, prediction
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 N_IMAGES = 240
-FIGURES = ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,16 +34,14 @@ def change_json(path: Path, **values: Any) -> None:
 
 
 def _predictions(seed: int, prefix: str) -> dict[str, Any]:
-    generator = np.random.default_rng(seed)
+    generator, numbers = np.random.default_rng(seed), range(N_IMAGES)
     labels = np.arange(N_IMAGES) % len(LABELS)
     logits = generator.normal(size=(N_IMAGES, len(LABELS)))
-    logits[np.arange(N_IMAGES), labels] += 1.5
-    return {
-        "image_ids": [f"{prefix}_{24306 + index:07d}" for index in range(N_IMAGES)],
-        "lesion_groups": [f"L_{index // 14 * 7 + index % 7:07d}" for index in range(N_IMAGES)],
-        "labels": labels,
-        "probabilities": softmax(logits),
-    }
+    logits[numbers, labels] += 1.5
+    image_ids = [f"{prefix}_{24306 + number:07d}" for number in numbers]
+    lesion_groups = [f"L_{number // 14 * 7 + number % 7:07d}" for number in numbers]
+    names = {"image_ids": image_ids, "lesion_groups": lesion_groups}
+    return {**names, "labels": labels, "probabilities": softmax(logits)}
 
 
 def _metadata() -> pd.DataFrame:
@@ -53,60 +54,34 @@ def _metadata() -> pd.DataFrame:
 
 
 def split_summary(protocol: str = "lesion-grouped", leak: float = 0.0) -> dict[str, Any]:
-    counts = {
-        "train": dict(zip(LABELS, (262, 411, 879, 92, 890, 5363, 114), strict=True)),
-        "validation": dict.fromkeys(LABELS, 31),
-        "test": dict.fromkeys(LABELS, 34),
-    }
-    return {
-        "protocol": protocol,
-        "seed": 42,
-        "folds": 10,
-        "fold": 0,
-        "sha256": "ab" * 32,
-        "sizes": {part: sum(values.values()) for part, values in counts.items()},
-        "class_counts": counts,
-        "leakage": {part: {"all": leak} for part in ("validation", "test")},
-    }
+    train = dict(zip(LABELS, (262, 411, 879, 92, 890, 5363, 114), strict=True))
+    counts = {"train": train, "validation": dict.fromkeys(LABELS, 31), "test": dict.fromkeys(LABELS, 34)}
+    plan = {"protocol": protocol, "seed": 42, "folds": 10, "fold": 0, "sha256": "ab" * 32, "class_counts": counts}
+    sizes = {part: sum(values.values()) for part, values in counts.items()}
+    return plan | {"sizes": sizes, "leakage": {part: {"all": leak} for part in ("validation", "test")}}
 
 
 def training_summary(modality: str = "fusion", **config: Any) -> dict[str, Any]:
     settings = TrainConfig(modality=modality, backbone="test_efficientnet", backbone_kwargs="{}", epochs=10, seed=3)
-    best = {
-        "epoch": 9,
-        "validation_macro_f1": 0.70021,
-        "validation_balanced_accuracy": 0.73,
-        "validation_accuracy": 0.83,
-        "validation_loss": 0.5567,
-    }
+    best = {"epoch": 9, "validation_macro_f1": 0.70021, "validation_balanced_accuracy": 0.73}
+    best |= {"validation_accuracy": 0.83, "validation_loss": 0.5567}
+    versions = {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"}
+    machine = {"versions": versions, "platform": "Linux", "cpu": {"model": "AMD EPYC", "count": 2}, "gpu": None}
+    git = {"commit": "c0ffee" + "0" * 34, "dirty": False}
+    outcome = {"parameters": 5879447, "finished": True, "epochs_trained": 10, "best": best, "training_seconds": 3600.0}
+    outcome |= {"mixed_precision": "bf16", "processes": 1, "device": "cpu", "median_images_per_second": 39.1}
+    process = {"git": git, "memory_mib": 24106, "peak_rss_mib": 3051.7, "peak_cuda_mib": None}
     return {
         "config": settings.to_dict() | {"data": "/home/anna/data/HAM10000", "output_dir": "/home/anna/run"} | config,
-        "mixed_precision": "bf16",
-        "processes": 1,
-        "device": "cpu",
         "split": split_summary(),
         "class_weights": dict.fromkeys(LABELS, 1.25),
         "data_notes": ["/home/anna/data/HAM10000/table.csv: no column lesion_id; every image counts as a lesion"],
-        "parameters": 5879447,
-        "finished": True,
-        "epochs_trained": 10,
-        "best": best,
-        "training_seconds": 3600.0,
-        "median_images_per_second": 39.1,
-        "environment": {
-            "versions": {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
-            "platform": "Linux",
-            "cpu": {"model": "AMD EPYC", "count": 2},
-            "memory_mib": 24106,
-            "gpu": None,
-            "git": {"commit": "c0ffee" + "0" * 34, "dirty": False},
-            "peak_rss_mib": 3051.7,
-            "peak_cuda_mib": None,
-        },
+        "environment": machine | process,
+        **outcome,
     }
 
 
-def write_checkpoint(folder: Path, modality: str = "fusion") -> Path:
+def write_checkpoint(folder: Path, modality: str) -> Path:
     """Config and processor, as they lie beside the weights; no weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = Ham10000Config(modality=modality, backbone="test_efficientnet")
@@ -116,13 +91,7 @@ def write_checkpoint(folder: Path, modality: str = "fusion") -> Path:
 
 
 def write_run(
-    folder: Path,
-    modality: str = "fusion",
-    *,
-    evaluated: bool = True,
-    seed: int = 0,
-    prefix: str = "ISIC",
-    **config: Any,
+    folder: Path, modality: str, *, evaluated: bool = True, seed: int = 0, prefix: str = "ISIC", **config: Any
 ) -> Path:
     """A finished run; `config` overrides its training settings."""
     write_checkpoint(folder, modality)
@@ -134,20 +103,15 @@ def write_run(
     columns = _predictions(seed, prefix)
     table = predictions_table(**columns, lesion_ids=columns["lesion_groups"])
     results = evaluate_predictions(table, n_resamples=50)
-    results["subgroups"] = subgroup_results(
-        _metadata(), columns["labels"], columns["probabilities"], columns["lesion_groups"], n_resamples=50
-    )
+    given = (columns[name] for name in ("labels", "probabilities", "lesion_groups"))
+    results["subgroups"] = subgroup_results(_metadata(), *given, n_resamples=50)
     results |= {"data": "HAM10000", "split": {"name": "test", **split_summary()}, "views": 1}
     write_json(folder / "eval_results.json", results)
     table.to_csv(folder / "predictions.csv", index=False)
     (folder / "figures").mkdir()
-    for name in FIGURES:
+    for name in ("confusion_matrix", "per_class", "reliability", "subgroups", "training_curves"):
         Image.new("RGB", (8, 8), "white").save(folder / "figures" / f"{name}.png")
     return folder
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def tables(markdown: str) -> Iterator[list[list[str]]]:

@@ -1,9 +1,5 @@
 """A small Hub over loopback: as much of its HTTP API as unmodified `huggingface_hub` and `transformers` use.
 
-    with HubServer() as server:
-        api = HfApi(endpoint=server.url, token="hf_...")       # in this process
-        env = {**os.environ, "HF_ENDPOINT": server.url}        # in another one
-
 It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`. Every request is
 recorded (`server.requests`); faults are scripted (`server.fail`).
 """
@@ -21,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITER = "hf_WriterTokenOfTheTestsHubXXXXXXXXXX"
@@ -36,38 +32,28 @@ class Refused(Exception):
     """An answer other than 2xx, with the code the Hub sends in `X-Error-Code`."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
         self.status, self.message, self.code = status, message, code
 
 
-class Entry(NamedTuple):
-    """A file of a commit: its id, which for a small file is git's, its size, and the SHA-256 of a large one."""
-
-    oid: str
-    size: int
-    lfs: str | None = None
-
-
-def git_oid(content: bytes) -> str:
-    """The name git gives to a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 class Repo:
-    """One repository: contents by their SHA-1 or SHA-256, the files and titles of commits, refs to commits."""
+    """One repository: contents by their ids, the ids of commits' files, titles of commits, refs to commits.
+
+    The id of a large file is its SHA-256, which is longer than that of a small one, git's SHA-1.
+    """
 
     def __init__(self, private: bool) -> None:
         self.private = private
         self.objects: dict[str, bytes] = {}
-        self.commits: dict[str, dict[str, Entry]] = {}
+        self.commits: dict[str, dict[str, str]] = {}
         self.titles: dict[str, str] = {}
         self.refs: dict[str, str] = {}
         attributes = self.store_blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
         self.commit("refs/heads/main", "initial commit", {".gitattributes": attributes})
 
-    def store_blob(self, content: bytes) -> Entry:
-        self.objects[git_oid(content)] = content
-        return Entry(git_oid(content), len(content))
+    def store_blob(self, content: bytes) -> str:
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        self.objects[oid] = content
+        return oid
 
     def resolve(self, revision: str) -> str:
         """The commit a branch, tag, `refs/...` or commit id stands for."""
@@ -78,13 +64,13 @@ class Repo:
             return revision
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def files(self, revision: str) -> dict[str, Entry]:
+    def files(self, revision: str) -> dict[str, str]:
         return self.commits[self.resolve(revision)]
 
-    def content(self, entry: Entry) -> bytes:
-        return self.objects[entry.lfs or entry.oid]
+    def content(self, oid: str) -> bytes:
+        return self.objects[oid]
 
-    def commit(self, ref: str, title: str, files: dict[str, Entry]) -> str:
+    def commit(self, ref: str, title: str, files: dict[str, str]) -> str:
         oid = hashlib.sha1(uuid.uuid4().bytes).hexdigest()
         self.commits[oid], self.titles[oid], self.refs[ref] = files, title, oid
         return oid
@@ -103,30 +89,24 @@ class Repo:
             elif key == "lfsFile":
                 if value["oid"] not in self.objects:
                     raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-                files[value["path"]] = Entry(value["oid"], value["size"], value["oid"])
+                files[value["path"]] = value["oid"]
             elif key == "deletedFile" and files.pop(value["path"], None) is None:
                 raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
         number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
         return self.commit(f"refs/pr/{number}" if create_pr else ref, header["summary"], files), number
 
-    def add_ref(self, name: str, commit: str) -> None:
-        if name in self.refs:
-            raise Refused(409, "Tag reference exists already" if "tags" in name else "Reference already exists")
-        self.refs[name] = commit
-
 
 @dataclass
 class Request:
-    """One request as it arrived; `sent` counts the bytes of its body that were read."""
+    """One request as it arrived, "METHOD /path"; `sent` counts the bytes of its body that were read."""
 
-    method: str
-    path: str
+    line: str
     sent: int = 0
 
 
 @dataclass
 class Fault:
-    """What becomes of the next `times` requests whose "METHOD /path" the pattern `match` is found in."""
+    """What becomes of the next `times` requests whose line the pattern `match` is found in."""
 
     match: str
     status: int | None = None  # answer this, and do nothing else
@@ -144,7 +124,7 @@ class _Cut(Exception):
 
 
 class HubServer:
-    """The server; a context manager, which keeps its repositories when it is killed and started again.
+    """The server, which keeps its repositories when it is killed and started again.
 
     `WRITER` and `READER` are tokens of "user", `STRANGER` of "stranger". A Space is named `spaces/user/name` here.
     """
@@ -162,17 +142,9 @@ class HubServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> "HubServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
     def start(self) -> None:
         handler = type("Handler", (_Handler,), {"hub": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self.http.daemon_threads = True
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -191,33 +163,29 @@ class HubServer:
         """Scripts a `Fault`."""
         self.faults.append(Fault(match, **options))
 
-    def fault(self, request: str) -> Fault | None:
+    def fault(self, request: Request) -> Fault:
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and re.search(fault.match, request):
+                if fault.times > 0 and re.search(fault.match, request.line):
                     fault.times -= 1
                     return fault
-        return None
+        return Fault("")
 
     def count(self, match: str) -> int:
         """How many recorded requests match."""
-        return sum(re.search(match, f"{request.method} {request.path}") is not None for request in self.requests)
+        return sum(re.search(match, request.line) is not None for request in self.requests)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
+        trees = {name: {ref: dict(repo.files(ref)) for ref in repo.refs} for name, repo in self.repos.items()}
         return {
-            name: {
-                "private": repo.private,
-                "refs": dict(repo.refs),
-                "trees": {ref: dict(repo.files(ref)) for ref in repo.refs},
-            }
+            name: {"private": repo.private, "refs": dict(repo.refs), "trees": trees[name]}
             for name, repo in self.repos.items()
         }
 
     def uploaded_bytes(self) -> int:
         """Bytes of file content received so far, as large files or within commits."""
-        pattern = r"PUT /lfs/|POST .*/commit/"
-        return sum(r.sent for r in self.requests if re.search(pattern, f"{r.method} {r.path}"))
+        return sum(request.sent for request in self.requests if re.search(r"PUT /lfs/|POST .*/commit/", request.line))
 
 
 def _reset(connection: socket.socket) -> None:
@@ -249,10 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         self.parts = [unquote(part) for part in split.path.strip("/").split("/")]
-        self.record = Request(self.command, split.path)
+        self.record = Request(f"{self.command} {split.path}")
         with self.hub.lock:
             self.hub.requests.append(self.record)
-        fault = self.hub.fault(f"{self.command} {split.path}") or Fault("")
+        fault = self.hub.fault(self.record)
         try:
             if fault.kill:
                 self.hub.kill()
@@ -262,16 +230,17 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Cut
             if fault.html:
                 self.answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
-            elif fault.status is not None:
+                return
+            if fault.status is not None:
                 self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
-            else:
-                if fault.before is not None:
-                    fault.before()
-                with self.hub.lock:
-                    answer = self.route()
-                if fault.lose_answer:
-                    raise _Cut
-                self.answer(*answer)
+                return
+            if fault.before is not None:
+                fault.before()
+            with self.hub.lock:
+                answer = self.route()
+            if fault.lose_answer:
+                raise _Cut
+            self.answer(*answer)
         except Refused as refused:
             self.answer_error(refused, {})
         except (_Cut, OSError):
@@ -281,17 +250,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self, limit: int | None) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline().strip() or b"0", 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
-                self.record.sent += size
-                if limit is not None and self.record.sent >= limit:
-                    break
-            else:
-                self.rfile.readline()
-            return b"".join(chunks)
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length if limit is None else min(limit, length))
         self.record.sent = len(body)
@@ -338,8 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
         match self.parts:
             # Storage beside the Hub: a signature replaces the token.
             case ["lfs", *name, oid] if self.command == "PUT":
-                content_is_whole = hashlib.sha256(self.body).hexdigest() == oid
-                if self.query.get("signature") != "1" or not content_is_whole:
+                if self.query.get("signature") != "1" or hashlib.sha256(self.body).hexdigest() != oid:
                     raise Refused(403, "unsigned upload, or not the announced SHA-256")
                 self.hub.repos["/".join(name)].objects[oid] = self.body
                 return self.json({})
@@ -383,17 +340,11 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
             return self.json({**info, "gated": False, "disabled": False, "siblings": siblings})
         if verb == "refs":
-            kinds = {"branches": "refs/heads/", "converts": "refs/convert/", "tags": "refs/tags/"}
-            return self.json(
-                {
-                    kind: [
-                        {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit}
-                        for ref, commit in repo.refs.items()
-                        if ref.startswith(prefix)
-                    ]
-                    for kind, prefix in kinds.items()
-                }
-            )
+            found: dict[str, list[dict[str, str]]] = {"heads": [], "tags": [], "pr": []}
+            for ref, commit in repo.refs.items():
+                _, kind, name = ref.split("/", 2)
+                found[kind].append({"name": name, "ref": ref, "targetCommit": commit})
+            return self.json({"branches": found["heads"], "converts": [], "tags": found["tags"]})
         if verb == "discussions":
             common = {"author": {"name": "user"}, "createdAt": "2024-01-01T00:00:00.000Z", "status": "open"}
             common |= {"repo": {"name": repo_id, "type": "model"}, "isPullRequest": True}
@@ -404,17 +355,17 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
-            return self.tree(repo.files(revision), "/".join(rest[2:]))
+            return self.tree(repo, revision, "/".join(rest[2:]))
         raise Refused(404, f"no such route here: {self.command} {self.path}", "EntryNotFound")
 
-    def tree(self, files: dict[str, Entry], folder: str) -> Answer:
+    def tree(self, repo: Repo, revision: str, folder: str) -> Answer:
         """All files below a folder; the client asks for folders too, and does without."""
         entries = []
-        for path, (oid, size, lfs) in sorted(files.items()):
+        for path, oid in sorted(repo.files(revision).items()):
             if path.startswith(f"{folder}/" if folder else ""):
-                entries.append({"type": "file", "oid": oid, "size": size, "path": path})
-                if lfs:
-                    entries[-1]["lfs"] = {"oid": lfs, "size": size, "pointerSize": 134}
+                size = len(repo.content(oid))
+                large = {"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if len(oid) == 64 else {}
+                entries.append({"type": "file", "oid": oid, "size": size, "path": path, **large})
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
         return self.json(entries)
@@ -430,16 +381,16 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("branch", "tag"):
             start = payload.get("startingPoint", "main") if verb == "branch" else name
             ref = f"refs/heads/{name}" if verb == "branch" else f"refs/tags/{payload['tag']}"
-            repo.add_ref(ref, repo.resolve(start))
+            if ref in repo.refs:
+                raise Refused(409, "Tag reference exists already" if verb == "tag" else "Reference already exists")
+            repo.refs[ref] = repo.resolve(start)
             return self.json({})
         remote, files = repo.files(name), []
         ignored = repo.content(remote[".gitignore"]).decode().split() if ".gitignore" in remote else []
         for path in (file["path"] for file in payload["files"]):
-            entry = remote.get(path)
             mode = "lfs" if path.endswith(LARGE) else "regular"
             skip = any(fnmatch(path, pattern) for pattern in ignored)
-            oid = entry and (entry.lfs or entry.oid)
-            files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": oid})
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": remote.get(path)})
         return self.json({"files": files})
 
     def lfs_batch(self, repo_id: str) -> Answer:
@@ -457,11 +408,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Answer:
         commit = repo.resolve(revision)
-        entry = repo.files(commit).get(path)
-        if entry is None:
+        oid = repo.files(commit).get(path)
+        if oid is None:
             raise Refused(404, "Entry not found", "EntryNotFound")
-        content = repo.content(entry)
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.lfs or entry.oid}"'}
-        if entry.lfs:
+        content = repo.content(oid)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{oid}"'}
+        if len(oid) == 64:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
         return 200, content, headers
