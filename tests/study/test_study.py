@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from results import TARGETS, targets_table
 from scipy.special import log_softmax, softmax
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
@@ -22,7 +23,7 @@ from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study
 from ham10000.training.study.figures import DRAW
 from ham10000.training.study.heads import HeadSettings
 from ham10000.training.study.predictions import read_logits
-from ham10000.training.study.report import TARGETS, comparison_sentence, results_table, study_markdown, targets_table
+from ham10000.training.study.report import comparison_sentence, results_table, study_markdown
 from ham10000.training.study.shortcuts import baseline_rows
 
 VARIANTS = ("image", "metadata", "fusion", "control")

@@ -1,9 +1,8 @@
-"""Renders a study from its study.json: study.md, by study_report.md.jinja, and the tables of the README."""
+"""Renders a study from its study.json: study.md, by study_report.md.jinja, and a table of results for a README."""
 
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -170,52 +169,6 @@ def short_answer(study: Study) -> list[str]:
 # The README
 
 README_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "melanoma_sensitivity_at_95_specificity")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound for a metric under a protocol, set before the models were trained, and where it comes from."""
-
-    protocol: str
-    metric: str
-    value: float
-    because: str
-    above_floor: bool = False  # whether the metric is an ECE above its floor, which should be at most the bound
-    rule: str | None = None  # decision rule, None for the study's own
-
-    def found(self, variant: VariantResult) -> float | None:
-        """The measured figure of a variant."""
-        metrics = variant["metrics"] if self.rule is None else variant["rules"][self.rule]
-        value = metrics[self.metric]["estimate"]
-        return value - variant["ece_floor"] if self.above_floor and value is not None else value
-
-    def gap(self, found: float) -> str:
-        """`reached`, or by how much it is missed."""
-        short = found - self.value if self.above_floor else self.value - found
-        return "reached" if short <= 0 else f"{md.decimal(short)} {'too high' if self.above_floor else 'short'}"
-
-
-TARGETS = (
-    Target("lesion-grouped", "macro_f1", 0.76, "above 0.746, the best single CNN of the most careful public study"),
-    Target("lesion-grouped", "balanced_accuracy", 0.80, "by the balanced rule", rule="balanced"),
-    Target("lesion-grouped", "melanoma_sensitivity_at_95_specificity", 0.60, "0.46 in an earlier version"),
-    Target("lesion-grouped", "ece", 0.02, "above its floor", above_floor=True),
-    Target("image-stratified", "macro_f1", 0.82, "above the published baseline's 0.8042"),
-    Target("image-stratified", "accuracy", 0.88, "above the published baseline's 0.8665"),
-)
-
-
-def targets_table(study: Study) -> str:
-    """Every target of a protocol that was run, with what the image and fusion variants reached, as Markdown."""
-    rows = []
-    for target in TARGETS:
-        variants = study["protocols"].get(target.protocol, {"variants": {}})["variants"]
-        for name in ("image", "fusion"):
-            if name in variants and (found := target.found(variants[name])) is not None:
-                bound = f"{'≤' if target.above_floor else '≥'} {target.value:g}, {md.escape(target.because)}"
-                title = f"{md.escape(target.protocol)}, {TITLES[target.metric]}"
-                rows.append([title, bound, name, md.decimal(found), target.gap(found)])
-    return md.table(["target", "bound", "model", "measured", "gap"], rows, align="lllrl")
 
 
 def results_table(study: Study) -> str:
