@@ -94,6 +94,9 @@ def measure_commands(image: Path, checkpoint: Path, repetitions: int) -> dict[st
         )
 
 
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 def _until_address(app: subprocess.Popen[str]) -> Iterator[str]:
     """What the app prints, up to the line with its address."""
     for line in app.stdout or ():
@@ -123,9 +126,8 @@ def measure_app(repetitions: int) -> dict[str, list[float]]:
 
     *_, first_page, first_answer, changed = WAITS
     waits: dict[str, list[float]] = {first_page: [], first_answer: [], changed: []}
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         for _ in range(repetitions):
             start = time.perf_counter()
             with _app() as address:
@@ -164,6 +166,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     add_debug_argument(parser)
     options = parser.parse_args(argv)
+    if _CHROMIUM is None:
+        raise Ham10000Error(
+            "The app is measured in Chromium, which this machine does not have: apt-get install chromium."
+        )
     seconds = measure_commands(options.image, options.checkpoint, options.repetitions)
     seconds |= measure_app(options.repetitions)
     waits = [
