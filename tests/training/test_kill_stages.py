@@ -213,7 +213,7 @@ def test_killed_while_evaluating(all_moments, commands, trained, evaluated, tmp_
     for moment in range(1, total + 1) if all_moments else random.Random(3).sample(range(1, total + 1), 1):
         folder = tmp_path / str(moment)
         assert commands.evaluate(trained, folder, watched=str(folder), file_operation=moment).wait() == -9
-        # Every file is complete or not there. The results are the last: killed after them, while tidying up, none is missing.
+        # Every file is complete or not there. The results are the last: killed after them, none is missing.
         if (folder / "eval_results.json").exists():
             assert_same_evaluation(folder, expected)
         for name in ("predictions.csv", "figures/per_class.png"):
