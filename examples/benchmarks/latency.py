@@ -29,6 +29,7 @@ from ham10000.training.utils.files import atomic_write_json
 from ham10000.training.utils.hardware import environment
 
 EXAMPLES = Path(__file__).parents[1]
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BARE, IMPORTS = "`python -c pass`", "importing timm and transformers' base classes"
 # `import transformers` alone is lazy: what a model class inherits from is imported by its name.
 _NEEDED = (
@@ -92,9 +93,6 @@ def measure_commands(image: Path, checkpoint: Path, repetitions: int) -> dict[st
             },
             repetitions,
         )
-
-
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def _until_address(app: subprocess.Popen[str]) -> Iterator[str]:
