@@ -207,6 +207,3 @@ def _encode_category(value: Any, name: str, vocabulary: list[str], number: int, 
         f"Metadata row {number}: unknown {name} {value!r}; expected one of {', '.join(vocabulary)}, or None. "
         "Pass unknown_values='missing' to treat it as missing."
     )
-
-
-__all__ = ["MAX_AGE", "MISSING_VALUES", "Ham10000Processor"]

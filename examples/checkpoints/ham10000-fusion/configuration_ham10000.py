@@ -337,18 +337,3 @@ class Ham10000Config(PreTrainedConfig):
     def uses_metadata(self) -> bool:
         """Whether the model reads `metadata`."""
         return self.modality != "image"
-
-
-__all__ = [
-    "FORBIDDEN_FIELDS",
-    "FUSIONS",
-    "LABELS",
-    "LABEL_DESCRIPTIONS",
-    "LOCALIZATIONS",
-    "MALIGNANT",
-    "METADATA_FIELDS",
-    "MODALITIES",
-    "SEXES",
-    "Ham10000Config",
-    "Ham10000Error",
-]

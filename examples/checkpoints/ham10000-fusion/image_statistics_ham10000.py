@@ -164,6 +164,3 @@ def unlike_warning(image: Image.Image, statistics: ImageStatistics) -> str | Non
         f"{distance:.1f}, and {QUANTILE:.0%} of the training images are within {threshold:.1f}. What the model says "
         "about it means nothing."
     )
-
-
-__all__ = ["FEATURES", "ImageStatistics", "distances", "fit_image_statistics", "image_features", "rgb_to_lab"]

@@ -272,6 +272,3 @@ def _three_numbers(name: str, values: Any) -> list[float]:
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise Ham10000Error(f"`{name}`: expected 3 means and 3 positive standard deviations, got {values!r}.")
     return numbers
-
-
-__all__ = ["MAX_SIDE", "IMAGE_FORMATS", "Ham10000ImageProcessor", "load_image"]

@@ -192,5 +192,3 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-
-__all__ = ["CUSTOM_PIPELINES", "PIPELINE_TASK", "Ham10000Pipeline"]

@@ -622,13 +622,3 @@ class Ham10000Model(Ham10000ForImageClassification):
 
     def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
         return Ham10000ModelOutput(pooler_output=features, **parts)
-
-
-__all__ = [
-    "Ham10000ForImageClassification",
-    "Ham10000Model",
-    "Ham10000ModelOutput",
-    "Ham10000Output",
-    "Ham10000PreTrainedModel",
-    "build_backbone",
-]
