@@ -81,7 +81,7 @@ COLUMNS_THAT_TELL = ("dx", "dx_type", "dataset", "lesion_id", "image_id")
         ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, r"`num_labels` is 3, .* have 2 labels: \['a', 'b'\]"),
         ({"num_labels": 1}, "two or more"),
         ({"metadata_fields": ["age", "site"]}, r"'site'; expected some of \['age', 'sex', 'localization'\]"),
-        *(({"metadata_fields": ["age", c]}, f"`{c}` can never be a model input") for c in COLUMNS_THAT_TELL),
+        *(({"metadata_fields": ["age", c]}, f"'{c}' can never be a model input") for c in COLUMNS_THAT_TELL),
     ],
 )
 def test_labels_and_fields_that_are_refused(given: dict, message: str) -> None:
