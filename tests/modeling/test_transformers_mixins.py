@@ -1,4 +1,4 @@
-"""transformers' own common tests, run on our models, processors and pipelines.
+"""transformers' own common tests, run on our models, configurations and processors.
 
 They are in its source distribution, not in the wheel: CONTRIBUTING.md says how to unpack and run them.
 """
@@ -7,7 +7,6 @@ import atexit
 import copy
 import importlib
 import inspect
-import json
 import os
 import shutil
 import sys
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import transformers.utils
 from PIL import Image
 from tiny_models import make_inputs
-from transformers import pipeline
 
 from ham10000.modeling import (
     Ham10000Config,
@@ -40,7 +37,7 @@ if not SOURCE:
 pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
 
 
-def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]:
+def load_mixins(folder: Path, picture: Path) -> tuple[types.ModuleType, ...]:
     """transformers' modules of common tests; what the source distribution leaves out stands empty."""
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(folder)]
@@ -52,54 +49,19 @@ def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]
         "transformers_tests.generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
         "transformers_tests.utils": {},
         "transformers_tests.utils.test_configuration_utils": {"config_common_kwargs": COMMON_KWARGS},
-        "fetch_hub_objects_for_ci": {"url_to_local_path": lambda _: str(checkpoints / "image.png")},
-        "pipeline_tasks": {"ImageClassification": ImageClassification, "ImageFeatures": ImageFeatures},
+        "fetch_hub_objects_for_ci": {"url_to_local_path": lambda _: str(picture)},
     }
     for name, values in stubs.items():
         module = types.ModuleType(name)
         module.__path__ = []
         vars(module).update(values)
         sys.modules[module.__name__] = module
-    Image.radial_gradient("L").convert("RGB").save(checkpoints / "image.png")
-    # The pipelines' mixin loads tiny models by their names in a list.
-    (checkpoints / "reports").mkdir()
-    (checkpoints / "reports" / "tiny_model_summary.json").write_text(json.dumps(TINY_MODELS))
+    Image.radial_gradient("L").convert("RGB").save(picture)
     ours = types.SimpleNamespace(Ham10000ImageProcessor=Ham10000ImageProcessor)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRANSFORMERS_TINY_MODEL_PATH", str(checkpoints))
         patch.setattr(transformers.utils, "direct_transformers_import", lambda *_: ours)
         names = ("modeling_common", "configuration_common", "image_processing_common", "processing_common")
-        modules = [importlib.import_module(f"transformers_tests.test_{name}") for name in (*names, "pipeline_mixin")]
-    modules[-1].pipeline_test_mapping = {  # type: ignore[attr-defined]
-        "image-classification": {"test": "pipeline_tasks.ImageClassification"},
-        "image-feature-extraction": {"test": "pipeline_tasks.ImageFeatures"},
-    }
-    return tuple(modules)
-
-
-class ImageClassification:
-    """Gives the pipelines' mixin a pipeline, inputs, and what to expect; transformers' own is not distributed."""
-
-    task = "image-classification"
-
-    def get_test_pipeline(self, model: Any, tokenizer: None, dtype: str, **processors: Any) -> tuple[Any, list]:
-        random = np.random.default_rng(0)
-        images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-        return pipeline(self.task, model=model, dtype=dtype, **processors), images
-
-    def run_pipeline_test(self, classify: Any, images: list[Image.Image]) -> None:
-        for row in (*classify(images[0], top_k=2), *classify(images, top_k=2)[1]):
-            assert row["label"] in classify.model.config.label2id
-            assert 0 <= row["score"] <= 1
-
-
-class ImageFeatures(ImageClassification):
-    task = "image-feature-extraction"
-
-    def run_pipeline_test(self, extract: Any, images: list[Image.Image]) -> None:
-        features = extract(images)
-        assert np.shape(features[0]) == np.shape(features[1])
-        assert np.isfinite(features[0]).all()
+        return tuple(importlib.import_module(f"transformers_tests.test_{name}") for name in names)
 
 
 # Every field of PreTrainedConfig at a value that is not its default, where our config takes another at all.
@@ -113,11 +75,9 @@ COMMON_KWARGS = {
     "label2id": {"label": 0, "other": 1},
     "problem_type": "single_label_classification",
 }
-TINY_MODEL = {"tokenizer_classes": [], "processor_classes": ["Ham10000ImageProcessor"]}
-TINY_MODELS = dict.fromkeys(("Ham10000Model", "Ham10000ForImageClassification"), TINY_MODEL)
-CHECKPOINTS = Path(tempfile.mkdtemp())
-atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
-MODELS, CONFIGS, IMAGE_PROCESSING, PROCESSING, PIPELINES = load_mixins(Path(SOURCE) / "tests", CHECKPOINTS)
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+MODELS, CONFIGS, IMAGE_PROCESSING, PROCESSING = load_mixins(Path(SOURCE) / "tests", FOLDER / "image.png")
 ModelTesterMixin, ConfigTester = MODELS.ModelTesterMixin, CONFIGS.ConfigTester
 
 
@@ -214,20 +174,3 @@ class TestProcessor(PROCESSING.ProcessorTesterMixin, unittest.TestCase):  # type
     test_call_arguments_not_in_processor_kwargs = not_run("likewise: a misspelled argument is an error")
     test_save_load_pretrained_additional_features = not_run("passes do_normalize=False, which is refused")
     test_flat_kwarg_applied_when_modality_dict_lacks_it = not_run("passes settings for text, which are refused")
-
-
-class TestPipeline(PIPELINES.PipelineTesterMixin, unittest.TestCase):  # type: ignore[name-defined]
-    config = Ham10000Config(modality="image", backbone="test_efficientnet")
-    image_processor = Ham10000ImageProcessor(size=64)
-    pipeline_model_mapping = {
-        "image-classification": Ham10000ForImageClassification,
-        "image-feature-extraction": Ham10000Model,
-    }
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Saves what the mixin would download from the Hub."""
-        for model_class in cls.pipeline_model_mapping.values():
-            folder = CHECKPOINTS / cls.config.model_type / model_class.__name__
-            model_class(cls.config).save_pretrained(folder)
-            cls.image_processor.save_pretrained(folder)
