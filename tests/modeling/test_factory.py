@@ -58,20 +58,6 @@ def test_a_local_file_under_timms_names(backbone: str, num_classes: int, tmp_pat
     assert not torch.allclose(fresh.encode_image(pixels), expected)
 
 
-@pytest.mark.shared
-@torch.no_grad()
-def test_the_real_weights_of_v2_b0(shared_dir: Path) -> None:
-    """Its README: features of scale 23, no classifier and the statistics of batch norm included."""
-    path = shared_dir / "weights" / "tf_efficientnetv2_b0.imagenet.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    model = create_model(Ham10000Config(modality="image", backbone="tf_efficientnetv2_b0"), pretrained=path).eval()
-    bare = timm.create_model("tf_efficientnetv2_b0", num_classes=0).eval()
-    bare.load_state_dict(load_file(path), strict=False)
-    pixels = torch.randn(2, 3, 96, 96)
-    assert torch.equal(model.encode_image(pixels), bare(pixels))
-
-
 @pytest.mark.parametrize("as_folder", [True, False])
 @pytest.mark.parametrize("source", ["image", "fusion"])
 def test_our_own_checkpoint_gives_its_backbone(source: str, as_folder: bool, tmp_path: Path) -> None:
