@@ -109,37 +109,32 @@ def fits(config: Ham10000Config) -> dict:
     return {name: getattr(config, name) for name in FITTED}
 
 
-def test_other_labels_at_loading_replace_all_that_was_said_of_the_old(tmp_path: Path) -> None:
-    Ham10000Config(**FITTED, malignant_labels=["mel"]).save_pretrained(tmp_path)
-    script = {"num_labels": 2, "label2id": {"cat": "0", "dog": "1"}, "id2label": {"0": "cat", "1": "dog"}}
-    other = Ham10000Config.from_pretrained(tmp_path, **script)
+@pytest.mark.parametrize("when", ["at loading", "later"])
+def test_other_labels_replace_all_that_was_said_of_the_old(when: str, tmp_path: Path) -> None:
+    def with_labels(id2label: dict, **others) -> Ham10000Config:
+        config = Ham10000Config(**FITTED, malignant_labels=["mel"])
+        config.save_pretrained(tmp_path)
+        if when == "at loading":
+            return Ham10000Config.from_pretrained(tmp_path, id2label=id2label, **others)
+        config.id2label = id2label
+        return config
+
+    other = with_labels({"0": "cat", "1": "dog"}, num_labels=2, label2id={"cat": "0", "dog": "1"})
     assert (other.label_names, other.malignant_labels, fits(other)) == (["cat", "dog"], [], NO_FITS)
-    assert other.label_descriptions == {"cat": "cat", "dog": "dog"}
-    same = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(LABELS)), num_labels=7)
+    assert (other.label_descriptions, other.label2id) == ({"cat": "cat", "dog": "dog"}, {"cat": 0, "dog": 1})
+    same = with_labels({str(index): label for index, label in enumerate(LABELS)}, num_labels=7)
     assert (same.label_names, same.malignant_labels, fits(same)) == (list(LABELS), ["mel"], FITTED)
-    turned = Ham10000Config.from_pretrained(tmp_path, id2label=dict(enumerate(reversed(LABELS))))
+    turned = with_labels(dict(enumerate(reversed(LABELS))))
     assert (turned.malignant_labels, fits(turned)) == (["mel"], NO_FITS)
 
 
-def test_labels_set_later_take_the_rest_along(tmp_path: Path) -> None:
-    config = Ham10000Config(**FITTED)
-    config.id2label = {str(index): label for index, label in enumerate(LABELS)}
-    assert fits(config) == FITTED  # the same labels
-    config.id2label = dict(enumerate(reversed(LABELS)))
-    assert fits(config) == NO_FITS
+def test_a_number_of_labels_set_later_names_them(tmp_path: Path) -> None:
     config = Ham10000Config(**FITTED)
     config.num_labels = 3
-    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
-    config.id2label = {0: "bcc", 1: "other"}
     config.save_pretrained(tmp_path)
     loaded = Ham10000Config.from_pretrained(tmp_path)
-    assert (loaded.label_names, loaded.malignant_labels, loaded.num_labels) == (["bcc", "other"], ["bcc"], 2)
-    assert fits(loaded) == NO_FITS
-
-
-def test_positional_arguments_are_refused() -> None:
-    with pytest.raises((TypeError, ValueError), match="keyword"):
-        Ham10000Config("image")
+    assert (loaded.label2id, loaded.num_labels) == ({"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, 3)
+    assert (loaded.malignant_labels, fits(loaded)) == ([], NO_FITS)
 
 
 OTHER_THAN_DEFAULT = {
@@ -205,7 +200,7 @@ def test_a_misspelled_key_in_the_file_is_warned_of(tmp_path: Path, said_by_trans
     assert said_by_transformers == [warning]
 
 
-def test_an_override_at_loading_and_a_later_assignment_are_checked(tmp_path: Path) -> None:
+def test_an_override_at_loading_a_later_assignment_and_a_position_are_checked(tmp_path: Path) -> None:
     Ham10000Config().save_pretrained(tmp_path)
     config = Ham10000Config.from_pretrained(tmp_path, temperature=2.0)
     assert config.temperature == 2.0
@@ -214,3 +209,5 @@ def test_an_override_at_loading_and_a_later_assignment_are_checked(tmp_path: Pat
             Ham10000Config.from_pretrained(tmp_path, temperature=wrong)
     with pytest.raises(StrictDataclassError, match="fusion"):
         config.fusion = "sum"
+    with pytest.raises((TypeError, ValueError), match="keyword"):
+        Ham10000Config("image")

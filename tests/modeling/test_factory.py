@@ -21,19 +21,14 @@ BACKBONES = ["test_efficientnet", "test_vit", "test_byobnet"]  # classifiers nam
 
 
 def timm_file(folder: Path, backbone: str, num_classes: int = 1000) -> tuple[Path, torch.nn.Module]:
-    """A file as timm publishes them, and the model that it was saved from."""
+    """A file as timm publishes them, without step counters as converted ones are, and the model it was saved from."""
     torch.manual_seed(11)
     bare = timm.create_model(backbone, num_classes=num_classes).eval()
     shake(bare)
     path = folder / f"{backbone}.safetensors"
-    save_file(bare.state_dict(), path)
+    weights = bare.state_dict()
+    save_file({name: weights[name] for name in weights if not name.endswith("num_batches_tracked")}, path)
     return path, bare
-
-
-def edit_file(path: Path, edit) -> None:
-    weights = load_file(path)
-    edit(weights)
-    save_file(weights, path)
 
 
 @pytest.fixture
@@ -71,13 +66,6 @@ def test_our_own_checkpoint_gives_its_backbone(source: str, as_folder: bool, tmp
     assert model.classifier.weight.shape == (7, 256)  # the gated unit's own; the file's classifier is not looked at
 
 
-def test_a_file_without_step_counters_is_complete(tmp_path: Path) -> None:
-    path, bare = timm_file(tmp_path, "test_efficientnet")
-    edit_file(path, lambda w: [w.pop(name) for name in list(w) if name.endswith("num_batches_tracked")])
-    model = create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
-    assert torch.equal(model.backbone.conv_stem.weight, bare.conv_stem.weight)
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -90,7 +78,9 @@ def test_a_file_without_step_counters_is_complete(tmp_path: Path) -> None:
 )
 def test_weights_that_do_not_fit_name_the_tensors(edit, message: str, tmp_path: Path) -> None:
     path, _ = timm_file(tmp_path, "test_efficientnet")
-    edit_file(path, edit)
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path)
     with pytest.raises(Ham10000Error, match=message) as caught:
         create_model(Ham10000Config(modality="image", backbone="test_efficientnet"), pretrained=path)
     assert f"in {str(path)!r} do not fit the backbone 'test_efficientnet'" in str(caught.value)
