@@ -31,13 +31,6 @@ def timm_file(folder: Path, backbone: str, num_classes: int = 1000) -> tuple[Pat
     return path, bare
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network and an empty cache: the client reads HF_HUB_OFFLINE once, when it is imported."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-
-
 @pytest.mark.parametrize("num_classes", [1000, 7, 0])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
@@ -110,8 +103,12 @@ def test_a_file_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.usefixtures("offline")
-def test_without_network_and_file_one_message_names_both_ways_out() -> None:
+def test_without_network_and_file_one_message_names_both_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With an empty cache: the client reads HF_HUB_OFFLINE once, when it is imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     config = Ham10000Config(modality="image")
     with pytest.raises(Ham10000Error) as caught:
         create_model(config, pretrained=True)
@@ -119,6 +116,7 @@ def test_without_network_and_file_one_message_names_both_ways_out() -> None:
     for words in (config.backbone, "internet", "local safetensors file", "timm's names", "pretrained=False"):
         assert words in message
     assert "\n" not in message.split("Two ways out")[1]
+    assert create_model(Ham10000Config(modality="metadata"), pretrained=True).backbone is None  # needs none
 
 
 @pytest.fixture
@@ -183,10 +181,3 @@ def test_true_takes_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model(config, pretrained=True)
     assert asked == [("test_efficientnet", flag, {"num_classes": 0, "bn_eps": 1e-4}) for flag in (False, True)]
     torch.testing.assert_close(model.backbone.state_dict(), published.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.usefixtures("offline")
-def test_the_metadata_variant_needs_no_weights() -> None:
-    model = create_model(Ham10000Config(modality="metadata"), pretrained=True)
-    assert model.backbone is None
-    assert model(metadata=torch.zeros(2, 3)).logits.shape == (2, 7)

@@ -36,12 +36,14 @@ def test_lab(rgb: tuple[int, int, int], lab: tuple[float, float, float]) -> None
 
 
 def test_distance_is_scikit_learns() -> None:
+    """And none where the images are too few or all alike."""
     rows = np.random.default_rng(0).normal(size=(500, 14)) @ np.random.default_rng(1).normal(size=(14, 14))
     found = fit_image_statistics(rows)
     assert found is not None
     reference = EmpiricalCovariance().fit(rows)  # divides by n where np.cov divides by n - 1
     np.testing.assert_allclose(distances(rows, found) ** 2, reference.mahalanobis(rows) * 499 / 500, rtol=1e-9)
     assert (distances(rows, found) <= found["threshold"]).mean() == 0.99
+    assert fit_image_statistics(rows[:140]) is fit_image_statistics(np.zeros((200, 14))) is None
 
 
 def test_other_images_get_the_warning_and_new_ones_of_the_kind_do_not(
@@ -81,11 +83,6 @@ def test_the_shipped_ones_are_close_to_those_of_the_measurement() -> None:
 def test_damaged_ones_are_refused(damage: dict, fitted: Ham10000ImageProcessor) -> None:
     with pytest.raises(Ham10000Error, match="image_statistics"):
         Ham10000ImageProcessor(size=32, image_statistics={**fitted.image_statistics, **damage})
-
-
-def test_too_few_or_equal_images_give_none() -> None:
-    assert fit_image_statistics(np.random.default_rng(0).normal(size=(140, 14))) is None
-    assert fit_image_statistics(np.zeros((200, 14))) is None
 
 
 def test_the_images_of_a_dataset_are_read_as_they_are_stored() -> None:
