@@ -39,12 +39,7 @@ def train_runs(
     accelerator: Accelerator,
     data: tuple[datasets.Dataset, DataReport],
 ) -> None:
-    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`.
-
-    Raises:
-        Ham10000Error: As `train` does, and for labels other than HAM10000's.
-        Interrupted: After SIGTERM or SIGINT in training, with the state saved.
-    """
+    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`."""
     _require_ham10000_labels(data[1].labels)
     start = time.perf_counter()
     for number, (run, directory) in enumerate(places.items(), 1):
@@ -90,41 +85,24 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
 def fit_protocol(
     image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
 ) -> tuple[dict[str, CrossFitted], Inputs]:
-    """Fits and calibrates the variants of one protocol.
+    """Fits and calibrates the variants of one protocol from its image logits and `read_metadata`'s frame.
 
-    Args:
-        image: The image variant's out-of-fold logits.
-        frame: Metadata of all images, from `read_metadata`.
-        study: The study.
-        with_heads: Whether heads are fitted, which needs folds.
-
-    Returns:
-        Variant to calibrated logits, and what their analysis reads.
-
-    Raises:
-        Ham10000Error: For labels other than HAM10000's, and as `matching_rows`.
+    Heads need folds. Returns variant to calibrated logits, and what their analysis reads; raises a `Ham10000Error` for
+    labels other than HAM10000's, and as `matching_rows`.
     """
     _require_ham10000_labels(image.classes)
     config = TrainConfig(modality="metadata").model_config()
     processor = create_processor(config)
     rows = matching_rows(frame, image)
     metadata = processor.encode_metadata(rows[processor.metadata_fields].to_dict("records"))  # type: ignore[arg-type]
-    variants = {"image": cross_calibrate(image)}
+    variants = {"image": cross_calibrate(image, image)}
     if with_heads:
         variants |= cross_fit_heads(image, metadata, config, study.heads)
     return variants, Inputs(rows, metadata, lesions_in_training(frame, image), study, config)
 
 
-def _lead_image(predictions: Mapping[tuple[str, str], Predictions], study: StudyConfig) -> Predictions:
-    """The image variant's predictions under the first protocol."""
-    first = next(iter(study.protocols))
-    if (first, "image") not in predictions:
-        raise Ham10000Error(f"There are no image predictions of {first}; train its runs first.")
-    return predictions[first, "image"]
-
-
 def report(
-    predictions: Mapping[tuple[str, str], Predictions],
+    predictions: Mapping[str, Predictions],
     frame: pd.DataFrame,
     study: StudyConfig,
     recipe: JsonObject | None,
@@ -133,58 +111,45 @@ def report(
 ) -> Study:
     """Fits, calibrates and analyses, and writes predictions.parquet, study.json, study.md and figures/.
 
-    Args:
-        predictions: (protocol, variant) to predictions; only the image variant is read, heads are fitted again.
-        frame: Metadata of all images, from `read_metadata`.
-        study: The study.
-        recipe: What `train_config.json` of the image runs says; None where only their predictions are at hand.
-        directory: Receives the files.
-        tables: Folder for csv, LaTeX, PDF and SVG files of the same, for a paper.
-
-    Returns:
-        The content of study.json.
-
-    Raises:
-        Ham10000Error: As `fit_protocol`, and without predictions of the first protocol.
+    `predictions` are the image variant's by protocol, `frame` is from `read_metadata`, `recipe` what the image runs'
+    `train_config.json` says, if they are at hand, and `tables` a folder for the same as files for a paper. Returns the
+    content of study.json; raises a `Ham10000Error` as `fit_protocol`, and without the first protocol's predictions.
     """
-    first = _lead_image(predictions, study)
+    first = next(iter(study.protocols))
+    if first not in predictions:
+        raise Ham10000Error(f"There are no image predictions of {first}; train its runs first.")
     found: Study = {
         "format": STUDY_FORMAT,
         "study": {**dataclasses.asdict(study), "recipe": Path(study.recipe).name},
         "recipe": None if recipe is None else portable_training(recipe),
         "environment": environment(),
-        "origin": origin_of_ids([str(name) for name in first.image_ids]),
+        "origin": origin_of_ids([str(name) for name in predictions[first].image_ids]),
         "protocols": {},
     }
-    table: dict[tuple[str, str], Predictions] = {}
-    fitted_lead: dict[str, CrossFitted] = {}
+    rows: list[pd.DataFrame] = []
+    variants_of: dict[str, dict[str, CrossFitted]] = {}
     for name in study.protocols:
-        if (name, "image") not in predictions:
+        if name not in predictions:
             print(f"note: no predictions of {name}; it is left out")
             continue
         print(f"Analysing {name}", flush=True)
-        image = predictions[name, "image"]
-        variants, inputs = fit_protocol(image, frame, study, with_heads=image is first)
-        table |= {(name, variant): fitted.predictions for variant, fitted in variants.items()}
+        variants, inputs = fit_protocol(predictions[name], frame, study, with_heads=name == first)
+        rows += [fitted.predictions.frame(name, variant) for variant, fitted in variants.items()]
         found["protocols"][name] = analyse_protocol(variants, inputs)
-        fitted_lead = fitted_lead or variants
+        variants_of[name] = variants
     # First what took minutes; the rest is rendered from it.
     directory.mkdir(parents=True, exist_ok=True)
-    write_predictions(directory / "predictions.parquet", table)
+    write_predictions(directory / "predictions.parquet", pd.concat(rows, ignore_index=True))
     atomic_write_json(directory / "study.json", found)
     plot_study(found, directory / "figures")
     atomic_write_text(directory / "study.md", study_markdown(found))
     if tables is not None:
-        write_study_tables(found, fitted_lead, tables)
+        write_study_tables(found, variants_of[first], tables)
     return found
 
 
 def read_answer(directory: Path) -> list[str]:
-    """The statements at the top of a study's report, as plain text.
-
-    Raises:
-        Ham10000Error: If the study has not been reported, or by another version.
-    """
+    """The statements at the top of a study's report, as plain text."""
     path = directory / "study.json"
     if not path.is_file():
         raise Ham10000Error(
@@ -196,8 +161,7 @@ def read_answer(directory: Path) -> list[str]:
 def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
     """The metadata of the predicted images, in their order, with the number of photographs of each lesion.
 
-    Raises:
-        Ham10000Error: If an image is not in the data, or has another label there.
+    Raises a `Ham10000Error` if an image is not in the data, or has another label there.
     """
     known = frame.set_index("image_id", drop=False)
     if absent := sorted(set(image.image_ids) - set(known.index)):
@@ -239,12 +203,8 @@ def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
 
 def complete_predictions(
     places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator
-) -> tuple[dict[tuple[str, str], Predictions], JsonObject]:
-    """The out-of-fold logits of every protocol and seed whose runs are finished, and the runs' recipe.
-
-    Raises:
-        Ham10000Error: If no seed of the first protocol is complete.
-    """
+) -> tuple[dict[str, Predictions], JsonObject]:
+    """The image logits of every protocol, of the seeds whose runs are all finished, and the runs' recipe."""
     summaries = {run: read_json(folder / RunFile.TRAINING, optional=True) for run, folder in places.items()}
     missing = [run for run, summary in summaries.items() if not (summary or {}).get("finished")]
     incomplete = {(run.protocol, run.seed) for run in missing}
@@ -301,12 +261,12 @@ def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
-            answer, image, to = read_answer(directory), _lead_image(predictions, study), directory / "release"
+            answer, to = read_answer(directory), directory / "release"
             run = train_on_all(study, base, to, accelerator)
             if accelerator.is_main_process:
                 names = [Path(options.config).name, "--data", Path(base.data).name]
                 made_by = shlex.join(["ham10000-study", "release", "--config", *names])
-                variants, inputs = fit_protocol(image, frame, study, with_heads=True)
+                variants, inputs = fit_protocol(predictions[first], frame, study, with_heads=True)
                 for folder in write_release(variants, inputs, run, to, data=base.data, made_by=made_by, answer=answer):
                     print(f"Saved     {folder}")
             return
