@@ -359,7 +359,7 @@ def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], direct
     for name, table in study_tables(protocol).items():
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {about}")
     for variant in ("image", "fusion"):
-        predictions, probabilities = variants[variant].predictions, variants[variant].probabilities.mean(axis=0)
+        predictions, probabilities = variants[variant].predictions, variants[variant].probabilities().mean(axis=0)
         weights = cluster_weights(predictions.groups, N_RESAMPLES)
         found = targets(predictions.labels, probabilities, predictions.classes, MALIGNANT)
         write_curves(directory, found, weights, about, f"_{variant}")

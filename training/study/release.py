@@ -94,7 +94,7 @@ def write_release(
         absorb_calibration(model, *calibration_of(fitted.predictions.logits[0], image.labels))
         model.config.class_prior = fitted.prior.tolist()
         model.config.conformal_thresholds = {
-            f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities[0], coverage).tolist()
+            f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities()[0], coverage).tolist()
             for coverage in study.coverages
         }
         directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
@@ -132,7 +132,7 @@ def _write_results(
 ) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions = fitted.predictions
-    scored = (inputs.frame, predictions.labels, fitted.probabilities[0], predictions.groups)
+    scored = (inputs.frame, predictions.labels, fitted.probabilities()[0], predictions.groups)
     results, table = score_predictions(*scored, inputs.model, n_resamples=inputs.study.n_resamples)
     split = read_json(run / RunFile.SPLIT_RECORD)
     context = {
