@@ -75,12 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, "StudyConfig", training.TrainConfig]:
-    """The command's own options, the study, and the recipe of its image runs.
-
-    Raises:
-        Ham10000Error: For an option that the study sets itself, a file that cannot be read, or options that do not fit
-            together.
-    """
+    """The command's own options, the study, and the recipe of its image runs."""
     # By hand: argparse would take the value of an option it does not know, such as `--data DIR`, for the step.
     words = list(argv)
     step = words.pop(0) if words and not words[0].startswith("-") else None

@@ -347,13 +347,7 @@ def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
 
 
 def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> None:
-    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures.
-
-    Args:
-        study: Content of study.json.
-        variants: The first protocol's calibrated variants.
-        directory: Receives csv, LaTeX, PDF and SVG files; made where it does not exist.
-    """
+    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures."""
     directory, protocol = Path(directory), lead(study)
     about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."
     for name, table in study_tables(protocol).items():

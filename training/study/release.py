@@ -31,20 +31,7 @@ ESTIMATED_BY = "cross-validation"
 
 
 def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerator: Accelerator) -> Path:
-    """Trains the image model on every image by the study's recipe, once.
-
-    Args:
-        study: The study; the first seed of its first protocol is used.
-        base: The recipe.
-        folder: Folder of the release.
-        accelerator: Serves the run.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        Ham10000Error: As `train` does.
-    """
+    """Trains the image model on every image by the recipe, once, with the first seed; returns the run's folder."""
     protocol, plan = next(iter(study.protocols.items()))
     directory = folder / "image-run"
     config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
@@ -67,17 +54,8 @@ def write_release(
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
-    Args:
-        variants: The first protocol's calibrated variants.
-        inputs: The metadata of their images, and the settings.
-        run: The image model trained on all images.
-        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
-        data: Name of the data, for the record.
-        made_by: The command, for the card.
-        answer: The study's answer, for the cards: each repeats it word for word.
-
-    Returns:
-        The folders.
+    `variants` and `inputs` are those of the first protocol, `run` is the image model trained on all images. The cards
+    name the data, the command `made_by`, and repeat the study's answer word for word. Returns the folders.
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)

@@ -96,16 +96,14 @@ def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
 def largest_fall(protocol: ProtocolResult) -> JsonObject | None:
     """The age band whose share of malignant images found falls most from control to fusion; None where none falls.
 
-    Returns:
-        `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
+    Its `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
     """
-    variants, fallen = protocol["variants"], []
-    for row in variants["control"]["subgroups"]["fields"]["age"]:
-        pair = (row, subgroup(variants["fusion"], "age", row["group"]))
-        before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
-        if not row["too_few"] and after < before:
+    fallen, variants = [], [protocol["variants"][name] for name in ("control", "fusion")]
+    for row in variants[0]["subgroups"]["fields"]["age"]:
+        pair = [subgroup(variant, "age", row["group"])["malignant_sensitivity"]["estimate"] for variant in variants]
+        if not row["too_few"] and pair[1] < pair[0]:
             counts = {"images": row["n_malignant"], "lesions": row["n_malignant_lesions"]}
-            fallen.append({"group": row["group"], "before": before, "after": after, **counts})
+            fallen.append({"group": row["group"], "before": pair[0], "after": pair[1], **counts})
     return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 
@@ -172,17 +170,17 @@ def results_table(study: Study) -> str:
     """
     check_study(study)
     published = published_baseline()
-    intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
-    rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]] * of_ham10000(study)
+    rows = [(published["name"], published["protocol"], published["intervals"])] * of_ham10000(study)
     for name, protocol in study["protocols"].items():
         found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
-        found |= {md.escape(baseline["name"]): baseline["scores"] for baseline in protocol["baselines"]}
-        rows += [
-            [title, md.escape(name), *(cell(scores.get(key)) for key in README_METRICS)]
-            for title, scores in found.items()
-        ]
+        found |= {baseline["name"]: baseline["scores"] for baseline in protocol["baselines"]}
+        rows += [(title, name, scores) for title, scores in found.items()]
     # They fit a page only if an interval may be broken.
-    cells = [[text.replace(md.NO_BREAK, " ") for text in row] for row in rows]
+    cells = [
+        [md.escape(title), md.escape(name)]
+        + [cell(scores.get(key)).replace(md.NO_BREAK, " ") for key in README_METRICS]
+        for title, name, scores in rows
+    ]
     scored = [
         f"{md.escape(name)}: {md.plural(protocol['n_images'], 'image')} of "
         f"{md.plural(protocol['n_lesions'], 'lesion')} out of {md.plural(protocol['folds'], 'fold')}, "

@@ -72,11 +72,7 @@ def plan_runs(study: StudyConfig) -> list[ImageRun]:
 
 
 def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = ()) -> dict[ImageRun, Path]:
-    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study.
-
-    Raises:
-        Ham10000Error: If a folder is not a run of this study, or two are the same one.
-    """
+    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study."""
     places: dict[ImageRun, Path] = {}
     plan = plan_runs(study)
     for folder in map(Path, folders):
@@ -122,11 +118,7 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
 
 
 def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
-    """`train_config.json` of the first of these runs, whose recipe all share.
-
-    Raises:
-        Ham10000Error: If two runs were trained by other settings.
-    """
+    """`train_config.json` of the first of these runs, whose recipe all must share."""
     summaries = [read_json(folder / RunFile.TRAINING) for folder in folders]
     free = {*FREE_TO_CHANGE, *_IDENTITY}
     recipe = {name: value for name, value in summaries[0]["config"].items() if name not in free}
@@ -143,11 +135,7 @@ def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
 def out_of_fold(
     run: ImageRun, directory: Path, dataset: datasets.Dataset, device: torch.device, cache_dir: str | None
 ) -> None:
-    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`.
-
-    Raises:
-        Ham10000Error: For a damaged checkpoint, or data that are not those of the run's split.
-    """
+    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`."""
     path = directory / RunFile.OUT_OF_FOLD
     if path.is_file():
         return

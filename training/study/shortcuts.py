@@ -14,7 +14,6 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.class_weight import compute_sample_weight
 
 from ham10000.modeling import MALIGNANT, METADATA_FIELDS, Ham10000Config, Ham10000Error
@@ -224,8 +223,7 @@ def _regression(
         if "age" in table:
             steps = table["age"].astype(float) // _AGE_STEP * _AGE_STEP
             table["age"] = [f"{age:g}" if age == age else "unknown" for age in steps]
-        encoder = OneHotEncoder(sparse_output=False)
-        parts.append(encoder.fit_transform(table.fillna("unknown").astype(str).to_numpy(dtype=object)))
+        parts.append(pd.get_dummies(table.fillna("unknown").astype(str)).to_numpy(dtype=float))
     return _out_of_fold(image, np.hstack(parts), lambda: LogisticRegression(max_iter=2000))
 
 
