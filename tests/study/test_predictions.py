@@ -1,5 +1,6 @@
 """The table of predictions: what is written is read, and what does not fit together is said."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def table() -> pd.DataFrame:
 
 
 def test_a_table_is_read_as_it_was_written_and_other_variants_left_out(tmp_path: Path, table) -> None:
-    fusion = IMAGE.with_logits(IMAGE.logits + 1).frame("lesion-grouped", "fusion")
+    fusion = dataclasses.replace(IMAGE, logits=IMAGE.logits + 1).frame("lesion-grouped", "fusion")
     write_predictions(tmp_path / "p.parquet", pd.concat([fusion, table]))
     assert pd.read_parquet(tmp_path / "p.parquet").dtypes["logit_mel"] == np.float32
     found = read_logits([tmp_path / "p.parquet"])["lesion-grouped"]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import mode
+from sklearn.metrics import confusion_matrix
 
 from ham10000.modeling import Ham10000Config
 from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample, mean_sample
@@ -85,11 +86,9 @@ def _summaries(samples: Mapping[str, Sample]) -> dict[str, Estimate]:
 def _variant(
     name: str, fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap
 ) -> VariantResult:
-    predictions, study = fitted.predictions, inputs.study
-    classes, n_seeds = predictions.classes, len(predictions.seeds)
-    confusion = np.zeros((len(classes), len(classes)))
-    for answers in fitted.answers(study.rule):
-        np.add.at(confusion, (predictions.labels, answers), 1 / n_seeds)
+    predictions, study, classes = fitted.predictions, inputs.study, fitted.predictions.classes
+    ids, answers = range(len(classes)), fitted.answers(study.rule)
+    confusion = np.mean([confusion_matrix(predictions.labels, of_seed, labels=ids) for of_seed in answers], axis=0)
     return {
         "metrics": _summaries({metric: samples[metric] for metric in METRICS}),
         "uncalibrated": _summaries(bootstrap.scores(softmax(predictions.logits), ("ece", "nll"))),
@@ -98,7 +97,7 @@ def _variant(
             rule: _summaries(bootstrap.scores(fitted.answers(rule), ANSWER_METRICS[:3])) for rule in STUDY_RULES
         },
         "per_class": {label: _summaries({n: samples[f"{n}:{label}"] for n in _PER_CLASS}) for label in classes},
-        "confusion": [[round(float(value), 4) for value in row] for row in confusion],
+        "confusion": confusion.round(4).tolist(),
         "calibration": [
             {"seed": seed, "temperatures": temperatures.tolist(), "biases": biases.tolist()}
             for seed, temperatures, biases in zip(predictions.seeds, fitted.temperatures, fitted.biases, strict=True)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from ham10000.modeling import LABELS, Ham10000Error, create_processor
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.readers import read_source
-from ham10000.training.data.sources import DataReport, check_rows, metadata_frame
+from ham10000.training.data.sources import check_rows, metadata_frame
 from ham10000.training.data.split import lesion_groups
 from ham10000.training.run_folder import RunFile, only_writer, origin_of_ids, portable_training
 from ham10000.training.study.analysis import Inputs, analyse_protocol
@@ -33,13 +33,9 @@ from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_
 from ham10000.training.utils.hardware import environment, release_freed_memory, reset_peak_memory
 
 
-def train_runs(
-    places: Mapping[ImageRun, Path],
-    base: TrainConfig,
-    accelerator: Accelerator,
-    data: tuple[datasets.Dataset, DataReport],
-) -> None:
-    """Trains what is missing of the image runs and writes their out-of-fold logits; `data` is that of `load_data`."""
+def train_runs(places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator) -> None:
+    """Trains what is missing of the image runs and writes their out-of-fold logits."""
+    data = load_configured(base)
     _require_ham10000_labels(data[1].labels)
     start = time.perf_counter()
     for number, (run, directory) in enumerate(places.items(), 1):
@@ -227,13 +223,6 @@ def complete_predictions(
     return read_logits([folder / RunFile.OUT_OF_FOLD for folder in chosen.values()]), recipe
 
 
-def _chosen(places: Mapping[ImageRun, Path], only: Sequence[str]) -> dict[ImageRun, Path]:
-    names = [run.name for run in places]
-    if unknown := sorted(set(only) - set(names)):
-        raise Ham10000Error(f"--only {' '.join(unknown)}: no such run in this study; it has {', '.join(names)}.")
-    return {run: folder for run, folder in places.items() if not only or run.name in only}
-
-
 def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig) -> None:
     """What `ham10000-study` does, with the arguments from `parse_study`."""
     quiet_libraries()
@@ -245,14 +234,12 @@ def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig
             "Give it `folds`, or run the step `train` alone."
         )
     accelerator = build_accelerator(base)
-    places = locate_runs(study, directory, options.runs)
-    with contextlib.ExitStack() as stack:
-        # Runs that are named are held one by one, by `train`.
-        if accelerator.is_main_process and not options.only:
-            stack.enter_context(only_writer(directory))
+    places = locate_runs(study, directory, options.runs, options.only)
+    # Runs that are named are held one by one, by `train`.
+    held = accelerator.is_main_process and not options.only
+    with only_writer(directory) if held else contextlib.nullcontext():
         if options.step in (None, "train"):
-            chosen = _chosen(places, options.only)
-            train_runs(chosen, base, accelerator, load_configured(base))
+            train_runs(places, base, accelerator)
         if options.only or options.step == "train":
             return
         if options.predictions:

@@ -46,20 +46,19 @@ class StudyConfig:
         # Out of folds the report says that no model had seen a scored lesion.
         first, plan = next(iter(self.protocols.items()), ("", ProtocolPlan()))
         protocols, variants = set(self.protocols), {name for pair in self.comparisons for name in pair}
+        seeds = [plan.seeds for plan in self.protocols.values()]
         for name, ok, expected in (
             ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
             ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
             ("protocols", first == PROTOCOLS[0] or (len(protocols) == 1 and not plan.folds), f"led by {PROTOCOLS[0]}"),
             ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
+            ("protocols", all(0 < len(set(one)) == len(one) for one in seeds), "given distinct seeds"),
             ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
             ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),
             ("n_resamples", self.n_resamples >= 2, "at least 2"),
         ):
             if not ok:
                 raise Ham10000Error(f"study: `{name}` must be {expected}, got {getattr(self, name)!r}.")
-        for name, plan in self.protocols.items():
-            if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
-                raise Ham10000Error(f"study: {name} needs distinct seeds, got {list(plan.seeds)}.")
 
 
 def read_study_config(path: str | Path) -> StudyConfig:

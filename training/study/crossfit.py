@@ -1,5 +1,6 @@
 """What is fitted for one fold from the others: heads, calibration and prediction sets."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def cross_fit_heads(
         hidden = torch.full_like(metadata[mask], float("nan"))
         logits[variant][s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
         heads[variant][s][fold] = head
-    return {name: cross_calibrate(image.with_logits(logits[name]), image, heads[name]) for name in HEAD_VARIANTS}
+    predicted = {name: dataclasses.replace(image, logits=logits[name]) for name in HEAD_VARIANTS}
+    return {name: cross_calibrate(predicted[name], image, heads[name]) for name in HEAD_VARIANTS}
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:

@@ -4,7 +4,6 @@
 `variant`, `seed`, `fold`, `label` and `logit_<class>` (float32, uncalibrated) for every class.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +33,6 @@ class Predictions:
     labels: np.ndarray  # (N,) class ids
     seeds: tuple[int, ...]  # the S training seeds
     logits: np.ndarray  # (S, N, K) float32, uncalibrated
-
-    def with_logits(self, logits: np.ndarray) -> "Predictions":
-        """The same images with another variant's logits (S, N, K)."""
-        return dataclasses.replace(self, logits=np.asarray(logits, dtype=np.float32))
 
     def frame(self, protocol: str, variant: str) -> pd.DataFrame:
         """The rows of the table."""
@@ -74,16 +69,12 @@ def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Prediction
     return {str(protocol): _one_protocol(f"{where}: {protocol}", str(protocol), part) for protocol, part in parts}
 
 
-def _logit_columns(table: pd.DataFrame) -> list[str]:
-    return [name for name in table.columns if name.startswith(LOGIT)]
-
-
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise Ham10000Error(f"Cannot read {str(path)!r} as a parquet table of predictions: {error}") from error
-    columns = _logit_columns(table)
+    columns = list(table.filter(regex=f"^{LOGIT}"))
     missing = [name for name in _KEYS if name not in table.columns]
     if missing or len(columns) < 2:
         lacks = missing or [f"{LOGIT}<class> for every class"]
@@ -101,7 +92,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _one_protocol(where: str, protocol: str, part: pd.DataFrame) -> Predictions:
     """The predictions of one protocol, whose seeds must have one split."""
     part = part.sort_values(["seed", "image_id"])
-    seeds, images, columns = part["seed"].unique(), part.groupby("image_id"), _logit_columns(part)
+    seeds, images, columns = part["seed"].unique(), part.groupby("image_id"), list(part.filter(regex=f"^{LOGIT}"))
     counts = images.size()
     if (few := counts < len(seeds)).any():
         name = counts.index[few][0]

@@ -139,8 +139,6 @@ def study_markdown(study: Study) -> str:
         study=study,
         settings=study["study"],
         lead=protocol,
-        lead_name=next(iter(study["protocols"])),
-        others=dict(list(study["protocols"].items())[1:]),
         labels=LABEL_DESCRIPTIONS,
         malignant=MALIGNANT,
         readers={name: found for name, values in protocol["variants"].items() if (found := values["shortcuts"])},

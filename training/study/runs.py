@@ -71,8 +71,10 @@ def plan_runs(study: StudyConfig) -> list[ImageRun]:
     ]
 
 
-def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = ()) -> dict[ImageRun, Path]:
-    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study."""
+def locate_runs(
+    study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = (), only: Sequence[str] = ()
+) -> dict[ImageRun, Path]:
+    """Every run of the plan, or those named in `only`, to its folder: one of `folders`, or its place in the study."""
     places: dict[ImageRun, Path] = {}
     plan = plan_runs(study)
     for folder in map(Path, folders):
@@ -92,7 +94,10 @@ def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Pat
         if settings.get("train_on_all"):
             raise Ham10000Error(f"{str(folder)!r} was trained on all images, those of its test fold too.")
         places[run] = folder
-    return {run: places.get(run, study_dir / run.name) for run in plan}
+    names = [run.name for run in plan]
+    if unknown := sorted(set(only) - set(names)):
+        raise Ham10000Error(f"--only {' '.join(unknown)}: no such run in this study; it has {', '.join(names)}.")
+    return {run: places.get(run, study_dir / run.name) for run in plan if not only or run.name in only}
 
 
 def is_trained(directory: Path, config: TrainConfig) -> bool:
