@@ -18,7 +18,7 @@ from study_tables import example_frame, example_image, stratified
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import Bootstrap
 from ham10000.training.evaluation.calibration import fit_vector_scaling
-from ham10000.training.study.command import lesions_in_training, matching_rows, report
+from ham10000.training.study.command import matching_rows, report
 from ham10000.training.study.config import ProtocolPlan, StudyConfig, read_study_config
 from ham10000.training.study.figures import DRAW
 from ham10000.training.study.heads import HeadSettings
@@ -175,9 +175,9 @@ def test_seen_lesions_are_those_with_another_photograph_in_training(study: Any) 
     # Rows without an age are left out of such a split, unless all are.
     for data, trained in ((FRAME.assign(age=np.nan), others), (FRAME, others[others["age"].notna()])):
         expected = np.isin(STRATIFIED.lesion_ids, trained["lesion_id"].to_numpy(dtype=str))
-        np.testing.assert_array_equal(lesions_in_training(data, STRATIFIED), expected)
+        np.testing.assert_array_equal(matching_rows(data, STRATIFIED)["seen"], expected)
     assert study["protocols"]["image-stratified"]["leakage"]["share"] == pytest.approx(expected.mean())
-    assert not lesions_in_training(FRAME, IMAGE).any()
+    assert not matching_rows(FRAME, IMAGE)["seen"].any()
     assert study["protocols"]["lesion-grouped"]["leakage"] is None
 
 

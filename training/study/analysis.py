@@ -40,14 +40,13 @@ ProtocolResult = JsonObject
 class Inputs(NamedTuple):
     """What every part of the analysis reads."""
 
-    frame: pd.DataFrame  # metadata of the images, in the order of the predictions, with `photographs`
+    frame: pd.DataFrame  # metadata of the images, in the order of the predictions, as `matching_rows`
     metadata: torch.Tensor  # (N, fields) the same as the heads read them
-    seen: np.ndarray  # (N,) bool, whether training showed the image's lesion in another photograph
     study: StudyConfig
     model: Ham10000Config  # metadata schema of the heads, and the malignant classes
 
 
-def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
+def analyse_protocol(variants: dict[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
     """One protocol's part of study.json, from its variants, `image` among them, of the same images."""
     image = variants["image"].predictions
     n_folds = len(np.unique(image.folds))
@@ -147,10 +146,7 @@ def _subgroups(fitted: CrossFitted, inputs: Inputs) -> JsonObject:
 
 
 def _compare(
-    variants: Mapping[str, CrossFitted],
-    samples: Mapping[str, Mapping[str, Sample]],
-    bootstrap: Bootstrap,
-    config: StudyConfig,
+    variants: dict[str, CrossFitted], samples: dict[str, dict[str, Sample]], bootstrap: Bootstrap, config: StudyConfig
 ) -> list[Comparison]:
     """The family of comparisons; `p_holm` and `verdict` are those of the primary metric within the family."""
     family = [pair for pair in config.comparisons if set(pair) <= set(variants)]
@@ -174,12 +170,11 @@ def _compare(
                 "p_holm": p,
                 "smallest_detectable": smallest_detectable(error, confidence=1 - ALPHA / len(family)),
                 "verdict": better if p < ALPHA else "no significant difference",
-                "mcnemar": _mcnemar(predictions, ours, theirs, bootstrap),
-                "changes": _changes(predictions, ours, theirs),
-                # Of the primary comparison alone: a thousand rows each.
-                "moved": [] if rows else _moved(predictions, ours, theirs),
+                **_opposed(predictions, ours, theirs, bootstrap),
             }
         )
+        if len(rows) > 1:
+            rows[-1]["moved"] = []  # of the primary comparison alone: a thousand rows each
     return rows
 
 
@@ -192,32 +187,28 @@ def _difference(sample: Sample) -> JsonObject:
     return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
 
 
-def _mcnemar(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> dict[str, float]:
-    """McNemar's mid-p test on one image per lesion, the first by name, since the test takes pairs as independent."""
+def _opposed(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> JsonObject:
+    """Two models' answers: McNemar's mid-p test, changes by class, and the images that they call differently.
+
+    The test takes pairs as independent: of each lesion the first image by name. `changes` counts images and lesions
+    that the first model corrects and breaks; a lesion may count both ways.
+    """
+    labels, names = predictions.labels, np.array(predictions.classes)
+    gained, lost = (ours == labels) & (theirs != labels), (ours != labels) & (theirs == labels)
     first = np.unique(bootstrap.weights.index, return_index=True)[1]
-    right, other_right = (answers[first] == predictions.labels[first] for answers in (ours, theirs))
-    only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    return {"only_model_right": only, "only_other_right": only_other, "p": mcnemar_mid_p(only, only_other)}
-
-
-def _changes(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> dict[str, dict[str, int]]:
-    """Per class, images and lesions that the first model corrects and breaks; a lesion may count both ways."""
-    found = {}
+    only, only_other = int(gained[first].sum()), int(lost[first].sum())
+    changes: dict[str, dict[str, int]] = {}
     for k, name in enumerate(predictions.classes):
-        member = predictions.labels == k
-        gained, lost = member & (theirs != k) & (ours == k), member & (theirs == k) & (ours != k)
-        parts = {"": member, "_gained": gained, "_lost": lost}
-        found[name] = {f"images{way}": int(rows.sum()) for way, rows in parts.items()}
-        found[name] |= {f"lesions{way}": len(np.unique(predictions.groups[rows])) for way, rows in parts.items()}
-    return found
-
-
-def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, str]]:
-    """The images that both models call differently, by lesion."""
-    names = np.array(predictions.classes)
+        parts = {way: rows & (labels == k) for way, rows in (("", labels == k), ("_gained", gained), ("_lost", lost))}
+        changes[name] = {f"images{way}": int(rows.sum()) for way, rows in parts.items()}
+        changes[name] |= {f"lesions{way}": len(np.unique(predictions.groups[rows])) for way, rows in parts.items()}
     table = pd.DataFrame({"lesion_id": predictions.lesion_ids, "image_id": predictions.image_ids})
-    table = table.assign(label=names[predictions.labels], before=names[theirs], after=names[ours])
-    return table[ours != theirs].sort_values(["lesion_id", "image_id"]).to_dict("records")
+    table = table.assign(label=names[labels], before=names[theirs], after=names[ours])
+    return {
+        "mcnemar": {"only_model_right": only, "only_other_right": only_other, "p": mcnemar_mid_p(only, only_other)},
+        "changes": changes,
+        "moved": table[ours != theirs].sort_values(["lesion_id", "image_id"]).to_dict("records"),
+    }
 
 
 def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
@@ -226,7 +217,7 @@ def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
     Both parts have other lesions, of another mix of classes, so their difference is not the leak's effect alone. The
     means over classes are over those that both parts have. None where a part lacks lesions or no class is common.
     """
-    predictions, seen = fitted.predictions, inputs.seen
+    predictions, seen = fitted.predictions, inputs.frame["seen"].to_numpy()
     labels, groups = predictions.labels, predictions.groups
     common = np.intersect1d(labels[seen], labels[~seen])
     shared = [predictions.classes[k] for k in common]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 from accelerate import Accelerator
@@ -18,7 +17,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.data.readers import read_source
 from ham10000.training.data.sources import check_rows, metadata_frame
 from ham10000.training.data.split import lesion_groups
-from ham10000.training.run_folder import RunFile, only_writer, origin_of_ids, portable_training
+from ham10000.training.run_folder import only_writer, origin_of_ids, portable_training
 from ham10000.training.study.analysis import Inputs, analyse_protocol
 from ham10000.training.study.config import StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_calibrate, cross_fit_heads
@@ -26,7 +25,7 @@ from ham10000.training.study.figures import plot_study, write_study_tables
 from ham10000.training.study.predictions import Predictions, read_logits, write_predictions
 from ham10000.training.study.release import train_on_all, write_release
 from ham10000.training.study.report import STUDY_FORMAT, Study, comparison_sentence, lead, short_answer, study_markdown
-from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained, locate_runs, out_of_fold
+from ham10000.training.study.runs import ImageRun, complete_predictions, is_trained, locate_runs, out_of_fold
 from ham10000.training.train import build_accelerator, load_configured, quiet_libraries, train
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, read_json
@@ -94,7 +93,7 @@ def fit_protocol(
     variants = {"image": cross_calibrate(image, image)}
     if with_heads:
         variants |= cross_fit_heads(image, metadata, config, study.heads)
-    return variants, Inputs(rows, metadata, lesions_in_training(frame, image), study, config)
+    return variants, Inputs(rows, metadata, study, config)
 
 
 def report(
@@ -155,9 +154,11 @@ def read_answer(directory: Path) -> list[str]:
 
 
 def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
-    """The metadata of the predicted images, in their order, with the number of photographs of each lesion.
+    """The metadata of the predicted images, in their order, with two columns more that are about other photographs.
 
-    Raises a `Ham10000Error` if an image is not in the data, or has another label there.
+    `photographs` is how many the data have of the lesion. `seen` is whether the model that scored the image was
+    trained on another one: a fold's training images are all others, and image-stratified leaves rows without an age
+    out, unless all are. Raises a `Ham10000Error` if an image is not in the data, or has another label there.
     """
     known = frame.set_index("image_id", drop=False)
     if absent := sorted(set(image.image_ids) - set(known.index)):
@@ -170,57 +171,16 @@ def matching_rows(frame: pd.DataFrame, image: Predictions) -> pd.DataFrame:
             f"Image {str(image.image_ids[row])!r} is {image.classes[image.labels[row]]!r} in the predictions, but "
             f"{rows['dx'][row]!r} in the data ({int(differs.sum())} such images); give the data they were made of."
         )
-    groups = _lesion_groups(frame)
+    groups = pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), frame["image_id"])
     rows["photographs"] = groups.map(groups.value_counts()).loc[image.image_ids].to_numpy()
-    return rows
-
-
-def _lesion_groups(frame: pd.DataFrame) -> pd.Series:
-    """Image id to the image's lesion, known duplicates merged."""
-    return pd.Series(lesion_groups(frame["lesion_id"].tolist(), frame["image_id"].tolist()), frame["image_id"])
-
-
-def lesions_in_training(frame: pd.DataFrame, image: Predictions) -> np.ndarray:
-    """(N,) bool, whether the model that scored an image was trained on another photograph of its lesion.
-
-    A fold's training images are all others; image-stratified leaves rows without an age out, unless all are.
-    """
-    groups = _lesion_groups(frame)
     fold_of = pd.Series(image.folds, image.image_ids).reindex(groups.index)  # NaN where an image is not scored
-    folds = np.unique(image.folds)
-    has_age = frame["age"].notna().to_numpy()
+    folds, has_age = np.unique(image.folds), frame["age"].notna().to_numpy()
     usable = has_age | ~has_age.any() if len(folds) == 1 else fold_of.notna()
-    seen = np.zeros(len(image.folds), dtype=bool)
+    rows["seen"] = False
     for fold in folds:
-        rows = image.folds == fold
-        seen[rows] = groups[image.image_ids[rows]].isin(groups[usable & (fold_of != fold)])
-    return seen
-
-
-def complete_predictions(
-    places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator
-) -> tuple[dict[str, Predictions], JsonObject]:
-    """The image logits of every protocol, of the seeds whose runs are all finished, and the runs' recipe."""
-    summaries = {run: read_json(folder / RunFile.TRAINING, optional=True) for run, folder in places.items()}
-    missing = [run for run, summary in summaries.items() if not (summary or {}).get("finished")]
-    incomplete = {(run.protocol, run.seed) for run in missing}
-    chosen = {run: folder for run, folder in places.items() if (run.protocol, run.seed) not in incomplete}
-    if missing:
-        names = ", ".join(run.name for run in missing)
-        print(f"note: left out, as these runs are not finished: {names} (and the other folds of their seeds)")
-    first = next(iter(places)).protocol
-    if not any(run.protocol == first for run in chosen):
-        raise Ham10000Error(
-            f"No seed of {first} is complete; finish it with `ham10000-study train`, or name finished run folders "
-            "with --runs."
-        )
-    recipe = check_one_recipe(list(chosen.values()))
-    data: datasets.Dataset | None = None
-    for run, folder in chosen.items():
-        if not (folder / RunFile.OUT_OF_FOLD).is_file():
-            data = data or load_configured(base)[0]
-            out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
-    return read_logits([folder / RunFile.OUT_OF_FOLD for folder in chosen.values()]), recipe
+        names = image.image_ids[image.folds == fold]
+        rows.loc[image.folds == fold, "seen"] = groups[names].isin(groups[usable & (fold_of != fold)]).to_numpy()
+    return rows
 
 
 def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig) -> None:

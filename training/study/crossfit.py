@@ -102,7 +102,7 @@ def cross_fit_heads(
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
-    logits = {variant: np.empty_like(image.logits) for variant in HEAD_VARIANTS}
+    found = {name: dataclasses.replace(image, logits=np.empty_like(image.logits)) for name in HEAD_VARIANTS}
     heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in HEAD_VARIANTS}
     plan = list(itertools.product(HEAD_VARIANTS, enumerate(image.seeds), folds))
     for variant, (s, seed), fold in tqdm(plan, desc="Fitting heads", unit="head", leave=False):
@@ -111,10 +111,9 @@ def cross_fit_heads(
         others = (rows[~test], metadata[~mask], image.labels[~test])
         head = fit_variant(variant, *others, config, settings=settings, seed=seed)
         hidden = torch.full_like(metadata[mask], float("nan"))
-        logits[variant][s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
+        found[variant].logits[s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
         heads[variant][s][fold] = head
-    predicted = {name: dataclasses.replace(image, logits=logits[name]) for name in HEAD_VARIANTS}
-    return {name: cross_calibrate(predicted[name], image, heads[name]) for name in HEAD_VARIANTS}
+    return {name: cross_calibrate(found[name], image, heads[name]) for name in HEAD_VARIANTS}
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:

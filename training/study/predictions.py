@@ -74,7 +74,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise Ham10000Error(f"Cannot read {str(path)!r} as a parquet table of predictions: {error}") from error
-    columns = list(table.filter(regex=f"^{LOGIT}"))
+    columns = [name for name in table.columns if name.startswith(LOGIT)]
     missing = [name for name in _KEYS if name not in table.columns]
     if missing or len(columns) < 2:
         lacks = missing or [f"{LOGIT}<class> for every class"]
@@ -92,7 +92,8 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _one_protocol(where: str, protocol: str, part: pd.DataFrame) -> Predictions:
     """The predictions of one protocol, whose seeds must have one split."""
     part = part.sort_values(["seed", "image_id"])
-    seeds, images, columns = part["seed"].unique(), part.groupby("image_id"), list(part.filter(regex=f"^{LOGIT}"))
+    columns = [name for name in part.columns if name.startswith(LOGIT)]
+    seeds, images = part["seed"].unique(), part.groupby("image_id")
     counts = images.size()
     if (few := counts < len(seeds)).any():
         name = counts.index[few][0]

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,14 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
 
 
 def write_release(
-    variants: Mapping[str, CrossFitted],
+    variants: dict[str, CrossFitted],
     inputs: Inputs,
     run: Path,
-    folder: Path,
+    to: Path,
     *,
     data: str,
     made_by: str,
-    answer: Sequence[str],
+    answer: list[str],
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
@@ -75,10 +75,10 @@ def write_release(
             f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities()[0], coverage).tolist()
             for coverage in study.coverages
         }
-        directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
+        directory, seconds = to / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
         _describe(directory, run, model, study, made_by, seconds)
-        told = {"data": Path(data).name, "study": {"answer": list(answer)}, "temperature": model.config.temperature}
+        told = {"data": Path(data).name, "study": {"answer": answer}, "temperature": model.config.temperature}
         _write_results(directory, run, fitted, inputs, told)
         folders.append(directory)
     return folders
@@ -123,7 +123,7 @@ def _write_results(
             "n_lesions": len(np.unique(predictions.groups)),
             "folds": len(np.unique(predictions.folds)),
             **{name: split[name] for name in ("protocol", "seed", "sha256")},
-            "leakage": {ESTIMATED_BY: {"all": float(inputs.seen.mean())}},
+            "leakage": {ESTIMATED_BY: {"all": float(inputs.frame["seen"].mean())}},
         },
         "views": 1,
         "precision": "fp32",

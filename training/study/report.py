@@ -76,11 +76,9 @@ def comparison_sentence(comparison: Comparison, study: Study) -> str:
 
 
 def moved_malignant(comparison: Comparison) -> list[dict[str, str]]:
-    """The malignant images that the two variants call differently: first those that become wrong."""
+    """The malignant images that the two variants call differently: first those that become wrong, then by lesion."""
     found = [row for row in comparison["moved"] if row["label"] in MALIGNANT]
-    return sorted(
-        found, key=lambda row: (row["before"] != row["label"], row["after"] != row["label"], row["lesion_id"])
-    )
+    return sorted(found, key=lambda row: (row["before"] != row["label"], row["after"] != row["label"]))
 
 
 def gaps(variant: VariantResult) -> JsonObject:

@@ -170,7 +170,7 @@ def baseline_rows(
     answers = {
         f"always {image.classes[majority]}": np.full(len(image.labels), majority),
         "logistic regression on metadata": _regression(image, frame, metadata),
-        "gradient boosting on metadata": _boosting(image, frame, metadata),
+        "gradient boosting on metadata": _boosting(image, frame),
     }
     allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
     # A column that the source lacks is "unknown" in every row: a gain of 0 would say that it gives nothing away.
@@ -227,12 +227,12 @@ def _regression(
     return _out_of_fold(image, np.hstack(parts), lambda: LogisticRegression(max_iter=2000))
 
 
-def _boosting(image: Predictions, frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+def _boosting(image: Predictions, frame: pd.DataFrame) -> np.ndarray:
     """scikit-learn's histogram gradient boosting with its defaults; sex and site categorical, age as a number."""
-    categorical = [name != "age" for name in columns]
+    categorical = [name != "age" for name in METADATA_FIELDS]
     table = [
-        pd.factorize(frame[name].fillna("unknown"))[0] if is_category else frame[name].astype(float)
-        for name, is_category in zip(columns, categorical, strict=True)
+        frame[name].astype(float) if name == "age" else pd.factorize(frame[name].fillna("unknown"))[0]
+        for name in METADATA_FIELDS
     ]
     settings = {"categorical_features": categorical, "random_state": 0}
     return _out_of_fold(image, np.column_stack(table), lambda: HistGradientBoostingClassifier(**settings))
