@@ -78,9 +78,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     missing = [name for name in _KEYS if name not in table.columns]
     if missing or len(columns) < 2:
         lacks = missing or [f"{LOGIT}<class> for every class"]
-        raise Ham10000Error(
-            f"{path} lacks the column(s) {lacks}; expected the predictions.parquet of `ham10000-study`."
-        )
+        raise Ham10000Error(f"{path} lacks the column(s) {lacks}; expected predictions.parquet of `ham10000-study`.")
     table = table[table["variant"] == "image"]
     if unknown := sorted(set(table["label"]) - {name.removeprefix(LOGIT) for name in columns}):
         raise Ham10000Error(f"{path}: label {unknown[0]!r} has no column {LOGIT}{unknown[0]}; it has {columns}.")

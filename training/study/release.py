@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from ham10000.training.study.crossfit import CrossFitted, calibration_of
 from ham10000.training.study.heads import absorb_calibration, assemble, fit_variant
 from ham10000.training.study.runs import ImageRun, is_trained
 from ham10000.training.train import load_configured, train
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment
 
 # The image model last: its own calibration must not enter the fusion.
@@ -105,9 +104,7 @@ def _describe(
     atomic_write_json(directory / RunFile.TRAINING, training)
 
 
-def _write_results(
-    directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: Mapping[str, object]
-) -> None:
+def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: JsonObject) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions = fitted.predictions
     scored = (inputs.frame, predictions.labels, fitted.probabilities()[0], predictions.groups)

@@ -89,9 +89,7 @@ def locate_runs(
         if run in places:
             raise Ham10000Error(f"{str(folder)!r} and {str(places[run])!r} are the same run; give one of them.")
         if not settings.get("train_on_validation"):
-            raise Ham10000Error(
-                f"{str(folder)!r} was not trained with --train_on_validation, as the study's runs are."
-            )
+            raise Ham10000Error(f"{str(folder)!r} was not trained with --train_on_validation, as a study's runs are.")
         if settings.get("train_on_all"):
             raise Ham10000Error(f"{str(folder)!r} was trained on all images, those of its test fold too.")
         places[run] = folder
