@@ -34,29 +34,20 @@ class Protocol(NamedTuple):
     variants: dict[str, CrossFitted]
     inputs: Inputs
     results: Any
-
-    @property
-    def image(self) -> Predictions:
-        """The image variant's logits, with labels, folds and lesions."""
-        return self.variants["image"].predictions
+    image: Predictions  # of the image variant, with labels, folds and lesions
 
 
 @functools.cache
 def analysed() -> dict[str, Protocol]:
     """Protocol to its analysis; read-only for tests."""
-    fitted, fit = [], command.fit_protocol
-
-    def kept(*args: Any, **options: Any) -> tuple[dict[str, CrossFitted], Inputs]:
-        fitted.append(fit(*args, **options))
-        return fitted[-1]
-
     predictions = {"lesion-grouped": IMAGE, "image-stratified": STRATIFIED}
     with (
-        mock.patch.object(command, "fit_protocol", kept),
+        mock.patch.object(command, "analyse_protocol", wraps=command.analyse_protocol) as spy,
         mock.patch.object(shortcuts, "_boosting", lambda image, *_: image.labels),  # slow, and not asked about
     ):
         found = command.report(predictions, FRAME, CONFIG, None, FOLDER)["protocols"]
-    return {name: Protocol(*parts, found[name]) for name, parts in zip(found, fitted, strict=True)}
+    calls = zip(found, spy.call_args_list, strict=True)
+    return {name: Protocol(*call.args, found[name], predictions[name]) for name, call in calls}
 
 
 def study_json() -> Any:
