@@ -160,8 +160,8 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
 
 def test_no_run_of_a_study_sees_its_test_images_whatever_the_recipe_says(root: Path, tmp_path: Path) -> None:
     _, study, base = parse_study(command(root))
-    trained_on = {"train_on_validation": True, "train_on_all": True, "split_file": "split.csv"}
-    base = dataclasses.replace(base, **trained_on, save_dtype="float16")
+    own = {"train_on_validation": True, "train_on_all": True, "split_file": "split.csv", "save_dtype": "float16"}
+    base = dataclasses.replace(base, **own)
     for run in plan_runs(study):
         config = run.config(base, tmp_path)
         assert (config.train_on_all, config.split_file, config.save_dtype) == (False, None, "float32")
