@@ -1,5 +1,6 @@
 """The study's report as a Markdown parser reads it: the numbers of study.json, and text of the data as text."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,14 @@ def lead(study: Any) -> Any:
     return study["protocols"]["lesion-grouped"]
 
 
-def number(value: Any, form: str = ".3f", unit: str = "") -> str:
+def number(value: Any, form: str = ".3f", unit: str = "", sd: bool = True) -> str:
     """How a figure must read, written down once more."""
     if value is None or value["estimate"] is None:
         return "–"
     scale = 100 if unit else 1
     estimate, low, high = (f"{scale * value[key]:{form}}{unit}" for key in ("estimate", "low", "high"))
-    spread = "" if value.get("sd") is None or unit else f" ± {value['sd']:.3f}"
+    spread = "" if value.get("sd") is None or unit or not sd else f" ± {value['sd']:.3f}"
     return f"{estimate}{spread} [{low}, {high}]"
-
-
-def without_sd(value: Any) -> Any:
-    return {**value, "sd": None}
 
 
 def p_value(p: float) -> str:
@@ -67,7 +64,7 @@ def test_results_hold_the_numbers_of_the_study(study: Any, lead: Any) -> None:
     expected = [
         [name, f"{100 * row['coverage']:.0f} %"]
         + [f"{100 * found['estimate']:.0f} %" for found in row["per_class"].values()]
-        + [number(without_sd(row["size"])), f"{100 * row['single']:.0f} %", f"{100 * row['empty']:.1f} %"]
+        + [number(row["size"], sd=False), f"{100 * row['single']:.0f} %", f"{100 * row['empty']:.1f} %"]
         for name, values in lead["variants"].items()
         for row in values["sets"]
     ]
@@ -105,23 +102,20 @@ def test_shortcuts_subgroups_and_leak_hold_the_numbers_of_the_study(study: Any, 
             expected = []
             for way in (ways["shuffled"], ways["unknown"]):
                 p = way["p"] if field == "all" else way["p_holm"]
-                drop, flips = without_sd(way["drop"]), number(way["flips"], ".1f", " %")
-                expected += [number(drop, "+.3f"), p_value(p), flips]
+                expected += [number(way["drop"], "+.3f", sd=False), p_value(p), number(way["flips"], ".1f", " %")]
             assert row == ["all together" if field == "all" else field, *expected]
     (forbidden,) = find(markdown, "gain over the allowed alone")
     for row, found in zip(forbidden, lead["forbidden"], strict=True):
-        scores = [number(without_sd(found["scores"][key])) for key in ("macro_f1", "balanced_accuracy")]
+        scores = [number(found["scores"][key], sd=False) for key in ("macro_f1", "balanced_accuracy")]
         assert row == [found["name"], *scores, number(found["gain"], "+.3f")]
     (subgroups,) = find(markdown, "malignant images (lesions)")
     fields = [values["subgroups"]["fields"] for values in lead["variants"].values()]
     groups = [[group for name in fields[0] for group in of_variant[name]] for of_variant in fields]
-    assert len(subgroups) == len(groups[0])
     for row, found in zip(subgroups, zip(*groups, strict=True), strict=True):
-        first = found[0]
-        assert row[0].endswith(f": {first['group']}")
-        assert row[1] == f"{first['n_malignant']:,} ({first['n_malignant_lesions']:,})"
-        for text, group in zip(row[2:], found, strict=True):
-            assert text == ("too few to say" if group["too_few"] else number(group["malignant_sensitivity"]))
+        counts = f"{found[0]['n_malignant']:,} ({found[0]['n_malignant_lesions']:,})"
+        shares = ["too few to say" if one["too_few"] else number(one["malignant_sensitivity"]) for one in found]
+        assert row[0].endswith(f": {found[0]['group']}")
+        assert row[1:] == [counts, *shares]
     (leak,) = find(markdown, "lesion seen in training")
     found = study["protocols"]["image-stratified"]["leakage"]
     for row, key in zip(leak, METRICS, strict=False):
@@ -160,7 +154,6 @@ def test_a_sentence_follows_the_verdict_and_not_the_estimate(study: Any, lead: A
         sentence = comparison_sentence({**comparison, "verdict": verdict, "smallest_detectable": 0.123}, study)
         assert sentence.startswith("Fusion against control: macro-F1 +")
         assert sentence.endswith(end)
-        assert ("helps" in sentence, "hurts" in sentence) == (verdict == "helps", verdict == "hurts")
 
 
 @pytest.mark.parametrize(
@@ -188,5 +181,4 @@ def test_a_hostile_site_is_shown_as_text(site: str, study: Any, lead: Any) -> No
 def test_the_committed_study_is_the_default_one() -> None:
     config = read_study_config(Path(__file__).parents[2] / "examples" / "configs" / "study.yaml")
     assert Path(config.recipe).is_file()
-    for name in ("heads", "comparisons", "coverages", "rule", "primary", "n_resamples"):
-        assert getattr(config, name) == getattr(StudyConfig(), name), name
+    assert config == dataclasses.replace(StudyConfig(), recipe=config.recipe, protocols=config.protocols)

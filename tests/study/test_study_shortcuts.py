@@ -1,7 +1,5 @@
 """What a study says of shortcuts, against the models' own answers, brute force and scikit-learn."""
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_sample_weight
 
-from ham10000.modeling import LABELS, MALIGNANT, METADATA_FIELDS
+from ham10000.modeling import LABELS, MALIGNANT, METADATA_FIELDS, Ham10000Error
 from ham10000.training.evaluation.bootstrap import Bootstrap
 from ham10000.training.study import shortcuts
 from ham10000.training.study.shortcuts import MISSING_SHARES, baseline_rows, changes
@@ -31,8 +29,8 @@ def same(table: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(table.nan_to_num(-1), other.nan_to_num(-1))
 
 
-def rows_of(table: torch.Tensor) -> Counter:
-    return Counter(map(tuple, table.nan_to_num(-1).tolist()))
+def rows_of(table: torch.Tensor) -> list[list[float]]:
+    return sorted(table.nan_to_num(-1).tolist())
 
 
 def test_every_change_of_the_metadata_is_what_its_name_says(lead: Protocol) -> None:
@@ -45,34 +43,22 @@ def test_every_change_of_the_metadata_is_what_its_name_says(lead: Protocol) -> N
     for field, changed in columns.items():
         kept = [column for column in range(3) if column not in changed]
         shuffled, (unknown,) = found[f"shuffled:{field}"], found[f"unknown:{field}"]
-        for table in (*shuffled, unknown):
-            assert same(table[:, kept], metadata[:, kept])
-            assert not same(table, metadata)
+        expected = metadata.clone()
+        expected[:, changed] = float("nan")
+        assert same(unknown, expected)
         for table in shuffled:  # the values of a row stay together
+            assert same(table[:, kept], metadata[:, kept])
             assert rows_of(table[:, changed]) == rows_of(metadata[:, changed])
-        assert len({table.numpy().tobytes() for table in shuffled}) == len(shuffled)
-        assert unknown[:, changed].isnan().all()
+        assert len({table.numpy().tobytes() for table in (metadata, *shuffled)}) == 1 + len(shuffled)
     for share in MISSING_SHARES:
         for table in found[f"missing:{share}"]:
             hidden = table.isnan()
             assert hidden[~metadata.isnan()].float().mean().item() == pytest.approx(share, abs=0.06)
             assert torch.equal(table[~hidden], metadata[~hidden])
-    for name, field, values in (("age_sweep", 0, range(0, 90, 5)), ("site_sweep", 2, range(14))):
-        assert len(found[name]) == len(values)
-        for table, value in zip(found[name], values, strict=True):
-            assert (table[:, field] == value).all()
-            kept = [column for column in range(3) if column != field]
-            assert same(table[:, kept], metadata[:, kept])
-
-
-def forward(lead: Protocol, variant: str, table: torch.Tensor) -> np.ndarray:
-    """(S, N, K) logits of the head of each image's fold; `test_heads.py` compares heads with released checkpoints."""
-    logits = np.empty(lead.image.logits.shape)
-    for s, heads in enumerate(lead.variants[variant].heads):
-        for fold, head in heads.items():
-            rows = lead.image.folds == fold
-            logits[s, rows] = head.predict(lead.image.logits[s, rows], table[rows])
-    return logits
+    for name, field, values in (("age_sweep", 0, torch.arange(0, 90, 5)), ("site_sweep", 2, torch.arange(14))):
+        expected = metadata.repeat(len(values), 1, 1)
+        expected[..., field] = values[:, None]
+        assert same(found[name], expected)
 
 
 @pytest.mark.parametrize("variant", ["metadata", "fusion"])
@@ -81,18 +67,21 @@ def test_shortcuts_are_what_the_models_answer_to_changed_metadata(variant: str, 
     fitted, folds = lead.variants[variant], lead.image.folds
     as_is = fitted.predictions.logits.argmax(axis=2)
     base = np.mean([macro_f1(labels, of_seed) for of_seed in as_is])
+    # To the metadata as they are; `test_heads.py` compares heads with released checkpoints.
+    unchanged = fitted.head_logits(lead.inputs.metadata[None])[:, 0]
+    np.testing.assert_allclose(unchanged, fitted.predictions.logits, atol=1e-5)
     malignant = [LABELS.index(name) for name in MALIGNANT]
     for name, tables in changes(lead.inputs.model, lead.inputs.metadata):
         kind, _, field = name.partition(":")
         if kind in ("age_sweep", "site_sweep"):
-            for position, table in enumerate(tables):
-                logits = forward(lead, variant, table)
-                p = special.softmax(logits / fitted.temperatures[:, folds, None] + fitted.biases[:, folds], axis=-1)
-                expected = {"melanoma": p[..., LABELS.index("mel")], "malignant": p[..., malignant].sum(axis=-1)}
-                for key, values in expected.items():
-                    assert found[kind][key][position]["estimate"] == pytest.approx(values.mean(), abs=1e-5)
+            logits = fitted.head_logits(tables) / fitted.temperatures[:, None, folds, None]
+            p = special.softmax(logits + fitted.biases[:, None, folds], axis=-1)
+            expected = {"melanoma": p[..., LABELS.index("mel")], "malignant": p[..., malignant].sum(axis=-1)}
+            for key, values in expected.items():
+                estimates = [row["estimate"] for row in found[kind][key]]
+                np.testing.assert_allclose(estimates, values.mean(axis=(0, 2)), atol=1e-5)
         elif field in ("age", "localization", "all"):
-            answers = np.stack([forward(lead, variant, table).argmax(axis=2) for table in tables])
+            answers = fitted.head_logits(tables).argmax(axis=-1).swapaxes(0, 1)  # (M, S, N)
             effect = found["fields"][field][kind]
             scores = [macro_f1(labels, of_seed) for of_draw in answers for of_seed in of_draw]
             assert effect["drop"]["estimate"] == pytest.approx(base - np.mean(scores), abs=1e-9)
@@ -102,8 +91,8 @@ def test_shortcuts_are_what_the_models_answer_to_changed_metadata(variant: str, 
 
 def test_intervals_and_p_values_of_shortcuts_equal_brute_force(lead: Protocol) -> None:
     found, labels = lead.results["variants"]["fusion"]["shortcuts"]["fields"]["all"]["unknown"], lead.image.labels
-    answers = forward(lead, "fusion", torch.full_like(lead.inputs.metadata, float("nan"))).argmax(axis=2)
-    as_is = lead.variants["fusion"].predictions.logits.argmax(axis=2)
+    fitted, unknown = lead.variants["fusion"], torch.full_like(lead.inputs.metadata[None], float("nan"))
+    answers, as_is = fitted.head_logits(unknown)[:, 0].argmax(axis=2), fitted.predictions.logits.argmax(axis=2)
     bootstrap, drops, flips = Bootstrap(labels, lead.image.groups, 2, CONFIG.n_resamples), [], []
     for resample, counts in enumerate(bootstrap.weights.counts):
         rows = np.repeat(np.arange(len(labels)), counts[bootstrap.weights.index])
@@ -129,7 +118,15 @@ def regression(lead: Protocol, inputs: np.ndarray) -> np.ndarray:
 
 
 def test_baselines_and_forbidden_columns_score_what_scikit_learn_says(lead: Protocol) -> None:
+    names = ["always nv", "logistic regression on metadata", "gradient boosting on metadata"]
+    assert [row["name"] for row in lead.results["baselines"]] == names
+    always, allowed = (row["scores"] for row in lead.results["baselines"][:2])
+    assert always["accuracy"]["estimate"] == pytest.approx((lead.inputs.frame["dx"] == "nv").mean())
     rows = {row["name"]: row for row in lead.results["forbidden"]}
+    added = [f"age, sex, site{more}" for more in ("", ", dx_type", ", dataset", ", dx_type, dataset")]
+    assert list(rows) == [*added, "dx_type, dataset", "image", "image, dx_type, dataset"]
+    assert rows["age, sex, site"]["scores"] == allowed
+    assert rows["age, sex, site, dx_type"]["gain"]["estimate"] > 0.02  # it says who was malignant
     for name, row in rows.items():
         base = rows.get("image" if name.startswith("image") else "age, sex, site")
         if row["gain"] is not None:
@@ -158,3 +155,5 @@ def test_a_column_that_is_the_label_gains_everything_and_an_absent_one_is_not_me
     for name in ("age, sex, site, dataset", "dataset", "image, dataset"):
         assert rows[name]["scores"]["macro_f1"]["estimate"] > 0.95
     assert baseline_rows(lead.image, frame.assign(dataset="unknown"), bootstrap)[1] == []
+    with pytest.raises(Ham10000Error, match=r"lack the column\(s\) \['dx_type'\]"):
+        baseline_rows(lead.image, frame.drop(columns="dx_type"), bootstrap)

@@ -71,7 +71,7 @@ def test_sets_of_every_variant_cover_what_a_split_conformal_predictor_does(lead:
 
 def test_the_leak_is_the_difference_between_lesions_seen_and_not_seen() -> None:
     protocol = analysed()["image-stratified"]
-    found, seen, labels = protocol.results["leakage"], protocol.inputs.seen, protocol.image.labels
+    found, seen, labels = protocol.results["leakage"], protocol.inputs.frame["seen"].to_numpy(), protocol.image.labels
     common = sorted(set(labels[seen]) & set(labels[~seen]))
     assert found["classes"] == [LABELS[k] for k in common]
     options = {"labels": common, "average": "macro", "zero_division": 0}

@@ -66,4 +66,4 @@ def small_report(folder: Path) -> None:
     """A finished report, quickly: one seed, few resamples, heads of one epoch."""
     frame, heads = example_frame(200), HeadSettings(epochs=1, batch_size=64)
     config = StudyConfig(protocols={"lesion-grouped": ProtocolPlan(3)}, n_resamples=20, heads=heads)
-    report({("lesion-grouped", "image"): example_image(frame)}, frame, config, None, folder)
+    report({"lesion-grouped": example_image(frame)}, frame, config, None, folder)

@@ -51,11 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="YAML", help="the study: see examples/configs/study.yaml")
     parser.add_argument(
-        "--runs",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="finished image runs of ham10000-train to take as they are",
+        "--runs", nargs="+", default=[], metavar="DIR", help="finished image runs of ham10000-train, taken as they are"
     )
     parser.add_argument(
         "--predictions", metavar="FILE", help="report from this predictions.parquet; no run and no image is read"
@@ -65,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="train these runs and no more, such as lesion-grouped/image-seed0-fold1: several machines or processes "
-        "can share a study",
+        help="train only these, such as lesion-grouped/image-seed0-fold1",
     )
     parser.add_argument("--tables", metavar="DIR", help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper")
     parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
@@ -75,12 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_study(argv: Sequence[str]) -> tuple[argparse.Namespace, "StudyConfig", training.TrainConfig]:
-    """The command's own options, the study, and the recipe of its image runs.
-
-    Raises:
-        Ham10000Error: For an option that the study sets itself, a file that cannot be read, or options that do not fit
-            together.
-    """
+    """The command's own options, the study, and the recipe of its image runs."""
     # By hand: argparse would take the value of an option it does not know, such as `--data DIR`, for the step.
     words = list(argv)
     step = words.pop(0) if words and not words[0].startswith("-") else None

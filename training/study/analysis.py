@@ -1,12 +1,13 @@
 """From predictions and metadata to study.json: every number of the report, computed once."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import mode
+from sklearn.metrics import confusion_matrix
 
 from ham10000.modeling import Ham10000Config
 from ham10000.training.evaluation.bootstrap import Bootstrap, Estimate, Sample, mean_sample
@@ -21,7 +22,7 @@ from ham10000.training.evaluation.metrics import ece_floor, softmax
 from ham10000.training.study.config import STUDY_RULES, StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_conformal
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.shortcuts import ALPHA, Baseline, Shortcuts, baseline_rows, shortcut_results
+from ham10000.training.study.shortcuts import ALPHA, baseline_rows, shortcut_results
 from ham10000.training.utils.files import JsonObject
 
 ANSWER_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "weighted_f1")
@@ -30,89 +31,23 @@ METRICS = ANSWER_METRICS + PROBABILITY_METRICS
 _PER_CLASS = ("recall", "f1")
 
 
-class SetResult(TypedDict):
-    """Prediction sets of one coverage: measured coverage in every class, mean size, and shares of sizes 0 and 1."""
-
-    coverage: float
-    per_class: dict[str, Estimate]
-    size: Estimate
-    empty: float
-    single: float
-
-
-class VariantResult(TypedDict):
-    """One variant under one protocol; `metrics` by the study's rule, calibrated."""
-
-    metrics: dict[str, Estimate]
-    uncalibrated: dict[str, Estimate]
-    ece_floor: float
-    rules: dict[str, dict[str, Estimate]]
-    per_class: dict[str, dict[str, Estimate]]
-    confusion: list[list[float]]
-    calibration: list[JsonObject]
-    sets: list[SetResult]
-    subgroups: JsonObject
-    shortcuts: Shortcuts | None
-
-
-class Difference(TypedDict):
-    """A metric's difference: its estimate, p-value, and the smallest one that would have been found."""
-
-    estimate: Estimate
-    p: float | None
-    smallest_detectable: float | None
-
-
-class Comparison(TypedDict):
-    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family."""
-
-    model: str
-    other: str
-    metrics: dict[str, Difference]
-    p_holm: float
-    smallest_detectable: float
-    verdict: str
-    mcnemar: dict[str, float]
-    changes: dict[str, dict[str, int]]
-    moved: list[dict[str, str]]  # the images that both call differently; of the first comparison only
-
-
-class ProtocolResult(TypedDict):
-    """One protocol of study.json."""
-
-    seeds: list[int]
-    folds: int
-    n_images: int
-    n_lesions: int
-    class_counts: dict[str, int]
-    class_lesions: dict[str, int]
-    variants: dict[str, VariantResult]
-    comparisons: list[Comparison]
-    baselines: list[Baseline]
-    forbidden: list[Baseline]
-    leakage: JsonObject | None
+# Parts of study.json; the functions that return them write their keys down.
+VariantResult = JsonObject
+Comparison = JsonObject
+ProtocolResult = JsonObject
 
 
 class Inputs(NamedTuple):
     """What every part of the analysis reads."""
 
-    frame: pd.DataFrame  # metadata of the images, in the order of the predictions, with `photographs`
+    frame: pd.DataFrame  # metadata of the images, in the order of the predictions, as `matching_rows`
     metadata: torch.Tensor  # (N, fields) the same as the heads read them
-    seen: np.ndarray  # (N,) bool, whether training showed the image's lesion in another photograph
     study: StudyConfig
     model: Ham10000Config  # metadata schema of the heads, and the malignant classes
 
 
-def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
-    """Computes one protocol's part of study.json.
-
-    Args:
-        variants: Variant to its calibrated out-of-fold logits, of the same images; `image` among them.
-        inputs: Metadata and settings.
-
-    Returns:
-        The protocol's results.
-    """
+def analyse_protocol(variants: dict[str, CrossFitted], inputs: Inputs) -> ProtocolResult:
+    """One protocol's part of study.json, from its variants, `image` among them, of the same images."""
     image = variants["image"].predictions
     n_folds = len(np.unique(image.folds))
     members = {name: image.labels == k for k, name in enumerate(image.classes)}
@@ -139,8 +74,8 @@ def analyse_protocol(variants: Mapping[str, CrossFitted], inputs: Inputs) -> Pro
 def _samples(fitted: CrossFitted, bootstrap: Bootstrap, rule: str) -> dict[str, Sample]:
     """Every metric of a variant, those of single classes too."""
     per_class = [f"{name}:{label}" for label in fitted.predictions.classes for name in _PER_CLASS]
-    answers = bootstrap.scores(fitted.all_answers(rule), [*ANSWER_METRICS, *per_class])
-    return answers | bootstrap.scores(fitted.probabilities, PROBABILITY_METRICS)
+    answers = bootstrap.scores(fitted.answers(rule), [*ANSWER_METRICS, *per_class])
+    return answers | bootstrap.scores(fitted.probabilities(), PROBABILITY_METRICS)
 
 
 def _summaries(samples: Mapping[str, Sample]) -> dict[str, Estimate]:
@@ -150,21 +85,18 @@ def _summaries(samples: Mapping[str, Sample]) -> dict[str, Estimate]:
 def _variant(
     name: str, fitted: CrossFitted, samples: Mapping[str, Sample], inputs: Inputs, bootstrap: Bootstrap
 ) -> VariantResult:
-    predictions, study = fitted.predictions, inputs.study
-    classes, n_seeds = predictions.classes, len(predictions.seeds)
-    raw = np.stack([softmax(logits) for logits in predictions.logits])
-    confusion = np.zeros((len(classes), len(classes)))
-    for answers in fitted.all_answers(study.rule):
-        np.add.at(confusion, (predictions.labels, answers), 1 / n_seeds)
+    predictions, study, classes = fitted.predictions, inputs.study, fitted.predictions.classes
+    ids, answers = range(len(classes)), fitted.answers(study.rule)
+    confusion = np.mean([confusion_matrix(predictions.labels, of_seed, labels=ids) for of_seed in answers], axis=0)
     return {
         "metrics": _summaries({metric: samples[metric] for metric in METRICS}),
-        "uncalibrated": _summaries(bootstrap.scores(raw, ("ece", "nll"))),
-        "ece_floor": float(np.mean([ece_floor(of_seed) for of_seed in fitted.probabilities])),
+        "uncalibrated": _summaries(bootstrap.scores(softmax(predictions.logits), ("ece", "nll"))),
+        "ece_floor": float(np.mean([ece_floor(of_seed) for of_seed in fitted.probabilities()])),
         "rules": {
-            rule: _summaries(bootstrap.scores(fitted.all_answers(rule), ANSWER_METRICS[:3])) for rule in STUDY_RULES
+            rule: _summaries(bootstrap.scores(fitted.answers(rule), ANSWER_METRICS[:3])) for rule in STUDY_RULES
         },
         "per_class": {label: _summaries({n: samples[f"{n}:{label}"] for n in _PER_CLASS}) for label in classes},
-        "confusion": [[round(float(value), 4) for value in row] for row in confusion],
+        "confusion": confusion.round(4).tolist(),
         "calibration": [
             {"seed": seed, "temperatures": temperatures.tolist(), "biases": biases.tolist()}
             for seed, temperatures, biases in zip(predictions.seeds, fitted.temperatures, fitted.biases, strict=True)
@@ -177,7 +109,8 @@ def _variant(
     }
 
 
-def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResult:
+def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> JsonObject:
+    """Prediction sets of one coverage: measured coverage in every class, mean size, and shares of sizes 0 and 1."""
     sets, predictions = cross_conformal(fitted, coverage), fitted.predictions
     sizes = sets.sum(axis=-1)
     hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
@@ -198,7 +131,7 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResu
 def _subgroups(fitted: CrossFitted, inputs: Inputs) -> JsonObject:
     """Over all seeds at once: a rate over the stacked seeds is the mean of their rates."""
     predictions, seeds = fitted.predictions, len(fitted.predictions.seeds)
-    answers = fitted.all_answers(inputs.study.rule).reshape(-1)
+    answers = fitted.answers(inputs.study.rule).reshape(-1)
     results = subgroup_results(
         pd.concat([inputs.frame] * seeds, ignore_index=True),
         np.tile(predictions.labels, seeds),
@@ -213,12 +146,9 @@ def _subgroups(fitted: CrossFitted, inputs: Inputs) -> JsonObject:
 
 
 def _compare(
-    variants: Mapping[str, CrossFitted],
-    samples: Mapping[str, Mapping[str, Sample]],
-    bootstrap: Bootstrap,
-    config: StudyConfig,
+    variants: dict[str, CrossFitted], samples: dict[str, dict[str, Sample]], bootstrap: Bootstrap, config: StudyConfig
 ) -> list[Comparison]:
-    """The family of comparisons, with Holm's correction over its primary metric."""
+    """The family of comparisons; `p_holm` and `verdict` are those of the primary metric within the family."""
     family = [pair for pair in config.comparisons if set(pair) <= set(variants)]
     metrics = [
         {name: _difference(samples[model][name] - samples[other][name]) for name in METRICS} for model, other in family
@@ -228,7 +158,7 @@ def _compare(
     for (model, other), found, p in zip(family, metrics, corrected, strict=True):
         predictions = variants[model].predictions
         # One answer per image: that of most seeds, and of those with equal votes the first class.
-        ours, theirs = (mode(variants[name].all_answers(config.rule)).mode for name in (model, other))
+        ours, theirs = (mode(variants[name].answers(config.rule)).mode for name in (model, other))
         difference = samples[model][config.primary] - samples[other][config.primary]
         error = float(np.nanstd(difference.values, ddof=1))
         better = "helps" if difference.estimate > 0 else "hurts"
@@ -240,16 +170,16 @@ def _compare(
                 "p_holm": p,
                 "smallest_detectable": smallest_detectable(error, confidence=1 - ALPHA / len(family)),
                 "verdict": better if p < ALPHA else "no significant difference",
-                "mcnemar": _mcnemar(predictions, ours, theirs, bootstrap),
-                "changes": _changes(predictions, ours, theirs),
-                # Of the primary comparison alone: a thousand rows each.
-                "moved": [] if rows else _moved(predictions, ours, theirs),
+                **_opposed(predictions, ours, theirs, bootstrap),
             }
         )
+        if len(rows) > 1:
+            rows[-1]["moved"] = []  # of the primary comparison alone: a thousand rows each
     return rows
 
 
-def _difference(sample: Sample) -> Difference:
+def _difference(sample: Sample) -> JsonObject:
+    """A metric's difference, its p-value, and the smallest one that would have been found."""
     defined = sample.values[~np.isnan(sample.values)]
     if np.isnan(sample.estimate) or len(defined) < 2:
         return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
@@ -257,32 +187,28 @@ def _difference(sample: Sample) -> Difference:
     return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
 
 
-def _mcnemar(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> dict[str, float]:
-    """McNemar's mid-p test on one image per lesion, the first by name, since the test takes pairs as independent."""
+def _opposed(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> JsonObject:
+    """Two models' answers: McNemar's mid-p test, changes by class, and the images that they call differently.
+
+    The test takes pairs as independent: of each lesion the first image by name. `changes` counts images and lesions
+    that the first model corrects and breaks; a lesion may count both ways.
+    """
+    labels, names = predictions.labels, np.array(predictions.classes)
+    gained, lost = (ours == labels) & (theirs != labels), (ours != labels) & (theirs == labels)
     first = np.unique(bootstrap.weights.index, return_index=True)[1]
-    right, other_right = (answers[first] == predictions.labels[first] for answers in (ours, theirs))
-    only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    return {"only_model_right": only, "only_other_right": only_other, "p": mcnemar_mid_p(only, only_other)}
-
-
-def _changes(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> dict[str, dict[str, int]]:
-    """Per class, images and lesions that the first model corrects and breaks; a lesion may count both ways."""
-    found = {}
+    only, only_other = int(gained[first].sum()), int(lost[first].sum())
+    changes: dict[str, dict[str, int]] = {}
     for k, name in enumerate(predictions.classes):
-        member = predictions.labels == k
-        gained, lost = member & (theirs != k) & (ours == k), member & (theirs == k) & (ours != k)
-        parts = {"": member, "_gained": gained, "_lost": lost}
-        found[name] = {f"images{way}": int(rows.sum()) for way, rows in parts.items()}
-        found[name] |= {f"lesions{way}": len(np.unique(predictions.groups[rows])) for way, rows in parts.items()}
-    return found
-
-
-def _moved(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray) -> list[dict[str, str]]:
-    """The images that both models call differently, by lesion."""
-    names = np.array(predictions.classes)
+        parts = {way: rows & (labels == k) for way, rows in (("", labels == k), ("_gained", gained), ("_lost", lost))}
+        changes[name] = {f"images{way}": int(rows.sum()) for way, rows in parts.items()}
+        changes[name] |= {f"lesions{way}": len(np.unique(predictions.groups[rows])) for way, rows in parts.items()}
     table = pd.DataFrame({"lesion_id": predictions.lesion_ids, "image_id": predictions.image_ids})
-    table = table.assign(label=names[predictions.labels], before=names[theirs], after=names[ours])
-    return table[ours != theirs].sort_values(["lesion_id", "image_id"]).to_dict("records")
+    table = table.assign(label=names[labels], before=names[theirs], after=names[ours])
+    return {
+        "mcnemar": {"only_model_right": only, "only_other_right": only_other, "p": mcnemar_mid_p(only, only_other)},
+        "changes": changes,
+        "moved": table[ours != theirs].sort_values(["lesion_id", "image_id"]).to_dict("records"),
+    }
 
 
 def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
@@ -291,13 +217,13 @@ def _leakage(fitted: CrossFitted, inputs: Inputs) -> JsonObject | None:
     Both parts have other lesions, of another mix of classes, so their difference is not the leak's effect alone. The
     means over classes are over those that both parts have. None where a part lacks lesions or no class is common.
     """
-    predictions, seen = fitted.predictions, inputs.seen
+    predictions, seen = fitted.predictions, inputs.frame["seen"].to_numpy()
     labels, groups = predictions.labels, predictions.groups
     common = np.intersect1d(labels[seen], labels[~seen])
     shared = [predictions.classes[k] for k in common]
     if not shared or min(len(np.unique(groups[seen])), len(np.unique(groups[~seen]))) < 2:
         return None
-    answers, found, samples = fitted.all_answers(inputs.study.rule), {}, {}
+    answers, found, samples = fitted.answers(inputs.study.rule), {}, {}
     names = ["accuracy", *(f"{key}:{name}" for key in ("f1", "recall") for name in shared)]
     seeds_drawn = None
     for draws, (part, rows) in enumerate((("seen", seen), ("unseen", ~seen)), 1):  # other lesions, so other draws

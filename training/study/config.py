@@ -28,26 +28,16 @@ class ProtocolPlan:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study, as its YAML file says it.
+    """A study, as its YAML file says it."""
 
-    Attributes:
-        recipe: File with the options of `ham10000-train` that all image runs share, relative to the study's file.
-        protocols: Protocol to its runs. Heads are fitted for the first, lesion-grouped, which needs folds.
-        rule: Decision rule of every score that rests on answers: one of `STUDY_RULES`.
-        primary: The metric that verdicts rest on: macro_f1, balanced_accuracy or accuracy.
-        comparisons: Pairs of variants, the first minus the second. The first pair is the primary one, and all of them
-            are the family of Holm's correction.
-        coverages: Coverages of the prediction sets.
-        n_resamples: Bootstrap resamples.
-        heads: How heads are fitted.
-    """
-
-    recipe: str = "recipe_b0.yaml"
+    recipe: str = "recipe_b0.yaml"  # what `ham10000-train` is given for every image run; relative to the study's file
+    # Heads are fitted for the first protocol, lesion-grouped, which needs folds.
     protocols: Mapping[str, ProtocolPlan] = field(default_factory=lambda: {PROTOCOLS[0]: ProtocolPlan(folds=5)})
-    rule: str = TRAINED
-    primary: str = "macro_f1"
+    rule: str = TRAINED  # of every score that rests on answers
+    primary: str = "macro_f1"  # the metric that verdicts rest on
+    # The first variant minus the second. The first pair is the primary one, and all are Holm's family.
     comparisons: tuple[tuple[str, str], ...] = (("fusion", "control"), ("control", "image"), ("fusion", "image"))
-    coverages: tuple[float, ...] = COVERAGES
+    coverages: tuple[float, ...] = COVERAGES  # of the prediction sets
     n_resamples: int = 2000
     heads: HeadSettings = field(default_factory=HeadSettings)
 
@@ -56,34 +46,23 @@ class StudyConfig:
         # Out of folds the report says that no model had seen a scored lesion.
         first, plan = next(iter(self.protocols.items()), ("", ProtocolPlan()))
         protocols, variants = set(self.protocols), {name for pair in self.comparisons for name in pair}
+        seeds = [plan.seeds for plan in self.protocols.values()]
         for name, ok, expected in (
             ("rule", self.rule in STUDY_RULES, f"one of {list(STUDY_RULES)}"),
             ("primary", self.primary in ("macro_f1", "balanced_accuracy", "accuracy"), "a metric of the answers"),
             ("protocols", first == PROTOCOLS[0] or (len(protocols) == 1 and not plan.folds), f"led by {PROTOCOLS[0]}"),
             ("protocols", protocols and protocols <= set(PROTOCOLS), f"some of {list(PROTOCOLS)}"),
+            ("protocols", all(0 < len(set(one)) == len(one) for one in seeds), "given distinct seeds"),
             ("comparisons", self.comparisons and variants <= set(VARIANTS), f"pairs of {list(VARIANTS)}"),
             ("coverages", all(0 < value < 1 for value in self.coverages), "between 0 and 1"),
             ("n_resamples", self.n_resamples >= 2, "at least 2"),
         ):
             if not ok:
                 raise Ham10000Error(f"study: `{name}` must be {expected}, got {getattr(self, name)!r}.")
-        for name, plan in self.protocols.items():
-            if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
-                raise Ham10000Error(f"study: {name} needs distinct seeds, got {list(plan.seeds)}.")
 
 
 def read_study_config(path: str | Path) -> StudyConfig:
-    """Reads a study's YAML file; an unknown key is an error that lists the known ones.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The study, with `recipe` as a path that can be opened.
-
-    Raises:
-        Ham10000Error: If a file is missing or malformed, or a value is not allowed.
-    """
+    """Reads a study's YAML file; `recipe` becomes a path that can be opened, and an unknown key is an error."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -1,5 +1,6 @@
 """What is fitted for one fold from the others: heads, calibration and prediction sets."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,37 +30,32 @@ class CrossFitted:
     temperatures: np.ndarray  # (S, F) of each seed and fold
     biases: np.ndarray  # (S, F, K) of each seed and fold
     prior: np.ndarray  # (K,) class shares
-    heads: tuple[dict[int, Head], ...] = ()  # for each seed, fold to the head fitted on the others; not of the image
-    image_logits: np.ndarray | None = None  # (S, N, K) what the heads read; None for the image variant
+    image: Predictions  # what the heads read
+    heads: Sequence[dict[int, Head]]  # for each seed, fold to the head fitted on the others; none of the image variant
 
-    def calibrated(self, logits: np.ndarray, seed: int) -> np.ndarray:
-        """(…, N, K) logits of a seed's models to probabilities, by each image's fold."""
+    def probabilities(self, logits: np.ndarray | None = None) -> np.ndarray:
+        """Each image's logits (S, …, N, K), by default the out-of-fold ones, calibrated as its fold is."""
+        logits = self.predictions.logits if logits is None else logits
         _, fold = np.unique(self.folds, return_inverse=True)
-        return softmax(logits / self.temperatures[seed, fold][:, None] + self.biases[seed, fold])
+        between = tuple(range(1, logits.ndim - 2))
+        temperatures, biases = self.temperatures[:, fold, None], self.biases[:, fold]
+        return softmax(logits / np.expand_dims(temperatures, between) + np.expand_dims(biases, between))
 
-    def answers(self, logits: np.ndarray, seed: int, rule: str) -> np.ndarray:
-        """(…, N, K) logits of a seed's models to class ids (…, N), by a rule of `STUDY_RULES`."""
+    def answers(self, rule: str, logits: np.ndarray | None = None) -> np.ndarray:
+        """Class ids (S, …, N) by a rule of `STUDY_RULES`, of logits as `probabilities` takes them."""
         if rule == TRAINED:
-            return logits.argmax(axis=-1)
-        return decide(self.calibrated(logits, seed), list(self.prior), rule)
+            return (self.predictions.logits if logits is None else logits).argmax(axis=-1)
+        return decide(self.probabilities(logits), list(self.prior), rule)
 
-    @property
-    def probabilities(self) -> np.ndarray:
-        """(S, N, K), calibrated."""
-        return np.stack([self.calibrated(rows, s) for s, rows in enumerate(self.predictions.logits)])
-
-    def all_answers(self, rule: str) -> np.ndarray:
-        """(S, N) class ids by a rule."""
-        return np.stack([self.answers(rows, s, rule) for s, rows in enumerate(self.predictions.logits)])
-
-    def head_logits(self, metadata: torch.Tensor, seed: int) -> np.ndarray:
-        """(N, K) logits of a seed's heads for other metadata (N, fields), each image by its own fold's head."""
-        if self.image_logits is None:
-            raise Ham10000Error("The image variant has no heads, so it reads no metadata.")
-        logits = np.empty(self.predictions.logits.shape[1:], dtype=np.float32)
-        for fold, head in self.heads[seed].items():
-            rows = self.predictions.folds == fold
-            logits[rows] = head.predict(self.image_logits[seed, rows], metadata[torch.from_numpy(rows)])
+    def head_logits(self, tables: torch.Tensor) -> np.ndarray:
+        """(S, M, N, K) logits of the heads for M other metadata (M, N, fields), each image by its own fold's head."""
+        seeds, *shape = self.image.logits.shape
+        logits = np.empty((seeds, len(tables), *shape), dtype=np.float32)
+        for s, heads in enumerate(self.heads):
+            for fold, head in heads.items():
+                rows = self.image.folds == fold
+                for m, table in enumerate(tables):
+                    logits[s, m, rows] = head.predict(self.image.logits[s, rows], table[torch.from_numpy(rows)])
         return logits
 
 
@@ -73,7 +69,7 @@ def calibration_of(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.nd
 
 
 def cross_calibrate(
-    predictions: Predictions, heads: Sequence[dict[int, Head]] = (), image_logits: np.ndarray | None = None
+    predictions: Predictions, image: Predictions, heads: Sequence[dict[int, Head]] = ()
 ) -> CrossFitted:
     """Calibrates each fold by the other folds' logits, temperature and class biases together; see `CrossFitted`."""
     folds = predictions.folds
@@ -90,32 +86,23 @@ def cross_calibrate(
         np.array([[temperature for temperature, _ in of_seed] for of_seed in fitted]),
         np.array([[biases for _, biases in of_seed] for of_seed in fitted]),
         np.bincount(labels, minlength=n_classes) / len(labels),
-        tuple(heads),
-        image_logits,
+        image,
+        heads,
     )
 
 
 def cross_fit_heads(
     image: Predictions, metadata: torch.Tensor, config: Ham10000Config, settings: HeadSettings
 ) -> dict[str, CrossFitted]:
-    """Fits every head on the other folds and applies it to its own, for every seed of the image runs.
+    """Fits every head on the other folds and applies it to its own; its seed is that of the image run.
 
-    Args:
-        image: The image variant's out-of-fold logits, under a protocol with folds.
-        metadata: (N, fields) raw metadata of its images, NaN where missing.
-        config: Metadata schema, encoder and dropout.
-        settings: How heads are fitted; the image run's seed is the head's.
-
-    Returns:
-        Each of `HEAD_VARIANTS` to its calibrated out-of-fold logits.
-
-    Raises:
-        Ham10000Error: Without folds, or if the other folds lack a class.
+    `metadata` are the images' raw ones (N, fields), NaN where missing. Returns each of `HEAD_VARIANTS` to its
+    calibrated out-of-fold logits; raises a `Ham10000Error` without folds, or if the other folds lack a class.
     """
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
-    logits = {variant: np.empty_like(image.logits) for variant in HEAD_VARIANTS}
+    found = {name: dataclasses.replace(image, logits=np.empty_like(image.logits)) for name in HEAD_VARIANTS}
     heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in HEAD_VARIANTS}
     plan = list(itertools.product(HEAD_VARIANTS, enumerate(image.seeds), folds))
     for variant, (s, seed), fold in tqdm(plan, desc="Fitting heads", unit="head", leave=False):
@@ -124,16 +111,14 @@ def cross_fit_heads(
         others = (rows[~test], metadata[~mask], image.labels[~test])
         head = fit_variant(variant, *others, config, settings=settings, seed=seed)
         hidden = torch.full_like(metadata[mask], float("nan"))
-        logits[variant][s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
+        found[variant].logits[s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
         heads[variant][s][fold] = head
-    return {
-        name: cross_calibrate(image.with_logits(logits[name]), heads[name], image.logits) for name in HEAD_VARIANTS
-    }
+    return {name: cross_calibrate(found[name], image, heads[name]) for name in HEAD_VARIANTS}
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:
     """(S, N, K) bool prediction sets, each fold's thresholds from the other folds' calibrated probabilities."""
-    labels, probabilities = fitted.predictions.labels, fitted.probabilities
+    labels, probabilities = fitted.predictions.labels, fitted.probabilities()
     sets = np.empty(probabilities.shape, dtype=bool)
     for s, of_seed in enumerate(probabilities):
         for fold in np.unique(fitted.folds):

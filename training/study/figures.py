@@ -347,19 +347,13 @@ def study_tables(protocol: ProtocolResult) -> dict[str, pd.DataFrame]:
 
 
 def write_study_tables(study: Study, variants: Mapping[str, CrossFitted], directory: str | Path) -> None:
-    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures.
-
-    Args:
-        study: Content of study.json.
-        variants: The first protocol's calibrated variants.
-        directory: Receives csv, LaTeX, PDF and SVG files; made where it does not exist.
-    """
+    """Writes the first protocol's tables, curves and operating points of image and fusion, and all figures."""
     directory, protocol = Path(directory), lead(study)
     about = f"{protocol['n_images']:,} images of {protocol['n_lesions']:,} lesions, cross-validated; 95 % intervals."
     for name, table in study_tables(protocol).items():
         write_latex_table(table, directory / name, f"{name.replace('_', ' ').capitalize()}, {about}")
     for variant in ("image", "fusion"):
-        predictions, probabilities = variants[variant].predictions, variants[variant].probabilities.mean(axis=0)
+        predictions, probabilities = variants[variant].predictions, variants[variant].probabilities().mean(axis=0)
         weights = cluster_weights(predictions.groups, N_RESAMPLES)
         found = targets(predictions.labels, probabilities, predictions.classes, MALIGNANT)
         write_curves(directory, found, weights, about, f"_{variant}")

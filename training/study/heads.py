@@ -76,23 +76,12 @@ def fit_variant(
     settings: HeadSettings,
     seed: int,
 ) -> Head:
-    """Fits a head; fixed schedule, last step kept, nothing chosen on other images.
+    """Fits a head by a fixed schedule: the last step is kept, and nothing chosen on other images.
 
-    Args:
-        variant: `fusion`; `metadata`, which leaves the image logits out; or `control`, the same network, schedule and
-            seed as fusion with every field missing.
-        image_logits: (N, K) logits of an image model for images it was not trained on.
-        metadata: (N, fields) raw metadata, NaN where missing.
-        labels: Class ids (N,), every class among them.
-        config: Metadata schema, encoder and dropout.
-        settings: How it is fitted.
-        seed: Seed of weights, order and dropout.
-
-    Returns:
-        The head, in evaluation mode.
-
-    Raises:
-        Ham10000Error: For a class without images, or unknown class weights.
+    The `metadata` variant leaves the image logits out, and `control` is the network, schedule and seed of `fusion`
+    with every field missing. `image_logits` (N, K) are of a model that was not trained on these images, `metadata`
+    raw (N, fields), NaN where missing, and `labels` (N,) class ids. Raises a `Ham10000Error` for a class without
+    images, or unknown class weights.
     """
     n_classes = image_logits.shape[1]
     counts = np.bincount(labels, minlength=n_classes)
@@ -125,18 +114,10 @@ def fit_variant(
 def assemble(
     image_model: Ham10000ForImageClassification | None, head: Head, config: Ham10000Config
 ) -> Ham10000ForImageClassification:
-    """Puts a head and its image model into one ordinary checkpoint; the logits are the head's.
+    """Puts a head and its image model (None for the metadata variant) into one ordinary checkpoint at temperature 1.
 
     The image model's logits are `(W x + c) / T`, the head's `A z + b + V e`. With `fusion="concat"` the classifier
-    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`.
-
-    Args:
-        image_model: The image model; None for the metadata variant.
-        head: A head, of the same classes.
-        config: The configuration the head was fitted with.
-
-    Returns:
-        A fusion model, or a metadata model, in evaluation mode, at temperature 1.
+    reads `[x, e]`, so its weight is `[A W / T, V]` and its bias `A c / T + b + v`. `config` is that of the head's fit.
     """
     values = config.to_dict()
     if image_model is not None:
@@ -157,13 +138,7 @@ def assemble(
 
 
 def absorb_calibration(model: Ham10000ForImageClassification, temperature: float, biases: np.ndarray) -> None:
-    """Makes a model's logits `z / T + b`, in place: T goes into its config, `T * b` (K,) into its classifier.
-
-    Raises:
-        Ham10000Error: If the model has a temperature already.
-    """
-    if model.config.temperature != 1:
-        raise Ham10000Error(f"The model is calibrated already (temperature {model.config.temperature}).")
+    """Makes an uncalibrated model's logits `z / T + b`, in place: T into its config, `T * b` into its classifier."""
     model.config.temperature = float(temperature)
     with torch.no_grad():
         model.classifier.bias.add_(torch.from_numpy(temperature * biases).to(model.classifier.bias))

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from ham10000.training.study.crossfit import CrossFitted, calibration_of
 from ham10000.training.study.heads import absorb_calibration, assemble, fit_variant
 from ham10000.training.study.runs import ImageRun, is_trained
 from ham10000.training.train import load_configured, train
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment
 
 # The image model last: its own calibration must not enter the fusion.
@@ -31,20 +30,7 @@ ESTIMATED_BY = "cross-validation"
 
 
 def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerator: Accelerator) -> Path:
-    """Trains the image model on every image by the study's recipe, once.
-
-    Args:
-        study: The study; the first seed of its first protocol is used.
-        base: The recipe.
-        folder: Folder of the release.
-        accelerator: Serves the run.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        Ham10000Error: As `train` does.
-    """
+    """Trains the image model on every image by the recipe, once, with the first seed; returns the run's folder."""
     protocol, plan = next(iter(study.protocols.items()))
     directory = folder / "image-run"
     config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
@@ -56,28 +42,19 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
 
 
 def write_release(
-    variants: Mapping[str, CrossFitted],
+    variants: dict[str, CrossFitted],
     inputs: Inputs,
     run: Path,
-    folder: Path,
+    to: Path,
     *,
     data: str,
     made_by: str,
-    answer: Sequence[str],
+    answer: list[str],
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
-    Args:
-        variants: The first protocol's calibrated variants.
-        inputs: The metadata of their images, and the settings.
-        run: The image model trained on all images.
-        folder: Receives `ham10000-image`, `ham10000-metadata` and `ham10000-fusion`.
-        data: Name of the data, for the record.
-        made_by: The command, for the card.
-        answer: The study's answer, for the cards: each repeats it word for word.
-
-    Returns:
-        The folders.
+    `variants` and `inputs` are those of the first protocol, `run` is the image model trained on all images. The cards
+    name the data, the command `made_by`, and repeat the study's answer word for word. Returns the folders.
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)
@@ -94,13 +71,13 @@ def write_release(
         absorb_calibration(model, *calibration_of(fitted.predictions.logits[0], image.labels))
         model.config.class_prior = fitted.prior.tolist()
         model.config.conformal_thresholds = {
-            f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities[0], coverage).tolist()
+            f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities()[0], coverage).tolist()
             for coverage in study.coverages
         }
-        directory, seconds = folder / f"ham10000-{variant}", time.perf_counter() - start
+        directory, seconds = to / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
         _describe(directory, run, model, study, made_by, seconds)
-        told = {"data": Path(data).name, "study": {"answer": list(answer)}, "temperature": model.config.temperature}
+        told = {"data": Path(data).name, "study": {"answer": answer}, "temperature": model.config.temperature}
         _write_results(directory, run, fitted, inputs, told)
         folders.append(directory)
     return folders
@@ -127,12 +104,10 @@ def _describe(
     atomic_write_json(directory / RunFile.TRAINING, training)
 
 
-def _write_results(
-    directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: Mapping[str, object]
-) -> None:
+def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inputs, told: JsonObject) -> None:
     """Writes the cross-validated evaluation of the recipe: these are no predictions of this model."""
     predictions = fitted.predictions
-    scored = (inputs.frame, predictions.labels, fitted.probabilities[0], predictions.groups)
+    scored = (inputs.frame, predictions.labels, fitted.probabilities()[0], predictions.groups)
     results, table = score_predictions(*scored, inputs.model, n_resamples=inputs.study.n_resamples)
     split = read_json(run / RunFile.SPLIT_RECORD)
     context = {
@@ -145,7 +120,7 @@ def _write_results(
             "n_lesions": len(np.unique(predictions.groups)),
             "folds": len(np.unique(predictions.folds)),
             **{name: split[name] for name in ("protocol", "seed", "sha256")},
-            "leakage": {ESTIMATED_BY: {"all": float(inputs.seen.mean())}},
+            "leakage": {ESTIMATED_BY: {"all": float(inputs.frame["seen"].mean())}},
         },
         "views": 1,
         "precision": "fp32",

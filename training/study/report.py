@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
@@ -25,15 +24,9 @@ VARIANT_TITLES = {
 SUBGROUP_TITLES = {"age": "age", "sex": "sex", "site": "site", "photographs": "photographs of the lesion"}
 
 
-class Study(TypedDict):
-    """A study.json: the settings, what the image runs say of themselves, the machine, and each protocol's results."""
-
-    format: int
-    study: JsonObject
-    recipe: JsonObject | None
-    environment: JsonObject
-    origin: NotRequired[str | None]  # `HAM10000`, `synthetic`, or None for other images; earlier files are of HAM10000
-    protocols: dict[str, ProtocolResult]
+# A study.json: `format`, the settings in `study`, the `recipe` of the image runs, the machine in `environment`, the
+# `origin` of the images, which earlier files of HAM10000 lack, and each protocol's results in `protocols`.
+Study = JsonObject
 
 
 def check_study(study: Study) -> None:
@@ -83,11 +76,9 @@ def comparison_sentence(comparison: Comparison, study: Study) -> str:
 
 
 def moved_malignant(comparison: Comparison) -> list[dict[str, str]]:
-    """The malignant images that the two variants call differently: first those that become wrong."""
+    """The malignant images that the two variants call differently: first those that become wrong, then by lesion."""
     found = [row for row in comparison["moved"] if row["label"] in MALIGNANT]
-    return sorted(
-        found, key=lambda row: (row["before"] != row["label"], row["after"] != row["label"], row["lesion_id"])
-    )
+    return sorted(found, key=lambda row: (row["before"] != row["label"], row["after"] != row["label"]))
 
 
 def gaps(variant: VariantResult) -> JsonObject:
@@ -103,16 +94,14 @@ def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
 def largest_fall(protocol: ProtocolResult) -> JsonObject | None:
     """The age band whose share of malignant images found falls most from control to fusion; None where none falls.
 
-    Returns:
-        `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
+    Its `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
     """
-    variants, fallen = protocol["variants"], []
-    for row in variants["control"]["subgroups"]["fields"]["age"]:
-        pair = (row, subgroup(variants["fusion"], "age", row["group"]))
-        before, after = (one["malignant_sensitivity"]["estimate"] for one in pair)
-        if not row["too_few"] and after < before:
+    fallen, variants = [], [protocol["variants"][name] for name in ("control", "fusion")]
+    for row in variants[0]["subgroups"]["fields"]["age"]:
+        pair = [subgroup(variant, "age", row["group"])["malignant_sensitivity"]["estimate"] for variant in variants]
+        if not row["too_few"] and pair[1] < pair[0]:
             counts = {"images": row["n_malignant"], "lesions": row["n_malignant_lesions"]}
-            fallen.append({"group": row["group"], "before": before, "after": after, **counts})
+            fallen.append({"group": row["group"], "before": pair[0], "after": pair[1], **counts})
     return max(fallen, key=lambda row: row["before"] - row["after"], default=None)
 
 
@@ -148,8 +137,6 @@ def study_markdown(study: Study) -> str:
         study=study,
         settings=study["study"],
         lead=protocol,
-        lead_name=next(iter(study["protocols"])),
-        others=dict(list(study["protocols"].items())[1:]),
         labels=LABEL_DESCRIPTIONS,
         malignant=MALIGNANT,
         readers={name: found for name, values in protocol["variants"].items() if (found := values["shortcuts"])},
@@ -179,17 +166,17 @@ def results_table(study: Study) -> str:
     """
     check_study(study)
     published = published_baseline()
-    intervals = [md.interval(published["intervals"].get(name)) for name in README_METRICS]
-    rows = [[md.escape(published["name"]), md.escape(published["protocol"]), *intervals]] * of_ham10000(study)
+    rows = [(published["name"], published["protocol"], published["intervals"])] * of_ham10000(study)
     for name, protocol in study["protocols"].items():
         found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
-        found |= {md.escape(baseline["name"]): baseline["scores"] for baseline in protocol["baselines"]}
-        rows += [
-            [title, md.escape(name), *(cell(scores.get(key)) for key in README_METRICS)]
-            for title, scores in found.items()
-        ]
+        found |= {baseline["name"]: baseline["scores"] for baseline in protocol["baselines"]}
+        rows += [(title, name, scores) for title, scores in found.items()]
     # They fit a page only if an interval may be broken.
-    cells = [[text.replace(md.NO_BREAK, " ") for text in row] for row in rows]
+    cells = [
+        [md.escape(title), md.escape(name)]
+        + [cell(scores.get(key)).replace(md.NO_BREAK, " ") for key in README_METRICS]
+        for title, name, scores in rows
+    ]
     scored = [
         f"{md.escape(name)}: {md.plural(protocol['n_images'], 'image')} of "
         f"{md.plural(protocol['n_lesions'], 'lesion')} out of {md.plural(protocol['folds'], 'fold')}, "

@@ -1,7 +1,7 @@
 """The image runs of a study: which there are, where they lie, and their out-of-fold logits."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 
 from ham10000.modeling import Ham10000Error
 from ham10000.training.config import TrainConfig
@@ -17,8 +18,8 @@ from ham10000.training.data.split import apply_split, load_split
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, training_states
 from ham10000.training.study.config import StudyConfig
-from ham10000.training.study.predictions import LOGIT, write_predictions
-from ham10000.training.train import FREE_TO_CHANGE
+from ham10000.training.study.predictions import LOGIT, Predictions, read_logits, write_predictions
+from ham10000.training.train import FREE_TO_CHANGE, load_configured
 from ham10000.training.utils.files import JsonObject, read_json
 
 # A killed run loses at most so many steps, where the configuration does not say another number.
@@ -71,12 +72,10 @@ def plan_runs(study: StudyConfig) -> list[ImageRun]:
     ]
 
 
-def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = ()) -> dict[ImageRun, Path]:
-    """Every run of the plan to its folder: that of `folders` where it is one of them, else its place in the study.
-
-    Raises:
-        Ham10000Error: If a folder is not a run of this study, or two are the same one.
-    """
+def locate_runs(
+    study: StudyConfig, study_dir: Path, folders: Sequence[str | Path] = (), only: Sequence[str] = ()
+) -> dict[ImageRun, Path]:
+    """Every run of the plan, or those named in `only`, to its folder: one of `folders`, or its place in the study."""
     places: dict[ImageRun, Path] = {}
     plan = plan_runs(study)
     for folder in map(Path, folders):
@@ -90,13 +89,14 @@ def locate_runs(study: StudyConfig, study_dir: Path, folders: Sequence[str | Pat
         if run in places:
             raise Ham10000Error(f"{str(folder)!r} and {str(places[run])!r} are the same run; give one of them.")
         if not settings.get("train_on_validation"):
-            raise Ham10000Error(
-                f"{str(folder)!r} was not trained with --train_on_validation, as the study's runs are."
-            )
+            raise Ham10000Error(f"{str(folder)!r} was not trained with --train_on_validation, as a study's runs are.")
         if settings.get("train_on_all"):
             raise Ham10000Error(f"{str(folder)!r} was trained on all images, those of its test fold too.")
         places[run] = folder
-    return {run: places.get(run, study_dir / run.name) for run in plan}
+    names = [run.name for run in plan]
+    if unknown := sorted(set(only) - set(names)):
+        raise Ham10000Error(f"--only {' '.join(unknown)}: no such run in this study; it has {', '.join(names)}.")
+    return {run: places.get(run, study_dir / run.name) for run in plan if not only or run.name in only}
 
 
 def is_trained(directory: Path, config: TrainConfig) -> bool:
@@ -121,33 +121,10 @@ def is_trained(directory: Path, config: TrainConfig) -> bool:
     return bool(summary["finished"])
 
 
-def check_one_recipe(folders: Sequence[Path]) -> JsonObject:
-    """`train_config.json` of the first of these runs, whose recipe all share.
-
-    Raises:
-        Ham10000Error: If two runs were trained by other settings.
-    """
-    summaries = [read_json(folder / RunFile.TRAINING) for folder in folders]
-    free = {*FREE_TO_CHANGE, *_IDENTITY}
-    recipe = {name: value for name, value in summaries[0]["config"].items() if name not in free}
-    for folder, summary in zip(folders, summaries, strict=True):
-        for name, value in recipe.items():
-            if (other := summary["config"].get(name)) != value:
-                raise Ham10000Error(
-                    f"{str(folder)!r} was trained with {name} {other!r}, but {str(folders[0])!r} with {value!r}; the "
-                    "runs of a study share one recipe."
-                )
-    return summaries[0]
-
-
 def out_of_fold(
     run: ImageRun, directory: Path, dataset: datasets.Dataset, device: torch.device, cache_dir: str | None
 ) -> None:
-    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`.
-
-    Raises:
-        Ham10000Error: For a damaged checkpoint, or data that are not those of the run's split.
-    """
+    """Writes a finished run's logits for its own test images of the whole source, once, into `out_of_fold.parquet`."""
     path = directory / RunFile.OUT_OF_FOLD
     if path.is_file():
         return
@@ -163,3 +140,37 @@ def out_of_fold(
     table = table.assign(protocol=run.protocol, variant="image", seed=run.seed, fold=run.fold)
     table["label"] = np.array(classes)[samples.labels.numpy()]
     write_predictions(path, table.join(pd.DataFrame(logits, columns=[f"{LOGIT}{name}" for name in classes])))
+
+
+def complete_predictions(
+    places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator
+) -> tuple[dict[str, Predictions], JsonObject]:
+    """The image logits of every protocol, of the seeds whose runs are all finished, and the runs' recipe."""
+    summaries = {run: read_json(folder / RunFile.TRAINING, optional=True) or {} for run, folder in places.items()}
+    missing = [run for run, summary in summaries.items() if not summary.get("finished")]
+    incomplete = {(run.protocol, run.seed) for run in missing}
+    chosen = {run: folder for run, folder in places.items() if (run.protocol, run.seed) not in incomplete}
+    if missing:
+        names = ", ".join(run.name for run in missing)
+        print(f"note: left out, as these runs are not finished: {names} (and the other folds of their seeds)")
+    first = next(iter(places)).protocol
+    if not any(run.protocol == first for run in chosen):
+        raise Ham10000Error(
+            f"No seed of {first} is complete; finish it with `ham10000-study train`, or name finished run folders "
+            "with --runs."
+        )
+    reference = next(iter(chosen))
+    for run, folder in chosen.items():
+        for name, value in summaries[reference]["config"].items():
+            theirs = summaries[run]["config"].get(name)
+            if theirs != value and name not in {*FREE_TO_CHANGE, *_IDENTITY}:
+                raise Ham10000Error(
+                    f"{str(folder)!r} was trained with {name} {theirs!r}, but {str(chosen[reference])!r} with "
+                    f"{value!r}; the runs of a study share one recipe."
+                )
+    data: datasets.Dataset | None = None
+    for run, folder in chosen.items():
+        if not (folder / RunFile.OUT_OF_FOLD).is_file():
+            data = data or load_configured(base)[0]
+            out_of_fold(run, folder, data, accelerator.device, base.cache_dir)
+    return read_logits([folder / RunFile.OUT_OF_FOLD for folder in chosen.values()]), summaries[reference]

@@ -7,7 +7,6 @@ nothing here can save a model, and `Ham10000Config` refuses both columns as inpu
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.class_weight import compute_sample_weight
 
 from ham10000.modeling import MALIGNANT, METADATA_FIELDS, Ham10000Config, Ham10000Error
@@ -36,49 +34,13 @@ _LOWEST_PROBABILITY = 1e-6
 _AGE_STEP = 5  # years; the ages of HAM10000 are multiples of it
 
 
-class Effect(TypedDict):
-    """Of one change: macro-F1 lost, its p-value alone and after Holm (None for all fields), and the share of flips."""
-
-    drop: Estimate
-    p: float
-    p_holm: float | None
-    flips: Estimate
-
-
-class Sweep(TypedDict):
-    """Along a sweep, with the image fixed: values, melanoma and malignant probability, flips, and slope or range."""
-
-    values: list[int] | list[str]
-    melanoma: list[Estimate]
-    malignant: list[Estimate]
-    flips: Estimate
-    change: Estimate
-
-
-class Shortcuts(TypedDict):
-    """What each field of metadata is worth to a variant, and how far it moves the answers."""
-
-    repeats: int
-    as_is: Estimate
-    fields: dict[str, dict[str, Effect]]
-    named: list[str]
-    missing: list[JsonObject]
-    age_sweep: Sweep
-    site_sweep: Sweep
-
-
 def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields names and changed metadata (M, N, fields), one at a time.
 
     Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
     10.1023/A:1010933404324, section 10).
 
-    Args:
-        config: Metadata schema.
-        metadata: (N, fields) raw metadata.
-
-    Yields:
-        `shuffled:FIELD`, `unknown:FIELD`, both also for `all`; `missing:SHARE`; `age_sweep` and `site_sweep`.
+    They are `shuffled:FIELD` and `unknown:FIELD`, both also for `all`, `missing:SHARE`, `age_sweep` and `site_sweep`.
     """
 
     def generator(name: str) -> np.random.Generator:
@@ -109,35 +71,25 @@ def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[st
 
 def shortcut_results(
     fitted: CrossFitted, metadata: torch.Tensor, config: Ham10000Config, bootstrap: Bootstrap, rule: str
-) -> Shortcuts:
-    """Changes the metadata of every image, lets its own fold's head answer, and compares.
+) -> JsonObject:
+    """A variant's entry in study.json: what each field of metadata is worth to it, and how far it moves the answers.
 
-    Everything is a mean over seeds and draws, computed in every resample of the lesions.
-
-    Args:
-        fitted: A variant that reads metadata.
-        metadata: (N, fields) its images' raw metadata.
-        config: Metadata schema.
-        bootstrap: Resampled lesions of the same images.
-        rule: Decision rule of answers.
-
-    Returns:
-        The variant's entry in study.json.
+    Every image's metadata are changed and its own fold's head answers. Everything is a mean over seeds and draws,
+    computed in every resample of the lesions; `p_holm` is the p-value after Holm's correction over the single fields.
     """
-    seeds, classes = range(len(fitted.heads)), fitted.predictions.classes
-    as_is = fitted.all_answers(rule)  # (S, N)
+    as_is = fitted.answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
-    fields: dict[str, dict[str, Effect]] = {}
-    sweeps: dict[str, Sweep] = {}
+    fields: dict[str, JsonObject] = {}
+    sweeps: JsonObject = {}
     missing = [{"share": 0.0, "macro_f1": base.summary(), "flips": _flips(bootstrap, as_is[:, None], as_is)}]
     for name, tables in changes(config, metadata):
-        logits = np.stack([[fitted.head_logits(table, s) for table in tables] for s in seeds])  # (S, M, N, K)
-        answers = np.stack([fitted.answers(logits[s], s, rule) for s in seeds])
+        logits = fitted.head_logits(tables)
+        answers = fitted.answers(rule, logits)  # (S, M, N)
         kind, _, what = name.partition(":")
         if kind in ("age_sweep", "site_sweep"):
-            probabilities = np.stack([fitted.calibrated(logits[s], s) for s in seeds]).mean(axis=0)  # (M, N, K)
+            probabilities = fitted.probabilities(logits).mean(axis=0)  # (M, N, K)
             melanoma, malignant = (
-                bootstrap.means(probabilities[..., np.isin(classes, labels)].sum(axis=-1))
+                bootstrap.means(probabilities[..., np.isin(fitted.predictions.classes, labels)].sum(axis=-1))
                 for labels in (["mel"], MALIGNANT)
             )
             of_age = kind == "age_sweep"
@@ -150,28 +102,25 @@ def shortcut_results(
             }
             continue
         score, flips = _macro_f1(bootstrap, answers), _flips(bootstrap, answers, as_is)
-        if kind == "missing":
-            missing.append({"share": float(what), "macro_f1": score.summary(), "flips": flips})
-            continue
-        if name == "unknown:all":
-            hidden = {"share": 1.0, "macro_f1": score.summary(), "flips": flips}
-        drop = base - score
-        effect: Effect = {"drop": drop.summary(), "p": bootstrap_p_value(drop.values), "p_holm": None, "flips": flips}
-        fields.setdefault(what, {})[kind] = effect
-    single, named = [field for field in fields if field != "all"], []
+        if kind == "missing" or name == "unknown:all":
+            share = float(what) if kind == "missing" else 1.0
+            missing.append({"share": share, "macro_f1": score.summary(), "flips": flips})
+        if kind != "missing":
+            drop = base - score
+            effect = {"drop": drop.summary(), "p": bootstrap_p_value(drop.values), "p_holm": None, "flips": flips}
+            fields.setdefault(what, {})[kind] = effect
+    single = [field for field in fields if field != "all"]
     for kind in ("shuffled", "unknown"):
         for field, p in zip(single, holm([fields[field][kind]["p"] for field in single]), strict=True):
             fields[field][kind]["p_holm"] = p
-            if kind == "shuffled" and p < ALPHA and (fields[field][kind]["drop"]["estimate"] or 0) > 0:
-                named.append(field)
+    shuffled = {field: fields[field]["shuffled"] for field in single}
     return {
         "repeats": REPEATS,
         "as_is": base.summary(),
         "fields": fields,
-        "named": named,
-        "missing": [*missing, hidden],
-        "age_sweep": sweeps["age_sweep"],
-        "site_sweep": sweeps["site_sweep"],
+        "named": [k for k, row in shuffled.items() if row["p_holm"] < ALPHA and (row["drop"]["estimate"] or 0) > 0],
+        "missing": sorted(missing, key=lambda row: row["share"]),
+        **sweeps,
     }
 
 
@@ -203,30 +152,14 @@ def _range(curve: Sequence[Sample]) -> Sample:
 # Answers to beat, and answers nobody may give
 
 
-class Baseline(TypedDict):
-    """One row: what was fitted on what, its scores, and the macro-F1 gained over the allowed inputs alone."""
-
-    name: str
-    scores: dict[str, Estimate]
-    gain: Estimate | None
-
-
 def baseline_rows(
     image: Predictions, frame: pd.DataFrame, bootstrap: Bootstrap
-) -> tuple[list[Baseline], list[Baseline]]:
+) -> tuple[list[JsonObject], list[JsonObject]]:
     """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
 
-    Args:
-        image: The image variant's out-of-fold logits; its folds are those of the baselines.
-        frame: Its images' metadata, in the same order, with the forbidden columns.
-        bootstrap: Resampled lesions of the same images.
-
-    Returns:
-        The baselines that anyone may use, and the regressions with the forbidden columns that tell images apart; none
-        of the latter where no such column does.
-
-    Raises:
-        Ham10000Error: For a missing column.
+    `frame` has the images' metadata in the same order, with the forbidden columns. Returns the baselines that anyone
+    may use, and the regressions with those forbidden columns that tell images apart, if any does; raises a
+    `Ham10000Error` for a missing column.
     """
     needed = [*METADATA_FIELDS, *FORBIDDEN]
     if missing := sorted(set(needed) - set(frame.columns)):
@@ -237,7 +170,7 @@ def baseline_rows(
     answers = {
         f"always {image.classes[majority]}": np.full(len(image.labels), majority),
         "logistic regression on metadata": _regression(image, frame, metadata),
-        "gradient boosting on metadata": _boosting(image, frame, metadata),
+        "gradient boosting on metadata": _boosting(image, frame),
     }
     allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
     # A column that the source lacks is "unknown" in every row: a gain of 0 would say that it gives nothing away.
@@ -259,7 +192,8 @@ def baseline_rows(
     return allowed, forbidden
 
 
-def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray | None = None) -> Baseline:
+def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray | None = None) -> JsonObject:
+    """The scores of answers, and the macro-F1 gained over the reference's."""
     scores = bootstrap.scores(ids[None], ("macro_f1", "balanced_accuracy", "accuracy"))
     gain = None
     if reference is not None:
@@ -289,17 +223,16 @@ def _regression(
         if "age" in table:
             steps = table["age"].astype(float) // _AGE_STEP * _AGE_STEP
             table["age"] = [f"{age:g}" if age == age else "unknown" for age in steps]
-        encoder = OneHotEncoder(sparse_output=False)
-        parts.append(encoder.fit_transform(table.fillna("unknown").astype(str).to_numpy(dtype=object)))
+        parts.append(pd.get_dummies(table.fillna("unknown").astype(str)).to_numpy(dtype=float))
     return _out_of_fold(image, np.hstack(parts), lambda: LogisticRegression(max_iter=2000))
 
 
-def _boosting(image: Predictions, frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+def _boosting(image: Predictions, frame: pd.DataFrame) -> np.ndarray:
     """scikit-learn's histogram gradient boosting with its defaults; sex and site categorical, age as a number."""
-    categorical = [name != "age" for name in columns]
+    categorical = [name != "age" for name in METADATA_FIELDS]
     table = [
-        pd.factorize(frame[name].fillna("unknown"))[0] if is_category else frame[name].astype(float)
-        for name, is_category in zip(columns, categorical, strict=True)
+        frame[name].astype(float) if name == "age" else pd.factorize(frame[name].fillna("unknown"))[0]
+        for name in METADATA_FIELDS
     ]
     settings = {"categorical_features": categorical, "random_state": 0}
     return _out_of_fold(image, np.column_stack(table), lambda: HistGradientBoostingClassifier(**settings))
