@@ -7,7 +7,9 @@ import copy
 import errno
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -41,8 +43,8 @@ _FORMAT = 2
 
 
 def _encoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The image column alone, not decoded: each a `StoredImage`."""
-    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    """The same with images that are not decoded: each a `StoredImage`."""
+    return dataset.cast_column("image", datasets.Image(decode=False))
 
 
 def _content(entry: StoredImage) -> bytes | str:
@@ -72,8 +74,8 @@ def _frame_processor(
     images = _encoded(dataset)
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int))
     sizes: Counter[tuple[int, int]] = Counter()
-    for row, entry in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
-        source = _content(entry)
+    for row in images.select(rows):
+        source = _content(row["image"])
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 # As `load_image` turns it. The keys first: a PNG without any would be decoded to look for them, and
@@ -82,7 +84,7 @@ def _frame_processor(
                 is_turned = told and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                 sizes[image.size[::-1] if is_turned else image.size] += 1
         except Exception:  # by format and damage, Pillow raises a dozen types
-            decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image
+            decode(row["image"], row["image_id"], image_processor)  # raises, naming the image
             raise
     (width, height), _ = max(sizes.items(), key=lambda item: (item[1], item[0]))
     if short_side:
@@ -113,26 +115,16 @@ def cached_images(
     where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
     read-only, and may be deleted under a process that has opened it.
 
-    Args:
-        dataset: Has `image` and `image_id`.
-        image_processor: Decides the size and the resampling filter.
-        cache_dir: Folder of the caches; None is `default_cache_dir()`.
-        progress: Whether to show a progress bar while building.
-
-    Returns:
-        (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
-
-    Raises:
-        Ham10000Error: If an image cannot be read or the cache cannot be written; no file is left behind.
+    Returns (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order. An image that cannot be
+    read, or a cache that cannot be written, is a Ham10000Error and leaves no file behind.
     """
-    images, image_ids = _encoded(dataset), dataset["image_id"][:]
-    height, width = image_processor.size["height"], image_processor.size["width"]
+    images = _encoded(dataset)
     path = Path(cache_dir or default_cache_dir()) / f"{_key(images, image_processor)}.npy"
     stream = io.BytesIO()
-    shape = (len(images), 3, height, width)
+    shape = (len(images), 3, image_processor.size["height"], image_processor.size["width"])
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     header = stream.getvalue()
-    size = len(header) + len(images) * height * width * 3
+    size = len(header) + math.prod(shape)
     try:
         if not _is_whole(path, header, size):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +134,7 @@ def cached_images(
                         tqdm.write(
                             f"warning: the image cache {str(path)!r} is damaged; building it again.", sys.stderr
                         )
-                    _build(path, header, images, image_ids, image_processor, progress)
+                    _build(path, header, images, image_processor, progress)
     except OSError as error:
         raise Ham10000Error(
             f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {size / 1e9:.2f} GB; "
@@ -171,12 +163,7 @@ def _one_builder(path: Path) -> AcquireReturnProxy:
 
 
 def _build(
-    path: Path,
-    header: bytes,
-    images: datasets.Dataset,
-    image_ids: list[str],
-    image_processor: Ham10000ImageProcessor,
-    progress: bool,
+    path: Path, header: bytes, images: datasets.Dataset, image_processor: Ham10000ImageProcessor, progress: bool
 ) -> None:
     """Appends image after image to a partial file, whose length says how many are done."""
     half = path.with_suffix(".partial")
@@ -188,7 +175,7 @@ def _build(
                 file.write(header)
             done = min((file.tell() - start) // size, len(images))
             file.truncate(start + done * size)
-            for image in _decoded(images, image_ids, image_processor, done, progress):
+            for image in _decoded(images, image_processor, done, progress):
                 file.write(image.data)
             file.flush()
             os.fsync(file.fileno())
@@ -210,26 +197,23 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     A memory-mapped cache is read through its file: pages that are touched in the mapping count as this process's
     memory, and after an epoch the whole cache would.
     """
-    if not isinstance(images, np.memmap) or images.filename is None or not hasattr(os, "preadv"):
+    if not isinstance(images, np.memmap) or images.filename is None:
         return images[rows]
     output = np.empty((len(rows), *images.shape[1:]), dtype=images.dtype)
-    size = output[:1].nbytes
     try:
-        descriptor = os.open(images.filename, os.O_RDONLY)
+        with Path(images.filename).open("rb", buffering=0) as file:
+            for row, image in zip(rows.tolist(), output, strict=True):
+                file.seek(images.offset + row * image.nbytes)
+                if file.readinto(image.data) != image.nbytes:
+                    raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
     except FileNotFoundError:
         # Deleted under a running job: the mapping still has the images.
         return images[rows]
-    try:
-        for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
-            if os.preadv(descriptor, [buffer.data], images.offset + row * size) != size:
-                raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
-    finally:
-        os.close(descriptor)
     return output
 
 
 def _decoded(
-    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, first: int, progress: bool
+    images: datasets.Dataset, image_processor: Ham10000ImageProcessor, first: int, progress: bool
 ) -> Iterator[np.ndarray]:
     """Yields the resized images in order, from the given row on."""
     # Threads, not processes: Pillow and torch release the interpreter lock while they decode and resize. One thread
@@ -237,10 +221,8 @@ def _decoded(
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         bar = progress_bar(total=len(images), initial=first, desc="Caching images", unit="image", disable=not progress)
-        for start in range(first, len(images), 256):
-            entries = images[start : start + 256]["image"]
-            names = image_ids[start : start + 256]
-            for image in pool.map(decode, entries, names, [image_processor] * len(entries)):
+        for rows in images.skip(first).iter(256):
+            for image in pool.map(decode, rows["image"], rows["image_id"], itertools.repeat(image_processor)):
                 yield image
                 bar.update()
         bar.close()
@@ -251,7 +233,7 @@ def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> s
     settings = {"format": _FORMAT, "resizer": image_processor.resizer, "resample": image_processor.resample}
     settings |= {"height": image_processor.size["height"], "width": image_processor.size["width"]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
+    for entry in (entry for rows in images.select_columns(["image"]).iter(256) for entry in rows["image"]):
         if entry["bytes"] is not None:
             digest.update(hashlib.blake2b(entry["bytes"]).digest())
         else:
@@ -367,15 +349,7 @@ def open_images(
 
 
 def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
-    """The colours and textures of images, as they are stored.
-
-    Args:
-        dataset: Has `image`.
-        most: Of more images, so many are read, evenly spaced.
-
-    Returns:
-        (images, features) float64, see `image_features`.
-    """
+    """(images, features) float64: `image_features` of the stored images, of more than `most` those evenly spaced."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
     entries = _encoded(dataset.select(rows))["image"]
     with ThreadPoolExecutor() as pool:
@@ -396,7 +370,7 @@ class _Loader:
     processor: Ham10000Processor
     device: torch.device
     _: KW_ONLY
-    batch_size: int = 64
+    batch_size: int = 64  # samples of one step over all processes to train on; of one process to evaluate
     rank: int = 0
     world_size: int = 1
     channels_last: bool = False
@@ -420,35 +394,21 @@ class _Loader:
 
 
 def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
-    """The share of an epoch that each class takes.
+    """The share of an epoch that each class takes, (classes,) float64, by its number of training images.
 
-    Args:
-        counts: (classes,) training images of each class.
-        sampling: `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way
-            to equal shares (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217,
-            equation 1 with q = 1/2).
-
-    Returns:
-        (classes,) float64, summing to one.
+    `natural` is as frequent as the class is; `sqrt` in proportion to the square root of that, half way to equal shares
+    (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217, equation 1 with q = 1/2).
     """
     weights = counts.astype(np.float64) ** {"natural": 1.0, "sqrt": 0.5}[sampling]
     return weights / weights.sum()
 
 
 def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> np.ndarray:
-    """The rows of one epoch, as many as there are.
+    """The rows of one epoch, as many as there are; with `natural` a permutation. See `class_shares`.
 
     A class is drawn as evenly as its share allows: every row as many whole times as it fits, and a random part of the
     rows once more. Compared with weights of the loss, rare classes come with more augmented views instead of larger
     gradients of few.
-
-    Args:
-        labels: (rows,) class ids.
-        sampling: As for `class_shares`.
-        rng: Source of randomness.
-
-    Returns:
-        (rows,) int64 positions; with `natural` a permutation.
     """
     if sampling == "natural":
         return rng.permutation(len(labels))
@@ -468,24 +428,16 @@ class TrainLoader(_Loader):
 
     Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
     share: the same run on one or on several processes sees the same images, and a resumed one needs no saved state.
-    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
-
-    Args:
-        batch_size: Samples per optimiser step, over all processes.
-        micro_batches: Parts into which each process cuts its share of a batch.
-        size: (height, width) of an epoch's images, by its number from 0; by default the processor's.
-        sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
-
-    Raises:
-        Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
+    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics. A batch
+    that cannot be cut evenly is a Ham10000Error, like fewer rows than parts.
     """
 
     _: KW_ONLY
     augment: Augment
-    micro_batches: int = 1
+    micro_batches: int = 1  # parts into which each process cuts its share of a batch
     seed: int = 0
-    size: Callable[[int], tuple[int, int]] | None = None
-    sampling: str = "natural"
+    size: Callable[[int], tuple[int, int]] | None = None  # of an epoch's images, by its number; None: the processor's
+    sampling: str = "natural"  # see `class_shares`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -515,14 +467,9 @@ class TrainLoader(_Loader):
         return [self.samples.image_ids[row] for row in index]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
-        """Yields the steps of an epoch.
+        """Yields, for each step of an epoch, the labels of the global batch and this process's micro-batches.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Step of the epoch to begin at, when resuming.
-
-        Yields:
-            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        The weights of those labels normalise the loss.
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])
