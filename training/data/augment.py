@@ -22,8 +22,6 @@ from ham10000.training.config import TrainConfig
 Targets = list[tuple[torch.Tensor, float]]
 # Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
-
-
 # Pixels of the shrunk frame to each pixel of the warp, in each direction. Bilinear sampling of fewer softens, of more
 # it aliases; with two, warped images of HAM10000 keep the sharpness of one antialiased resize within a tenth at
 # every size from 64 to 224 px.
@@ -96,13 +94,10 @@ class Augment:
         )
 
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
-        """Draws the parameters of a batch on the CPU.
+        """Draws the parameters of a batch on the CPU, the same on every machine.
 
-        Args:
-            batch_size: Number of images.
-            generator: Its state gives the same parameters on every machine.
-            aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
-                squashed to the network's square: a round lesion stays as round as the network sees it in use.
+        A rotation is one of the frame, in pixels, of `aspect` (width over height), before it is squashed to the
+        network's square: a round lesion stays as round as the network sees it in use.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -204,17 +199,10 @@ def mix_batch(
     mixup adds the two images (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one
     into the other (Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2). One share holds for the whole batch,
     drawn from Beta(alpha, alpha) and at least one half, so that an image keeps the larger part of itself: the
-    metadata next to it stay its own. With both kinds on, a fair coin chooses.
+    metadata next to it stay its own. `mixup` and `cutmix` are the alphas, 0 for off; with both on, a fair coin
+    chooses. The seed, which decides all of it, is the same on every process of a step.
 
-    Args:
-        pixel_values: (batch, 3, height, width) float, normalised.
-        labels: (batch,) int64.
-        mixup: alpha of mixup; 0 is off.
-        cutmix: alpha of CutMix; 0 is off.
-        seed: Decides the kind, the share and the box; the same on every process of a step.
-
-    Returns:
-        The mixed images, and the targets of the loss: their labels and their partners', each with its share.
+    Returns the mixed images, and the targets of the loss: their labels and their partners', each with its share.
     """
     if not (mixup or cutmix) or len(labels) < 2:
         return pixel_values, [(labels, 1.0)]

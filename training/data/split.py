@@ -80,12 +80,8 @@ class Split:
     def leakage(self, trained_on: Sequence[str] = ("train",)) -> dict[str, dict[str, float | None]]:
         """Share of the images of validation and test whose lesion is shown by an image that was trained on.
 
-        Args:
-            trained_on: The parts that were trained on. All images of such a part count.
-
-        Returns:
-            Per part the share over `all` of its images and per class; `all` alone, and None, where no image has a
-            lesion id, so that nobody knows.
+        Per part, the share over `all` of its images and per class; `all` alone, and None, where no image has a lesion
+        id, so that nobody knows. Of a part that was trained on, all images count.
         """
         if not lesions_known(self.table):
             return {part: {"all": None} for part in SPLITS[1:]}
@@ -103,11 +99,7 @@ class Split:
         return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them.
-
-        Raises:
-            Ham10000Error: For another kind, or a class without training images.
-        """
+        """`class_weights` of the parts that are trained on; a class without an image there is a Ham10000Error."""
         counts = self.counts(parts)
         if kind != "none" and not counts.all():
             absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
@@ -127,12 +119,7 @@ class Split:
         return path
 
     def check(self) -> None:
-        """Asserts what the protocol promises.
-
-        Raises:
-            Ham10000Error: For an image id twice, a class that a split lacks, or, with `lesion-grouped`, a lesion on
-                two sides.
-        """
+        """Ham10000Error for an image id twice, a class that a side lacks, or a lesion on two of `lesion-grouped`."""
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
@@ -164,14 +151,9 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """(classes,) float64 weights of the loss from the images of each class.
+    """(classes,) float64 weights of the loss from the number of training images of each class.
 
-    Args:
-        counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
-        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
-
-    Raises:
-        Ham10000Error: For another kind.
+    `balanced` is n / (classes * count), `sqrt` its square root, `none` ones; another kind is a Ham10000Error.
     """
     if kind not in WEIGHT_KINDS:
         raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
@@ -184,12 +166,7 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     """Groups images that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
 
-    Args:
-        lesion_id: Lesion id of every image.
-        image_id: Image id of every image, in the same order.
-
-    Returns:
-        The name of every image's group: the smallest lesion id in it.
+    A group, given for every image, is named by the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
     lesions = DisjointSet(lesion_id)
@@ -250,9 +227,7 @@ def make_split(
         frame = frame.sort_values("image_id", ignore_index=True)
     else:
         # The baseline's rule; data without any age are kept.
-        without_age = frame["age"].isna()
-        if without_age.all():
-            without_age[:] = False
+        without_age = frame["age"].isna() & frame["age"].notna().any()
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
     table = frame[["image_id", "lesion_id", "dx"]].copy()

@@ -37,14 +37,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
-    """The common look: left-aligned title, no upper and right frame, a light grid behind the data.
+    """The common look: left-aligned title, no upper and right frame, a light `x`, `y`, `both` or `none` grid behind.
 
-    Args:
-        axes: The axes to style.
-        title: What the figure shows, as a statement.
-        xlabel: Horizontal quantity with its unit.
-        ylabel: Vertical quantity with its unit.
-        grid: `"x"`, `"y"`, `"both"` or `"none"`.
+    The title states what the figure shows; labels are quantities with their units.
     """
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)

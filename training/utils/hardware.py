@@ -5,6 +5,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training import __version__
 from ham10000.training.utils.files import JsonObject
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
@@ -46,11 +48,9 @@ def reset_peak_memory() -> None:
 def cpu_model() -> str:
     """Name of the processor, as far as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
+    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    if found := re.search(r"^(?:model name|Model)[ \t]*:[ \t]*(\S.*)", told, re.MULTILINE):
+        return found[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -78,21 +78,8 @@ def git_state() -> JsonObject | None:
     return {"commit": commit, "dirty": bool(changed), "changed": changed}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def environment() -> JsonObject:
-    """Describes the software and the machine of this process at the time of the call.
-
-    Returns:
-        `versions` (python and package to version, None where not installed), `platform`, `cpu` (model, cores usable by
-        this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit,
-        dirty and changed, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
-    """
+    """Describes the software and the machine of this process at the time of the call, as strict JSON values."""
     gpu, cuda_peak = None, None
     if torch.cuda.is_available():
         gpu = {"model": torch.cuda.get_device_name(), "count": torch.cuda.device_count(), "cuda": torch.version.cuda}
@@ -100,27 +87,23 @@ def environment() -> JsonObject:
     # In a container or under taskset fewer cores are usable than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("ham10000", *_PACKAGES)},
+        "versions": {"python": platform.python_version(), "ham10000": __version__}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpu": {"model": cpu_model(), "count": cores},
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
         "gpu": gpu,
-        "git": git_state(),
+        "git": git_state(),  # None where this package is installed
         "peak_rss_mib": round(peak_rss_mib(), 1),
         "peak_cuda_mib": cuda_peak,
     }
 
 
 def resolve_precision(name: str, device: str | None = None) -> str:
-    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
+    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`; an error for fp16 without a GPU.
 
-    Args:
-        name: The wish. `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
-        device: Type of the device that computes; by default `cuda` where there is one, else `cpu`.
-
-    Raises:
-        Ham10000Error: For fp16 without a GPU.
+    `auto` is bf16 where a device of this type (None: `cuda` where there is one) computes it, fp16 on older GPUs, else
+    `no`.
     """
     if name == "fp16" and not torch.cuda.is_available():
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")

@@ -103,10 +103,7 @@ def p_text(p: object) -> str:
 def interval(value: Mapping[str, object] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
-    Args:
-        value: `estimate`, `low` and `high`; any may be None.
-        signed: Whether to show the sign of positive numbers, as differences need it.
-        shares: Whether to show percentages.
+    `signed` shows the sign of positive numbers, as differences need it; `shares` shows percentages.
     """
     numbers = [None if value is None else value.get(name) for name in ("estimate", "low", "high")]
     estimate, low, high = (percent(number) if shares else decimal(number, signed=signed) for number in numbers)
@@ -122,19 +119,10 @@ def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
 def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Template:
     """Loads a Markdown template that must be given every value it names.
 
-    Args:
-        path: The file.
-        **filters: Filters next to the functions of this module; `e` is `escape`, through which text from files goes.
-
-    Returns:
-        The template.
+    Its filters are functions of this module, with `e` for `escape`, through which text from files goes, and `filters`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(path.parent), **options)
     ours = (code, decimal, fence, interval, p_text, percent, plural, words)
     environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
     return environment.get_template(path.name)
