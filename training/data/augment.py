@@ -47,13 +47,9 @@ class AugmentParameters(NamedTuple):
     contrast: torch.Tensor  # (batch,) factor about the image's mean grey
     color: torch.Tensor  # (batch, 3, 3) float32, the saturation and hue matrix applied to RGB
 
-    def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
-        """The parameters of some of the images."""
-        return AugmentParameters(*(value[index] for value in self))
-
-    def to(self, device: torch.device) -> "AugmentParameters":
-        """The same on another device."""
-        return AugmentParameters(*(value.to(device, non_blocking=True) for value in self))
+    def to(self, device: torch.device, share: slice = slice(None)) -> "AugmentParameters":
+        """Those of all images, or of a share of them, on another device."""
+        return AugmentParameters(*(value[share].to(device, non_blocking=True) for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)

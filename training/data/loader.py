@@ -378,8 +378,6 @@ class _Loader:
     def __post_init__(self) -> None:
         self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         self.rows = None if self.images is None else self.images.rows(self.samples.image_ids)
-        self.labels = self.samples.labels.to(self.device)
-        self.metadata = None if self.samples.metadata is None else self.samples.metadata.to(self.device)
 
     def _batch(self, index: np.ndarray, augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Batch:
         """The rows at the index; their images are augmented as 0..255 and normalised last."""
@@ -388,9 +386,8 @@ class _Loader:
             pixels = self.images.batch(self.rows[index])
             pixels = self.processor.image_processor.normalize_pixels(augment(pixels) if augment else pixels)
             pixels = pixels.contiguous(memory_format=self.memory_format)
-        chosen = torch.from_numpy(index).to(self.device)
-        metadata = None if self.metadata is None else self.metadata[chosen]
-        return Batch(pixels, metadata, self.labels[chosen])
+        metadata = None if self.samples.metadata is None else self.samples.metadata[index].to(self.device)
+        return Batch(pixels, metadata, self.samples.labels[index].to(self.device))
 
 
 def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
@@ -474,7 +471,7 @@ class TrainLoader(_Loader):
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])
         first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
-        shares = [np.arange(first + part, self.batch_size, parts) for part in range(self.micro_batches)]
+        shares = [slice(first + part, None, parts) for part in range(self.micro_batches)]
         aspect = 1.0 if self.images is None else self.images.aspect
         for step in range(start_step, self.steps_per_epoch):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -482,7 +479,7 @@ class TrainLoader(_Loader):
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
             for share in shares:
-                own = parameters.select(torch.from_numpy(share)).to(self.device)
+                own = parameters.to(self.device, share)
                 batches.append(self._batch(index[share], partial(self.augment.apply, parameters=own, size=size)))
             yield self.samples.labels[index].to(self.device), batches
 

@@ -35,25 +35,15 @@ KNOWN_DUPLICATE_PAIRS = (
 
 @dataclass
 class Split:
-    """An assignment of images to train, validation and test.
-
-    Attributes:
-        protocol: `lesion-grouped` or `image-stratified`.
-        seed: Seed of the assignment.
-        folds: Number of folds, or None for the baseline's single 80/10/10 split.
-        fold: The fold that is the test set; the next one is the validation set.
-        table: One row per image: image_id, lesion_id, group, dx, split, and `fold` where there are folds.
-        dropped: Image ids of the data the protocol leaves out.
-        labels: The label set, in the order of the class ids.
-    """
+    """An assignment of images to train, validation and test."""
 
     protocol: str
     seed: int
-    folds: int | None
-    fold: int
-    table: pd.DataFrame
-    dropped: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=lambda: list(LABELS))
+    folds: int | None  # None for the baseline's single 80/10/10 split
+    fold: int  # the test set; the next one is the validation set
+    table: pd.DataFrame  # image_id, lesion_id, group, dx, split, and `fold` where there are folds
+    dropped: list[str] = field(default_factory=list)  # images of the data that the protocol leaves out
+    labels: list[str] = field(default_factory=lambda: list(LABELS))  # in the order of the class ids
 
     @property
     def sha256(self) -> str:
@@ -99,12 +89,8 @@ class Split:
         return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """`class_weights` of the parts that are trained on; a class without an image there is a Ham10000Error."""
-        counts = self.counts(parts)
-        if kind != "none" and not counts.all():
-            absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
-            raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
-        return class_weights(counts, kind)
+        """`class_weights` of the parts that are trained on, which have every class: see `check`."""
+        return class_weights(self.counts(parts), kind)
 
     def summary(self) -> JsonObject:
         """The content of `split.json`, as plain values."""

@@ -30,7 +30,7 @@ from ham10000.training.study.runs import ImageRun, check_one_recipe, is_trained,
 from ham10000.training.train import build_accelerator, load_configured, quiet_libraries, train
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, read_json
-from ham10000.training.utils.hardware import environment, release_freed_memory, reset_peak_memory
+from ham10000.training.utils.hardware import environment, reset_memory
 
 
 def train_runs(
@@ -52,8 +52,7 @@ def train_runs(
         config, done = run.config(base, directory), "done before"
         if not is_trained(directory, config):
             done = "resumed" if config.resume else "trained"
-            release_freed_memory()
-            reset_peak_memory()
+            reset_memory()
             try:
                 train(config, accelerator, data)
             except Interrupted as error:

@@ -18,7 +18,6 @@ from ham10000.training import __version__
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Ctrl-C and many schedulers signal every process of a job, and the launcher, being one, passes the signal on: the same
 # wish a second time, within milliseconds, which must not kill the run while it saves.
 _ECHO_SECONDS = 2.0
@@ -28,11 +27,9 @@ _SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
 
 
 class Interrupted(Exception):
-    """A run ended early, on request, with its state saved.
+    """A run ended early, by signal `signum`, with its state saved: a command line exits with 128 plus this.
 
-    Attributes:
-        signum: The signal; a command line exits with 128 plus this. The message is empty on all processes of a run
-            but the main one, which speaks for them.
+    The message is empty on all processes of a run but the main one, which speaks for them.
     """
 
     def __init__(self, message: str, signum: int):
@@ -50,20 +47,10 @@ def add_debug_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """Turns `main(argv)` into an entry point that returns an exit code.
+    """Turns `main(argv)` into an entry point, of `sys.argv[1:]` by default, that returns an exit code.
 
-    Args:
-        main: Takes the arguments without the program's name.
-
-    Returns:
-        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct or
-        a machine that refuses, with one message on stderr (the traceback with `--debug`); 130 when interrupted by
-        Ctrl-C, 143 by SIGTERM.
-
-    Example:
-        >>> @run_cli
-        ... def main(argv):
-        ...     print(parser.parse_args(argv))
+    It is 0; 2 for input the user can correct or a machine that refuses, with one message on stderr (the traceback with
+    `--debug`); 130 when interrupted by Ctrl-C, 143 by SIGTERM.
     """
 
     @functools.wraps(main)
@@ -130,31 +117,24 @@ def noted_signals() -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def note(signum: int, _: object) -> None:
         if not received:
             received.append((signum, time.monotonic()))
         elif time.monotonic() - received[0][1] > _ECHO_SECONDS:
-            restore()
+            signal.signal(signum, before[signum])
             signal.raise_signal(signum)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received[0][0] if received else 0
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def lost_processes_explained(output_dir: str) -> Iterator[None]:
-    """Turns torch's errors for a dead process of a distributed run into one of ours, which names the run's folder.
-
-    Raises:
-        Ham10000Error: For a lost connection to another process; the last saved state is untouched.
-    """
+    """Turns torch's errors for a dead process of a distributed run into a Ham10000Error that says how to go on."""
     try:
         yield
     except RuntimeError as error:

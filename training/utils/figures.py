@@ -10,16 +10,8 @@ from matplotlib.figure import Figure
 from ham10000.training.utils.files import atomic_path
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any form of colour blindness.
-OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "purple": "#CC79A7",
-}
+OKABE_ITO = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73"}
+OKABE_ITO |= {"yellow": "#F0E442", "blue": "#0072B2", "vermilion": "#D55E00", "purple": "#CC79A7"}
 GREY = "#6B6B6B"
 _DPI = 150
 

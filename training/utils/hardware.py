@@ -34,11 +34,13 @@ def peak_rss_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def reset_peak_memory() -> None:
-    """Resets the peaks that `environment` reports, for the next of several runs in one process.
+def reset_memory() -> None:
+    """Gives what `keep_freed_memory` kept back, and resets the peaks that `environment` reports: between two runs.
 
-    On systems other than Linux the resident peak stays that of the whole process.
+    Without glibc nothing is given back; on systems other than Linux the resident peak stays that of the whole process.
     """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set
     if torch.cuda.is_available():
@@ -157,9 +159,3 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def release_freed_memory() -> None:
-    """Gives what was kept back to the system, between two runs of one process; does nothing without glibc."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -62,12 +62,6 @@ def join(*blocks: str) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def section(title: str, *blocks: str, level: int = 2) -> str:
-    """A heading and its blocks; nothing at all if all of them are empty."""
-    body = join(*blocks)
-    return f"{'#' * level} {title}\n\n{body}" if body else ""
-
-
 def words(items: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
