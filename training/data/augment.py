@@ -20,8 +20,6 @@ from ham10000.training.config import TrainConfig
 
 # A mixed batch's targets: (labels, share of the loss), the shares summing to 1.
 Targets = list[tuple[torch.Tensor, float]]
-# Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
-_LUMA = (0.2989, 0.587, 0.114)
 # Pixels of the shrunk frame to each pixel of the warp, in each direction. Bilinear sampling of fewer softens, of more
 # it aliases; with two, warped images of HAM10000 keep the sharpness of one antialiased resize within a tenth at
 # every size from 64 to 224 px.
@@ -148,7 +146,7 @@ class Augment:
         # Brightness b, then contrast c about the mean grey m, then the chroma matrix M, which leaves greys alone:
         # M((b x - m) c + m) = (b c M) x + (1 - c) m. One matrix product instead of a pass over memory for each.
         brightness, contrast = parameters.brightness, parameters.contrast
-        luma = torch.tensor(_LUMA, device=output.device)
+        luma = torch.tensor([0.2989, 0.587, 0.114], device=output.device)  # torchvision's rgb_to_grayscale, Rec. 601
         mean_grey = brightness * (output.mean(dim=(2, 3)) @ luma)  # (B,)
         matrix = (brightness * contrast).view(-1, 1, 1) * parameters.color
         shift = ((1 - contrast) * mean_grey).view(-1, 1, 1)
@@ -180,10 +178,8 @@ def _saturation_hue(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tens
     """(batch, 3, 3) matrices that scale the chroma of RGB and turn it by `angle` radians in the YIQ plane."""
     to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cos, sin = saturation * torch.cos(angle), saturation * torch.sin(angle)
-    chroma = torch.zeros(len(angle), 3, 3)
-    chroma[:, 0, 0] = 1
-    chroma[:, 1, 1], chroma[:, 1, 2] = cos, -sin
-    chroma[:, 2, 1], chroma[:, 2, 2] = sin, cos
+    one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+    chroma = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
     return torch.linalg.inv(to_yiq) @ chroma @ to_yiq
 
 

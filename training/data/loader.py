@@ -131,9 +131,8 @@ def cached_images(
             with _one_builder(path):
                 if not _is_whole(path, header, size):
                     if path.is_file():
-                        tqdm.write(
-                            f"warning: the image cache {str(path)!r} is damaged; building it again.", sys.stderr
-                        )
+                        warning = f"warning: the image cache {str(path)!r} is damaged; building it again."
+                        tqdm.write(warning, sys.stderr)
                     _build(path, header, images, image_processor, progress)
     except OSError as error:
         raise Ham10000Error(
@@ -287,6 +286,7 @@ class CachedImages:
     def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device):
         self._position = {image_id: row for row, image_id in enumerate(image_ids)}
         self.images = images
+        self.aspect = images.shape[3] / images.shape[2]  # width over height
         self.device = device
         self.resident: torch.Tensor | None = None
         # Half of the free memory is left to training.
@@ -295,11 +295,6 @@ class CachedImages:
             for start in range(0, len(images), 256):
                 rows = np.arange(start, min(start + 256, len(images)))
                 self.resident[start : start + 256] = torch.from_numpy(read_rows(images, rows)).to(device)
-
-    @property
-    def aspect(self) -> float:
-        """Width over height."""
-        return self.images.shape[3] / self.images.shape[2]
 
     def rows(self, image_ids: list[str]) -> np.ndarray:
         """Positions of the named images."""
@@ -333,8 +328,8 @@ def open_images(
             pixels than the network reads.
         short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
             images' own where that is little more. Never more than the images have.
-        cache_dir: As for `cached_images`, like `progress`.
-        progress: Whether to show a progress bar.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        progress: Whether to show a progress bar while a cache is built.
 
     Returns:
         The images, or None for the metadata variant.
@@ -376,7 +371,6 @@ class _Loader:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         self.rows = None if self.images is None else self.images.rows(self.samples.image_ids)
 
     def _batch(self, index: np.ndarray, augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Batch:
@@ -385,7 +379,8 @@ class _Loader:
         if self.images is not None and self.rows is not None:
             pixels = self.images.batch(self.rows[index])
             pixels = self.processor.image_processor.normalize_pixels(augment(pixels) if augment else pixels)
-            pixels = pixels.contiguous(memory_format=self.memory_format)
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            pixels = pixels.contiguous(memory_format=layout)
         metadata = None if self.samples.metadata is None else self.samples.metadata[index].to(self.device)
         return Batch(pixels, metadata, self.samples.labels[index].to(self.device))
 
@@ -447,16 +442,11 @@ class TrainLoader(_Loader):
         self.batch_size = min(self.batch_size, len(self.samples))
         if self.batch_size < parts:
             raise Ham10000Error(f"{len(self.samples)} training rows are too few for {parts} parts.")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
-        return len(self.samples) // self.batch_size
+        self.steps_per_epoch = len(self.samples) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
         """(rows,) the rows of an epoch, in order."""
-        rng = np.random.default_rng((self.seed, epoch))
-        return epoch_order(self.samples.labels.numpy(), self.sampling, rng)
+        return epoch_order(self.samples.labels.numpy(), self.sampling, np.random.default_rng((self.seed, epoch)))
 
     def image_ids(self, epoch: int, step: int) -> list[str]:
         """The images of one step's global batch."""

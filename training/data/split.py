@@ -20,7 +20,6 @@ from ham10000.training.utils.files import JsonObject, atomic_write_json, restore
 
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
-DEFAULT_FOLDS = 10
 # Photographs of one lesion that HAM10000 gives two lesion ids: Abhishek, Jain, Hamarneh, "Investigating the quality of
 # DermaMNIST and Fitzpatrick17k dermatological image datasets", Scientific Data 12:196 (2025).
 KNOWN_DUPLICATE_PAIRS = (
@@ -195,7 +194,7 @@ def make_split(
     if protocol not in PROTOCOLS:
         raise Ham10000Error(f"Protocol {protocol!r} does not exist; expected one of {list(PROTOCOLS)}.")
     grouped = protocol == "lesion-grouped"
-    folds = DEFAULT_FOLDS if folds is None and grouped else folds
+    folds = 10 if folds is None and grouped else folds
     if folds is None and fold != 0:
         raise Ham10000Error(f"fold={fold} needs `folds`: {protocol} without folds has one split only.")
     if folds is not None and not (folds >= 3 and 0 <= fold < folds):
@@ -260,11 +259,7 @@ def leakage_text(share: float | None, part: str) -> str:
 
 
 def load_split(path: str | Path) -> Split:
-    """Reads a saved split, by its folder or its `split.csv`, and verifies that nobody edited it.
-
-    Raises:
-        Ham10000Error: Where a file is missing or unreadable, or the table does not have the recorded hash.
-    """
+    """Reads a saved split, by its folder or its `split.csv`; a Ham10000Error where it is unreadable or was edited."""
     csv_path = Path(path) / "split.csv" if Path(path).is_dir() else Path(path)
     json_path = csv_path.with_suffix(".json")
     try:
@@ -318,14 +313,13 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
                 "Use the data the split was made from, or make the split again."
             )
     rows = frame.loc[split.table["image_id"]]
-    for name in ("lesion_id", "dx"):
+    for name, option in (("lesion_id", "--group_by"), ("dx", "--label_map")):
         differs = rows[name].to_numpy() != split.table[name].to_numpy()
         if differs.any():
             image_id = split.table["image_id"][differs].iloc[0]
-            options = {"lesion_id": "--group_by", "dx": "--label_map"}[name]
             raise Ham10000Error(
                 f"The {name} of {int(differs.sum())} images is another in the split, such as {image_id!r}. Give the "
-                f"{options} and --columns that the split was made with, or make the split again."
+                f"{option} and --columns that the split was made with, or make the split again."
             )
     index = rows["index"].to_numpy()
     sides = split.table["split"].to_numpy()

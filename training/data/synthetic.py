@@ -202,9 +202,14 @@ def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int]
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
     skin = lesion.skin + mottling[..., None]
     image = Image.fromarray(np.clip(skin, 0, 255).astype(np.uint8))
-    seen = lesion.surface.transform(
-        image_size, Image.Transform.AFFINE, _view(rng, image_size), Image.Resampling.BILINEAR
-    )
+    turn, zoom = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.25)
+    center_x, center_y = width / 2 + rng.normal(0, 0.06) * height, height / 2 + rng.normal(0, 0.06) * height
+    scale = _TEXTURE / (_REACH * zoom * height)
+    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
+    x0 = _TEXTURE / 2 - cos * center_x + sin * center_y
+    y0 = _TEXTURE / 2 - sin * center_x - cos * center_y
+    view = (cos, -sin, x0, sin, cos, y0)  # from pixels of the photograph to pixels of the surface
+    seen = lesion.surface.transform(image_size, Image.Transform.AFFINE, view, Image.Resampling.BILINEAR)
     image.paste(seen, mask=seen)
 
     x = (np.arange(width, dtype=np.float32)[None, :] - width / 2) / (height / 2)
@@ -219,19 +224,6 @@ def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int]
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     _draw_hairs(image, rng.poisson(lesion.hairiness), rng)
     return image.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.7)))
-
-
-def _view(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[float, ...]:
-    """The affine map from pixels of a photograph to pixels of a lesion's surface, as Pillow wants it."""
-    width, height = image_size
-    turn, zoom = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.25)
-    center_x, center_y = width / 2 + rng.normal(0, 0.06) * height, height / 2 + rng.normal(0, 0.06) * height
-    scale = _TEXTURE / (_REACH * zoom * height)
-    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
-    middle = _TEXTURE / 2
-    x0 = middle - cos * center_x + sin * center_y
-    y0 = middle - sin * center_x - cos * center_y
-    return cos, -sin, x0, sin, cos, y0
 
 
 def _jitter(rng: np.random.Generator) -> np.ndarray:

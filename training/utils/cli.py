@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _ECHO_SECONDS = 2.0
 # Parts of what gloo and NCCL say when the other end of a connection is gone.
 _LOST_CONNECTION = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout")
-_SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
 
 
 class Interrupted(Exception):
@@ -146,7 +145,8 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
         if not isinstance(error, DistError) and not any(part in text.lower() for part in _LOST_CONNECTION):
             raise
         # gloo begins with the line of its source and ends with general advice.
-        cause = _SOURCE_LINE.sub("", text).split("\n")[0].partition(". ")[0].rstrip(". ") or type(error).__name__
+        line = re.sub(r"^\[\S+:\d+\]\s*", "", text).split("\n")[0]
+        cause = line.partition(". ")[0].rstrip(". ") or type(error).__name__
         raise Ham10000Error(
             f"Another process of this run ended ({cause}); its own message, if it left one, says why. The last saved "
             f"state is untouched; continue with --resume --output_dir {output_dir}, with the same number of processes "

@@ -13,7 +13,6 @@ from ham10000.training.utils.files import atomic_path
 OKABE_ITO = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73"}
 OKABE_ITO |= {"yellow": "#F0E442", "blue": "#0072B2", "vermilion": "#D55E00", "purple": "#CC79A7"}
 GREY = "#6B6B6B"
-_DPI = 150
 
 
 def plain(text: object) -> str:
@@ -42,10 +41,8 @@ def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     axes.set_axisbelow(True)
-    if grid == "none":
-        axes.grid(False)
-    else:
-        axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
+    if grid != "none":
+        axes.grid(axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -53,5 +50,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     with atomic_path(path) as temporary:
         # Without the metadata the same figure is the same file, whatever the day.
         metadata = {"Software": None} if temporary.suffix == ".png" else None
-        figure.savefig(temporary, dpi=_DPI, metadata=metadata)
+        figure.savefig(temporary, dpi=150, metadata=metadata)
     return Path(path)

@@ -180,10 +180,7 @@ def restore_cell(text: str) -> str:
 
 
 def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
-    """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
-
-    Floats are written with the fewest digits that read back as the same number.
-    """
+    """Writes a csv by `atomic_path`: text escaped, floats with the fewest digits that read back as the same number."""
     texts = {
         name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]
         for name in frame.columns[[kind.kind not in "biuf" for kind in frame.dtypes]]

@@ -58,11 +58,9 @@ def cpu_model() -> str:
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in this package's folder; None where it fails or there is no git."""
-    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        return subprocess.check_output(
-            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=20
-        ).strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -73,8 +71,7 @@ def git_state() -> JsonObject | None:
     None for an installed package: site-packages inside somebody's repository must not report that one's commit.
     """
     is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = _git("rev-parse", "HEAD") if is_tracked else None
-    if commit is None:
+    if not is_tracked or (commit := _git("rev-parse", "HEAD")) is None:
         return None
     changed = (_git("diff", "--no-relative", "--name-only", "HEAD") or "").splitlines()
     return {"commit": commit, "dirty": bool(changed), "changed": changed}
@@ -122,11 +119,9 @@ def resolve_precision(name: str, device: str | None = None) -> str:
 def keep_strided_depthwise_fp32(model: nn.Module) -> int:
     """Takes strided depthwise convolutions out of bf16 autocast on a CPU, and returns their number.
 
-    oneDNN has no fast bf16 kernel for the gradient of their input and falls back to a reference loop: in
-    EfficientNetV2-B0 two layers take a quarter of the training step, and without them in bf16 it is 1.3 times as fast
-    (`examples/benchmarks/strided_depthwise.py`, measured in `examples/results/strided_depthwise.json`). The class is
-    swapped, not the method, so that a deep copy of the model computes with its own weights; the state dict stays the
-    same.
+    oneDNN has no fast bf16 kernel for the gradient of their input: without them an EfficientNetV2-B0 training step is
+    1.3 times as fast (`examples/results/strided_depthwise.json`). The class is swapped, not the method, so that a deep
+    copy of the model computes with its own weights; the state dict stays the same.
     """
     count = 0
     for module in model.modules():
@@ -147,15 +142,12 @@ def _fp32_class(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:
 def keep_freed_memory() -> bool:
     """Tells malloc to reuse the memory of large freed tensors instead of returning it; whether glibc took it.
 
-    By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time, step after
-    step. Kept, an EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
-    (`examples/benchmarks/allocator.py`, measured in `examples/results/allocator.json`). The price is that the process
-    stays as large as it ever was.
+    By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time. Kept, an
+    EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
+    (`examples/results/allocator.json`). The price is that the process stays as large as it ever was.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl
+    except (OSError, AttributeError):  # musl, and other systems
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
