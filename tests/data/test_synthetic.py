@@ -35,15 +35,12 @@ def test_the_seed_decides_in_every_process() -> None:
     assert int(other.stdout) == here != another_seed
 
 
-@pytest.mark.parametrize("size", [7, 8, 50, 211])
-def test_exact_size_and_every_class(size: int) -> None:
-    frame = draw_metadata(size)
-    assert frame["images"].sum() == size
-    assert frame["images"].min() == 1
-    assert set(frame["dx"]) == set(LABELS)
-
-
-def test_the_number_of_images() -> None:
+def test_exact_size_and_every_class() -> None:
+    for size in (7, 8, 50, 211):
+        frame = draw_metadata(size)
+        assert frame["images"].sum() == size
+        assert frame["images"].min() == 1
+        assert set(frame["dx"]) == set(LABELS)
     _, report = load_data("synthetic", synthetic_size=7)
     assert report.rows == 7
     assert "not patients" in " ".join(report.notes)
