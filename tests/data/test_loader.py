@@ -106,8 +106,7 @@ def test_frames_keep_the_aspect_and_twice_the_training_size(tmp_path) -> None:
 
     def frames(size: tuple[int, int], train_size: tuple[int, int], short_side=None, **exif) -> tuple[int, ...]:
         pictures = [picture(size, **exif)] * 3 + [picture((50, 50))]  # one of another aspect
-        features = datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")})
-        source = datasets.Dataset.from_dict({"image": pictures, "image_id": list("abcd")}, features=features)
+        source = datasets.Dataset.from_dict({"image": pictures, "image_id": list("abcd")})
         processor = create_processor(Ham10000Config(modality="image", backbone="test_efficientnet"))
         options = {"train_size": train_size, "short_side": short_side, "progress": False}
         return open_images(source, processor, CPU, cache_dir=tmp_path, **options).images.shape
