@@ -67,8 +67,7 @@ def test_class_weights(data: datasets.Dataset) -> None:
 @pytest.mark.parametrize("protocol", ["lesion-grouped", "image-stratified"])
 def test_saved_split_is_read_back(data: datasets.Dataset, protocol: str, tmp_path: Path) -> None:
     split = make_split(data, protocol, seed=7)
-    path = split.save(tmp_path)
-    for given in (tmp_path, path):
+    for given in (split.save(tmp_path), tmp_path):
         loaded = load_split(given)
         pd.testing.assert_frame_equal(loaded.table, split.table, check_dtype=False)
         assert loaded.summary() == split.summary()

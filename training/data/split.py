@@ -212,7 +212,7 @@ def make_split(
         frame = frame.sort_values("image_id", ignore_index=True)
     else:
         # The baseline's rule; data without any age are kept.
-        without_age = frame["age"].isna() & frame["age"].notna().any()
+        without_age = frame["age"].isna() & bool(frame["age"].notna().any())
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
     table = frame[["image_id", "lesion_id", "dx"]].copy()

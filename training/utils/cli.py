@@ -18,6 +18,7 @@ from ham10000.training import __version__
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 # Ctrl-C and many schedulers signal every process of a job, and the launcher, being one, passes the signal on: the same
 # wish a second time, within milliseconds, which must not kill the run while it saves.
 _ECHO_SECONDS = 2.0
@@ -34,9 +35,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
-
-
-DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +118,7 @@ def noted_signals() -> Iterator[Callable[[], int]]:
         if not received:
             received.append((signum, time.monotonic()))
         elif time.monotonic() - received[0][1] > _ECHO_SECONDS:
-            signal.signal(signum, before[signum])
+            signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

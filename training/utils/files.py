@@ -71,8 +71,7 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     Those written less than `older_than` seconds ago stay; 0 is for where nobody else can be writing.
     """
     removed = []
-    folder = Path(directory)
-    for path in [path for pattern in (".*", "figures/.*") for path in folder.glob(pattern)]:
+    for path in [path for pattern in (".*", "figures/.*") for path in Path(directory).glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
             is_folder = path.is_dir()
@@ -116,8 +115,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def scratch_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a hidden folder inside `directory`, in which several files are completed before any takes its place."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    prefix, suffix = ".ham10000-", ".tmp"  # known to `remove_leftovers`
-    with tempfile.TemporaryDirectory(suffix, prefix, directory, ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(".tmp", ".ham10000-", directory, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
 
 

@@ -101,8 +101,7 @@ def environment() -> JsonObject:
 def resolve_precision(name: str, device: str | None = None) -> str:
     """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`; an error for fp16 without a GPU.
 
-    `auto` is bf16 where a device of this type (None: `cuda` where there is one) computes it, fp16 on older GPUs, else
-    `no`.
+    `auto` is bf16 where a device of this type (None: `cuda` if there is one) computes it, fp16 on older GPUs, or `no`.
     """
     if name == "fp16" and not torch.cuda.is_available():
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")

@@ -115,8 +115,10 @@ def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Te
 
     Its filters are functions of this module, with `e` for `escape`, through which text from files goes, and `filters`.
     """
-    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(path.parent), **options)
+    loader = jinja2.FileSystemLoader(path.parent)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     ours = (code, decimal, fence, interval, p_text, percent, plural, words)
     environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
     return environment.get_template(path.name)
