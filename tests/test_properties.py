@@ -6,7 +6,6 @@
 # ruff: noqa: PT017 (an error is one of two right outcomes here, and is looked at where it is caught)
 
 import csv
-import io
 import itertools
 import math
 import os
@@ -19,17 +18,15 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, SEXES, Ham10000Error, Ham10000Processor, load_image
 from ham10000.training.data.readers import COLUMNS, RawSource
 from ham10000.training.data.sources import FEATURES, check_rows
-from ham10000.training.data.split import load_split, make_split
+from ham10000.training.data.split import make_split
 from ham10000.training.data.tables import DataOptions, as_strings, read_table
 from ham10000.training.inference.inputs import read_metadata
 from ham10000.training.utils.files import escape_cell, restore_cell
@@ -52,12 +49,12 @@ anything |= st.lists(st.integers(), max_size=2)
 
 
 @examples(400)
-@given(st.dictionaries(st.sampled_from([*FIELDS, "dx", "skin"]), anything))
-def test_any_mapping_is_a_row_in_range_or_an_error_that_names_the_row(row: dict[str, Any]) -> None:
+@given(st.dictionaries(st.sampled_from([*FIELDS, "dx", "skin"]), anything) | anything)
+def test_anything_is_a_row_in_range_or_an_error_that_names_the_row(row: Any) -> None:
     try:
         encoded = PROCESSOR.encode_metadata(row)
     except Ham10000Error as error:
-        assert "Metadata row 0" in str(error)
+        assert "Metadata row 0" in str(error) or not isinstance(row, dict)
         return
     assert set(row) <= set(FIELDS)
     assert (encoded.shape, encoded.dtype) == ((1, 3), torch.float32)
@@ -65,34 +62,6 @@ def test_any_mapping_is_a_row_in_range_or_an_error_that_names_the_row(row: dict[
         assert math.isnan(value) or 0 <= value <= size
 
 
-@examples(200)
-@given(anything)
-def test_anything_but_rows_is_an_error(value: Any) -> None:
-    assume(not isinstance(value, dict))
-    with pytest.raises(Ham10000Error):
-        PROCESSOR.encode_metadata(value)
-
-
-@examples(100)
-@given(st.sampled_from([*SEXES, *LOCALIZATIONS]), st.data())
-def test_every_value_is_found_in_any_case_and_padding(value: str, data: st.DataObject) -> None:
-    field, vocabulary = ("sex", SEXES) if value in SEXES else ("localization", LOCALIZATIONS)
-    written = "".join(data.draw(st.sampled_from([letter, letter.upper()])) for letter in value)
-    padding = st.text(" \t\n\u00a0", max_size=3)
-    written = data.draw(padding) + written + data.draw(padding)
-    index = int(PROCESSOR.encode_metadata({field: written})[0, FIELDS.index(field)])
-    assert vocabulary[index] == value
-
-
-@examples(100)
-@given(st.floats(0, 120, width=32), st.sampled_from(["{!r}", " {} ", "{:.6f}", "{:e}"]))
-def test_an_age_is_read_from_any_way_of_writing_it(age: float, form: str) -> None:
-    expected = float(form.format(age))
-    assume(expected <= 120)
-    assert PROCESSOR.encode_metadata({"age": form.format(age)})[0, 0].item() == pytest.approx(expected, rel=1e-6)
-
-
-KINDS = st.sampled_from(["PNG", "BMP", "TIFF", "WEBP"])
 DTYPES = st.sampled_from(["uint8", "uint16", "float16", "float32", "float64", "int32", "bool", "int64", ">u2", ">f4"])
 
 
@@ -115,14 +84,6 @@ def test_any_array_is_a_picture_or_an_error(array: np.ndarray, as_tensor: bool) 
     assert array.size in {image.width * image.height * channels for channels in (1, 3, 4)}
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         np.testing.assert_array_equal(np.asarray(image), array)
-
-
-@examples(60)
-@given(hnp.arrays("uint8", st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))), KINDS)
-def test_lossless_files_give_their_pixels_back(array: np.ndarray, kind: str) -> None:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    np.testing.assert_array_equal(np.asarray(load_image(stream.getvalue())), array)
 
 
 cells = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(['"', ",", "\n", '"a', "a;b", "nv", "60"])
@@ -181,8 +142,8 @@ def test_any_file_is_a_table_or_an_error_that_names_it(data: bytes) -> None:
                 assert name in str(error)
 
 
-strange = ["male", "back", "60", "nv", "MEL", "", "unknown", "-5", "9" * 400, "1e999"]
-values = st.text(max_size=6) | st.sampled_from(strange)
+values = st.sampled_from(["male", "back", "60", "nv", "MEL", "", "unknown", "-5", "9" * 400, "1e999"])
+values |= st.text(max_size=6)
 records = st.fixed_dictionaries(dict.fromkeys(COLUMNS, values) | {"image_id": st.sampled_from("abcde") | values})
 
 
@@ -217,11 +178,9 @@ def test_no_lesion_is_on_two_sides_whatever_the_sizes(lesions: list[tuple[int, i
     folds = data.draw(st.integers(3, 6))
     fold, seed = data.draw(st.integers(0, folds - 1)), data.draw(st.integers(0, 99))
     lesions = lesions + [(label, 2) for label in range(7) for _ in range(data.draw(st.sampled_from([0, 4, 8])))]
-    rows = [(f"L{i}", label) for i, (label, size) in enumerate(lesions) for _ in range(size)]
-    table: dict[str, list[Any]] = {name: ["x"] * len(rows) for name in COLUMNS}
-    table |= {"image_id": [f"I{i}" for i in range(len(rows))], "lesion_id": [lesion for lesion, _ in rows]}
-    table |= {"dx": [label for _, label in rows], "age": [50.0] * len(rows)}
-    dataset = datasets.Dataset.from_dict(table, features=_NO_IMAGES)
+    rows = [{"lesion_id": f"L{i}", "dx": label} for i, (label, size) in enumerate(lesions) for _ in range(size)]
+    rows = [dict.fromkeys(COLUMNS, "x") | {"image_id": f"I{i}", "age": 50.0} | row for i, row in enumerate(rows)]
+    dataset = datasets.Dataset.from_list(rows, features=_NO_IMAGES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -229,12 +188,7 @@ def test_no_lesion_is_on_two_sides_whatever_the_sizes(lesions: list[tuple[int, i
         except Ham10000Error as error:
             assert any(text in str(error) for text in ("without an image", "cannot be split", "needs lesion ids"))
             return
-    assert sorted(split.table["image_id"]) == sorted(table["image_id"])
+    assert sorted(split.table["image_id"]) == sorted(row["image_id"] for row in rows)
     assert (split.table.groupby("lesion_id")["split"].nunique() == 1).all()
     for part in ("train", "validation", "test"):
         assert set(split.table.loc[split.table["split"] == part, "dx"]) == set(LABELS)
-    with tempfile.TemporaryDirectory() as folder:
-        split.save(folder)
-        loaded = load_split(folder)
-    pd.testing.assert_frame_equal(loaded.table, split.table, check_dtype=False)
-    assert loaded.summary() == split.summary()

@@ -6,7 +6,7 @@ from typing import Any
 from ham10000.modeling import Ham10000Error
 from ham10000.training.evaluation.plots import draw_interval, name_rows, panels, set_title
 from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure
-from ham10000.training.utils.markdown_text import code, decimal, escape, interval, join, section, table, words
+from ham10000.training.utils.markdown_text import code, decimal, escape, interval, join, table, words
 
 RECIPES_FORMAT = 2
 METRICS = {
@@ -81,20 +81,16 @@ def recipes_markdown(found: dict[str, Any], figures: str = "figures") -> str:
             "fold, with one seed.**",
             f"![Difference of NLL*, AP* and macro-F1 of every trial]({figures}/recipes.png)",
             table(header, rows, align="lllllrr"),
-            section(
-                "Settings of each trained trial",
-                f"Over those that all share: {code(' '.join(_options(found['shared'])))}, weights "
-                f"{code(found['pretrained'])}.",
-                table(["trial", "settings"], settings, align="ll"),
-            ),
-            section(
-                "How to repeat",
-                f"{code(f'python examples/benchmarks/recipes.py {plan} --data HAM10000/')}. Trained "
-                f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}; minutes "
-                "are the mean of the folds, and no measure of cost where runs shared the machine. "
-                f"Commits {words([code(name) for name in dict.fromkeys(cost['commit'] for cost in costs)])}; "
-                f"{versions}.",
-            ),
+            "## Settings of each trained trial",
+            f"Over those that all share: {code(' '.join(_options(found['shared'])))}, weights "
+            f"{code(found['pretrained'])}.",
+            table(["trial", "settings"], settings, align="ll"),
+            "## How to repeat",
+            f"{code(f'python examples/benchmarks/recipes.py {plan} --data HAM10000/')}. Trained "
+            f"on {words([escape(name) for name in dict.fromkeys(cost['hardware'] for cost in costs)])}; minutes "
+            "are the mean of the folds, and no measure of cost where runs shared the machine. "
+            f"Commits {words([code(name) for name in dict.fromkeys(cost['commit'] for cost in costs)])}; "
+            f"{versions}.",
         )
         + "\n"
     )

@@ -20,10 +20,6 @@ from ham10000.training.config import TrainConfig
 
 # A mixed batch's targets: (labels, share of the loss), the shares summing to 1.
 Targets = list[tuple[torch.Tensor, float]]
-# Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
-_LUMA = (0.2989, 0.587, 0.114)
-
-
 # Pixels of the shrunk frame to each pixel of the warp, in each direction. Bilinear sampling of fewer softens, of more
 # it aliases; with two, warped images of HAM10000 keep the sharpness of one antialiased resize within a tenth at
 # every size from 64 to 224 px.
@@ -49,13 +45,9 @@ class AugmentParameters(NamedTuple):
     contrast: torch.Tensor  # (batch,) factor about the image's mean grey
     color: torch.Tensor  # (batch, 3, 3) float32, the saturation and hue matrix applied to RGB
 
-    def select(self, index: slice | torch.Tensor) -> "AugmentParameters":
-        """The parameters of some of the images."""
-        return AugmentParameters(*(value[index] for value in self))
-
-    def to(self, device: torch.device) -> "AugmentParameters":
-        """The same on another device."""
-        return AugmentParameters(*(value.to(device, non_blocking=True) for value in self))
+    def to(self, device: torch.device, share: slice = slice(None)) -> "AugmentParameters":
+        """Those of all images, or of a share of them, on another device."""
+        return AugmentParameters(*(value[share].to(device, non_blocking=True) for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +88,10 @@ class Augment:
         )
 
     def sample(self, batch_size: int, generator: torch.Generator, aspect: float = 1.0) -> AugmentParameters:
-        """Draws the parameters of a batch on the CPU.
+        """Draws the parameters of a batch on the CPU, the same on every machine.
 
-        Args:
-            batch_size: Number of images.
-            generator: Its state gives the same parameters on every machine.
-            aspect: Width of the frame over its height. A rotation is one of the frame, in pixels, before it is
-                squashed to the network's square: a round lesion stays as round as the network sees it in use.
+        A rotation is one of the frame, in pixels, of `aspect` (width over height), before it is squashed to the
+        network's square: a round lesion stays as round as the network sees it in use.
         """
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -157,7 +146,7 @@ class Augment:
         # Brightness b, then contrast c about the mean grey m, then the chroma matrix M, which leaves greys alone:
         # M((b x - m) c + m) = (b c M) x + (1 - c) m. One matrix product instead of a pass over memory for each.
         brightness, contrast = parameters.brightness, parameters.contrast
-        luma = torch.tensor(_LUMA, device=output.device)
+        luma = torch.tensor([0.2989, 0.587, 0.114], device=output.device)  # torchvision's rgb_to_grayscale, Rec. 601
         mean_grey = brightness * (output.mean(dim=(2, 3)) @ luma)  # (B,)
         matrix = (brightness * contrast).view(-1, 1, 1) * parameters.color
         shift = ((1 - contrast) * mean_grey).view(-1, 1, 1)
@@ -189,10 +178,8 @@ def _saturation_hue(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tens
     """(batch, 3, 3) matrices that scale the chroma of RGB and turn it by `angle` radians in the YIQ plane."""
     to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cos, sin = saturation * torch.cos(angle), saturation * torch.sin(angle)
-    chroma = torch.zeros(len(angle), 3, 3)
-    chroma[:, 0, 0] = 1
-    chroma[:, 1, 1], chroma[:, 1, 2] = cos, -sin
-    chroma[:, 2, 1], chroma[:, 2, 2] = sin, cos
+    one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+    chroma = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
     return torch.linalg.inv(to_yiq) @ chroma @ to_yiq
 
 
@@ -204,17 +191,10 @@ def mix_batch(
     mixup adds the two images (Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1); CutMix pastes a box of one
     into the other (Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2). One share holds for the whole batch,
     drawn from Beta(alpha, alpha) and at least one half, so that an image keeps the larger part of itself: the
-    metadata next to it stay its own. With both kinds on, a fair coin chooses.
+    metadata next to it stay its own. `mixup` and `cutmix` are the alphas, 0 for off; with both on, a fair coin
+    chooses. The seed, which decides all of it, is the same on every process of a step.
 
-    Args:
-        pixel_values: (batch, 3, height, width) float, normalised.
-        labels: (batch,) int64.
-        mixup: alpha of mixup; 0 is off.
-        cutmix: alpha of CutMix; 0 is off.
-        seed: Decides the kind, the share and the box; the same on every process of a step.
-
-    Returns:
-        The mixed images, and the targets of the loss: their labels and their partners', each with its share.
+    Returns the mixed images, and the targets of the loss: their labels and their partners', each with its share.
     """
     if not (mixup or cutmix) or len(labels) < 2:
         return pixel_values, [(labels, 1.0)]

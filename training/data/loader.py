@@ -7,7 +7,9 @@ import copy
 import errno
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -41,8 +43,8 @@ _FORMAT = 2
 
 
 def _encoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The image column alone, not decoded: each a `StoredImage`."""
-    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    """The same with images that are not decoded: each a `StoredImage`."""
+    return dataset.cast_column("image", datasets.Image(decode=False))
 
 
 def _content(entry: StoredImage) -> bytes | str:
@@ -72,8 +74,8 @@ def _frame_processor(
     images = _encoded(dataset)
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int))
     sizes: Counter[tuple[int, int]] = Counter()
-    for row, entry in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
-        source = _content(entry)
+    for row in images.select(rows):
+        source = _content(row["image"])
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 # As `load_image` turns it. The keys first: a PNG without any would be decoded to look for them, and
@@ -82,7 +84,7 @@ def _frame_processor(
                 is_turned = told and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                 sizes[image.size[::-1] if is_turned else image.size] += 1
         except Exception:  # by format and damage, Pillow raises a dozen types
-            decode(entry, dataset["image_id"][row], image_processor)  # raises, naming the image
+            decode(row["image"], row["image_id"], image_processor)  # raises, naming the image
             raise
     (width, height), _ = max(sizes.items(), key=lambda item: (item[1], item[0]))
     if short_side:
@@ -113,36 +115,25 @@ def cached_images(
     where it stopped; of several processes one builds and the others wait. A complete one may lie in a folder that is
     read-only, and may be deleted under a process that has opened it.
 
-    Args:
-        dataset: Has `image` and `image_id`.
-        image_processor: Decides the size and the resampling filter.
-        cache_dir: Folder of the caches; None is `default_cache_dir()`.
-        progress: Whether to show a progress bar while building.
-
-    Returns:
-        (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order.
-
-    Raises:
-        Ham10000Error: If an image cannot be read or the cache cannot be written; no file is left behind.
+    Returns (images, 3, height, width) uint8, memory-mapped read-only, in the dataset's order. An image that cannot be
+    read, or a cache that cannot be written, is a Ham10000Error and leaves no file behind.
     """
-    images, image_ids = _encoded(dataset), dataset["image_id"][:]
-    height, width = image_processor.size["height"], image_processor.size["width"]
+    images = _encoded(dataset)
     path = Path(cache_dir or default_cache_dir()) / f"{_key(images, image_processor)}.npy"
     stream = io.BytesIO()
-    shape = (len(images), 3, height, width)
+    shape = (len(images), 3, image_processor.size["height"], image_processor.size["width"])
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     header = stream.getvalue()
-    size = len(header) + len(images) * height * width * 3
+    size = len(header) + math.prod(shape)
     try:
         if not _is_whole(path, header, size):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _one_builder(path):
                 if not _is_whole(path, header, size):
                     if path.is_file():
-                        tqdm.write(
-                            f"warning: the image cache {str(path)!r} is damaged; building it again.", sys.stderr
-                        )
-                    _build(path, header, images, image_ids, image_processor, progress)
+                        warning = f"warning: the image cache {str(path)!r} is damaged; building it again."
+                        tqdm.write(warning, sys.stderr)
+                    _build(path, header, images, image_processor, progress)
     except OSError as error:
         raise Ham10000Error(
             f"Cannot write the image cache {str(path)!r}: {error.strerror or error}. It takes {size / 1e9:.2f} GB; "
@@ -171,12 +162,7 @@ def _one_builder(path: Path) -> AcquireReturnProxy:
 
 
 def _build(
-    path: Path,
-    header: bytes,
-    images: datasets.Dataset,
-    image_ids: list[str],
-    image_processor: Ham10000ImageProcessor,
-    progress: bool,
+    path: Path, header: bytes, images: datasets.Dataset, image_processor: Ham10000ImageProcessor, progress: bool
 ) -> None:
     """Appends image after image to a partial file, whose length says how many are done."""
     half = path.with_suffix(".partial")
@@ -188,7 +174,7 @@ def _build(
                 file.write(header)
             done = min((file.tell() - start) // size, len(images))
             file.truncate(start + done * size)
-            for image in _decoded(images, image_ids, image_processor, done, progress):
+            for image in _decoded(images, image_processor, done, progress):
                 file.write(image.data)
             file.flush()
             os.fsync(file.fileno())
@@ -210,26 +196,23 @@ def read_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     A memory-mapped cache is read through its file: pages that are touched in the mapping count as this process's
     memory, and after an epoch the whole cache would.
     """
-    if not isinstance(images, np.memmap) or images.filename is None or not hasattr(os, "preadv"):
+    if not isinstance(images, np.memmap) or images.filename is None:
         return images[rows]
     output = np.empty((len(rows), *images.shape[1:]), dtype=images.dtype)
-    size = output[:1].nbytes
     try:
-        descriptor = os.open(images.filename, os.O_RDONLY)
+        with Path(images.filename).open("rb", buffering=0) as file:
+            for row, image in zip(rows.tolist(), output, strict=True):
+                file.seek(images.offset + row * image.nbytes)
+                if file.readinto(image.data) != image.nbytes:
+                    raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
     except FileNotFoundError:
         # Deleted under a running job: the mapping still has the images.
         return images[rows]
-    try:
-        for row, buffer in zip(rows.tolist(), output.reshape(len(rows), -1), strict=True):
-            if os.preadv(descriptor, [buffer.data], images.offset + row * size) != size:
-                raise Ham10000Error(f"The cache {str(images.filename)!r} ends early; delete it to build it again.")
-    finally:
-        os.close(descriptor)
     return output
 
 
 def _decoded(
-    images: datasets.Dataset, image_ids: list[str], image_processor: Ham10000ImageProcessor, first: int, progress: bool
+    images: datasets.Dataset, image_processor: Ham10000ImageProcessor, first: int, progress: bool
 ) -> Iterator[np.ndarray]:
     """Yields the resized images in order, from the given row on."""
     # Threads, not processes: Pillow and torch release the interpreter lock while they decode and resize. One thread
@@ -237,10 +220,8 @@ def _decoded(
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         bar = progress_bar(total=len(images), initial=first, desc="Caching images", unit="image", disable=not progress)
-        for start in range(first, len(images), 256):
-            entries = images[start : start + 256]["image"]
-            names = image_ids[start : start + 256]
-            for image in pool.map(decode, entries, names, [image_processor] * len(entries)):
+        for rows in images.skip(first).iter(256):
+            for image in pool.map(decode, rows["image"], rows["image_id"], itertools.repeat(image_processor)):
                 yield image
                 bar.update()
         bar.close()
@@ -251,7 +232,7 @@ def _key(images: datasets.Dataset, image_processor: Ham10000ImageProcessor) -> s
     settings = {"format": _FORMAT, "resizer": image_processor.resizer, "resample": image_processor.resample}
     settings |= {"height": image_processor.size["height"], "width": image_processor.size["width"]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for entry in (entry for start in range(0, len(images), 256) for entry in images[start : start + 256]["image"]):
+    for entry in (entry for rows in images.select_columns(["image"]).iter(256) for entry in rows["image"]):
         if entry["bytes"] is not None:
             digest.update(hashlib.blake2b(entry["bytes"]).digest())
         else:
@@ -305,6 +286,7 @@ class CachedImages:
     def __init__(self, images: np.ndarray, image_ids: list[str], device: torch.device):
         self._position = {image_id: row for row, image_id in enumerate(image_ids)}
         self.images = images
+        self.aspect = images.shape[3] / images.shape[2]  # width over height
         self.device = device
         self.resident: torch.Tensor | None = None
         # Half of the free memory is left to training.
@@ -313,11 +295,6 @@ class CachedImages:
             for start in range(0, len(images), 256):
                 rows = np.arange(start, min(start + 256, len(images)))
                 self.resident[start : start + 256] = torch.from_numpy(read_rows(images, rows)).to(device)
-
-    @property
-    def aspect(self) -> float:
-        """Width over height."""
-        return self.images.shape[3] / self.images.shape[2]
 
     def rows(self, image_ids: list[str]) -> np.ndarray:
         """Positions of the named images."""
@@ -351,8 +328,8 @@ def open_images(
             pixels than the network reads.
         short_side: Shorter side of the frames in pixels; None is `CACHE_FACTOR` times what training reads, or the
             images' own where that is little more. Never more than the images have.
-        cache_dir: As for `cached_images`, like `progress`.
-        progress: Whether to show a progress bar.
+        cache_dir: Folder of the caches; None is `default_cache_dir()`.
+        progress: Whether to show a progress bar while a cache is built.
 
     Returns:
         The images, or None for the metadata variant.
@@ -367,15 +344,7 @@ def open_images(
 
 
 def features_of_images(dataset: datasets.Dataset, most: int = 1000) -> np.ndarray:
-    """The colours and textures of images, as they are stored.
-
-    Args:
-        dataset: Has `image`.
-        most: Of more images, so many are read, evenly spaced.
-
-    Returns:
-        (images, features) float64, see `image_features`.
-    """
+    """(images, features) float64: `image_features` of the stored images, of more than `most` those evenly spaced."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=np.int64))
     entries = _encoded(dataset.select(rows))["image"]
     with ThreadPoolExecutor() as pool:
@@ -396,16 +365,13 @@ class _Loader:
     processor: Ham10000Processor
     device: torch.device
     _: KW_ONLY
-    batch_size: int = 64
+    batch_size: int = 64  # samples of one step over all processes to train on; of one process to evaluate
     rank: int = 0
     world_size: int = 1
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         self.rows = None if self.images is None else self.images.rows(self.samples.image_ids)
-        self.labels = self.samples.labels.to(self.device)
-        self.metadata = None if self.samples.metadata is None else self.samples.metadata.to(self.device)
 
     def _batch(self, index: np.ndarray, augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Batch:
         """The rows at the index; their images are augmented as 0..255 and normalised last."""
@@ -413,42 +379,28 @@ class _Loader:
         if self.images is not None and self.rows is not None:
             pixels = self.images.batch(self.rows[index])
             pixels = self.processor.image_processor.normalize_pixels(augment(pixels) if augment else pixels)
-            pixels = pixels.contiguous(memory_format=self.memory_format)
-        chosen = torch.from_numpy(index).to(self.device)
-        metadata = None if self.metadata is None else self.metadata[chosen]
-        return Batch(pixels, metadata, self.labels[chosen])
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            pixels = pixels.contiguous(memory_format=layout)
+        metadata = None if self.samples.metadata is None else self.samples.metadata[index].to(self.device)
+        return Batch(pixels, metadata, self.samples.labels[index].to(self.device))
 
 
 def class_shares(counts: np.ndarray, sampling: str) -> np.ndarray:
-    """The share of an epoch that each class takes.
+    """The share of an epoch that each class takes, (classes,) float64, by its number of training images.
 
-    Args:
-        counts: (classes,) training images of each class.
-        sampling: `natural`: as frequent as the class is; `sqrt`: in proportion to the square root of that, half way
-            to equal shares (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217,
-            equation 1 with q = 1/2).
-
-    Returns:
-        (classes,) float64, summing to one.
+    `natural` is as frequent as the class is; `sqrt` in proportion to the square root of that, half way to equal shares
+    (Mahajan et al., ECCV 2018, arXiv:1805.00932; Kang et al., ICLR 2020, arXiv:1910.09217, equation 1 with q = 1/2).
     """
     weights = counts.astype(np.float64) ** {"natural": 1.0, "sqrt": 0.5}[sampling]
     return weights / weights.sum()
 
 
 def epoch_order(labels: np.ndarray, sampling: str, rng: np.random.Generator) -> np.ndarray:
-    """The rows of one epoch, as many as there are.
+    """The rows of one epoch, as many as there are; with `natural` a permutation. See `class_shares`.
 
     A class is drawn as evenly as its share allows: every row as many whole times as it fits, and a random part of the
     rows once more. Compared with weights of the loss, rare classes come with more augmented views instead of larger
     gradients of few.
-
-    Args:
-        labels: (rows,) class ids.
-        sampling: As for `class_shares`.
-        rng: Source of randomness.
-
-    Returns:
-        (rows,) int64 positions; with `natural` a permutation.
     """
     if sampling == "natural":
         return rng.permutation(len(labels))
@@ -468,24 +420,16 @@ class TrainLoader(_Loader):
 
     Order and augmentation are functions of (seed, epoch, step) over the global batch, of which each process takes its
     share: the same run on one or on several processes sees the same images, and a resumed one needs no saved state.
-    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics.
-
-    Args:
-        batch_size: Samples per optimiser step, over all processes.
-        micro_batches: Parts into which each process cuts its share of a batch.
-        size: (height, width) of an epoch's images, by its number from 0; by default the processor's.
-        sampling: How often each class is drawn, `natural` or `sqrt`, see `class_shares`.
-
-    Raises:
-        Ham10000Error: If the batch cannot be cut evenly, or there are no rows.
+    The incomplete last batch of an epoch is left out, because a small batch has poor batch-norm statistics. A batch
+    that cannot be cut evenly is a Ham10000Error, like fewer rows than parts.
     """
 
     _: KW_ONLY
     augment: Augment
-    micro_batches: int = 1
+    micro_batches: int = 1  # parts into which each process cuts its share of a batch
     seed: int = 0
-    size: Callable[[int], tuple[int, int]] | None = None
-    sampling: str = "natural"
+    size: Callable[[int], tuple[int, int]] | None = None  # of an epoch's images, by its number; None: the processor's
+    sampling: str = "natural"  # see `class_shares`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -498,16 +442,11 @@ class TrainLoader(_Loader):
         self.batch_size = min(self.batch_size, len(self.samples))
         if self.batch_size < parts:
             raise Ham10000Error(f"{len(self.samples)} training rows are too few for {parts} parts.")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
-        return len(self.samples) // self.batch_size
+        self.steps_per_epoch = len(self.samples) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
         """(rows,) the rows of an epoch, in order."""
-        rng = np.random.default_rng((self.seed, epoch))
-        return epoch_order(self.samples.labels.numpy(), self.sampling, rng)
+        return epoch_order(self.samples.labels.numpy(), self.sampling, np.random.default_rng((self.seed, epoch)))
 
     def image_ids(self, epoch: int, step: int) -> list[str]:
         """The images of one step's global batch."""
@@ -515,19 +454,14 @@ class TrainLoader(_Loader):
         return [self.samples.image_ids[row] for row in index]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, list[Batch]]]:
-        """Yields the steps of an epoch.
+        """Yields, for each step of an epoch, the labels of the global batch and this process's micro-batches.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Step of the epoch to begin at, when resuming.
-
-        Yields:
-            The labels of the global batch, whose weights normalise the loss, and this process's micro-batches.
+        The weights of those labels normalise the loss.
         """
         order, sides = self.order(epoch), self.processor.image_processor.size
         size = self.size(epoch) if self.size else (sides["height"], sides["width"])
         first, parts = self.rank * self.micro_batches, self.world_size * self.micro_batches
-        shares = [np.arange(first + part, self.batch_size, parts) for part in range(self.micro_batches)]
+        shares = [slice(first + part, None, parts) for part in range(self.micro_batches)]
         aspect = 1.0 if self.images is None else self.images.aspect
         for step in range(start_step, self.steps_per_epoch):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -535,7 +469,7 @@ class TrainLoader(_Loader):
             parameters = self.augment.sample(len(index), generator, aspect)
             batches = []
             for share in shares:
-                own = parameters.select(torch.from_numpy(share)).to(self.device)
+                own = parameters.to(self.device, share)
                 batches.append(self._batch(index[share], partial(self.augment.apply, parameters=own, size=size)))
             yield self.samples.labels[index].to(self.device), batches
 

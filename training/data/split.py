@@ -20,7 +20,6 @@ from ham10000.training.utils.files import JsonObject, atomic_write_json, restore
 
 SPLITS = ("train", "validation", "test")
 WEIGHT_KINDS = ("balanced", "sqrt", "none")
-DEFAULT_FOLDS = 10
 # Photographs of one lesion that HAM10000 gives two lesion ids: Abhishek, Jain, Hamarneh, "Investigating the quality of
 # DermaMNIST and Fitzpatrick17k dermatological image datasets", Scientific Data 12:196 (2025).
 KNOWN_DUPLICATE_PAIRS = (
@@ -35,25 +34,15 @@ KNOWN_DUPLICATE_PAIRS = (
 
 @dataclass
 class Split:
-    """An assignment of images to train, validation and test.
-
-    Attributes:
-        protocol: `lesion-grouped` or `image-stratified`.
-        seed: Seed of the assignment.
-        folds: Number of folds, or None for the baseline's single 80/10/10 split.
-        fold: The fold that is the test set; the next one is the validation set.
-        table: One row per image: image_id, lesion_id, group, dx, split, and `fold` where there are folds.
-        dropped: Image ids of the data the protocol leaves out.
-        labels: The label set, in the order of the class ids.
-    """
+    """An assignment of images to train, validation and test."""
 
     protocol: str
     seed: int
-    folds: int | None
-    fold: int
-    table: pd.DataFrame
-    dropped: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=lambda: list(LABELS))
+    folds: int | None  # None for the baseline's single 80/10/10 split
+    fold: int  # the test set; the next one is the validation set
+    table: pd.DataFrame  # image_id, lesion_id, group, dx, split, and `fold` where there are folds
+    dropped: list[str] = field(default_factory=list)  # images of the data that the protocol leaves out
+    labels: list[str] = field(default_factory=lambda: list(LABELS))  # in the order of the class ids
 
     @property
     def sha256(self) -> str:
@@ -80,12 +69,8 @@ class Split:
     def leakage(self, trained_on: Sequence[str] = ("train",)) -> dict[str, dict[str, float | None]]:
         """Share of the images of validation and test whose lesion is shown by an image that was trained on.
 
-        Args:
-            trained_on: The parts that were trained on. All images of such a part count.
-
-        Returns:
-            Per part the share over `all` of its images and per class; `all` alone, and None, where no image has a
-            lesion id, so that nobody knows.
+        Per part, the share over `all` of its images and per class; `all` alone, and None, where no image has a lesion
+        id, so that nobody knows. Of a part that was trained on, all images count.
         """
         if not lesions_known(self.table):
             return {part: {"all": None} for part in SPLITS[1:]}
@@ -103,16 +88,8 @@ class Split:
         return np.sum([list(self.class_counts[part].values()) for part in parts], axis=0)
 
     def class_weights(self, kind: str = "balanced", parts: Sequence[str] = ("train",)) -> np.ndarray:
-        """Weights of the loss by the parts that are trained on, as the function `class_weights` computes them.
-
-        Raises:
-            Ham10000Error: For another kind, or a class without training images.
-        """
-        counts = self.counts(parts)
-        if kind != "none" and not counts.all():
-            absent = [label for label, count in zip(self.labels, counts, strict=True) if not count]
-            raise Ham10000Error(f"Class weights need every class in train; {absent} is absent.")
-        return class_weights(counts, kind)
+        """`class_weights` of the parts that are trained on, which have every class: see `check`."""
+        return class_weights(self.counts(parts), kind)
 
     def summary(self) -> JsonObject:
         """The content of `split.json`, as plain values."""
@@ -127,12 +104,7 @@ class Split:
         return path
 
     def check(self) -> None:
-        """Asserts what the protocol promises.
-
-        Raises:
-            Ham10000Error: For an image id twice, a class that a split lacks, or, with `lesion-grouped`, a lesion on
-                two sides.
-        """
+        """Ham10000Error for an image id twice, a class that a side lacks, or a lesion on two of `lesion-grouped`."""
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise Ham10000Error(f"The split names an image twice: {twice.iloc[0]!r}.")
@@ -164,14 +136,9 @@ class Split:
 
 
 def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
-    """(classes,) float64 weights of the loss from the images of each class.
+    """(classes,) float64 weights of the loss from the number of training images of each class.
 
-    Args:
-        counts: (classes,) training images of each class, none of them 0 unless `kind` is `none`.
-        kind: `balanced` is n / (classes * count), `sqrt` its square root, `none` ones.
-
-    Raises:
-        Ham10000Error: For another kind.
+    `balanced` is n / (classes * count), `sqrt` its square root, `none` ones; another kind is a Ham10000Error.
     """
     if kind not in WEIGHT_KINDS:
         raise Ham10000Error(f"Class weights {kind!r} do not exist; expected one of {list(WEIGHT_KINDS)}.")
@@ -184,12 +151,7 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
 def lesion_groups(lesion_id: list[str], image_id: list[str]) -> list[str]:
     """Groups images that show one lesion: those with one lesion id, and the 18 known duplicate pairs.
 
-    Args:
-        lesion_id: Lesion id of every image.
-        image_id: Image id of every image, in the same order.
-
-    Returns:
-        The name of every image's group: the smallest lesion id in it.
+    A group, given for every image, is named by the smallest lesion id in it.
     """
     lesion_of = dict(zip(image_id, lesion_id, strict=True))
     lesions = DisjointSet(lesion_id)
@@ -232,7 +194,7 @@ def make_split(
     if protocol not in PROTOCOLS:
         raise Ham10000Error(f"Protocol {protocol!r} does not exist; expected one of {list(PROTOCOLS)}.")
     grouped = protocol == "lesion-grouped"
-    folds = DEFAULT_FOLDS if folds is None and grouped else folds
+    folds = 10 if folds is None and grouped else folds
     if folds is None and fold != 0:
         raise Ham10000Error(f"fold={fold} needs `folds`: {protocol} without folds has one split only.")
     if folds is not None and not (folds >= 3 and 0 <= fold < folds):
@@ -250,9 +212,7 @@ def make_split(
         frame = frame.sort_values("image_id", ignore_index=True)
     else:
         # The baseline's rule; data without any age are kept.
-        without_age = frame["age"].isna()
-        if without_age.all():
-            without_age[:] = False
+        without_age = frame["age"].isna() & bool(frame["age"].notna().any())
         dropped = frame.loc[without_age, "image_id"].tolist()
         frame = frame[~without_age].reset_index(drop=True)
     table = frame[["image_id", "lesion_id", "dx"]].copy()
@@ -299,11 +259,7 @@ def leakage_text(share: float | None, part: str) -> str:
 
 
 def load_split(path: str | Path) -> Split:
-    """Reads a saved split, by its folder or its `split.csv`, and verifies that nobody edited it.
-
-    Raises:
-        Ham10000Error: Where a file is missing or unreadable, or the table does not have the recorded hash.
-    """
+    """Reads a saved split, by its folder or its `split.csv`; a Ham10000Error where it is unreadable or was edited."""
     csv_path = Path(path) / "split.csv" if Path(path).is_dir() else Path(path)
     json_path = csv_path.with_suffix(".json")
     try:
@@ -357,14 +313,13 @@ def apply_split(dataset: datasets.Dataset, split: Split) -> datasets.DatasetDict
                 "Use the data the split was made from, or make the split again."
             )
     rows = frame.loc[split.table["image_id"]]
-    for name in ("lesion_id", "dx"):
+    for name, option in (("lesion_id", "--group_by"), ("dx", "--label_map")):
         differs = rows[name].to_numpy() != split.table[name].to_numpy()
         if differs.any():
             image_id = split.table["image_id"][differs].iloc[0]
-            options = {"lesion_id": "--group_by", "dx": "--label_map"}[name]
             raise Ham10000Error(
                 f"The {name} of {int(differs.sum())} images is another in the split, such as {image_id!r}. Give the "
-                f"{options} and --columns that the split was made with, or make the split again."
+                f"{option} and --columns that the split was made with, or make the split again."
             )
     index = rows["index"].to_numpy()
     sides = split.table["split"].to_numpy()

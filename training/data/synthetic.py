@@ -6,20 +6,16 @@ and not trivial; a result on them says that the code works and nothing about ski
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
+from ham10000.training.utils.files import JsonObject
 
-# One photograph: `image` and the csv's columns.
-Photograph = dict[str, Any]
-
-# Lesions per class and lesions by their number of images, counted on HAM10000 (Tschandl et al. 2018).
-_LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
+# Lesions by their number of images, counted on HAM10000 (Tschandl et al. 2018).
 _IMAGES_PER_LESION = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}
 _MEAN_IMAGES = sum(k * n for k, n in _IMAGES_PER_LESION.items()) / sum(_IMAGES_PER_LESION.values())
 
@@ -31,61 +27,41 @@ _AGES = dict(zip(range(0, 90, 5), _AGE_COUNTS, strict=True))
 _SITES = {"back": 2192, "lower extremity": 2077, "trunk": 1404, "upper extremity": 1118, "abdomen": 1022}
 _SITES |= {"face": 745, "chest": 407, "foot": 319, "unknown": 234, "neck": 168, "scalp": 128}
 _SITES |= {"hand": 90, "ear": 56, "genital": 48, "acral": 7}
-# The mild class signal: log-odds of the age per 20 years, share of men, and factors on the shares of sites.
-_AGE_TILT = {"akiec": 1.0, "bcc": 1.0, "bkl": 0.8, "df": 0.1, "mel": 0.6, "nv": -0.3, "vasc": 0.0}
-_MALE_SHARE = {"akiec": 0.65, "bcc": 0.62, "bkl": 0.57, "df": 0.48, "mel": 0.60, "nv": 0.52, "vasc": 0.50}
-_SITE_TILT = {
-    "akiec": {"face": 5.0, "scalp": 3.0, "hand": 3.0, "trunk": 0.2},
-    "bcc": {"face": 3.0, "neck": 2.0, "chest": 2.0, "trunk": 0.3},
-    "bkl": {"face": 4.0, "scalp": 2.0, "neck": 1.5},
-    "df": {"lower extremity": 4.0, "face": 0.1},
-    "mel": {"upper extremity": 1.7, "back": 1.3},
-    "nv": {"face": 0.3, "trunk": 1.3},
-    "vasc": {"trunk": 1.8, "abdomen": 1.8},
+# Per class its lesions, counted on HAM10000, and the mild signal: log-odds of the age per 20 years, share of men, and
+# factors on the shares of sites.
+_PATIENTS: dict[str, tuple[int, float, float, dict[str, float]]] = {
+    "akiec": (228, 1.0, 0.65, {"face": 5.0, "scalp": 3.0, "hand": 3.0, "trunk": 0.2}),
+    "bcc": (327, 1.0, 0.62, {"face": 3.0, "neck": 2.0, "chest": 2.0, "trunk": 0.3}),
+    "bkl": (727, 0.8, 0.57, {"face": 4.0, "scalp": 2.0, "neck": 1.5}),
+    "df": (73, 0.1, 0.48, {"lower extremity": 4.0, "face": 0.1}),
+    "mel": (614, 0.6, 0.60, {"upper extremity": 1.7, "back": 1.3}),
+    "nv": (5403, -0.3, 0.52, {"face": 0.3, "trunk": 1.3}),
+    "vasc": (98, 0.0, 0.50, {"trunk": 1.8, "abdomen": 1.8}),
 }
 # Shares of rows without a value: as in HAM10000, never for the other classes.
 _MISSING_AGE = {"nv": 45 / 6705, "bkl": 10 / 1099, "mel": 2 / 1113}
 _MISSING_SEX = {"nv": 47 / 6705, "bkl": 10 / 1099}
-# The columns no model may see, with the shortcuts that the real ones have.
-_DX_TYPES = {
-    "akiec": {"histo": 327},
-    "bcc": {"histo": 514},
-    "bkl": {"histo": 766, "consensus": 264, "confocal": 69},
-    "df": {"histo": 55, "consensus": 60},
-    "mel": {"histo": 1113},
-    "nv": {"histo": 2498, "consensus": 503, "follow_up": 3704},
-    "vasc": {"histo": 67, "consensus": 75},
-}
+# The columns no model may see, with the shortcuts that the real ones have: images of each value, per class.
+_DX_TYPES = ("histo", "consensus", "confocal", "follow_up")
 _COLLECTIONS = ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
-_COLLECTION_COUNTS = {
-    "akiec": (295, 32, 0, 0),
-    "bcc": (296, 211, 2, 5),
-    "bkl": (490, 475, 124, 10),
-    "df": (30, 51, 30, 4),
-    "mel": (342, 680, 24, 67),
-    "nv": (803, 1832, 3720, 350),
-    "vasc": (3, 82, 54, 3),
+_HIDDEN = {
+    "akiec": ((327, 0, 0, 0), (295, 32, 0, 0)),
+    "bcc": ((514, 0, 0, 0), (296, 211, 2, 5)),
+    "bkl": ((766, 264, 69, 0), (490, 475, 124, 10)),
+    "df": ((55, 60, 0, 0), (30, 51, 30, 4)),
+    "mel": ((1113, 0, 0, 0), (342, 680, 24, 67)),
+    "nv": ((2498, 503, 0, 3704), (803, 1832, 3720, 350)),
+    "vasc": ((67, 75, 0, 0), (3, 82, 54, 3)),
 }
 
 
-def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] = (200, 150)) -> list[Photograph]:
-    """Generates photographs with metadata; the same arguments give the same bytes.
+def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] = (200, 150)) -> list[JsonObject]:
+    """Generates photographs of (width, height) pixels with metadata; the same arguments give the same bytes.
 
     Classes have HAM10000's shares of lesions, except that each has at least `MIN_LESIONS_PER_CLASS` lesions (or a
     seventh of all, in very small sets), and lesions have HAM10000's number of photographs. Metadata is constant within
-    a lesion; at least one row has no age.
-
-    Args:
-        n_images: Number of photographs, at least 7.
-        seed: Seed of everything.
-        image_size: Width and height in pixels.
-
-    Returns:
-        One dict per photograph: `image` ({"bytes": JPEG, "path": file name}) and the csv's columns, with None where
-        the age is missing.
-
-    Raises:
-        Ham10000Error: For fewer than 7 photographs.
+    a lesion; at least one row has no age. A photograph is a dict of `image` ({"bytes": JPEG, "path": file name}) and
+    the csv's columns. Fewer than 7 photographs are a Ham10000Error.
     """
     if n_images < len(LABELS):
         raise Ham10000Error(f"{n_images} synthetic images cannot contain {len(LABELS)} classes; ask for 7 or more.")
@@ -95,13 +71,15 @@ def make_synthetic(n_images: int, *, seed: int = 0, image_size: tuple[int, int] 
     metadata = [_draw_metadata(dx, rng) for dx in classes]
     metadata[classes.index("nv")]["age"] = None
 
-    rows: list[Photograph] = []
+    rows: list[JsonObject] = []
     for number, (dx, fields, count) in enumerate(zip(classes, metadata, repeats, strict=True)):
         lesion = Lesion.draw(dx, np.random.default_rng([seed, number, 1]))
         for view in range(count):
             image_id = f"SYN_{len(rows):07d}"
+            stream = io.BytesIO()
             picture = render(lesion, np.random.default_rng([seed, number, 2, view]), image_size)
-            image = {"bytes": encode_jpeg(picture), "path": f"{image_id}.jpg"}
+            picture.save(stream, format="JPEG", quality=85)
+            image = {"bytes": stream.getvalue(), "path": f"{image_id}.jpg"}
             rows.append({"image": image, "lesion_id": f"SYNL_{number:07d}", "image_id": image_id, "dx": dx, **fields})
     return rows
 
@@ -110,7 +88,8 @@ def _draw_classes(n_images: int, rng: np.random.Generator) -> list[str]:
     """The class of every lesion, in random order: ids must not tell the class."""
     n_lesions = max(len(LABELS), round(n_images / _MEAN_IMAGES))
     floor = min(MIN_LESIONS_PER_CLASS, n_lesions // len(LABELS))
-    counts = {dx: max(floor, int(n_lesions * _LESIONS[dx] / sum(_LESIONS.values()))) for dx in LABELS}
+    total = sum(lesions for lesions, *_ in _PATIENTS.values())
+    counts = {dx: max(floor, int(n_lesions * _PATIENTS[dx][0] / total)) for dx in LABELS}
     # Flooring leaves some over and the minimum takes some away; nevi, two thirds of all, settle the difference.
     counts["nv"] = max(floor, counts["nv"] + n_lesions - sum(counts.values()))
     while sum(counts.values()) > n_lesions:
@@ -121,7 +100,7 @@ def _draw_classes(n_images: int, rng: np.random.Generator) -> list[str]:
 
 def _draw_repeats(n_lesions: int, n_images: int, rng: np.random.Generator) -> np.ndarray:
     """The number of photographs of every lesion, (n_lesions,), which sum to `n_images`."""
-    repeats = _choose(_IMAGES_PER_LESION, rng, n_lesions)
+    repeats = _choose(_IMAGES_PER_LESION, _IMAGES_PER_LESION.values(), rng, n_lesions)
     while repeats.sum() != n_images:
         missing = n_images - int(repeats.sum())
         candidates = np.flatnonzero(repeats <= 2 if missing > 0 else repeats > 1)
@@ -131,26 +110,28 @@ def _draw_repeats(n_lesions: int, n_images: int, rng: np.random.Generator) -> np
 
 
 def _draw_metadata(dx: str, rng: np.random.Generator) -> dict[str, str | float | None]:
-    ages = {age: count * np.exp(_AGE_TILT[dx] * (age - 50) / 20) for age, count in _AGES.items()}
-    sites = {site: count * _SITE_TILT[dx].get(site, 1.0) for site, count in _SITES.items()}
-    age = float(_choose(ages, rng))
-    sex = "male" if rng.random() < _MALE_SHARE[dx] else "female"
+    _, age_tilt, male_share, site_tilt = _PATIENTS[dx]
+    dx_types, collections = _HIDDEN[dx]
+    ages = [count * np.exp(age_tilt * (age - 50) / 20) for age, count in _AGES.items()]
+    sites = [count * site_tilt.get(site, 1.0) for site, count in _SITES.items()]
+    age = float(_choose(_AGES, ages, rng))
+    sex = "male" if rng.random() < male_share else "female"
     # One draw for both: in HAM10000 rows without a sex are mostly those without an age.
     absent = rng.random()
     return {
-        "dx_type": str(_choose(_DX_TYPES[dx], rng)),
+        "dx_type": str(_choose(_DX_TYPES, dx_types, rng)),
         "age": None if absent < _MISSING_AGE.get(dx, 0.0) else age,
         "sex": "unknown" if absent < _MISSING_SEX.get(dx, 0.0) else sex,
-        "localization": str(_choose(sites, rng)),
-        "dataset": str(_choose(dict(zip(_COLLECTIONS, _COLLECTION_COUNTS[dx], strict=True)), rng)),
+        "localization": str(_choose(_SITES, sites, rng)),
+        "dataset": str(_choose(_COLLECTIONS, collections, rng)),
     }
 
 
 def _choose(
-    weights: Mapping[str, float] | Mapping[int, float], rng: np.random.Generator, size: int | None = None
+    values: Iterable[str] | Iterable[int], weights: Iterable[float], rng: np.random.Generator, size: int | None = None
 ) -> np.ndarray:
-    values = np.array(list(weights.values()), dtype=np.float64)
-    return rng.choice(np.array(list(weights)), size=size, p=values / values.sum())
+    shares = np.array(list(weights), dtype=np.float64)
+    return rng.choice(np.array(list(values)), size=size, p=shares / shares.sum())
 
 
 # Resolution of a lesion's own texture; a photograph samples it at its own angle and zoom.
@@ -158,26 +139,17 @@ _TEXTURE = 128
 # Half the width of the texture in units of half the image's height.
 _REACH = 1.7
 
-# Mean RGB of the body of the lesion, of its second colour, and of its spots.
-_COLOURS = {
-    "akiec": ((196, 116, 104), (176, 92, 86), (232, 214, 190)),
-    "bcc": ((206, 142, 138), (178, 112, 116), (86, 84, 112)),
-    "bkl": ((158, 118, 86), (128, 96, 78), (226, 202, 172)),
-    "df": ((168, 112, 88), (190, 140, 120), (228, 198, 184)),
-    "mel": ((98, 62, 48), (52, 40, 46), (124, 118, 138)),
-    "nv": ((132, 82, 58), (104, 62, 46), (84, 50, 40)),
-    "vasc": ((150, 34, 62), (104, 24, 62), (84, 18, 48)),
-}
-# Amplitude of the outline's irregularity, softness of its edge, mean radius, unevenness of colour, and the mean number
-# and radius of the spots: scales, nests, milia, a scar, a veil, a network and lacunae in the broadest of strokes.
-_SHAPES = {
-    "akiec": (0.16, 0.16, 0.62, 0.8, 18, 0.05),
-    "bcc": (0.14, 0.10, 0.56, 0.7, 5, 0.10),
-    "bkl": (0.14, 0.04, 0.60, 0.6, 14, 0.04),
-    "df": (0.06, 0.16, 0.46, 0.4, 1, 0.18),
-    "mel": (0.24, 0.06, 0.66, 1.0, 3, 0.20),
-    "nv": (0.07, 0.09, 0.52, 0.5, 30, 0.03),
-    "vasc": (0.10, 0.04, 0.44, 0.6, 12, 0.09),
+# Per class the mean RGB of the body of the lesion, of its second colour and of its spots; then the amplitude of the
+# outline's irregularity, softness of its edge, mean radius, unevenness of colour, and the mean number and radius of
+# the spots: scales, nests, milia, a scar, a veil, a network and lacunae in the broadest of strokes.
+_LOOKS = {
+    "akiec": (((196, 116, 104), (176, 92, 86), (232, 214, 190)), (0.16, 0.16, 0.62, 0.8, 18, 0.05)),
+    "bcc": (((206, 142, 138), (178, 112, 116), (86, 84, 112)), (0.14, 0.10, 0.56, 0.7, 5, 0.10)),
+    "bkl": (((158, 118, 86), (128, 96, 78), (226, 202, 172)), (0.14, 0.04, 0.60, 0.6, 14, 0.04)),
+    "df": (((168, 112, 88), (190, 140, 120), (228, 198, 184)), (0.06, 0.16, 0.46, 0.4, 1, 0.18)),
+    "mel": (((98, 62, 48), (52, 40, 46), (124, 118, 138)), (0.24, 0.06, 0.66, 1.0, 3, 0.20)),
+    "nv": (((132, 82, 58), (104, 62, 46), (84, 50, 40)), (0.07, 0.09, 0.52, 0.5, 30, 0.03)),
+    "vasc": (((150, 34, 62), (104, 24, 62), (84, 18, 48)), (0.10, 0.04, 0.44, 0.6, 12, 0.09)),
 }
 _GENERIC = ((146, 92, 70), (118, 74, 58), (150, 110, 96))
 _SKINS = ((226, 182, 164), (214, 158, 146), (196, 148, 124), (204, 176, 168), (236, 208, 196), (208, 136, 140))
@@ -193,16 +165,12 @@ class Lesion:
 
     @classmethod
     def draw(cls, dx: str, rng: np.random.Generator) -> "Lesion":
-        """Draws a lesion of class `dx`.
-
-        How typical a lesion looks varies, so that the classes overlap: colours and details are blended with those of
-        a nondescript brown spot.
-        """
+        """Draws a lesion of a class, more or less typical, so that the classes overlap: blended with a brown spot."""
         typical = rng.uniform(0.35, 1.0)
-        irregularity, softness, radius, unevenness, n_spots, spot_radius = _SHAPES[dx]
+        colours, (irregularity, softness, radius, unevenness, n_spots, spot_radius) = _LOOKS[dx]
         body, second, detail = (
             (typical * np.array(own) + (1 - typical) * np.array(generic) + _jitter(rng)).astype(np.float32)
-            for own, generic in zip(_COLOURS[dx], _GENERIC, strict=True)
+            for own, generic in zip(colours, _GENERIC, strict=True)
         )
         axis = np.linspace(-_REACH, _REACH, _TEXTURE, dtype=np.float32)
         u, v = np.meshgrid(axis, axis)
@@ -229,23 +197,19 @@ class Lesion:
 
 
 def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int] = (200, 150)) -> Image.Image:
-    """Photographs a lesion: angle, zoom, place, light, skin texture, hairs and the dermatoscope's rim vary.
-
-    Args:
-        lesion: What to photograph.
-        rng: Source of this photograph's differences.
-        image_size: Width and height in pixels.
-
-    Returns:
-        An RGB image.
-    """
+    """An RGB photograph of (width, height) pixels: angle, zoom, place, light, skin, hairs and rim vary by `rng`."""
     width, height = image_size
     mottling = 5 * _noise(rng, 9, image_size) + 4 * _noise(rng, 60, image_size)
     skin = lesion.skin + mottling[..., None]
     image = Image.fromarray(np.clip(skin, 0, 255).astype(np.uint8))
-    seen = lesion.surface.transform(
-        image_size, Image.Transform.AFFINE, _view(rng, image_size), Image.Resampling.BILINEAR
-    )
+    turn, zoom = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.25)
+    center_x, center_y = width / 2 + rng.normal(0, 0.06) * height, height / 2 + rng.normal(0, 0.06) * height
+    scale = _TEXTURE / (_REACH * zoom * height)
+    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
+    x0 = _TEXTURE / 2 - cos * center_x + sin * center_y
+    y0 = _TEXTURE / 2 - sin * center_x - cos * center_y
+    view = (cos, -sin, x0, sin, cos, y0)  # from pixels of the photograph to pixels of the surface
+    seen = lesion.surface.transform(image_size, Image.Transform.AFFINE, view, Image.Resampling.BILINEAR)
     image.paste(seen, mask=seen)
 
     x = (np.arange(width, dtype=np.float32)[None, :] - width / 2) / (height / 2)
@@ -260,26 +224,6 @@ def render(lesion: Lesion, rng: np.random.Generator, image_size: tuple[int, int]
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     _draw_hairs(image, rng.poisson(lesion.hairiness), rng)
     return image.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.7)))
-
-
-def _view(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[float, ...]:
-    """The affine map from pixels of a photograph to pixels of a lesion's surface, as Pillow wants it."""
-    width, height = image_size
-    turn, zoom = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.25)
-    center_x, center_y = width / 2 + rng.normal(0, 0.06) * height, height / 2 + rng.normal(0, 0.06) * height
-    scale = _TEXTURE / (_REACH * zoom * height)
-    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
-    middle = _TEXTURE / 2
-    x0 = middle - cos * center_x + sin * center_y
-    y0 = middle - sin * center_x - cos * center_y
-    return cos, -sin, x0, sin, cos, y0
-
-
-def encode_jpeg(image: Image.Image) -> bytes:
-    """Encodes an image as JPEG of quality 85."""
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=85)
-    return stream.getvalue()
 
 
 def _jitter(rng: np.random.Generator) -> np.ndarray:

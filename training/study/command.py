@@ -29,7 +29,7 @@ from ham10000.training.study.runs import ImageRun, complete_predictions, is_trai
 from ham10000.training.train import build_accelerator, load_configured, quiet_libraries, train
 from ham10000.training.utils.cli import Interrupted
 from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, read_json
-from ham10000.training.utils.hardware import environment, release_freed_memory, reset_peak_memory
+from ham10000.training.utils.hardware import environment, reset_memory
 
 
 def train_runs(places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: Accelerator) -> None:
@@ -42,8 +42,7 @@ def train_runs(places: Mapping[ImageRun, Path], base: TrainConfig, accelerator: 
         config, done = run.config(base, directory), "done before"
         if not is_trained(directory, config):
             done = "resumed" if config.resume else "trained"
-            release_freed_memory()
-            reset_peak_memory()
+            reset_memory()
             try:
                 train(config, accelerator, data)
             except Interrupted as error:

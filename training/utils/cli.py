@@ -18,29 +18,23 @@ from ham10000.training import __version__
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 # Ctrl-C and many schedulers signal every process of a job, and the launcher, being one, passes the signal on: the same
 # wish a second time, within milliseconds, which must not kill the run while it saves.
 _ECHO_SECONDS = 2.0
 # Parts of what gloo and NCCL say when the other end of a connection is gone.
 _LOST_CONNECTION = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout")
-_SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
 
 
 class Interrupted(Exception):
-    """A run ended early, on request, with its state saved.
+    """A run ended early, by signal `signum`, with its state saved: a command line exits with 128 plus this.
 
-    Attributes:
-        signum: The signal; a command line exits with 128 plus this. The message is empty on all processes of a run
-            but the main one, which speaks for them.
+    The message is empty on all processes of a run but the main one, which speaks for them.
     """
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
-
-
-DISCLAIMER = "Research software, not a medical device: never for diagnosis or for decisions about a patient."
 
 
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
@@ -50,20 +44,10 @@ def add_debug_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """Turns `main(argv)` into an entry point that returns an exit code.
+    """Turns `main(argv)` into an entry point, of `sys.argv[1:]` by default, that returns an exit code.
 
-    Args:
-        main: Takes the arguments without the program's name.
-
-    Returns:
-        A function of an optional `argv` (by default `sys.argv[1:]`). It returns 0; 2 for input the user can correct or
-        a machine that refuses, with one message on stderr (the traceback with `--debug`); 130 when interrupted by
-        Ctrl-C, 143 by SIGTERM.
-
-    Example:
-        >>> @run_cli
-        ... def main(argv):
-        ...     print(parser.parse_args(argv))
+    It is 0; 2 for input the user can correct or a machine that refuses, with one message on stderr (the traceback with
+    `--debug`); 130 when interrupted by Ctrl-C, 143 by SIGTERM.
     """
 
     @functools.wraps(main)
@@ -130,31 +114,24 @@ def noted_signals() -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def note(signum: int, _: object) -> None:
         if not received:
             received.append((signum, time.monotonic()))
         elif time.monotonic() - received[0][1] > _ECHO_SECONDS:
-            restore()
+            signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received[0][0] if received else 0
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def lost_processes_explained(output_dir: str) -> Iterator[None]:
-    """Turns torch's errors for a dead process of a distributed run into one of ours, which names the run's folder.
-
-    Raises:
-        Ham10000Error: For a lost connection to another process; the last saved state is untouched.
-    """
+    """Turns torch's errors for a dead process of a distributed run into a Ham10000Error that says how to go on."""
     try:
         yield
     except RuntimeError as error:
@@ -166,7 +143,8 @@ def lost_processes_explained(output_dir: str) -> Iterator[None]:
         if not isinstance(error, DistError) and not any(part in text.lower() for part in _LOST_CONNECTION):
             raise
         # gloo begins with the line of its source and ends with general advice.
-        cause = _SOURCE_LINE.sub("", text).split("\n")[0].partition(". ")[0].rstrip(". ") or type(error).__name__
+        line = re.sub(r"^\[\S+:\d+\]\s*", "", text).split("\n")[0]
+        cause = line.partition(". ")[0].rstrip(". ") or type(error).__name__
         raise Ham10000Error(
             f"Another process of this run ended ({cause}); its own message, if it left one, says why. The last saved "
             f"state is untouched; continue with --resume --output_dir {output_dir}, with the same number of processes "

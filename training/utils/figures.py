@@ -10,18 +10,9 @@ from matplotlib.figure import Figure
 from ham10000.training.utils.files import atomic_path
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any form of colour blindness.
-OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "purple": "#CC79A7",
-}
+OKABE_ITO = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73"}
+OKABE_ITO |= {"yellow": "#F0E442", "blue": "#0072B2", "vermilion": "#D55E00", "purple": "#CC79A7"}
 GREY = "#6B6B6B"
-_DPI = 150
 
 
 def plain(text: object) -> str:
@@ -37,14 +28,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
-    """The common look: left-aligned title, no upper and right frame, a light grid behind the data.
+    """The common look: left-aligned title, no upper and right frame, a light `x`, `y`, `both` or `none` grid behind.
 
-    Args:
-        axes: The axes to style.
-        title: What the figure shows, as a statement.
-        xlabel: Horizontal quantity with its unit.
-        ylabel: Vertical quantity with its unit.
-        grid: `"x"`, `"y"`, `"both"` or `"none"`.
+    The title states what the figure shows; labels are quantities with their units.
     """
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)
@@ -55,10 +41,8 @@ def style_axes(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     axes.set_axisbelow(True)
-    if grid == "none":
-        axes.grid(False)
-    else:
-        axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
+    if grid != "none":
+        axes.grid(axis=grid, color="#E3E3E3", linewidth=0.8)  # type: ignore[arg-type]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -66,5 +50,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     with atomic_path(path) as temporary:
         # Without the metadata the same figure is the same file, whatever the day.
         metadata = {"Software": None} if temporary.suffix == ".png" else None
-        figure.savefig(temporary, dpi=_DPI, metadata=metadata)
+        figure.savefig(temporary, dpi=150, metadata=metadata)
     return Path(path)

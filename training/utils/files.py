@@ -71,8 +71,7 @@ def remove_leftovers(directory: str | os.PathLike[str], *, older_than: float = 0
     Those written less than `older_than` seconds ago stay; 0 is for where nobody else can be writing.
     """
     removed = []
-    folder = Path(directory)
-    for path in [path for pattern in (".*", "figures/.*") for path in folder.glob(pattern)]:
+    for path in [path for pattern in (".*", "figures/.*") for path in Path(directory).glob(pattern)]:
         # Another process may remove it first, or finish it; in a read-only folder it stays.
         with contextlib.suppress(OSError):
             is_folder = path.is_dir()
@@ -95,14 +94,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path next to `path`; on success it replaces `path`, on an exception it is removed.
 
     The temporary name keeps the suffix of `path`, because savers such as matplotlib's choose the format by it. Missing
-    parent folders are created.
-
-    Raises:
-        Ham10000Error: Where the folder cannot be created or written, or is full; `path` is as it was.
-
-    Example:
-        >>> with atomic_path("runs/table.csv") as temporary:
-        ...     frame.to_csv(temporary)
+    parent folders are created. A folder that cannot be written, or is full, is a Ham10000Error, and `path` as it was.
     """
     destination = Path(path)
     temporary = destination.with_name(f".{destination.stem}.{uuid.uuid4().hex[:12]}.tmp{destination.suffix}")
@@ -123,8 +115,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def scratch_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a hidden folder inside `directory`, in which several files are completed before any takes its place."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    prefix, suffix = ".ham10000-", ".tmp"  # known to `remove_leftovers`
-    with tempfile.TemporaryDirectory(suffix, prefix, directory, ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(".tmp", ".ham10000-", directory, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
 
 
@@ -151,11 +142,7 @@ def default_cache_dir() -> Path:
 
 
 def to_json(value: object) -> str:
-    """Strict, indented JSON with a final newline.
-
-    Raises:
-        ValueError: For NaN or an infinity, which are not JSON and which other languages refuse to read.
-    """
+    """Strict, indented JSON with a final newline; a ValueError for NaN and infinities, which others refuse to read."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -165,11 +152,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> Path:
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict, *, optional: bool = False) -> Any:
-    """Reads a JSON file whose outermost value is of type `kind`; None if it is optional and does not exist.
-
-    Raises:
-        Ham10000Error: If the file does not exist, cannot be read, or is not JSON of that type.
-    """
+    """Reads a JSON file whose outermost value is a `kind`, else a Ham10000Error; None if absent and optional."""
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -195,10 +178,7 @@ def restore_cell(text: str) -> str:
 
 
 def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str]) -> Path:
-    """Writes a table as csv by `atomic_path`, its text escaped, and returns the path.
-
-    Floats are written with the fewest digits that read back as the same number.
-    """
+    """Writes a csv by `atomic_path`: text escaped, floats with the fewest digits that read back as the same number."""
     texts = {
         name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in frame[name]]
         for name in frame.columns[[kind.kind not in "biuf" for kind in frame.dtypes]]
@@ -255,14 +235,10 @@ def _are_copies(first: str, second: str) -> bool:
 
 
 class ImageFiles:
-    """The image files below some folders.
-
-    Attributes:
-        copies: How many found files repeat another of the same name in a second folder.
-    """
+    """The image files below some folders."""
 
     def __init__(self, *folders: Path) -> None:
-        self.copies = 0
+        self.copies = 0  # found files that repeat another of the same name in a second folder
         self._by_stem: dict[str, list[str]] = {}
         self._used: set[str] = set()
         for path in dict.fromkeys(path for folder in folders for path in files_below(folder)):
@@ -272,14 +248,10 @@ class ImageFiles:
         return sum(len(paths) for paths in self._by_stem.values())
 
     def find(self, name: str, near: Path) -> str | None:
-        """Finds the file of an image: its path, or None.
+        """Finds the file of an id, a file name or the end of a path: its path, or None; the suffix may be another.
 
-        Args:
-            name: An id, a file name or the end of a path, with or without suffix; the suffix may be another.
-            near: The folder that a path is relative to; a file there goes before others of the same name.
-
-        Raises:
-            Ham10000Error: Where two different files have the name.
+        A file that is `near`, relative to this folder, goes before others of the same name. Two different files that
+        fit are a Ham10000Error.
         """
         file = posixpath.normpath(comparable(name))
         wanted = without_suffix(file)

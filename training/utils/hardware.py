@@ -5,6 +5,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ham10000.modeling import Ham10000Error
+from ham10000.training import __version__
 from ham10000.training.utils.files import JsonObject
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
@@ -32,11 +34,13 @@ def peak_rss_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def reset_peak_memory() -> None:
-    """Resets the peaks that `environment` reports, for the next of several runs in one process.
+def reset_memory() -> None:
+    """Gives what `keep_freed_memory` kept back, and resets the peaks that `environment` reports: between two runs.
 
-    On systems other than Linux the resident peak stays that of the whole process.
+    Without glibc nothing is given back; on systems other than Linux the resident peak stays that of the whole process.
     """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set
     if torch.cuda.is_available():
@@ -46,21 +50,17 @@ def reset_peak_memory() -> None:
 def cpu_model() -> str:
     """Name of the processor, as far as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
+    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    if found := re.search(r"^(?:model name|Model)[ \t]*:[ \t]*(\S.*)", told, re.MULTILINE):
+        return found[1].strip()
     return platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in this package's folder; None where it fails or there is no git."""
-    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        return subprocess.check_output(
-            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=20
-        ).strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -71,28 +71,14 @@ def git_state() -> JsonObject | None:
     None for an installed package: site-packages inside somebody's repository must not report that one's commit.
     """
     is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = _git("rev-parse", "HEAD") if is_tracked else None
-    if commit is None:
+    if not is_tracked or (commit := _git("rev-parse", "HEAD")) is None:
         return None
     changed = (_git("diff", "--no-relative", "--name-only", "HEAD") or "").splitlines()
     return {"commit": commit, "dirty": bool(changed), "changed": changed}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def environment() -> JsonObject:
-    """Describes the software and the machine of this process at the time of the call.
-
-    Returns:
-        `versions` (python and package to version, None where not installed), `platform`, `cpu` (model, cores usable by
-        this process), `memory_mib` of the machine, `gpu` (model, count and CUDA version, or None), `git` (commit,
-        dirty and changed, or None), `peak_rss_mib` and `peak_cuda_mib` so far: strict JSON values.
-    """
+    """Describes the software and the machine of this process at the time of the call, as strict JSON values."""
     gpu, cuda_peak = None, None
     if torch.cuda.is_available():
         gpu = {"model": torch.cuda.get_device_name(), "count": torch.cuda.device_count(), "cuda": torch.version.cuda}
@@ -100,27 +86,22 @@ def environment() -> JsonObject:
     # In a container or under taskset fewer cores are usable than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("ham10000", *_PACKAGES)},
+        "versions": {"python": platform.python_version(), "ham10000": __version__}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpu": {"model": cpu_model(), "count": cores},
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
         "gpu": gpu,
-        "git": git_state(),
+        "git": git_state(),  # None where this package is installed
         "peak_rss_mib": round(peak_rss_mib(), 1),
         "peak_cuda_mib": cuda_peak,
     }
 
 
 def resolve_precision(name: str, device: str | None = None) -> str:
-    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`.
+    """What `Accelerator(mixed_precision=…)` takes for `auto`, `no`, `bf16` or `fp16`; an error for fp16 without a GPU.
 
-    Args:
-        name: The wish. `auto` is bf16 where the hardware computes it, fp16 on older GPUs, else none.
-        device: Type of the device that computes; by default `cuda` where there is one, else `cpu`.
-
-    Raises:
-        Ham10000Error: For fp16 without a GPU.
+    `auto` is bf16 where a device of this type (None: `cuda` if there is one) computes it, fp16 on older GPUs, or `no`.
     """
     if name == "fp16" and not torch.cuda.is_available():
         raise Ham10000Error("mixed_precision=fp16 needs a CUDA device; use bf16, no or auto on a CPU.")
@@ -137,11 +118,9 @@ def resolve_precision(name: str, device: str | None = None) -> str:
 def keep_strided_depthwise_fp32(model: nn.Module) -> int:
     """Takes strided depthwise convolutions out of bf16 autocast on a CPU, and returns their number.
 
-    oneDNN has no fast bf16 kernel for the gradient of their input and falls back to a reference loop: in
-    EfficientNetV2-B0 two layers take a quarter of the training step, and without them in bf16 it is 1.3 times as fast
-    (`examples/benchmarks/strided_depthwise.py`, measured in `examples/results/strided_depthwise.json`). The class is
-    swapped, not the method, so that a deep copy of the model computes with its own weights; the state dict stays the
-    same.
+    oneDNN has no fast bf16 kernel for the gradient of their input: without them an EfficientNetV2-B0 training step is
+    1.3 times as fast (`examples/results/strided_depthwise.json`). The class is swapped, not the method, so that a deep
+    copy of the model computes with its own weights; the state dict stays the same.
     """
     count = 0
     for module in model.modules():
@@ -162,21 +141,12 @@ def _fp32_class(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:
 def keep_freed_memory() -> bool:
     """Tells malloc to reuse the memory of large freed tensors instead of returning it; whether glibc took it.
 
-    By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time, step after
-    step. Kept, an EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
-    (`examples/benchmarks/allocator.py`, measured in `examples/results/allocator.json`). The price is that the process
-    stays as large as it ever was.
+    By default every large activation is a fresh mapping, whose pages the kernel zeroes one fault at a time. Kept, an
+    EfficientNetV2-B0 training step at 192 px on two cores is about 1.2 times as fast
+    (`examples/results/allocator.json`). The price is that the process stays as large as it ever was.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl
+    except (OSError, AttributeError):  # musl, and other systems
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def release_freed_memory() -> None:
-    """Gives what was kept back to the system, between two runs of one process; does nothing without glibc."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

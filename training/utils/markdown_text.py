@@ -62,12 +62,6 @@ def join(*blocks: str) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def section(title: str, *blocks: str, level: int = 2) -> str:
-    """A heading and its blocks; nothing at all if all of them are empty."""
-    body = join(*blocks)
-    return f"{'#' * level} {title}\n\n{body}" if body else ""
-
-
 def words(items: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
@@ -103,10 +97,7 @@ def p_text(p: object) -> str:
 def interval(value: Mapping[str, object] | None, *, signed: bool = False, shares: bool = False) -> str:
     """`estimate [low, high]`; the estimate alone where there are no bounds, a dash where it is undefined.
 
-    Args:
-        value: `estimate`, `low` and `high`; any may be None.
-        signed: Whether to show the sign of positive numbers, as differences need it.
-        shares: Whether to show percentages.
+    `signed` shows the sign of positive numbers, as differences need it; `shares` shows percentages.
     """
     numbers = [None if value is None else value.get(name) for name in ("estimate", "low", "high")]
     estimate, low, high = (percent(number) if shares else decimal(number, signed=signed) for number in numbers)
@@ -122,18 +113,11 @@ def leaves_out_zero(value: Mapping[str, object] | None) -> bool | None:
 def markdown_template(path: Path, **filters: Callable[..., object]) -> jinja2.Template:
     """Loads a Markdown template that must be given every value it names.
 
-    Args:
-        path: The file.
-        **filters: Filters next to the functions of this module; `e` is `escape`, through which text from files goes.
-
-    Returns:
-        The template.
+    Its filters are functions of this module, with `e` for `escape`, through which text from files goes, and `filters`.
     """
+    loader = jinja2.FileSystemLoader(path.parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     ours = (code, decimal, fence, interval, p_text, percent, plural, words)
     environment.filters |= {function.__name__: function for function in ours} | {"e": escape} | filters
