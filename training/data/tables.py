@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,51 +20,38 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 # Names of ISIC (Archive, 2018 to 2020, MILK10k), HAM10000, PAD-UFES-20, BCN20000, Derm7pt and `datasets`. Of several
 # that a table has, the first is read. They are compared in lower case, with `_` for spaces and hyphens.
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "image_id": (
-        *("image_id", "isic_id", "image_name", "img_id", "image", "img", "file_name", "filename", "file", "path"),
-        *("filepath", "file_path", "image_path", "derm"),
-    ),
-    "lesion_id": ("lesion_id",),
-    "dx": (
-        *("dx", "diagnosis", "diagnostic", "diagnosis_3", "label", "class"),
-        *("benign_malignant", "target", "diagnosis_1"),
-    ),
-    "dx_type": ("dx_type", "diagnosis_confirm_type"),
-    "age": ("age", "age_approx"),
-    "sex": ("sex", "gender"),
-    "localization": (
-        *("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "region", "location"),
-        "anatom_site",
-    ),
-    "dataset": ("dataset",),
+_SYNONYMS = {
+    "image_id": "image_id isic_id image_name img_id image img file_name filename file path filepath file_path "
+    "image_path derm",
+    "lesion_id": "lesion_id",
+    "dx": "dx diagnosis diagnostic diagnosis_3 label class benign_malignant target diagnosis_1",
+    "dx_type": "dx_type diagnosis_confirm_type",
+    "age": "age age_approx",
+    "sex": "sex gender",
+    "localization": "localization site anatom_site_general anatom_site_general_challenge region location anatom_site",
+    "dataset": "dataset",
 }
+SYNONYMS = {name: tuple(words.split()) for name, words in _SYNONYMS.items()}
 
-# Sites of other datasets are coarser or finer than HAM10000's: each is read as the HAM10000 site that is most frequent
-# within it, or that contains it.
-SITES = {
-    "anterior torso": "trunk",
-    "posterior torso": "back",
-    "lateral torso": "trunk",
-    "torso": "trunk",
-    "head/neck": "face",
-    "palms/soles": "acral",
-    "oral/genital": "genital",
-    # MILK10k
-    "head neck face": "face",
-    # PAD-UFES-20
-    "arm": "upper extremity",
-    "forearm": "upper extremity",
-    "thigh": "lower extremity",
-    "nose": "face",
-    "lip": "face",
-    # Derm7pt
-    "head neck": "face",
-    "upper limbs": "upper extremity",
-    "lower limbs": "lower extremity",
-    "genital areas": "genital",
-    "buttocks": "back",
-}
+
+def _by_spelling(spellings: Mapping[str, str]) -> dict[str, str]:
+    """Turns names with their spellings, separated by `; `, into spellings with their names."""
+    return {word: name for name, words in spellings.items() for word in words.split("; ")}
+
+
+# Sites of ISIC, MILK10k, PAD-UFES-20 and Derm7pt are coarser or finer than HAM10000's: each is read as the HAM10000
+# site that is most frequent within it, or that contains it.
+SITES = _by_spelling(
+    {
+        "trunk": "anterior torso; lateral torso; torso",
+        "back": "posterior torso; buttocks",
+        "face": "head/neck; head neck; head neck face; nose; lip",
+        "acral": "palms/soles",
+        "genital": "oral/genital; genital areas",
+        "upper extremity": "arm; forearm; upper limbs",
+        "lower extremity": "thigh; lower limbs",
+    }
+)
 
 # The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
 _ONE_HOT = frozenset(
@@ -85,7 +72,7 @@ _SPELLINGS = {
     "melanocytic naevi",
     "vasc": "vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma",
 }
-LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
+LABEL_SPELLINGS = {label: label for label in _SPELLINGS} | _by_spelling(_SPELLINGS)
 
 
 def input_error(message: str) -> Exception:
@@ -122,15 +109,9 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 
 
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+    """Reads a file with commas, tabs or semicolons and a header; unlike pandas, csv knows the line of every record.
 
-    Args:
-        path: A file with commas, tabs or semicolons and a header.
-        header_only: Read no rows.
-
-    Returns:
-        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
-        each.
+    Returns the header, the rows, as they were before `files.escape_cell`, and the line of each.
 
     Raises:
         Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
@@ -216,8 +197,8 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame.rename(columns=str).map(text).astype(object)
 
 
-def candidates(name: str, header: Iterable[str]) -> list[str]:
-    """The columns of a table that may be a field, the best first.
+def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) -> list[str]:
+    """The columns of a table that may be a field, the best first, but for those that are given for some field.
 
     Raises:
         Ham10000Error: Where two columns differ in case or punctuation only.
@@ -227,7 +208,7 @@ def candidates(name: str, header: Iterable[str]) -> list[str]:
         key = spelled(column).replace(" ", "_")
         if key in SYNONYMS[name] and found.setdefault(key, column) != column:
             raise input_error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
-    return [found[key] for key in SYNONYMS[name] if key in found]
+    return [found[key] for key in SYNONYMS[name] if key in found and found[key] not in given]
 
 
 def match_columns(
@@ -246,7 +227,7 @@ def match_columns(
                     f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
                 )
             matched[name] = given[name]
-        elif found := [column for column in candidates(name, header) if column not in given.values()]:
+        elif found := candidates(name, header, given.values()):
             matched[name] = found[0]
     return matched
 
@@ -330,17 +311,12 @@ def read_labels(
 ) -> tuple[list[str], "pd.Series", list[str]]:
     """Reads the labels of a source and finds the set they form.
 
-    Args:
-        values: The label of each row as it is written.
-        options: Its `labels` are the set, its `label_map` is applied first.
-        declared: Further labels that the source has a column for, whether or not a row has it.
-        name: The column, for messages.
-        ours: The set is HAM10000's, whatever the rows say.
+    `declared` are labels that the source has a column for, whether or not a row has it, `name` is the column's, for
+    messages, and with `ours` the set is HAM10000's whatever the rows say.
 
-    Returns:
-        The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
-        source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
-        sentence for each decision.
+    Returns the set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise
+    the source's own in lower case, sorted. Then the label of each row, one that is not in the set as it was written,
+    and a sentence for each decision.
 
     Raises:
         Ham10000Error: Where `label_map` names a label that does not occur.
