@@ -12,7 +12,7 @@ from bad_pictures import JPEG
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.__main__ import main
-from ham10000.training.data.readers import downloads, from_splits, image_dataset
+from ham10000.training.data.readers import from_splits, image_dataset
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
 from ham10000.training.data.tables import DataOptions
 
@@ -170,10 +170,11 @@ def test_the_name_of_a_parquet_file_is_no_pattern(folder: str, tmp_path: Path, m
         assert metadata_frame(load_data(source)[0])["image_id"].tolist() == ["a", "b"]
 
 
-def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path) -> None:
+def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = datasets.DatasetDict({"train": table(None, str(folders / "private" / "mine.jpg"))})
-    with pytest.raises(Ham10000Error, match="split train, row 2"):
-        from_splits("user/d", splits, DataOptions(), roots=downloads())
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    with pytest.raises(Ham10000Error, match="split train, row 2: image is stored as the path"):
+        load_data("user/d")
     assert from_splits("mine", splits, DataOptions()).missing == [False, False]
 
 

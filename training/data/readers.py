@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TypedDict
 
@@ -70,9 +71,8 @@ class RawSource:
     """Rows as they were read, before any check.
 
     `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
-    the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its own also
-    `image`, what it calls the image, `is_file`, whether its id is the name of a file, and `alone`, whether it has no
-    lesion id. `images` is one column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
+    the row stands (`row` is the 1-based line of a text file or the 1-based row of a table). `images` is one column
+    `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
     """
 
     name: str  # the source as the user wrote it
@@ -188,71 +188,76 @@ def _root(table: Path) -> Path:
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
     """Tables with a row per image, which lies anywhere below the root."""
     notes: list[str] = []
-    paths: list[str | None] = []
-    parts: list[RawSource] = []
+    texts = pd.concat({str(table): _read_with_companions(table, notes) for table in tables}).fillna("")
+    found = select_fields(texts, tables[0] if len(tables) == 1 else source, options)
+    column = "file_name" if "file_name" in texts else found.columns["image_id"]
+    paths: list[str | None] = [None] * len(texts)
     indexes: dict[tuple[Path, ...], ImageFiles] = {}
-    for table in tables:
-        raw = _dermoscopic_only(table, _join_companions(table, read_table(table), notes), notes)
-        part = select_fields(raw, table, options)
-        _check_paths(part, table, root)
-        paths += _find_images(part.frame["image"], table, root, indexes)
-        parts.append(part)
-        notes += part.notes
+    names = [(name, Path(file), row) for name, (file, row) in zip(texts[column], texts.index, strict=True)]
+    for name, table, row in names:
+        path = Path(name.replace("\\", "/"))
+        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(_full(root)))
+        if leaves and column != "image_id":  # an id is for `check_rows` to check
+            raise Ham10000Error(
+                f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+            )
+    for folders in dict.fromkeys((_image_folders(tables[0], root), (root,))):
+        if None in paths or not indexes:
+            index = indexes[folders] = ImageFiles(*folders)
+            paths = [
+                path or index.find(name.removeprefix(f"{_full(root)}/"), table.parent)
+                for path, (name, table, _) in zip(paths, names, strict=True)
+            ]
     for index in indexes.values():
         if index.copies:
             notes.append(
                 f"{index.copies} image files are copies of others of the same name in a second folder: counted once"
             )
     if unused := next(iter(indexes.values())).unused():
-        names = _some([table.name for table in tables])
-        notes.append(f"{len(unused)} image files have no row in {names} and are not used: {_some(unused)}")
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        files = _some([table.name for table in tables])
+        notes.append(f"{len(unused)} image files have no row in {files} and are not used: {_some(unused)}")
     if len(tables) > 1:
         joined = [str(table.relative_to(root)) for table in tables]
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
-        _ids_over_tables(frame, paths, root)
+        _ids_over_tables(found.frame, texts[found.columns["image_id"]], paths, root)
     return replace(
-        parts[-1],
+        found,
         name=source,
-        frame=frame,
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
-        notes=notes,
+        notes=[*notes, *found.notes],
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
 
 
-def _ids_over_tables(frame: pd.DataFrame, paths: Sequence[str | None], root: Path) -> None:
-    """Makes the ids of file names again, over all tables: two folders may each have a 0001.jpg and a table.
+def _ids_over_tables(frame: pd.DataFrame, names: pd.Series, paths: Sequence[str | None], root: Path) -> None:
+    """Makes the ids of file names again, by their paths: two folders may each have a 0001.jpg and a table.
 
     Copies of one file keep one id, so that they are found to be duplicates.
     """
     files: dict[int, str] = {}
     seen: dict[str, list[str]] = {}
-    for row, (path, is_file) in enumerate(zip(paths, frame["is_file"], strict=True)):
-        if path and is_file:
+    for row, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if path and name != without_suffix(name):
             others = seen.setdefault(frame["image_id"][row], [])
             first = next((other for other in others if filecmp.cmp(other, path, shallow=False)), path)
             others.append(first)
-            files[row] = without_suffix(comparable(str(Path(first).relative_to(root))))
-    ids = frame["image_id"].copy()
-    ids.update(_ids_of_files(pd.Series(files, dtype=object)))
-    frame["lesion_id"] = frame["lesion_id"].where(~frame["alone"], ids)
-    frame["image_id"] = ids
+            files[row] = str(Path(first).relative_to(root))
+    frame.loc[list(files), "image_id"] = _ids_of_files(pd.Series(files, dtype=object))
 
 
-def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Adds the columns of ISIC's `…_Metadata.csv` and `…_LesionGroupings.csv`, by image or, in MILK10k, by lesion."""
-    places = dict.fromkeys((table.parent, _root(table)))
+def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
+    """Reads a table as stripped text, with the columns of ISIC's `…_Metadata.csv` and `…_LesionGroupings.csv`.
+
+    They are joined by image or, in MILK10k, by lesion. Of the ISIC Archive's kinds of images those are kept that the
+    models are for, where there are others too.
+    """
+    raw = as_strings(read_table(table))
     stem = table.stem.removesuffix("GroundTruth")
-    found = [place / f"{stem}{kind}.csv" for place in places for kind in ("Metadata", "LesionGroupings")]
-    found = [path for path in found if path.is_file()]
-    if not found:
-        other = [path for path in sorted(table.parent.glob("*Metadata.csv")) if path != table and visible(path.name)]
-        found = other if len(other) == 1 else []
-    for path in found:
-        extra = read_table(path)
+    for place, kind in product(dict.fromkeys((table.parent, _root(table))), ("Metadata", "LesionGroupings")):
+        path = place / f"{stem}{kind}.csv"
+        extra = as_strings(read_table(path)) if path.is_file() else pd.DataFrame()
         for name in ("image_id", "lesion_id"):
             ours, theirs = candidates(name, raw.columns), candidates(name, extra.columns)
             if ours and theirs:
@@ -266,34 +271,15 @@ def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.Dat
         notes.append(f"{', '.join(added)} from {path.name}")
         if unmatched and name == "lesion_id":
             notes.append(f"{unmatched:,} rows of {path.name} have no label in {table.name} and are not used")
-    return raw
-
-
-def _dermoscopic_only(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Of the ISIC Archive's kinds of images those that the models are for, where a table has others too."""
-    if "image_type" not in raw.columns:
-        return raw
-    kept = raw["image_type"].astype(str).map(spelled) == "dermoscopic"
-    if kept.all() or not kept.any():
-        return raw
-    notes.append(
-        f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, remove "
-        "the column image_type"
-    )
-    return raw[kept]
-
-
-def _check_paths(part: RawSource, table: Path, root: Path) -> None:
-    """Refuses the name of an image that leaves the root."""
-    column = "file_name" if "file_name" in part.header else part.columns["image_id"]
-    if column == "image_id":  # an id, which `check_rows` checks
-        return
-    for name, row in zip(part.frame["image"], part.frame["row"], strict=True):
-        path = Path(name.replace("\\", "/"))
-        if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(_full(root))):
-            raise Ham10000Error(
-                f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+    if "image_type" in raw.columns:
+        kept = raw["image_type"].astype(str).map(spelled) == "dermoscopic"
+        if kept.any() and not kept.all():
+            notes.append(
+                f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, "
+                "remove the column image_type"
             )
+            return raw[kept]
+    return raw
 
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
@@ -307,22 +293,6 @@ def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
             path for path in sorted(root.iterdir()) if path.name.lower().startswith(("ham10000_images", "images"))
         ]
     return tuple(path for path in folders if path.is_dir()) or (root,)
-
-
-def _find_images(
-    names: pd.Series, table: Path, root: Path, indexes: dict[tuple[Path, ...], ImageFiles]
-) -> list[str | None]:
-    """The file of each row, from the table's folders first and then from anywhere below the root."""
-    paths: list[str | None] = [None] * len(names)
-    prefix = f"{_full(root)}/"
-    for places in dict.fromkeys((_image_folders(table, root), (root,))):
-        if None in paths or not indexes:
-            index = indexes.setdefault(places, indexes.get(places) or ImageFiles(*places))
-            paths = [
-                path or index.find(name.removeprefix(prefix), table.parent)
-                for path, name in zip(paths, names, strict=True)
-            ]
-    return paths
 
 
 def _read_class_folders(source: str, folder: Path, paths: list[str], options: DataOptions) -> RawSource:
@@ -361,12 +331,8 @@ def _read_hub(source: str, options: DataOptions) -> RawSource:
             f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
             f"A source is {_KINDS_OF_SOURCE}."
         ) from error
-    return from_splits(source, loaded, options, roots=downloads())
-
-
-def downloads() -> tuple[Path, ...]:
-    """The folders that contain what was fetched from the Hub."""
-    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
+    downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+    return from_splits(source, loaded, options, roots=downloads)
 
 
 def from_splits(
@@ -374,20 +340,8 @@ def from_splits(
 ) -> RawSource:
     """Joins the splits of a loaded dataset; its own division is not trusted.
 
-    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
-
-    Args:
-        source: Name for messages.
-        splits: The dataset with its splits.
-        options: Names of columns and what to group by.
-        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
-            paths are taken as they are.
-
-    Returns:
-        The raw rows of all splits.
-
-    Raises:
-        Ham10000Error: For a missing column, splits whose columns differ, or an image outside of `roots`.
+    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs. An
+    image that is stored as a path must lie below one of `roots`; None, as for your own dataset, takes it as it is.
     """
     sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
     try:
@@ -408,23 +362,19 @@ def _from_dataset(
         raise Ham10000Error(f"{source}: no column with images, such as 'image'; it has {table.column_names}.")
     simple = [name for name, kind in table.features.items() if isinstance(kind, (datasets.Value, datasets.ClassLabel))]
     columns = table.select_columns([name for name in simple if name != images_column])
-    raw = pd.DataFrame(columns.to_dict(), index=range(1, len(table) + 1), dtype=object)
+    places = [(name, row) for name, size in sizes.items() for row in range(1, size + 1)]
+    raw = pd.DataFrame(columns.to_dict(), index=pd.MultiIndex.from_tuples(places, names=["file", "row"]), dtype=object)
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
             # -1 is a label that is not given, as in the test split of a challenge.
             raw[name] = [None if value in (None, -1) else feature.int2str(value) for value in raw[name]]
     notes = []
     if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
-        raw["image_id"] = [f"{number:06d}" for number in raw.index]
+        raw["image_id"] = [f"{number:06d}" for number in range(1, len(raw) + 1)]
         notes.append(f"{source}: no column for image_id; images are numbered")
     found = select_fields(raw, source, options)
-    found.frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
-    found.frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
     kind = columns.features.get(found.columns.get("dx", ""))
-    images = table.select_columns([images_column])
-    if images_column != "image":
-        images = images.rename_column(images_column, "image")
-    places = [f"{file}, row {row}" for file, row in zip(found.frame["file"], found.frame["row"], strict=True)]
+    images = table.select_columns([images_column]).rename_columns({images_column: "image"})
     images, missing = _stored_images(images.cast_column("image", datasets.Image()), places, roots)
     declared = kind.names if isinstance(kind, datasets.ClassLabel) else found.declared
     return replace(found, images=images, missing=missing, notes=[*notes, *found.notes], declared=declared)
@@ -434,20 +384,21 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
     """Finds the column of each field; those a table may lack are filled.
 
     Args:
-        raw: The table, indexed by line.
+        raw: The table, indexed by line, or by file and line.
         origin: Its file, for messages.
         options: Names of columns, and the column to group by.
 
     Returns:
-        The rows, still without images. Without a lesion id an image counts as its own lesion, with a note.
+        The rows, still without images.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
             ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
     """
-    header = [str(name) for name in raw.columns]
+    texts = as_strings(raw if raw.index.nlevels > 1 else pd.concat({str(origin): raw}))
+    header = list(texts.columns)
     try:
-        columns, notes = _choose_columns(raw, header, options)
+        columns, notes = _choose_columns(texts, options)
     except Ham10000Error as error:
         raise Ham10000Error(f"{origin}: {error}") from error
     one_hot = [] if "dx" in columns else one_hot_columns(header)
@@ -458,87 +409,79 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
             + "; ".join(f"{', '.join(SYNONYMS[name])} ({name})" for name in absent)
             + f". Name yours: --columns {' '.join(f'{name}=COLUMN' for name in absent)}"
         )
-    texts = as_strings(raw)
     found = {name: texts[column] for name, column in columns.items()}
     if one_hot:
-        found["dx"] = _one_hot_labels(texts[one_hot], origin)
+        found["dx"] = _one_hot_labels(texts[one_hot])
     frame = pd.DataFrame({name: found.get(name, "unknown") for name in COLUMNS}, index=texts.index)
-    frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
-    frame["is_file"] = frame["image_id"] != frame["image_id"].map(without_suffix)
     if columns["image_id"] == "image_id":
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
-        frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
-    alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
-    frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
-    frame["alone"] = alone
+        frame["image_id"] = _ids_of_files(frame["image_id"])
+    alone = is_missing(frame["lesion_id"]).sum()
     if "lesion_id" not in columns:
         notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
-    elif alone.any():
-        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
-    frame["file"], frame["row"] = str(origin), frame.index
+    elif alone:
+        notes.append(f"{origin}: {alone:,} rows without {columns['lesion_id']} count as their own lesions")
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
         notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
     declared = [name.lower() for name in one_hot]
-    frame = frame.reset_index(drop=True)
+    frame = frame.rename_axis(["file", "row"]).reset_index()
     return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
 
 
-def _choose_columns(
-    raw: pd.DataFrame, header: Sequence[str], options: DataOptions
-) -> tuple[dict[str, str], list[str]]:
-    columns, notes = match_columns(header, options.columns), []
+def _choose_columns(texts: pd.DataFrame, options: DataOptions) -> tuple[dict[str, str], list[str]]:
+    """The column of each field that has one, with notes where it is not the only one that it may be."""
+    header, notes = list(texts.columns), []
+    columns = match_columns(header, options.columns)
     if options.group_by is not None:
         if options.group_by not in header:
-            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {list(header)}.")
+            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {header}.")
         instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
         columns["lesion_id"] = options.group_by
         notes.append(f"lesions are the rows of one {options.group_by}{instead}")
-    if "dx" in options.columns:
-        return columns, notes
-    labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
+    labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values())
     if len(labels) > 1:
         # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
-        empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
-        columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
-        others = [name for name in labels if name != columns["dx"]]
-        notes.append(
-            f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {', '.join(others)}"
-        )
+        columns["dx"] = next((name for name in labels if is_missing(texts[name]).mean() < 0.5), labels[0])
+        others = ", ".join(name for name in labels if name != columns["dx"])
+        notes.append(f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {others}")
     return columns, notes
 
 
-def _one_hot_labels(texts: pd.DataFrame, origin: str | Path) -> pd.Series:
+def is_missing(texts: pd.Series) -> pd.Series:
+    """Whether each text stands for no value."""
+    return texts.str.strip().str.lower().isin(MISSING_VALUES)
+
+
+def _one_hot_labels(texts: pd.DataFrame) -> pd.Series:
     """The label of each row of ISIC's columns, of which one must be 1 and the others 0."""
     numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
     if bad.any():
-        row = int(bad.argmax())
+        file, line = texts.index[bad][0]
         raise Ham10000Error(
-            f"{origin}, line {texts.index[row]}: expected a 1 in one of {list(texts.columns)} and 0 in the others, "
-            f"got {texts.iloc[row].tolist()}."
+            f"{file}, line {line}: expected a 1 in one of {list(texts.columns)} and 0 in the others, "
+            f"got {texts[bad].iloc[0].tolist()}."
         )
     return pd.Series(texts.columns.str.lower()[numbers.argmax(axis=1)], index=texts.index)
 
 
 def _ids_of_files(names: pd.Series) -> pd.Series:
     """File names as ids; with their folders where two folders have files of one name."""
+    names = names.map(comparable).map(without_suffix)
     stems = names.str.rsplit("/", n=1).str[-1]
     return names.str.strip("/").str.replace("/", "_") if names.nunique() > stems.nunique() else stems
 
 
 def _stored_images(
-    images: datasets.Dataset, places: Sequence[str], roots: tuple[Path, ...] | None
+    images: datasets.Dataset, places: Sequence[tuple[str, int]], roots: tuple[Path, ...] | None
 ) -> tuple[datasets.Dataset, list[bool]]:
-    """Finds the images without bytes, and refuses a path that leaves the folders it may name.
+    """Finds the images without bytes: gives them their full paths, and says whether each is missing.
 
     A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
     images. Where the bytes are stored the path is a name only, and may be anything. Others must lie below one of
     `roots`, a relative one below the first; symbolic links in them are followed. None takes every path as it is.
-
-    Returns:
-        The images, with full paths, and whether each is missing.
     """
     if images._indices is not None:  # a selection, whose table still has all rows
         images = images.flatten_indices()
@@ -547,26 +490,22 @@ def _stored_images(
         return images, [False] * len(images)
     entries: list[StoredImage] = column.to_pylist()
     missing = []
-    for number, (entry, place) in enumerate(zip(entries, places, strict=True)):
+    for number, (entry, (file, row)) in enumerate(zip(entries, places, strict=True)):
         entry = entries[number] = entry or {"bytes": None, "path": None}
-        if entry["bytes"] is None and entry["path"] and roots is not None:
-            entry["path"] = _below(entry["path"], place, roots)
+        path = entry["path"]
+        if entry["bytes"] is None and path and roots is not None:
+            entry["path"] = _full(roots[0] / path)
+            if not any(Path(entry["path"]).is_relative_to(_full(root)) for root in roots):
+                raise Ham10000Error(
+                    f"{file}, row {row}: image is stored as the path {path[:200]!r}, outside the data folder, and "
+                    "without bytes: refused, as a table may name any file of this machine. Store their bytes, which "
+                    "`to_parquet` alone does not, by `dataset.with_format('arrow').map("
+                    "datasets.table.embed_table_storage, batched=True)` before it, "
+                    "or put the images into the folder and name them by relative paths."
+                )
         # Unlike a Path's, this is False for a name that is too long.
         missing.append(entry["bytes"] is None and not os.path.isfile(entry["path"] or ""))  # noqa: PTH113
     return image_dataset(entries), missing
-
-
-def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
-    """The path in full, or an error where it leads out of every folder."""
-    full = _full(roots[0] / path)
-    if any(Path(full).is_relative_to(_full(root)) for root in roots):
-        return full
-    raise Ham10000Error(
-        f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
-        "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
-        "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
-        "or put the images into the folder and name them by relative paths."
-    )
 
 
 def _full(path: Path) -> str:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
-from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, read_source
+from ham10000.modeling.processing_ham10000 import MAX_AGE
+from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, is_missing, read_source
 from ham10000.training.data.tables import DataOptions, read_labels, read_value, spelling_notes
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.markdown_text import plain
@@ -233,20 +233,18 @@ def _counted(values: list[str] | dict[str, int]) -> str:
     return f"{total:,} ({shown})" if values else "none"
 
 
+@dataclass
 class _Checks:
     """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
 
-    def __init__(self, frame: pd.DataFrame, notes: list[str], columns: dict[str, str], fixes: Collection[str]) -> None:
-        self.frame = frame
-        self.columns = columns
-        self.fixes = fixes
-        self.keep = np.ones(len(frame), dtype=bool)
-        self.notes = notes
-        self.problems: list[str] = []
+    frame: pd.DataFrame
+    columns: dict[str, str]  # our field to the source's own name of it
+    fixes: Collection[str]
+    notes: list[str]
+    problems: list[str] = field(default_factory=list)
 
-    def name(self, column: str) -> str:
-        """The source's own name of a column."""
-        return self.columns.get(column, column)
+    def __post_init__(self) -> None:
+        self.keep = np.ones(len(self.frame), dtype=bool)
 
     def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str) -> None:
         """Records rows `bad` as a problem: five of them with file, row, image id, field and value."""
@@ -255,18 +253,23 @@ class _Checks:
         rows = self.frame[bad]
         where = [
             f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
-            f"{self.name(column)} = {row[column]!r}"
+            f"{self.columns.get(column, column)} = {row[column]!r}"
             for row in rows.head(5).to_dict("records")
         ]
         if len(rows) > 5:
             where.append(f"    ... and {len(rows) - 5:,} more")
         self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
 
-    def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
-        """Drops rows where `option` is one of the fixes, with a note; otherwise they are a problem."""
+    def fix(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
+        """Drops rows, or reads their values as missing, where `option` is asked for; else they are a problem."""
+        to_missing = option == "invalid_to_missing"
         if option not in self.fixes:
-            remedy = f"Correct them, or drop them: --data_fixes {option} (ham10000-data: --{option})."
+            instead = "read them as missing" if to_missing else "drop them"
+            remedy = f"Correct them, or {instead}: --data_fixes {option} (ham10000-data: --{option})."
             self.problem(bad, column, what, expected, remedy)
+        elif bad.any() and to_missing:
+            found = _counted(_counts(self.frame[column][bad]))
+            self.notes.append(f"read as missing because of {option}: {column} {found}")
         elif bad.any():
             examples = _counted(list(self.frame["image_id"][bad]))
             self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
@@ -298,54 +301,52 @@ def check_rows(
     """
     source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
     frame = raw.frame.copy()
-    checks = _Checks(frame, list(raw.notes), raw.columns, fixes)
-    report = DataReport(source, notes=checks.notes)
+    report = DataReport(source, notes=list(raw.notes))
+    checks = _Checks(frame, raw.columns, fixes, report.notes)
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
+    frame["lesion_id"] = frame["lesion_id"].mask(is_missing(frame["lesion_id"]), frame["image_id"])
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
-    ours = raw.ours or "drop_unknown_labels" in fixes
-    report.labels, frame["dx"], notes = read_labels(
-        frame["dx"], options, raw.declared, name=checks.name("dx"), ours=ours
-    )
-    checks.notes += notes
+    column, ours = raw.columns.get("dx", "dx"), raw.ours or "drop_unknown_labels" in fixes
+    report.labels, frame["dx"], notes = read_labels(frame["dx"], options, raw.declared, name=column, ours=ours)
+    report.notes += notes
     unknown = ~frame["dx"].isin(report.labels).to_numpy()
     report.unknown_labels = _counts(frame["dx"][unknown])
     others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
     remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
     expected = f"expected one of {report.labels}, got {others}; {remedy}"
-    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    checks.fix(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
     # Copies of one image that disagree cannot be dropped: nobody here knows which of them is right.
     for name in ("dx", "lesion_id"):
         conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
         expected = f"all rows of an image id must have the same {name}"
         checks.problem(conflict, name, f"one image id with different {name}", expected, "Correct the rows.")
     expected = "every image id must occur once"
-    checks.drop(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+    checks.fix(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
     _check_values(frame, checks, report)
 
+    expected = "every row needs an image that can be decoded"
+    where = f" below {raw.looked}" if raw.looked else ""
     report.missing_images = list(frame["image_id"][missing_images])
-    for bad, what in ((missing_images, "no image file"), (unreadable_images, "unreadable image file")):
-        if bad is not None:
-            where = f" below {raw.looked}" if raw.looked and bad is missing_images else ""
-            expected = f"every row needs an image that can be decoded{where}"
-            checks.drop(bad, "image_id", what, expected, option="drop_unreadable")
+    checks.fix(missing_images, "image_id", "no image file", expected + where, option="drop_unreadable")
     if unreadable_images is not None:
         report.unreadable_images = list(frame["image_id"][unreadable_images])
+        checks.fix(unreadable_images, "image_id", "unreadable image file", expected, option="drop_unreadable")
     if checks.problems:
         raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(checks.problems))
 
     kept = frame[checks.keep].reset_index(drop=True)
     if kept.empty:
-        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
+        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(report.notes))
     _count(kept, report, raw)
     return kept, checks.keep, report
 
 
 def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
-    empty = frame["image_id"].str.lower().isin(MISSING_VALUES).to_numpy()
+    empty = is_missing(frame["image_id"]).to_numpy()
     checks.problem(empty, "image_id", "no image_id", "every row needs one", "Fill it in.")
     # Image ids become file names: of the cache, of an export, of predictions.
     unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
@@ -358,33 +359,23 @@ def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
 
 
 def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> None:
-    remedy = (
-        "Correct them, or read them as missing: --data_fixes invalid_to_missing (ham10000-data: --invalid_to_missing)."
-    )
-
-    def check(name: str, bad: np.ndarray, expected: str) -> dict[str, int]:
-        found = _counts(frame[name][bad])
-        if found and "invalid_to_missing" in checks.fixes:
-            checks.notes.append(f"read as missing because of invalid_to_missing: {name} {_counted(found)}")
-        elif found:
-            checks.problem(bad, name, f"invalid {name}", expected, remedy)
-        return found
-
-    missing = frame["age"].str.lower().isin(MISSING_VALUES).to_numpy()
     years = pd.to_numeric(frame["age"], errors="coerce")
-    invalid = ~missing & ~years.between(0, MAX_AGE).to_numpy()
-    report.invalid_ages = check("age", invalid, f"expected years from 0 to {MAX_AGE}, or nothing if unknown")
+    invalid = ~is_missing(frame["age"]).to_numpy() & ~years.between(0, MAX_AGE).to_numpy()
+    report.invalid_ages = _counts(frame["age"][invalid])
+    expected = f"expected years from 0 to {MAX_AGE}, or nothing if unknown"
+    checks.fix(invalid, "age", "invalid age", expected, option="invalid_to_missing")
     # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
-    frame["age"] = years.where(~missing & ~invalid)
+    frame["age"] = years.mask(invalid)
 
-    for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
-        values = frame[name].str.strip().str.lower()
-        values = values.where(~values.isin(MISSING_VALUES), "unknown")
-        checks.notes += spelling_notes(name, values, checks.name(name))
+    known = {"sex": (SEXES, report.unknown_sexes), "localization": (LOCALIZATIONS, report.unknown_localizations)}
+    for name, (vocabulary, unknown) in known.items():
+        values = frame[name].str.strip().str.lower().mask(is_missing(frame[name]), "unknown")
+        report.notes += spelling_notes(name, values, checks.columns.get(name, name))
         values = values.map(partial(read_value, name))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
-        found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
-        (report.unknown_sexes if name == "sex" else report.unknown_localizations).update(found)
+        unknown |= _counts(frame[name][invalid])
+        expected = f"expected one of {list(vocabulary)}, or 'unknown'"
+        checks.fix(invalid, name, f"invalid {name}", expected, option="invalid_to_missing")
         frame[name] = values.mask(invalid, "unknown")
 
 
