@@ -246,34 +246,35 @@ class _Checks:
     def __post_init__(self) -> None:
         self.keep = np.ones(len(self.frame), dtype=bool)
 
-    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str) -> None:
-        """Records rows `bad` as a problem: five of them with file, row, image id, field and value."""
-        if not bad.any():
-            return
-        rows = self.frame[bad]
-        where = [
-            f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
-            f"{self.columns.get(column, column)} = {row[column]!r}"
-            for row in rows.head(5).to_dict("records")
-        ]
-        if len(rows) > 5:
-            where.append(f"    ... and {len(rows) - 5:,} more")
-        self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
+    def refuse(
+        self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str = "", option: str = ""
+    ) -> None:
+        """Drops rows, or reads their values as missing, where `option` is asked for; else they are a problem.
 
-    def fix(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
-        """Drops rows, or reads their values as missing, where `option` is asked for; else they are a problem."""
-        to_missing = option == "invalid_to_missing"
-        if option not in self.fixes:
-            instead = "read them as missing" if to_missing else "drop them"
-            remedy = f"Correct them, or {instead}: --data_fixes {option} (ham10000-data: --{option})."
-            self.problem(bad, column, what, expected, remedy)
-        elif bad.any() and to_missing:
-            found = _counted(_counts(self.frame[column][bad]))
+        A problem shows five of the rows with file, row, image id, field and value, and the remedy or the option.
+        """
+        rows, to_missing = self.frame[bad], option == "invalid_to_missing"
+        if rows.empty:
+            return
+        if to_missing and option in self.fixes:
+            found = _counted(_counts(rows[column]))
             self.notes.append(f"read as missing because of {option}: {column} {found}")
-        elif bad.any():
-            examples = _counted(list(self.frame["image_id"][bad]))
+        elif option in self.fixes:
+            examples = _counted(list(rows["image_id"]))
             self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
             self.keep &= ~bad
+        else:
+            instead = "read them as missing" if to_missing else "drop them"
+            advice = f"Correct them, or {instead}: --data_fixes {option} (ham10000-data: --{option})."
+            where = [
+                f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
+                f"{self.columns.get(column, column)} = {row[column]!r}"
+                for row in rows.head(5).to_dict("records")
+            ]
+            if len(rows) > 5:
+                where.append(f"    ... and {len(rows) - 5:,} more")
+            line = f"- {what} in {len(rows):,} row(s); {expected}. {remedy or advice}"
+            self.problems.append("\n".join([line, *where]))
 
 
 def lesions_known(rows: pd.DataFrame) -> bool:
@@ -318,23 +319,23 @@ def check_rows(
     others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
     remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
     expected = f"expected one of {report.labels}, got {others}; {remedy}"
-    checks.fix(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    checks.refuse(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
     # Copies of one image that disagree cannot be dropped: nobody here knows which of them is right.
     for name in ("dx", "lesion_id"):
         conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
         expected = f"all rows of an image id must have the same {name}"
-        checks.problem(conflict, name, f"one image id with different {name}", expected, "Correct the rows.")
+        checks.refuse(conflict, name, f"one image id with different {name}", expected, remedy="Correct the rows.")
     expected = "every image id must occur once"
-    checks.fix(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+    checks.refuse(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
     _check_values(frame, checks, report)
 
     expected = "every row needs an image that can be decoded"
     where = f" below {raw.looked}" if raw.looked else ""
     report.missing_images = list(frame["image_id"][missing_images])
-    checks.fix(missing_images, "image_id", "no image file", expected + where, option="drop_unreadable")
+    checks.refuse(missing_images, "image_id", "no image file", expected + where, option="drop_unreadable")
     if unreadable_images is not None:
         report.unreadable_images = list(frame["image_id"][unreadable_images])
-        checks.fix(unreadable_images, "image_id", "unreadable image file", expected, option="drop_unreadable")
+        checks.refuse(unreadable_images, "image_id", "unreadable image file", expected, option="drop_unreadable")
     if checks.problems:
         raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(checks.problems))
 
@@ -347,15 +348,15 @@ def check_rows(
 
 def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
     empty = is_missing(frame["image_id"]).to_numpy()
-    checks.problem(empty, "image_id", "no image_id", "every row needs one", "Fill it in.")
+    checks.refuse(empty, "image_id", "no image_id", "every row needs one", remedy="Fill it in.")
     # Image ids become file names: of the cache, of an export, of predictions.
     unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
     expected = "expected an id without '/', '\\' or '..'"
-    checks.problem(unsafe, "image_id", "image_id with a path in it", expected, "Give the file's bare name.")
+    checks.refuse(unsafe, "image_id", "image_id with a path in it", expected, remedy="Give the file's bare name.")
     for name in ("lesion_id", "dx_type", "dataset"):
         control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
         expected = "expected text without line breaks and control characters"
-        checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
+        checks.refuse(control, name, f"control character in {name}", expected, remedy="Correct it.")
 
 
 def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> None:
@@ -363,7 +364,7 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> N
     invalid = ~is_missing(frame["age"]).to_numpy() & ~years.between(0, MAX_AGE).to_numpy()
     report.invalid_ages = _counts(frame["age"][invalid])
     expected = f"expected years from 0 to {MAX_AGE}, or nothing if unknown"
-    checks.fix(invalid, "age", "invalid age", expected, option="invalid_to_missing")
+    checks.refuse(invalid, "age", "invalid age", expected, option="invalid_to_missing")
     # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
     frame["age"] = years.mask(invalid)
 
@@ -375,17 +376,16 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> N
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
         unknown |= _counts(frame[name][invalid])
         expected = f"expected one of {list(vocabulary)}, or 'unknown'"
-        checks.fix(invalid, name, f"invalid {name}", expected, option="invalid_to_missing")
+        checks.refuse(invalid, name, f"invalid {name}", expected, option="invalid_to_missing")
         frame[name] = values.mask(invalid, "unknown")
 
 
 def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
     report.rows = len(kept)
-    counts = Counter(kept["dx"])
-    report.class_counts = {label: counts[label] for label in report.labels}
+    report.class_counts = kept["dx"].value_counts().reindex(report.labels, fill_value=0).to_dict()
     if lesions_known(kept):
         report.lesions = int(kept["lesion_id"].nunique())
-        report.images_per_lesion = dict(sorted(Counter(Counter(kept["lesion_id"]).values()).items()))
+        report.images_per_lesion = kept["lesion_id"].value_counts().value_counts().sort_index().to_dict()
     report.missing = {
         name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
     }
