@@ -12,9 +12,8 @@ from bad_pictures import JPEG
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
 from ham10000.training.data.__main__ import main
-from ham10000.training.data.readers import from_splits, image_dataset
+from ham10000.training.data.readers import image_dataset
 from ham10000.training.data.sources import FEATURES, load_data, metadata_frame
-from ham10000.training.data.tables import DataOptions
 
 
 def test_official_layout(synthetic_folder: Path) -> None:
@@ -175,7 +174,6 @@ def test_a_table_of_the_hub_names_what_was_downloaded_only(folders: Path, monkey
     monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
     with pytest.raises(Ham10000Error, match="split train, row 2: image is stored as the path"):
         load_data("user/d")
-    assert from_splits("mine", splits, DataOptions()).missing == [False, False]
 
 
 @pytest.mark.shared

@@ -7,15 +7,15 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import ClassLabel, Dataset, Features, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from ham10000.modeling import LABELS, Ham10000Error
 from ham10000.modeling.configuration_ham10000 import LOCALIZATIONS
-from ham10000.training.data.readers import RawSource, from_splits
-from ham10000.training.data.sources import check_rows, load_data, metadata_frame
+from ham10000.training.data.sources import DataReport, load_data, metadata_frame
 from ham10000.training.data.split import make_split
 from ham10000.training.data.tables import SITES, DataOptions
 from ham10000.training.inference.inputs import find_images, read_metadata
@@ -417,21 +417,18 @@ def test_a_dataset_with_labels_of_its_own_keeps_their_names(tmp_path: Path) -> N
     images(tmp_path, "a", "b")
     features = Features({"img": ImageFeature(), "label": ClassLabel(names=["malignant", "benign"])})
 
-    def read(*labels: int) -> RawSource:
-        rows = {"img": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")], "label": list(labels)}
-        return from_splits("mine", DatasetDict(train=Dataset.from_dict(rows, features=features)), DataOptions())
+    def read(*labels: int) -> tuple[Dataset, DataReport]:
+        rows = {"img": ["a.jpg", "b.jpg"], "label": list(labels)}
+        table = Dataset.from_dict(rows, features=features).with_format("arrow")[:]
+        pq.write_table(table, tmp_path / "d.parquet")
+        return load_data(str(tmp_path))
 
-    raw = read(1, 1)
-    assert raw.frame["dx"].tolist() == ["benign", "benign"]
-    assert raw.declared == ["malignant", "benign"]
-    assert raw.frame["image_id"].is_unique
-    assert raw.missing == [False, False]
-    _, _, report = check_rows(raw, DataOptions(), unreadable_images=None)
+    dataset, report = read(1, 1)
+    assert metadata_frame(dataset)["dx"].tolist() == ["benign", "benign"]
+    assert dataset["image_id"][:] == ["000001", "000002"]
     assert report.class_counts == {"benign": 2, "malignant": 0}
-    hidden = read(0, -1)
-    assert hidden.frame["dx"].tolist() == ["malignant", ""]
-    with pytest.raises(Ham10000Error, match="unknown label in 1 row"):
-        check_rows(hidden, DataOptions(), unreadable_images=None)
+    with pytest.raises(Ham10000Error, match=r"(?s)unknown label in 1 row.* label = ''"):
+        read(0, -1)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def read_source(source: str, options: DataOptions, *, synthetic_size: int | None
     if path.is_dir():
         return _read_folder(source, path, options)
     if path.is_file() and (path.suffix.lower() in TABLE_SUFFIXES or path.name in _OFFICIAL_METADATA):
-        return _read_tables(source, [path], _root(path), options)
+        return _read_tables(source, [path], _places(path)[-1], options)
     if path.exists():
         raise Ham10000Error(
             f"{source} is a file that is not read; save a spreadsheet as csv (UTF-8), of others give the folder. "
@@ -157,8 +157,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
 def _has_labels(table: Path, options: DataOptions) -> bool:
     """Whether a table has a column for the image and one for the label."""
     try:
-        is_jsonl = table.suffix.lower() == ".jsonl"
-        header = list(read_table(table).columns) if is_jsonl else read_rows(table, header_only=True)[0]
+        header = read_rows(table, header_only=True)[0]
         given = {name: column for name, column in options.columns.items() if column in header}
         found = match_columns(header, given, ("image_id", "dx"))
     except Ham10000Error:
@@ -180,9 +179,9 @@ def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: Dat
     return raw
 
 
-def _root(table: Path) -> Path:
-    """The folder below which a table's images lie: ISIC puts each ground truth into a folder next to its images."""
-    return table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent
+def _places(table: Path) -> tuple[Path, ...]:
+    """Folders where what belongs to a table may lie: ISIC puts each ground truth into a folder next to its images."""
+    return (table.parent, table.parent.parent) if table.parent.name.endswith("GroundTruth") else (table.parent,)
 
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
@@ -193,10 +192,11 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
     column = "file_name" if "file_name" in texts else found.columns["image_id"]
     paths: list[str | None] = [None] * len(texts)
     indexes: dict[tuple[Path, ...], ImageFiles] = {}
+    base = _full(root)
     names = [(name, Path(file), row) for name, (file, row) in zip(texts[column], texts.index, strict=True)]
     for name, table, row in names:
         path = Path(name.replace("\\", "/"))
-        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(_full(root)))
+        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
         if leaves and column != "image_id":  # an id is for `check_rows` to check
             raise Ham10000Error(
                 f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
@@ -205,14 +205,11 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
         if None in paths or not indexes:
             index = indexes[folders] = ImageFiles(*folders)
             paths = [
-                path or index.find(name.removeprefix(f"{_full(root)}/"), table.parent)
+                path or index.find(name.removeprefix(f"{base}/"), table.parent)
                 for path, (name, table, _) in zip(paths, names, strict=True)
             ]
-    for index in indexes.values():
-        if index.copies:
-            notes.append(
-                f"{index.copies} image files are copies of others of the same name in a second folder: counted once"
-            )
+    if copies := sum(index.copies for index in indexes.values()):
+        notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
     if unused := next(iter(indexes.values())).unused():
         files = _some([table.name for table in tables])
         notes.append(f"{len(unused)} image files have no row in {files} and are not used: {_some(unused)}")
@@ -255,7 +252,7 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
     """
     raw = as_strings(read_table(table))
     stem = table.stem.removesuffix("GroundTruth")
-    for place, kind in product(dict.fromkeys((table.parent, _root(table))), ("Metadata", "LesionGroupings")):
+    for place, kind in product(_places(table), ("Metadata", "LesionGroupings")):
         path = place / f"{stem}{kind}.csv"
         extra = as_strings(read_table(path)) if path.is_file() else pd.DataFrame()
         for name in ("image_id", "lesion_id"):
@@ -284,15 +281,13 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
     """Folders to look for a table's images first: others may have files of the same names, such as masks."""
-    folders: list[Path] = []
+    names: tuple[str, ...] = ()
     if table.stem.endswith("GroundTruth"):
-        name = table.stem.removesuffix("GroundTruth") + "Input"
-        folders = [place / name for place in dict.fromkeys((table.parent, _root(table)))]
+        names = (table.stem.lower().removesuffix("groundtruth") + "input",)
     elif table.name in _OFFICIAL_METADATA:
-        folders = [
-            path for path in sorted(root.iterdir()) if path.name.lower().startswith(("ham10000_images", "images"))
-        ]
-    return tuple(path for path in folders if path.is_dir()) or (root,)
+        names = ("ham10000_images", "images")
+    found = [path for place in _places(table) for path in place.iterdir() if path.name.lower().startswith(names)]
+    return tuple(sorted(path for path in found if path.is_dir())) or (root,)
 
 
 def _read_class_folders(source: str, folder: Path, paths: list[str], options: DataOptions) -> RawSource:
@@ -324,38 +319,32 @@ def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOpt
 
 
 def _read_hub(source: str, options: DataOptions) -> RawSource:
+    """Joins the splits of a dataset on the Hub; its own division is not trusted.
+
+    `marmal88/skin_cancer`, the most used copy, has 13,354 rows in its splits for 10,015 photographs.
+    """
     try:
-        loaded = datasets.load_dataset(source)
+        splits = datasets.load_dataset(source)
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise Ham10000Error(
             f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
             f"A source is {_KINDS_OF_SOURCE}."
         ) from error
-    downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
-    return from_splits(source, loaded, options, roots=downloads)
-
-
-def from_splits(
-    source: str, splits: datasets.DatasetDict, options: DataOptions, *, roots: tuple[Path, ...] | None = None
-) -> RawSource:
-    """Joins the splits of a loaded dataset; its own division is not trusted.
-
-    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs. An
-    image that is stored as a path must lie below one of `roots`; None, as for your own dataset, takes it as it is.
-    """
-    sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
     try:
         joined = datasets.concatenate_datasets(list(splits.values()))
     except ValueError as error:
         raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
-    raw = _from_dataset(source, joined, sizes, roots, options)
+    sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
+    downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+    raw = _from_dataset(source, joined, sizes, downloads, options)
     raw.notes.append(f"splits joined, the source's own division is not used: {sizes}")
     return raw
 
 
 def _from_dataset(
-    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...] | None, options: DataOptions
+    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...], options: DataOptions
 ) -> RawSource:
+    """Rows of a dataset that joins parts of these sizes; an image stored as a path must lie below one of the roots."""
     kinds = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     images_column = next((name for name in ("image", *kinds) if name in table.column_names), None)
     if images_column is None:
@@ -475,13 +464,13 @@ def _ids_of_files(names: pd.Series) -> pd.Series:
 
 
 def _stored_images(
-    images: datasets.Dataset, places: Sequence[tuple[str, int]], roots: tuple[Path, ...] | None
+    images: datasets.Dataset, places: Sequence[tuple[str, int]], roots: tuple[Path, ...]
 ) -> tuple[datasets.Dataset, list[bool]]:
     """Finds the images without bytes: gives them their full paths, and says whether each is missing.
 
     A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
     images. Where the bytes are stored the path is a name only, and may be anything. Others must lie below one of
-    `roots`, a relative one below the first; symbolic links in them are followed. None takes every path as it is.
+    `roots`, a relative one below the first; symbolic links in them are followed.
     """
     if images._indices is not None:  # a selection, whose table still has all rows
         images = images.flatten_indices()
@@ -493,7 +482,7 @@ def _stored_images(
     for number, (entry, (file, row)) in enumerate(zip(entries, places, strict=True)):
         entry = entries[number] = entry or {"bytes": None, "path": None}
         path = entry["path"]
-        if entry["bytes"] is None and path and roots is not None:
+        if entry["bytes"] is None and path:
             entry["path"] = _full(roots[0] / path)
             if not any(Path(entry["path"]).is_relative_to(_full(root)) for root in roots):
                 raise Ham10000Error(
