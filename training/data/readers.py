@@ -23,22 +23,21 @@ from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.processing_ham10000 import MISSING_VALUES
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
+    ISIC_CLASSES,
     SYNONYMS,
-    TABLE_SUFFIXES,
     DataOptions,
     as_strings,
     candidates,
     match_columns,
-    one_hot_columns,
     read_rows,
     read_table,
-    spelled,
 )
 from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible, without_suffix
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
     "`synthetic` or `synthetic:N` (N images); a csv with a column for the image and one for the label, above or next "
@@ -68,16 +67,11 @@ def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
 
 @dataclass
 class RawSource:
-    """Rows as they were read, before any check.
-
-    `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
-    the row stands (`row` is the 1-based line of a text file or the 1-based row of a table). `images` is one column
-    `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
-    """
+    """Rows as they were read, before any check; each has its image next to it."""
 
     name: str  # the source as the user wrote it
-    frame: pd.DataFrame
-    images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))
+    frame: pd.DataFrame  # `COLUMNS` as text, and where a row stands: `file` and `row`, its 1-based line or number
+    images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))  # of one column, `image`, not decoded
     missing: list[bool] = field(default_factory=list)  # per row, whether the source has no image for it
     notes: list[str] = field(default_factory=list)  # decisions taken while reading, one sentence each
     columns: dict[str, str] = field(default_factory=dict)  # our field to the source's column, for messages
@@ -88,17 +82,13 @@ class RawSource:
 
 
 def read_source(source: str, options: DataOptions, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
-    """Reads any kind of source, without decoding an image; the arguments are those of `load_data`.
-
-    Raises:
-        Ham10000Error: Where the source is of no known kind, cannot be parsed, or lacks a required column.
-    """
+    """Reads any kind of source, without decoding an image; the arguments and errors are those of `load_data`."""
     if source == "synthetic" or source.startswith("synthetic:"):
         return _read_synthetic(source, synthetic_size, seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(source, path, options)
-    if path.is_file() and (path.suffix.lower() in TABLE_SUFFIXES or path.name in _OFFICIAL_METADATA):
+    if path.is_file() and (path.suffix.lower() in _TABLE_SUFFIXES or path.name in _OFFICIAL_METADATA):
         return _read_tables(source, [path], _places(path)[-1], options)
     if path.exists():
         raise Ham10000Error(
@@ -130,7 +120,7 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         raise Ham10000Error(f"{source} has {names} with different contents; keep the one that is right.")
     if official:
         return _read_tables(source, official[:1], folder, options)
-    tables = [Path(path) for path in files_below(folder, TABLE_SUFFIXES)]
+    tables = [Path(path) for path in files_below(folder, _TABLE_SUFFIXES)]
     if truths := [table for table in tables if table.name.endswith("GroundTruth.csv")]:
         return _read_one_of(source, truths, folder, options)
     if found := [table for table in tables if table.name in ("metadata.csv", "metadata.jsonl")]:
@@ -159,23 +149,23 @@ def _has_labels(table: Path, options: DataOptions) -> bool:
     try:
         header = read_rows(table, header_only=True)[0]
         given = {name: column for name, column in options.columns.items() if column in header}
-        found = match_columns(header, given, ("image_id", "dx"))
+        select_fields(pd.DataFrame(columns=header, dtype=object), table, DataOptions(given))
     except Ham10000Error:
         return False
-    return "image_id" in found and ("dx" in found or bool(one_hot_columns(header)))
+    return True
 
 
 def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: DataOptions) -> RawSource:
     """Of several tables the one for training: validation and test images are for scoring, not to be mixed in."""
-    training = [table for table in tables if "train" in table.name.lower()] if len(tables) > 1 else tables
-    names = [str(table.relative_to(folder)) for table in tables]
-    if len(training) != 1:
-        raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of these files as the source.")
-    raw = _read_tables(source, training, folder, options)
-    if others := [name for table, name in zip(tables, names, strict=True) if table != training[0]]:
-        raw.notes.append(
-            f"read is {training[0].relative_to(folder)}; to use another, give the file: {', '.join(others)}"
+    names = {str(table.relative_to(folder)): table for table in tables}
+    chosen = [name for name, table in names.items() if len(names) == 1 or "train" in table.name.lower()]
+    if len(chosen) != 1:
+        raise Ham10000Error(
+            f"{source} has several tables of labels, {list(names)}; give one of these files as the source."
         )
+    raw = _read_tables(source, [names[chosen[0]]], folder, options)
+    if others := [name for name in names if name not in chosen]:
+        raw.notes.append(f"read is {chosen[0]}; to use another, give the file: {', '.join(others)}")
     return raw
 
 
@@ -190,24 +180,20 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
     texts = pd.concat({str(table): _read_with_companions(table, notes) for table in tables}).fillna("")
     found = select_fields(texts, tables[0] if len(tables) == 1 else source, options)
     column = "file_name" if "file_name" in texts else found.columns["image_id"]
-    paths: list[str | None] = [None] * len(texts)
-    indexes: dict[tuple[Path, ...], ImageFiles] = {}
     base = _full(root)
-    names = [(name, Path(file), row) for name, (file, row) in zip(texts[column], texts.index, strict=True)]
-    for name, table, row in names:
+    # In the folders that are a table's own first: others may have files of the same names, such as masks.
+    places = dict.fromkeys((_image_folders(tables[0], root), (root,)))
+    indexes = {folders: ImageFiles(*folders) for folders in places}
+    paths: list[str | None] = []
+    for name, (file, row) in zip(texts[column], texts.index, strict=True):
         path = Path(name.replace("\\", "/"))
         leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
         if leaves and column != "image_id":  # an id is for `check_rows` to check
             raise Ham10000Error(
-                f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+                f"{file}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
             )
-    for folders in dict.fromkeys((_image_folders(tables[0], root), (root,))):
-        if None in paths or not indexes:
-            index = indexes[folders] = ImageFiles(*folders)
-            paths = [
-                path or index.find(name.removeprefix(f"{base}/"), table.parent)
-                for path, (name, table, _) in zip(paths, names, strict=True)
-            ]
+        found_in = (index.find(name.removeprefix(f"{base}/"), Path(file).parent) for index in indexes.values())
+        paths.append(next(filter(None, found_in), None))
     if copies := sum(index.copies for index in indexes.values()):
         notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
     if unused := next(iter(indexes.values())).unused():
@@ -269,7 +255,7 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
         if unmatched and name == "lesion_id":
             notes.append(f"{unmatched:,} rows of {path.name} have no label in {table.name} and are not used")
     if "image_type" in raw.columns:
-        kept = raw["image_type"].astype(str).map(spelled) == "dermoscopic"
+        kept = raw["image_type"].str.lower() == "dermoscopic"
         if kept.any() and not kept.all():
             notes.append(
                 f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, "
@@ -280,7 +266,7 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
-    """Folders to look for a table's images first: others may have files of the same names, such as masks."""
+    """The folders whose names say that they have a table's images, or the root."""
     names: tuple[str, ...] = ()
     if table.stem.endswith("GroundTruth"):
         names = (table.stem.lower().removesuffix("groundtruth") + "input",)
@@ -311,11 +297,7 @@ def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOpt
         reason = error.__cause__ or error
         raise Ham10000Error(f"{source}: its {len(files)} .parquet files cannot be read together: {reason}") from error
     assert isinstance(table, datasets.Dataset)
-    raw = _from_dataset(source, table, sizes, (folder,), options)
-    if len(files) > 1:
-        names = _some([str(path.relative_to(folder)) for path in files])
-        raw.notes.append(f"{len(files)} files joined, the source's own division is not used: {names}")
-    return raw
+    return _from_dataset(source, table, sizes, (folder,), options)
 
 
 def _read_hub(source: str, options: DataOptions) -> RawSource:
@@ -336,9 +318,7 @@ def _read_hub(source: str, options: DataOptions) -> RawSource:
         raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
     sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
     downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
-    raw = _from_dataset(source, joined, sizes, downloads, options)
-    raw.notes.append(f"splits joined, the source's own division is not used: {sizes}")
-    return raw
+    return _from_dataset(source, joined, sizes, downloads, options)
 
 
 def _from_dataset(
@@ -358,6 +338,9 @@ def _from_dataset(
             # -1 is a label that is not given, as in the test split of a challenge.
             raw[name] = [None if value in (None, -1) else feature.int2str(value) for value in raw[name]]
     notes = []
+    if len(sizes) > 1:
+        parts = _some([f"{name} ({size:,} rows)" for name, size in sizes.items()])
+        notes.append(f"{len(sizes)} parts joined, the source's own division is not used: {parts}")
     if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
         raw["image_id"] = [f"{number:06d}" for number in range(1, len(raw) + 1)]
         notes.append(f"{source}: no column for image_id; images are numbered")
@@ -385,12 +368,25 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
             ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
     """
     texts = as_strings(raw if raw.index.nlevels > 1 else pd.concat({str(origin): raw}))
-    header = list(texts.columns)
+    header, notes = list(texts.columns), []
     try:
-        columns, notes = _choose_columns(texts, options)
+        columns = match_columns(header, options.columns)
+        labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values())
     except Ham10000Error as error:
         raise Ham10000Error(f"{origin}: {error}") from error
-    one_hot = [] if "dx" in columns else one_hot_columns(header)
+    if options.group_by is not None:
+        if options.group_by not in header:
+            raise Ham10000Error(f"{origin}: there is no column {options.group_by!r} to group by; it has {header}.")
+        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
+        columns["lesion_id"] = options.group_by
+        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
+    if len(labels) > 1:
+        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
+        columns["dx"] = next((name for name in labels if is_missing(texts[name]).mean() < 0.5), labels[0])
+        others = ", ".join(name for name in labels if name != columns["dx"])
+        notes.append(f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {others}")
+    classes = [name for name in header if name in ISIC_CLASSES]
+    one_hot = classes if "dx" not in columns and len(classes) > 1 else []
     absent = [name for name in ("image_id", "dx") if name not in columns and not (name == "dx" and one_hot)]
     if absent:
         raise Ham10000Error(
@@ -417,25 +413,6 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
     declared = [name.lower() for name in one_hot]
     frame = frame.rename_axis(["file", "row"]).reset_index()
     return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
-
-
-def _choose_columns(texts: pd.DataFrame, options: DataOptions) -> tuple[dict[str, str], list[str]]:
-    """The column of each field that has one, with notes where it is not the only one that it may be."""
-    header, notes = list(texts.columns), []
-    columns = match_columns(header, options.columns)
-    if options.group_by is not None:
-        if options.group_by not in header:
-            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {header}.")
-        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
-        columns["lesion_id"] = options.group_by
-        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
-    labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values())
-    if len(labels) > 1:
-        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
-        columns["dx"] = next((name for name in labels if is_missing(texts[name]).mean() < 0.5), labels[0])
-        others = ", ".join(name for name in labels if name != columns["dx"])
-        notes.append(f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {others}")
-    return columns, notes
 
 
 def is_missing(texts: pd.Series) -> pd.Series:
@@ -483,8 +460,8 @@ def _stored_images(
         entry = entries[number] = entry or {"bytes": None, "path": None}
         path = entry["path"]
         if entry["bytes"] is None and path:
-            entry["path"] = _full(roots[0] / path)
-            if not any(Path(entry["path"]).is_relative_to(_full(root)) for root in roots):
+            full = entry["path"] = _full(roots[0] / path)
+            if not any(Path(full).is_relative_to(_full(root)) for root in roots):
                 raise Ham10000Error(
                     f"{file}, row {row}: image is stored as the path {path[:200]!r}, outside the data folder, and "
                     "without bytes: refused, as a table may name any file of this machine. Store their bytes, which "

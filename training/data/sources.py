@@ -162,11 +162,7 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
 
 
 def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.Dataset:
-    """Numbers the labels of a dataset, by their names, as another set such as a model's does.
-
-    Raises:
-        Ham10000Error: For labels of the data that are not in the set.
-    """
+    """Numbers the labels of a dataset, by their names, as another set such as a model's; one it lacks is an error."""
     names = label_names(dataset)
     if list(labels) == names:
         return dataset
@@ -382,10 +378,11 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> N
 
 def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
     report.rows = len(kept)
-    report.class_counts = kept["dx"].value_counts().reindex(report.labels, fill_value=0).to_dict()
+    counts = Counter(kept["dx"])
+    report.class_counts = {label: counts[label] for label in report.labels}
     if lesions_known(kept):
         report.lesions = int(kept["lesion_id"].nunique())
-        report.images_per_lesion = kept["lesion_id"].value_counts().value_counts().sort_index().to_dict()
+        report.images_per_lesion = dict(sorted(Counter(Counter(kept["lesion_id"]).values()).items()))
     report.missing = {
         name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
     }

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 # Names of ISIC (Archive, 2018 to 2020, MILK10k), HAM10000, PAD-UFES-20, BCN20000, Derm7pt and `datasets`. Of several
 # that a table has, the first is read. They are compared in lower case, with `_` for spaces and hyphens.
 _SYNONYMS = {
@@ -54,25 +53,27 @@ SITES = _by_spelling(
 )
 
 # The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
-_ONE_HOT = frozenset(
+ISIC_CLASSES = frozenset(
     ["MEL", "NV", "BCC", "AKIEC", "AK", "BKL", "DF", "VASC", "SCC", "SCCKA", "UNK", "BEN_OTH", "MAL_OTH", "INF"]
 )
 # Of ISIC, PAD-UFES-20 and `marmal88/skin_cancer`, in the form of `spelled`. HAM10000's classes are groups: Tschandl et
 # al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl,
 # actinic keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
-_SPELLINGS = {
-    "akiec": "ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; bowens disease; "
-    "squamous cell carcinoma in situ; intraepithelial carcinoma",
-    "bcc": "basal cell carcinoma",
-    "bkl": "sek; benign keratosis; benign keratosis like lesion; benign keratosis like lesions; solar lentigo; "
-    "pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
-    "df": "dermatofibroma",
-    "mel": "melanoma; melanoma nos; melanoma in situ; melanoma invasive",
-    "nv": "nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
-    "melanocytic naevi",
-    "vasc": "vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma",
-}
-LABEL_SPELLINGS = {label: label for label in _SPELLINGS} | _by_spelling(_SPELLINGS)
+LABEL_SPELLINGS = _by_spelling(
+    {
+        "akiec": "akiec; ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; "
+        "bowens disease; squamous cell carcinoma in situ; intraepithelial carcinoma",
+        "bcc": "bcc; basal cell carcinoma",
+        "bkl": "bkl; sek; benign keratosis; benign keratosis like lesion; benign keratosis like lesions; "
+        "solar lentigo; pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
+        "df": "df; dermatofibroma",
+        "mel": "mel; melanoma; melanoma nos; melanoma in situ; melanoma invasive",
+        "nv": "nv; nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
+        "melanocytic naevi",
+        "vasc": "vasc; vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; "
+        "pyogenic granuloma",
+    }
+)
 
 
 def input_error(message: str) -> Exception:
@@ -111,11 +112,8 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
     """Reads a file with commas, tabs or semicolons and a header; unlike pandas, csv knows the line of every record.
 
-    Returns the header, the rows, as they were before `files.escape_cell`, and the line of each.
-
-    Raises:
-        Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
-            twice, or a file that is not UTF-8 text.
+    Returns the header, the rows, as they were before `files.escape_cell`, and the line of each. A row with another
+    number of fields, a cell over several lines, and a column name that occurs twice are errors.
     """
     from ham10000.training.utils.files import restore_cell
 
@@ -156,11 +154,7 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
-
-    Raises:
-        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
-    """
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line."""
     import pandas as pd
 
     if path.suffix.lower() != ".jsonl":
@@ -198,11 +192,7 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) -> list[str]:
-    """The columns of a table that may be a field, the best first, but for those that are given for some field.
-
-    Raises:
-        Ham10000Error: Where two columns differ in case or punctuation only.
-    """
+    """The columns that may be a field and are not given for one, the best first; two of one name are an error."""
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
@@ -216,8 +206,7 @@ def match_columns(
 ) -> dict[str, str]:
     """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
 
-    Raises:
-        Ham10000Error: For a given column that does not exist, or two columns of one name.
+    A given column that does not exist, and two columns of one name, are errors.
     """
     matched = {}
     for name in fields:
@@ -230,12 +219,6 @@ def match_columns(
         elif found := candidates(name, header, given.values()):
             matched[name] = found[0]
     return matched
-
-
-def one_hot_columns(header: Sequence[str]) -> list[str]:
-    """The columns of ISIC's classes, or none."""
-    found = [name for name in header if name in _ONE_HOT]
-    return found if len(found) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -262,11 +245,7 @@ class DataOptions:
         label_map: Sequence[str] = (),
         group_by: str | None = None,
     ) -> "DataOptions":
-        """Builds the options from `name=value` texts.
-
-        Raises:
-            Ham10000Error: For a text of another form, a field that does not exist, or labels that repeat.
-        """
+        """Builds the options from `name=value` texts, whose fields must exist."""
         pairs = _pairs("columns", "ours=theirs", columns)
         if unknown := sorted(set(pairs) - set(SYNONYMS)):
             raise input_error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
@@ -316,16 +295,15 @@ def read_labels(
 
     Returns the set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise
     the source's own in lower case, sorted. Then the label of each row, one that is not in the set as it was written,
-    and a sentence for each decision.
-
-    Raises:
-        Ham10000Error: Where `label_map` names a label that does not occur.
+    and a sentence for each decision. A `label_map` that names a label that does not occur is an error.
     """
     from ham10000.modeling.configuration_ham10000 import LABELS
     from ham10000.modeling.processing_ham10000 import MISSING_VALUES
 
     words = values.map(spelled)
-    present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
+    # ISIC 2019 declares UNK, which no training row has.
+    names = dict.fromkeys([*words, *(spelled(text) for text in declared if text.lower() != "unk")])
+    present = [word for word in names if word not in MISSING_VALUES]
     mapped = {spelled(old): new for old, new in options.label_map.items()}
     if absent := sorted(set(mapped) - set(present)):
         raise input_error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
@@ -336,8 +314,7 @@ def read_labels(
         labels = list(options.labels)
         by_word = {spelled(label): label for label in labels}
         read = {word: by_word.get(spelled(new), by_word.get(known[word] or "")) for word, new in after.items()}
-    # ISIC 2019 declares UNK, which no training row has.
-    elif ours or all(known[word] for word in present if word != "unk" or word in set(words)):
+    elif ours or all(known.values()):
         labels, read = list(LABELS), known
     else:
         # A new name that the data has already, in whatever case, is that label.
@@ -345,13 +322,13 @@ def read_labels(
         written = {spelled(new): new for new in mapped.values()}
         written |= {spelled(text): text.strip().lower() for text in texts if spelled(text) in kept}
         read = {word: written[spelled(new)] for word, new in after.items()}
-        labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
+        labels = sorted({str(label) for label in read.values()})
         notes.append(f"the labels are the data's own: {', '.join(labels)}")
         if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:
             pairs = " ".join(f"'{label}={LABEL_SPELLINGS[label]}'" for label in offered)
             notes.append(f"to read labels as HAM10000's: --label_map {pairs}")
-    counts = words.value_counts()
-    for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
-        notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
+    for word, count in sorted(Counter(words).items()):
+        if (label := read.get(word)) and spelled(label) != word:
+            notes.append(f"{name} {word!r} is read as {label!r} in {count:,} rows")
     dx = words.map(read)
     return labels, dx.where(dx.notna(), values), notes
