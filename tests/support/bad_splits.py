@@ -169,6 +169,8 @@ CONFIGS = [
     config("unknown key", "epoch: 3\n", "c.yaml", "'epoch'", "Known keys"),
     config("a key of a number", "3: 3\n", "c.yaml", "3"),
     config("text for a number", "learning_rate: fast\n", "c.yaml", "learning_rate", "'fast'"),
+    config("text for a number or none", "max_gradient_norm: some\n", "c.yaml", "max_gradient_norm", "'some'"),
+    config("true for a number", "weight_decay: true\n", "c.yaml", "weight_decay must be a number, got True"),
     config("a fraction for a whole number", "epochs: 1.5\n", "epochs"),
     config("a list", "- 1\n", "c.yaml", "list"),
     config("broken yaml", "a: [1\n", "c.yaml"),
