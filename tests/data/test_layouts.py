@@ -84,70 +84,67 @@ I2,H2,single image
 I3,H2,x""",
     # Images twice nested; the first rows without a lesion, whole rows of metadata empty.
     "isic2019": f"""\
-{INPUT_2019}/ISIC_0 {INPUT_2019}/ISIC_17_downsampled {INPUT_2019}/ISIC_73
+{INPUT_2019}/I0 {INPUT_2019}/I17_downsampled {INPUT_2019}/I73
 > ISIC_2019_Training_GroundTruth.csv
 image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK
-ISIC_0,0.0,1.0,0,0,0,0,0,0,0
-ISIC_17_downsampled,0.0,0.0,0,0,0,0,0,1,0
-ISIC_73,0.0,0.0,0,1,0,0,0,0,0
+I0,0.0,1.0,0,0,0,0,0,0,0
+I17_downsampled,0.0,0.0,0,0,0,0,0,1,0
+I73,0.0,0.0,0,1,0,0,0,0,0
 > ISIC_2019_Training_Metadata.csv
 image,age_approx,anatom_site_general,lesion_id,sex
-ISIC_0,55.0,anterior torso,,female
-ISIC_17_downsampled,,,,
-ISIC_73,70.0,head/neck,L1,male""",
+I0,55.0,anterior torso,,female
+I17_downsampled,,,,
+I73,70.0,head/neck,L1,male""",
     "isic2020": """\
-jpeg/train/ISIC_26 jpeg/train/ISIC_15 jpeg/train/ISIC_52 jpeg/test/ISIC_0052060
+jpeg/train/I26 jpeg/train/I15 jpeg/train/I52 jpeg/test/T1
 > train.csv
 image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target
-ISIC_26,IP_7279968,male,45.0,head/neck,unknown,benign,0
-ISIC_15,IP_3075186,female,45.0,upper extremity,unknown,benign,0
-ISIC_52,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1
-> test.csv
-image_name,patient_id,sex,age_approx,anatom_site_general_challenge
-ISIC_0052060,,,,
+I26,IP_7279968,male,45.0,head/neck,unknown,benign,0
+I15,IP_3075186,female,45.0,upper extremity,unknown,benign,0
+I52,IP_7279968,female,50.0,lower extremity,melanoma,malignant,1
 > sample_submission.csv
 image_name,target
-ISIC_0052060,0""",
+T1,0""",
     # What isic-cli writes: metadata.csv next to the images, which is not an imagefolder's.
     "archive": """\
-ISIC_0024306 ISIC_0024307 ISIC_0024308
+I6 I7 I8
 > metadata.csv
 isic_id,copyright_license,age_approx,anatom_site_general,diagnosis_1,diagnosis_3,image_type,lesion_id,sex
-ISIC_0024306,CC-BY-NC,45,palms/soles,Benign,Nevus,dermoscopic,IL_1,male
-ISIC_0024307,CC-0,50,lower extremity,Malignant,"Melanoma, NOS",dermoscopic,IL_2,male
-ISIC_0024308,CC-0,,,Benign,Pigmented benign keratosis,clinical: close-up,IL_3,""",
+I6,CC-BY-NC,45,palms/soles,Benign,Nevus,dermoscopic,IL_1,male
+I7,CC-0,50,lower extremity,Malignant,"Melanoma, NOS",dermoscopic,IL_2,male
+I8,CC-0,,,Benign,Pigmented benign keratosis,clinical: close-up,IL_3,""",
     "older archive": """\
-ISIC_0000000.JPG ISIC_0000001.JPG
+I0.JPG I1.JPG
 > challenge.csv
 isic_id,age_approx,anatom_site_general,benign_malignant,diagnosis,mel_class,nevus_type,sex
-ISIC_0000000,55,,benign,nevus,,blue,female
-ISIC_0000001,,,benign,pigmented benign keratosis,,,""",
+I0,55,,benign,nevus,,blue,female
+I1,,,benign,pigmented benign keratosis,,,""",
     # The truth is by lesion, with two images each.
     "milk10k": """\
-MILK10k_Training_Input/IL_1/ISIC_1 MILK10k_Training_Input/IL_1/ISIC_2
-MILK10k_Training_Input/IL_2/ISIC_3 MILK10k_Training_Input/IL_2/ISIC_4
+MILK10k_Training_Input/IL_1/I1 MILK10k_Training_Input/IL_1/I2
+MILK10k_Training_Input/IL_2/I3 MILK10k_Training_Input/IL_2/I4
 > MILK10k_Training_GroundTruth.csv
 lesion_id,AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC
 IL_1,0,0,0,0,0,0,0,0.0,1.0,0,0
 IL_2,0,0,0,0,0,0,0,0.0,0.0,1,0
 > MILK10k_Training_Metadata.csv
 lesion_id,image_type,isic_id,attribution,image_manipulation,age_approx,sex,skin_tone_class,site
-IL_1,clinical: close-up,ISIC_1,MILK,instrument only,40,female,3,trunk
-IL_1,dermoscopic,ISIC_2,MILK,instrument only,40,female,3,trunk
-IL_2,dermoscopic,ISIC_3,MILK,instrument only,85,male,2,head_neck_face
-IL_2,clinical: close-up,ISIC_4,MILK,instrument only,85,male,2,head_neck_face""",
+IL_1,clinical: close-up,I1,MILK,instrument only,40,female,3,trunk
+IL_1,dermoscopic,I2,MILK,instrument only,40,female,3,trunk
+IL_2,dermoscopic,I3,MILK,instrument only,85,male,2,head_neck_face
+IL_2,clinical: close-up,I4,MILK,instrument only,85,male,2,head_neck_face""",
     "pad_ufes": """\
-imgs_part_1/PAT_15_17_53.png imgs_part_3/PAT_46_88_93.png
+imgs_part_1/P15.png imgs_part_3/P46.png
 > metadata.csv
 patient_id,lesion_id,smoke,age,gender,fitspatrick,region,diameter_1,diagnostic,itch,img_id,biopsed
-PAT_15,17,,8,,,ARM,,NEV,FALSE,PAT_15_17_53.png,FALSE
-PAT_46,88,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,PAT_46_88_93.png,TRUE""",
+PAT_15,17,,8,,,ARM,,NEV,FALSE,P15.png,FALSE
+PAT_46,88,FALSE,55,FEMALE,3,NECK,6,SCC,TRUE,P46.png,TRUE""",
     "bcn20000": """\
-BCN_20k_train/ISIC_0053453 BCN_20k_train/ISIC_0053454
+BCN_20k_train/I3 BCN_20k_train/I4
 > bcn_20k_train.csv
 isic_id,age_approx,anatom_site_general,diagnosis,lesion_id,sex
-ISIC_0053453,80,head/neck,Scar,BCN_1,male
-ISIC_0053454,75,anterior torso,BCC,BCN_2,female""",
+I3,80,head/neck,Scar,BCN_1,male
+I4,75,anterior torso,BCC,BCN_2,female""",
     "derm7pt": """\
 images/NEL/Nel026 images/NEL/Nel028
 > meta/meta.csv
@@ -198,105 +195,62 @@ def write(name: str, folder: Path, *more: str) -> Path:
     return folder
 
 
+SEVEN, EIGHT = "; ".join(LABELS), "ak; bcc; bkl; df; mel; nv; scc; vasc"
+
+
 class Layout(NamedTuple):
     """A corpus, and what it must be read as."""
 
     corpus: str
     rows: str  # image_id, dx, age ("" where missing), sex, localization; the last three only where one is known
-    labels: str = "; ".join(LABELS)
+    labels: str = SEVEN
     lesions: int | None = None
-    says: tuple[str, ...] = ()
+    says: str = ""  # parts of the report
     options: DataOptions = DataOptions()
     fixes: tuple[str, ...] = ()
     source: str = ""  # the table in it that is given
 
 
-HAM = ("I1,mel,60,male,back; I2,nv,,unknown,ear", "; ".join(LABELS), 2)
+HAM = ("I1,mel,60,male,back; I2,nv,,unknown,ear", SEVEN, 2)
+AK, SCC = DataOptions(label_map={"AK": "akiec"}), DataOptions(label_map={"AK": "SCC"})
+FIRST_2019 = "I0,nv,55,female,trunk"
+NOTES_2019 = "2 rows without lesion_id; --label_map 'ak=akiec'; general 'head/neck' is read as 'face' in 1 rows"
+DROPPED, JOINED = "dropped because of drop_unknown_labels; 'ak' is read as 'akiec'", "'ak' is read as 'scc' in 1 rows"
+NOTES_2020 = "labels from column benign_malignant; read is train.csv; columns that are not used: patient_id"
+GROUPED = "lesions are the rows of one patient_id; target '1' is read as 'mel' in 1 rows"
+ARCHIVE = "1 rows whose image_type is not dermoscopic; labels from column diagnosis_3; copyright_license"
+OLDER = "2, lesions unknown; labels from column diagnosis; 'pigmented benign keratosis' is read"
+READ_AS = "Geschlecht 'm' is read as 'male' in 1 rows; because of invalid_to_missing: localization 1 ('Fuß')"
+OWN_WORDS = "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown"
+DERM7PT = "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity"
+FOLDERS = "test_Melanoma_003,mel; train_Melanoma_001,mel; train_Nevus_001,nv; train_Nevus_002,nv"
 TO_2020 = DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id")
 CLINIC = DataOptions(
     columns={"image_id": "Datei Name", "dx": "Diagnose", "age": "Alter", "sex": "Geschlecht"},
     label_map={"Nävus": "nv", "Melanom": "mel"},
 )
+ROWS_2020 = "I26,{0},45,male,face; I15,{0},45,female,upper extremity; I52,{1},50,female,lower extremity".format
 LAYOUTS = [
-    Layout("kaggle", *HAM, says=("2 image files are copies",)),
+    Layout("kaggle", *HAM, "2 image files are copies"),
     Layout("dataverse", *HAM),
     Layout("beside ISIC", *HAM),
-    Layout("isic2018", "I1,mel; I2,nv; I3,nv", lesions=2, says=("diagnosis_confirm_type from", "Test_GroundTruth")),
-    Layout("isic2018", "T1,mel", source=TEST_2018, says=("no row has a value for age, sex, localization",)),
-    Layout(
-        "isic2019",
-        "ISIC_0,nv,55,female,trunk; ISIC_17_downsampled,scc; ISIC_73,ak,70,male,face",
-        "ak; bcc; bkl; df; mel; nv; scc; vasc",
-        3,
-        says=("2 rows without lesion_id", "--label_map 'ak=akiec'", "general 'head/neck' is read as 'face' in 1 rows"),
-    ),
-    Layout(
-        "isic2019",
-        "ISIC_0,nv,55,female,trunk; ISIC_73,akiec,70,male,face",
-        lesions=2,
-        options=DataOptions(label_map={"AK": "akiec"}),
-        fixes=("drop_unknown_labels",),
-        says=("dropped because of drop_unknown_labels", "'ak' is read as 'akiec'"),
-    ),
-    Layout(
-        "isic2019",
-        "ISIC_0,nv,55,female,trunk; ISIC_17_downsampled,scc; ISIC_73,scc,70,male,face",
-        "bcc; bkl; df; mel; nv; scc; vasc",
-        3,
-        options=DataOptions(label_map={"AK": "SCC"}),
-        says=("'ak' is read as 'scc' in 1 rows",),
-    ),
-    Layout(
-        "isic2020",
-        "ISIC_26,benign,45,male,face; ISIC_15,benign,45,female,upper extremity; "
-        "ISIC_52,malignant,50,female,lower extremity",
-        "benign; malignant",
-        says=("labels from column benign_malignant", "read is train.csv", "columns that are not used: patient_id"),
-    ),
-    Layout(
-        "isic2020",
-        "ISIC_26,nv,45,male,face; ISIC_15,nv,45,female,upper extremity; ISIC_52,mel,50,female,lower extremity",
-        "nv; mel",
-        2,
-        options=TO_2020,
-        says=("lesions are the rows of one patient_id", "target '1' is read as 'mel' in 1 rows"),
-    ),
-    Layout(
-        "archive",
-        "ISIC_0024306,nv,45,male,acral; ISIC_0024307,mel,50,male,lower extremity",
-        lesions=2,
-        says=("1 rows whose image_type is not dermoscopic", "labels from column diagnosis_3", "copyright_license"),
-    ),
-    Layout(
-        "older archive",
-        "ISIC_0000000,nv,55,female,unknown; ISIC_0000001,bkl",
-        says=("2, lesions unknown", "labels from column diagnosis", "'pigmented benign keratosis' is read"),
-    ),
-    Layout("milk10k", "ISIC_2,nv,40,female,trunk; ISIC_3,sccka,85,male,face", MILK, 2, ("2 rows whose image_type",)),
-    Layout("pad_ufes", "PAT_15_17_53,nev,8,unknown,upper extremity; PAT_46_88_93,scc,55,female,neck", "nev; scc", 2),
-    Layout("bcn20000", "ISIC_0053453,scar,80,male,face; ISIC_0053454,bcc,75,female,trunk", "bcc; scar", 2),
-    Layout(
-        "derm7pt",
-        "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity",
-        "basal cell carcinoma; blue nevus",
-        says=("no row has a value for age", "seven_point_score"),
-    ),
-    Layout(
-        "class folders",
-        "test_Melanoma_003,mel; train_Melanoma_001,mel; train_Nevus_001,nv; train_Nevus_002,nv",
-        says=("the label of an image is the name of its folder", "label 'nevus' is read as 'nv' in 2 rows"),
-    ),
-    Layout(
-        "imagefolder of two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says=("2 tables",)
-    ),
+    Layout("isic2018", "I1,mel; I2,nv; I3,nv", SEVEN, 2, "diagnosis_confirm_type from; Test_GroundTruth"),
+    Layout("isic2018", "T1,mel", says="no row has a value for age, sex, localization", source=TEST_2018),
+    Layout("isic2019", f"{FIRST_2019}; I17_downsampled,scc; I73,ak,70,male,face", EIGHT, 3, NOTES_2019),
+    Layout("isic2019", f"{FIRST_2019}; I73,akiec,70,male,face", SEVEN, 2, DROPPED, AK, ("drop_unknown_labels",)),
+    Layout("isic2019", f"{FIRST_2019}; I17_downsampled,scc; I73,scc,70,male,face", EIGHT[4:], 3, JOINED, SCC),
+    Layout("isic2020", ROWS_2020("benign", "malignant"), "benign; malignant", says=NOTES_2020),
+    Layout("isic2020", ROWS_2020("nv", "mel"), "nv; mel", 2, GROUPED, TO_2020),
+    Layout("archive", "I6,nv,45,male,acral; I7,mel,50,male,lower extremity", SEVEN, 2, ARCHIVE),
+    Layout("older archive", "I0,nv,55,female,unknown; I1,bkl", says=OLDER),
+    Layout("milk10k", "I2,nv,40,female,trunk; I3,sccka,85,male,face", MILK, 2, "2 rows whose image_type"),
+    Layout("pad_ufes", "P15,nev,8,unknown,upper extremity; P46,scc,55,female,neck", "nev; scc", 2),
+    Layout("bcn20000", "I3,scar,80,male,face; I4,bcc,75,female,trunk", "bcc; scar", 2),
+    Layout("derm7pt", DERM7PT, "basal cell carcinoma; blue nevus", says="has a value for age; seven_point_score"),
+    Layout("class folders", FOLDERS, says="is the name of its folder; label 'nevus' is read as 'nv' in 2 rows"),
+    Layout("imagefolder of two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says="2 tables"),
     Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo", "scar; tattoo"),
-    Layout(
-        "clinic",
-        "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown",
-        options=CLINIC,
-        fixes=("invalid_to_missing",),
-        says=("Geschlecht 'm' is read as 'male' in 1 rows", "because of invalid_to_missing: localization 1 ('Fuß')"),
-    ),
+    Layout("clinic", OWN_WORDS, says=READ_AS, options=CLINIC, fixes=("invalid_to_missing",)),
 ]
 
 
@@ -310,7 +264,7 @@ def test_layout(layout: Layout, tmp_path: Path) -> None:
     columns = metadata_frame(dataset)[["image_id", "dx", "age", "sex", "localization"]]
     expected = [row if row.count(",") > 1 else f"{row},,unknown,unknown" for row in layout.rows.split("; ")]
     assert columns.to_csv(index=False, header=False, float_format="%g").splitlines() == expected
-    for words in layout.says:
+    for words in layout.says.split("; "):
         assert words in str(report), f"{words!r} is not in\n{report}"
     # The image of a row is the one that was written for it.
     for row in dataset:
@@ -484,7 +438,7 @@ def test_wrong_columns_are_named(columns: list[str], message: str) -> None:
 
 
 NO_PATIENT, NO_ALTER = DataOptions(group_by="patient"), DataOptions({"age": "Alter"})
-SEVEN = DataOptions(labels=LABELS, label_map={"AK": "akiec"})
+NO_SCC = DataOptions(labels=LABELS, label_map={"AK": "akiec"})
 TRUTH, OFFICIAL = f"{TRUTH_2018}\n{ONE_HOT}\n", f"HAM10000_metadata.csv\n{HAM_ROWS}"
 
 
@@ -495,7 +449,7 @@ TRUTH, OFFICIAL = f"{TRUTH_2018}\n{ONE_HOT}\n", f"HAM10000_metadata.csv\n{HAM_RO
         ("empty", None, "Tabelle.csv\nBild;dx\na.jpg;nv", "no column for image_id; it has"),
         ("class folders", NO_PATIENT, "", r"no column 'patient' to group by; it has \['file_name', 'label'\]"),
         ("class folders", NO_ALTER, "", r"no column 'Alter' \(--columns age=Alter\); it has \['file_name', 'lab"),
-        ("isic2019", SEVEN, "", r"unknown label in 1 row.*'vasc'\], got 'scc'; --label_map.*drop_unknown_labels"),
+        ("isic2019", NO_SCC, "", r"unknown label in 1 row.*'vasc'\], got 'scc'; --label_map.*drop_unknown_labels"),
         ("isic2018", None, f"train_GroundTruth.csv\n{ONE_HOT}", r"several tables of labels.*train_GroundTruth\.csv"),
         ("isic2018", None, f"{TRUTH}I1,0,0,0,0,0,0,0", r"line 2: expected a 1 in one of .* got \['0', '0'"),
         ("isic2018", None, f"{TRUTH}I1,1,0,0,0,0,0,0\nI2,1,1,0,0,0,0,0", "line 3"),
