@@ -52,10 +52,7 @@ CORPORA = {
     "kaggle": f"""\
 {HAM_IMAGES} {HAM_IMAGES.lower().replace("/i", "/I")}
 > HAM10000_metadata.csv
-{HAM_ROWS}
-> hmnist_8_8_RGB.csv
-pixel0000,pixel0001,label
-1,2,3""",
+{HAM_ROWS}""",
     # Tabs, no suffix, and masks in a folder of their own.
     "dataverse": f"""\
 {HAM_IMAGES} HAM10000_segmentations_lesion_tschandl/I1_segmentation.png
@@ -157,7 +154,7 @@ indexes
     "class folders": """\
 train/Nevus/001 train/Nevus/002 train/Melanoma/001 test/Melanoma/003""",
     # Each part with a table of its own; other photographs under the same names.
-    "imagefolder of two parts": """\
+    "two parts": """\
 train/1 train/2 test/1
 > train/metadata.csv
 file_name,label
@@ -166,12 +163,6 @@ file_name,label
 > test/metadata.csv
 file_name,label,lesion_id
 1.jpg,scar,""",
-    "imagefolder": """\
-train/a train/b
-> train/metadata.csv
-file_name,label,age
-a.jpg,scar,30
-b.jpg,tattoo,""",
     # Semicolons, umlauts, other words; the disk writes `ä` as two characters, as macOS does.
     "clinic": """\
 Bilder/Nävus_1.JPG Bilder/Melanom_2.tif
@@ -219,7 +210,7 @@ DROPPED, JOINED = "dropped because of drop_unknown_labels; 'ak' is read as 'akie
 NOTES_2020 = "labels from column benign_malignant; read is train.csv; columns that are not used: patient_id"
 GROUPED = "lesions are the rows of one patient_id; target '1' is read as 'mel' in 1 rows"
 ARCHIVE = "1 rows whose image_type is not dermoscopic; labels from column diagnosis_3; copyright_license"
-OLDER = "2, lesions unknown; labels from column diagnosis; 'pigmented benign keratosis' is read"
+OLDER = "2, lesions unknown; no column for lesion_id; labels from column diagnosis; 'pigmented benign keratosis'"
 READ_AS = "Geschlecht 'm' is read as 'male' in 1 rows; because of invalid_to_missing: localization 1 ('Fuß')"
 OWN_WORDS = "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown"
 DERM7PT = "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity"
@@ -248,8 +239,7 @@ LAYOUTS = [
     Layout("bcn20000", "I3,scar,80,male,face; I4,bcc,75,female,trunk", "bcc; scar", 2),
     Layout("derm7pt", DERM7PT, "basal cell carcinoma; blue nevus", says="has a value for age; seven_point_score"),
     Layout("class folders", FOLDERS, says="is the name of its folder; label 'nevus' is read as 'nv' in 2 rows"),
-    Layout("imagefolder of two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says="2 tables"),
-    Layout("imagefolder", "a,scar,30,unknown,unknown; b,tattoo", "scar; tattoo"),
+    Layout("two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says="2 tables"),
     Layout("clinic", OWN_WORDS, says=READ_AS, options=CLINIC, fixes=("invalid_to_missing",)),
 ]
 
@@ -282,7 +272,7 @@ JUNK = {
 
 
 @pytest.mark.parametrize(
-    "corpus", ["dataverse", "isic2018", "isic2019", "isic2020", "archive", "milk10k", "class folders", "imagefolder"]
+    "corpus", ["dataverse", "isic2018", "isic2019", "isic2020", "archive", "milk10k", "class folders", "two parts"]
 )
 def test_junk_changes_nothing(corpus: str, tmp_path: Path) -> None:
     source = write(corpus, tmp_path)
@@ -314,7 +304,7 @@ def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [".", "../data", "../data/all.csv"])
 def test_a_relative_source_is_read_as_an_absolute_one_is(source: str, tmp_path: Path, monkeypatch) -> None:
-    folder = write("imagefolder of two parts", tmp_path / "data")
+    folder = write("two parts", tmp_path / "data")
     (folder / "test" / "1.jpg").write_bytes((folder / "train" / "2.jpg").read_bytes())
     paths = [f"{folder}/{name}.jpg" for name in ("test/1", "train/1", "train/2")]
     text(folder / "all.csv", "path,label", *(f"{path},{number}" for number, path in enumerate(paths)))
