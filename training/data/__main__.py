@@ -13,8 +13,6 @@ from ham10000.training.config import DATA_FIXES, PROTOCOLS
 from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 
-_CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
-
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
 if TYPE_CHECKING:
     import datasets
@@ -102,7 +100,8 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
         else:
             target.write_bytes(image["bytes"])
     # The table comes last: a folder with one is complete.
-    write_table(metadata_frame(dataset)[_CSV_COLUMNS], folder / "HAM10000_metadata.csv")
+    columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+    write_table(metadata_frame(dataset)[columns], folder / "HAM10000_metadata.csv")
     return folder
 
 

@@ -121,14 +121,25 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
     if official:
         return _read_tables(source, official[:1], folder, options)
     tables = [Path(path) for path in files_below(folder, _TABLE_SUFFIXES)]
-    if truths := [table for table in tables if table.name.endswith("GroundTruth.csv")]:
-        return _read_one_of(source, truths, folder, options)
-    if found := [table for table in tables if table.name in ("metadata.csv", "metadata.jsonl")]:
-        return _read_tables(source, found, folder, options)
-    if parquet := [Path(path) for path in files_below(folder, {".parquet"})]:
-        return _read_parquet(source, folder, parquet, options)
-    if found := [table for table in tables if _has_labels(table, options)]:
-        return _read_one_of(source, found, folder, options)
+    truths = [table for table in tables if table.name.endswith("GroundTruth.csv")]
+    if not truths:
+        if metadata := [table for table in tables if table.name in ("metadata.csv", "metadata.jsonl")]:
+            return _read_tables(source, metadata, folder, options)
+        if parquet := [Path(path) for path in files_below(folder, {".parquet"})]:
+            return _read_parquet(source, folder, parquet, options)
+    if labelled := truths or [table for table in tables if _has_labels(table, options)]:
+        # Of several the one for training: validation and test images are for scoring, not to be mixed in.
+        names = [str(table.relative_to(folder)) for table in labelled]
+        chosen = [table for table in labelled if len(labelled) == 1 or "train" in table.name.lower()]
+        if len(chosen) != 1:
+            raise Ham10000Error(
+                f"{source} has several tables of labels, {names}; give one of these files as the source."
+            )
+        raw = _read_tables(source, chosen, folder, options)
+        read = str(chosen[0].relative_to(folder))
+        if others := [name for name in names if name != read]:
+            raw.notes.append(f"read is {read}; to use another, give the file: {', '.join(others)}")
+        return raw
     images = list(files_below(folder))
     labels = {Path(path).parent for path in images}
     classes = {path.name.lower() for path in labels}
@@ -153,20 +164,6 @@ def _has_labels(table: Path, options: DataOptions) -> bool:
     except Ham10000Error:
         return False
     return True
-
-
-def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: DataOptions) -> RawSource:
-    """Of several tables the one for training: validation and test images are for scoring, not to be mixed in."""
-    names = {str(table.relative_to(folder)): table for table in tables}
-    chosen = [name for name, table in names.items() if len(names) == 1 or "train" in table.name.lower()]
-    if len(chosen) != 1:
-        raise Ham10000Error(
-            f"{source} has several tables of labels, {list(names)}; give one of these files as the source."
-        )
-    raw = _read_tables(source, [names[chosen[0]]], folder, options)
-    if others := [name for name in names if name not in chosen]:
-        raw.notes.append(f"read is {chosen[0]}; to use another, give the file: {', '.join(others)}")
-    return raw
 
 
 def _places(table: Path) -> tuple[Path, ...]:
@@ -215,10 +212,7 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
 
 
 def _ids_over_tables(frame: pd.DataFrame, names: pd.Series, paths: Sequence[str | None], root: Path) -> None:
-    """Makes the ids of file names again, by their paths: two folders may each have a 0001.jpg and a table.
-
-    Copies of one file keep one id, so that they are found to be duplicates.
-    """
+    """Makes the ids of file names again, by their paths; copies of one file keep one id, to be found as duplicates."""
     files: dict[int, str] = {}
     seen: dict[str, list[str]] = {}
     for row, (name, path) in enumerate(zip(names, paths, strict=True)):
@@ -237,9 +231,8 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
     models are for, where there are others too.
     """
     raw = as_strings(read_table(table))
-    stem = table.stem.removesuffix("GroundTruth")
     for place, kind in product(_places(table), ("Metadata", "LesionGroupings")):
-        path = place / f"{stem}{kind}.csv"
+        path = place / f"{table.stem.removesuffix('GroundTruth')}{kind}.csv"
         extra = as_strings(read_table(path)) if path.is_file() else pd.DataFrame()
         for name in ("image_id", "lesion_id"):
             ours, theirs = candidates(name, raw.columns), candidates(name, extra.columns)
@@ -249,11 +242,10 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
             continue
         added = [column for column in extra.columns if column not in (*raw.columns, theirs[0])]
         extra = extra[[theirs[0], *added]].drop_duplicates(theirs[0] if name == "image_id" else None)
-        unmatched = int((~extra[theirs[0]].isin(raw[ours[0]])).sum())
+        unmatched = (~extra[theirs[0]].isin(raw[ours[0]])).sum()
         raw = raw.join(extra.set_index(theirs[0]), on=ours[0])
-        notes.append(f"{', '.join(added)} from {path.name}")
-        if unmatched and name == "lesion_id":
-            notes.append(f"{unmatched:,} rows of {path.name} have no label in {table.name} and are not used")
+        unused = f", of which {unmatched:,} rows have no label in {table.name} and are not used" if unmatched else ""
+        notes.append(f"{', '.join(added)} from {path.name}{unused}")
     if "image_type" in raw.columns:
         kept = raw["image_type"].str.lower() == "dermoscopic"
         if kept.any() and not kept.all():
@@ -307,15 +299,12 @@ def _read_hub(source: str, options: DataOptions) -> RawSource:
     """
     try:
         splits = datasets.load_dataset(source)
+        joined = datasets.concatenate_datasets(list(splits.values()))
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise Ham10000Error(
             f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
             f"A source is {_KINDS_OF_SOURCE}."
         ) from error
-    try:
-        joined = datasets.concatenate_datasets(list(splits.values()))
-    except ValueError as error:
-        raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
     sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
     downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
     return _from_dataset(source, joined, sizes, downloads, options)
@@ -402,11 +391,9 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
         frame["image_id"] = _ids_of_files(frame["image_id"])
-    alone = is_missing(frame["lesion_id"]).sum()
-    if "lesion_id" not in columns:
-        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
-    elif alone:
-        notes.append(f"{origin}: {alone:,} rows without {columns['lesion_id']} count as their own lesions")
+    if alone := is_missing(frame["lesion_id"]).sum():
+        without = columns.get("lesion_id", "lesion_id, which has no column,")
+        notes.append(f"{origin}: {alone:,} rows without {without} count as their own lesions")
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
         notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")

@@ -147,10 +147,10 @@ def load_data(
     asked |= {"drop_unknown_labels": drop_unknown_labels, "invalid_to_missing": invalid_to_missing}
     fixes = [name for name, is_asked in asked.items() if is_asked]
     rows, keep, report = check_rows(raw, options, unreadable_images=unreadable, fixes=fixes)
-    images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
+    images = raw.images.select(np.flatnonzero(keep))
     features = datasets.Features({name: features_of(report.labels)[name] for name in COLUMNS})
-    age = rows["age"].astype(object).where(rows["age"].notna(), None)
-    table = datasets.Dataset.from_dict({**rows[[*COLUMNS]].to_dict("list"), "age": age.tolist()}, features=features)
+    columns = rows[[*COLUMNS]].replace({np.nan: None}).to_dict("list")
+    table = datasets.Dataset.from_dict(columns, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
 
 
@@ -234,21 +234,16 @@ class _Checks:
     """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
 
     frame: pd.DataFrame
+    keep: np.ndarray  # (rows,) bool
     columns: dict[str, str]  # our field to the source's own name of it
     fixes: Collection[str]
     notes: list[str]
     problems: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.keep = np.ones(len(self.frame), dtype=bool)
-
     def refuse(
         self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str = "", option: str = ""
     ) -> None:
-        """Drops rows, or reads their values as missing, where `option` is asked for; else they are a problem.
-
-        A problem shows five of the rows with file, row, image id, field and value, and the remedy or the option.
-        """
+        """Drops rows, or reads their values as missing, if `option` is asked for; else shows five as a problem."""
         rows, to_missing = self.frame[bad], option == "invalid_to_missing"
         if rows.empty:
             return
@@ -299,7 +294,7 @@ def check_rows(
     source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
     frame = raw.frame.copy()
     report = DataReport(source, notes=list(raw.notes))
-    checks = _Checks(frame, raw.columns, fixes, report.notes)
+    checks = _Checks(frame, np.ones(len(frame), dtype=bool), raw.columns, fixes, report.notes)
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
@@ -321,8 +316,7 @@ def check_rows(
         conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
         expected = f"all rows of an image id must have the same {name}"
         checks.refuse(conflict, name, f"one image id with different {name}", expected, remedy="Correct the rows.")
-    expected = "every image id must occur once"
-    checks.refuse(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+    checks.refuse(duplicated, "image_id", "duplicate image id", "every id must occur once", option="drop_duplicates")
     _check_values(frame, checks, report)
 
     expected = "every row needs an image that can be decoded"

@@ -53,9 +53,8 @@ SITES = _by_spelling(
 )
 
 # The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
-ISIC_CLASSES = frozenset(
-    ["MEL", "NV", "BCC", "AKIEC", "AK", "BKL", "DF", "VASC", "SCC", "SCCKA", "UNK", "BEN_OTH", "MAL_OTH", "INF"]
-)
+_CLASSES = "MEL NV BCC AKIEC AK BKL DF VASC SCC SCCKA UNK BEN_OTH MAL_OTH INF"
+ISIC_CLASSES = frozenset(_CLASSES.split())
 # Of ISIC, PAD-UFES-20 and `marmal88/skin_cancer`, in the form of `spelled`. HAM10000's classes are groups: Tschandl et
 # al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl,
 # actinic keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
@@ -184,11 +183,8 @@ def read_table(path: Path) -> "pd.DataFrame":
 
 def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Every value as stripped text, "" where it is missing."""
-
-    def text(value: object) -> str:
-        return "" if value is None or value != value else str(value).strip()
-
-    return frame.rename(columns=str).map(text).astype(object)
+    cells = frame.rename(columns=str).astype(object)
+    return cells.where(cells.notna(), "").map(lambda value: str(value).strip()).astype(object)
 
 
 def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) -> list[str]:
@@ -201,9 +197,7 @@ def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) ->
     return [found[key] for key in SYNONYMS[name] if key in found and found[key] not in given]
 
 
-def match_columns(
-    header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
-) -> dict[str, str]:
+def match_columns(header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = SYNONYMS) -> dict[str, str]:
     """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
 
     A given column that does not exist, and two columns of one name, are errors.
