@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from ham10000.training.config import DATA_FIXES, PROTOCOLS
 from ham10000.training.data.tables import add_data_arguments, data_options
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-
-_CSV_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
 if TYPE_CHECKING:
@@ -47,44 +45,34 @@ def _split_text(split: "Split") -> str:
     """The sizes of a split, its class counts, class weights to four decimals, and its leak, as plain text."""
     from ham10000.training.data.split import SPLITS, leakage_text
 
+    def row(name: str, cells: Iterable[object]) -> str:
+        return f"{name:<20}{''.join(f'{cell:>9}' for cell in cells)}".rstrip()
+
     folds = "no folds" if split.folds is None else f"fold {split.fold} of {split.folds}"
-    counts, leakage = split.class_counts, split.leakage()
-    sizes = "/".join(f"{size:,}" for size in split.sizes.values())
+    leakage = split.leakage()
     lines = [
         f"protocol             {split.protocol}, seed {split.seed}, {folds}",
-        f"sizes                {sizes}  ({'/'.join(SPLITS)})",
+        f"sizes                {'/'.join(f'{size:,}' for size in split.sizes.values())}  ({'/'.join(SPLITS)})",
         f"hash                 {split.sha256}",
         "",
-        " " * 20 + "".join(f"{label:>9}" for label in split.labels),
+        row("", split.labels),
     ]
-    lines += [f"{part:<20}" + "".join(f"{count:>9}" for count in counts[part].values()) for part in SPLITS]
+    lines += [row(part, counts.values()) for part, counts in split.class_counts.items()]
     for kind in ("balanced", "sqrt"):
-        lines.append(f"{'weights, ' + kind:<20}" + "".join(f"{weight:>9.4f}" for weight in split.class_weights(kind)))
+        lines.append(row(f"weights, {kind}", [f"{weight:.4f}" for weight in split.class_weights(kind)]))
     for part in SPLITS[1:]:
-        shares = "".join(f"{leakage[part].get(label) or 0:>8.1%} " for label in split.labels)
         if leakage[part]["all"] is not None:
-            lines.append(f"{'leak, ' + part:<20}{shares}".rstrip())
-    lines.append("")
-    lines += [leakage_text(leakage[part]["all"], part) for part in SPLITS[1:]]
+            lines.append(row(f"leak, {part}", [f"{leakage[part].get(label) or 0:.1%} " for label in split.labels]))
+    lines += ["", *(leakage_text(leakage[part]["all"], part) for part in SPLITS[1:])]
     if split.dropped:
         lines.append(f"note: {split.protocol} drops {len(split.dropped)} rows without an age")
     return "\n".join(lines)
 
 
 def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") -> Path:
-    """Writes a dataset as HAM10000 is distributed; the images are copied as they are stored.
+    """Writes a dataset from `load_data` as HAM10000 is distributed, into a new or empty folder, which is returned.
 
-        directory/
-            HAM10000_metadata.csv
-            HAM10000_images_part_1/<image_id>.jpg      the first half
-            HAM10000_images_part_2/<image_id>.jpg      the rest
-
-    Args:
-        directory: A new or empty folder.
-        dataset: From `load_data`.
-
-    Returns:
-        The folder.
+    Half of the images lie in `HAM10000_images_part_1`, copied as they are stored, and the rest in part 2.
 
     Raises:
         Ham10000Error: Where the folder is not empty.
@@ -112,7 +100,8 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
         else:
             target.write_bytes(image["bytes"])
     # The table comes last: a folder with one is complete.
-    write_table(metadata_frame(dataset)[_CSV_COLUMNS], folder / "HAM10000_metadata.csv")
+    columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+    write_table(metadata_frame(dataset)[columns], folder / "HAM10000_metadata.csv")
     return folder
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,22 +23,21 @@ from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.modeling.processing_ham10000 import MISSING_VALUES
 from ham10000.training.data.synthetic import make_synthetic
 from ham10000.training.data.tables import (
+    ISIC_CLASSES,
     SYNONYMS,
-    TABLE_SUFFIXES,
     DataOptions,
     as_strings,
     candidates,
     match_columns,
-    one_hot_columns,
     read_rows,
     read_table,
-    spelled,
 )
 from ham10000.training.utils.files import ImageFiles, comparable, files_below, visible, without_suffix
 
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image()})
 _OFFICIAL_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.tsv")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS_OF_SOURCE = (
     "`synthetic` or `synthetic:N` (N images); a csv with a column for the image and one for the label, above or next "
@@ -67,17 +67,11 @@ def image_dataset(images: Sequence[StoredImage]) -> datasets.Dataset:
 
 @dataclass
 class RawSource:
-    """Rows as they were read, before any check.
-
-    `frame` has one row per image: the string columns `COLUMNS` ("" where missing), `file` and `row`, which say where
-    the row stands (`row` is the 1-based line of a text file or the 1-based row of a table); of a table of its own also
-    `image`, what it calls the image, `is_file`, whether its id is the name of a file, and `alone`, whether it has no
-    lesion id. `images` is one column `image` (`datasets.Image()`), row by row next to `frame`; never decoded here.
-    """
+    """Rows as they were read, before any check; each has its image next to it."""
 
     name: str  # the source as the user wrote it
-    frame: pd.DataFrame
-    images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))
+    frame: pd.DataFrame  # `COLUMNS` as text, and where a row stands: `file` and `row`, its 1-based line or number
+    images: datasets.Dataset = field(default_factory=lambda: image_dataset([]))  # of one column, `image`, not decoded
     missing: list[bool] = field(default_factory=list)  # per row, whether the source has no image for it
     notes: list[str] = field(default_factory=list)  # decisions taken while reading, one sentence each
     columns: dict[str, str] = field(default_factory=dict)  # our field to the source's column, for messages
@@ -88,18 +82,14 @@ class RawSource:
 
 
 def read_source(source: str, options: DataOptions, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
-    """Reads any kind of source, without decoding an image; the arguments are those of `load_data`.
-
-    Raises:
-        Ham10000Error: Where the source is of no known kind, cannot be parsed, or lacks a required column.
-    """
+    """Reads any kind of source, without decoding an image; the arguments and errors are those of `load_data`."""
     if source == "synthetic" or source.startswith("synthetic:"):
         return _read_synthetic(source, synthetic_size, seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(source, path, options)
-    if path.is_file() and (path.suffix.lower() in TABLE_SUFFIXES or path.name in _OFFICIAL_METADATA):
-        return _read_tables(source, [path], _root(path), options)
+    if path.is_file() and (path.suffix.lower() in _TABLE_SUFFIXES or path.name in _OFFICIAL_METADATA):
+        return _read_tables(source, [path], _places(path)[-1], options)
     if path.exists():
         raise Ham10000Error(
             f"{source} is a file that is not read; save a spreadsheet as csv (UTF-8), of others give the folder. "
@@ -130,15 +120,26 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         raise Ham10000Error(f"{source} has {names} with different contents; keep the one that is right.")
     if official:
         return _read_tables(source, official[:1], folder, options)
-    tables = [Path(path) for path in files_below(folder, TABLE_SUFFIXES)]
-    if truths := [table for table in tables if table.name.endswith("GroundTruth.csv")]:
-        return _read_one_of(source, truths, folder, options)
-    if found := [table for table in tables if table.name in ("metadata.csv", "metadata.jsonl")]:
-        return _read_tables(source, found, folder, options)
-    if parquet := [Path(path) for path in files_below(folder, {".parquet"})]:
-        return _read_parquet(source, folder, parquet, options)
-    if found := [table for table in tables if _has_labels(table, options)]:
-        return _read_one_of(source, found, folder, options)
+    tables = [Path(path) for path in files_below(folder, _TABLE_SUFFIXES)]
+    truths = [table for table in tables if table.name.endswith("GroundTruth.csv")]
+    if not truths:
+        if metadata := [table for table in tables if table.name in ("metadata.csv", "metadata.jsonl")]:
+            return _read_tables(source, metadata, folder, options)
+        if parquet := [Path(path) for path in files_below(folder, {".parquet"})]:
+            return _read_parquet(source, folder, parquet, options)
+    if labelled := truths or [table for table in tables if _has_labels(table, options)]:
+        # Of several the one for training: validation and test images are for scoring, not to be mixed in.
+        names = [str(table.relative_to(folder)) for table in labelled]
+        chosen = [table for table in labelled if len(labelled) == 1 or "train" in table.name.lower()]
+        if len(chosen) != 1:
+            raise Ham10000Error(
+                f"{source} has several tables of labels, {names}; give one of these files as the source."
+            )
+        raw = _read_tables(source, chosen, folder, options)
+        read = str(chosen[0].relative_to(folder))
+        if others := [name for name in names if name != read]:
+            raw.notes.append(f"read is {read}; to use another, give the file: {', '.join(others)}")
+        return raw
     images = list(files_below(folder))
     labels = {Path(path).parent for path in images}
     classes = {path.name.lower() for path in labels}
@@ -157,102 +158,82 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
 def _has_labels(table: Path, options: DataOptions) -> bool:
     """Whether a table has a column for the image and one for the label."""
     try:
-        is_jsonl = table.suffix.lower() == ".jsonl"
-        header = list(read_table(table).columns) if is_jsonl else read_rows(table, header_only=True)[0]
+        header = read_rows(table, header_only=True)[0]
         given = {name: column for name, column in options.columns.items() if column in header}
-        found = match_columns(header, given, ("image_id", "dx"))
+        select_fields(pd.DataFrame(columns=header, dtype=object), table, DataOptions(given))
     except Ham10000Error:
         return False
-    return "image_id" in found and ("dx" in found or bool(one_hot_columns(header)))
+    return True
 
 
-def _read_one_of(source: str, tables: Sequence[Path], folder: Path, options: DataOptions) -> RawSource:
-    """Of several tables the one for training: validation and test images are for scoring, not to be mixed in."""
-    training = [table for table in tables if "train" in table.name.lower()] if len(tables) > 1 else tables
-    names = [str(table.relative_to(folder)) for table in tables]
-    if len(training) != 1:
-        raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of these files as the source.")
-    raw = _read_tables(source, training, folder, options)
-    if others := [name for table, name in zip(tables, names, strict=True) if table != training[0]]:
-        raw.notes.append(
-            f"read is {training[0].relative_to(folder)}; to use another, give the file: {', '.join(others)}"
-        )
-    return raw
-
-
-def _root(table: Path) -> Path:
-    """The folder below which a table's images lie: ISIC puts each ground truth into a folder next to its images."""
-    return table.parent.parent if table.parent.name.endswith("GroundTruth") else table.parent
+def _places(table: Path) -> tuple[Path, ...]:
+    """Folders where what belongs to a table may lie: ISIC puts each ground truth into a folder next to its images."""
+    return (table.parent, table.parent.parent) if table.parent.name.endswith("GroundTruth") else (table.parent,)
 
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
     """Tables with a row per image, which lies anywhere below the root."""
     notes: list[str] = []
+    texts = pd.concat({str(table): _read_with_companions(table, notes) for table in tables}).fillna("")
+    found = select_fields(texts, tables[0] if len(tables) == 1 else source, options)
+    column = "file_name" if "file_name" in texts else found.columns["image_id"]
+    base = _full(root)
+    # In the folders that are a table's own first: others may have files of the same names, such as masks.
+    places = dict.fromkeys((_image_folders(tables[0], root), (root,)))
+    indexes = {folders: ImageFiles(*folders) for folders in places}
     paths: list[str | None] = []
-    parts: list[RawSource] = []
-    indexes: dict[tuple[Path, ...], ImageFiles] = {}
-    for table in tables:
-        raw = _dermoscopic_only(table, _join_companions(table, read_table(table), notes), notes)
-        part = select_fields(raw, table, options)
-        _check_paths(part, table, root)
-        paths += _find_images(part.frame["image"], table, root, indexes)
-        parts.append(part)
-        notes += part.notes
-    for index in indexes.values():
-        if index.copies:
-            notes.append(
-                f"{index.copies} image files are copies of others of the same name in a second folder: counted once"
+    for name, (file, row) in zip(texts[column], texts.index, strict=True):
+        path = Path(name.replace("\\", "/"))
+        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
+        if leaves and column != "image_id":  # an id is for `check_rows` to check
+            raise Ham10000Error(
+                f"{file}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
             )
+        found_in = (index.find(name.removeprefix(f"{base}/"), Path(file).parent) for index in indexes.values())
+        paths.append(next(filter(None, found_in), None))
+    if copies := sum(index.copies for index in indexes.values()):
+        notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
     if unused := next(iter(indexes.values())).unused():
-        names = _some([table.name for table in tables])
-        notes.append(f"{len(unused)} image files have no row in {names} and are not used: {_some(unused)}")
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        files = _some([table.name for table in tables])
+        notes.append(f"{len(unused)} image files have no row in {files} and are not used: {_some(unused)}")
     if len(tables) > 1:
         joined = [str(table.relative_to(root)) for table in tables]
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
-        _ids_over_tables(frame, paths, root)
+        _ids_over_tables(found.frame, texts[found.columns["image_id"]], paths, root)
     return replace(
-        parts[-1],
+        found,
         name=source,
-        frame=frame,
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
-        notes=notes,
+        notes=[*notes, *found.notes],
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
 
 
-def _ids_over_tables(frame: pd.DataFrame, paths: Sequence[str | None], root: Path) -> None:
-    """Makes the ids of file names again, over all tables: two folders may each have a 0001.jpg and a table.
-
-    Copies of one file keep one id, so that they are found to be duplicates.
-    """
+def _ids_over_tables(frame: pd.DataFrame, names: pd.Series, paths: Sequence[str | None], root: Path) -> None:
+    """Makes the ids of file names again, by their paths; copies of one file keep one id, to be found as duplicates."""
     files: dict[int, str] = {}
     seen: dict[str, list[str]] = {}
-    for row, (path, is_file) in enumerate(zip(paths, frame["is_file"], strict=True)):
-        if path and is_file:
+    for row, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if path and name != without_suffix(name):
             others = seen.setdefault(frame["image_id"][row], [])
             first = next((other for other in others if filecmp.cmp(other, path, shallow=False)), path)
             others.append(first)
-            files[row] = without_suffix(comparable(str(Path(first).relative_to(root))))
-    ids = frame["image_id"].copy()
-    ids.update(_ids_of_files(pd.Series(files, dtype=object)))
-    frame["lesion_id"] = frame["lesion_id"].where(~frame["alone"], ids)
-    frame["image_id"] = ids
+            files[row] = str(Path(first).relative_to(root))
+    frame.loc[list(files), "image_id"] = _ids_of_files(pd.Series(files, dtype=object))
 
 
-def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Adds the columns of ISIC's `…_Metadata.csv` and `…_LesionGroupings.csv`, by image or, in MILK10k, by lesion."""
-    places = dict.fromkeys((table.parent, _root(table)))
-    stem = table.stem.removesuffix("GroundTruth")
-    found = [place / f"{stem}{kind}.csv" for place in places for kind in ("Metadata", "LesionGroupings")]
-    found = [path for path in found if path.is_file()]
-    if not found:
-        other = [path for path in sorted(table.parent.glob("*Metadata.csv")) if path != table and visible(path.name)]
-        found = other if len(other) == 1 else []
-    for path in found:
-        extra = read_table(path)
+def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
+    """Reads a table as stripped text, with the columns of ISIC's `…_Metadata.csv` and `…_LesionGroupings.csv`.
+
+    They are joined by image or, in MILK10k, by lesion. Of the ISIC Archive's kinds of images those are kept that the
+    models are for, where there are others too.
+    """
+    raw = as_strings(read_table(table))
+    for place, kind in product(_places(table), ("Metadata", "LesionGroupings")):
+        path = place / f"{table.stem.removesuffix('GroundTruth')}{kind}.csv"
+        extra = as_strings(read_table(path)) if path.is_file() else pd.DataFrame()
         for name in ("image_id", "lesion_id"):
             ours, theirs = candidates(name, raw.columns), candidates(name, extra.columns)
             if ours and theirs:
@@ -261,68 +242,30 @@ def _join_companions(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.Dat
             continue
         added = [column for column in extra.columns if column not in (*raw.columns, theirs[0])]
         extra = extra[[theirs[0], *added]].drop_duplicates(theirs[0] if name == "image_id" else None)
-        unmatched = int((~extra[theirs[0]].isin(raw[ours[0]])).sum())
+        unmatched = (~extra[theirs[0]].isin(raw[ours[0]])).sum()
         raw = raw.join(extra.set_index(theirs[0]), on=ours[0])
-        notes.append(f"{', '.join(added)} from {path.name}")
-        if unmatched and name == "lesion_id":
-            notes.append(f"{unmatched:,} rows of {path.name} have no label in {table.name} and are not used")
+        unused = f", of which {unmatched:,} rows have no label in {table.name} and are not used" if unmatched else ""
+        notes.append(f"{', '.join(added)} from {path.name}{unused}")
+    if "image_type" in raw.columns:
+        kept = raw["image_type"].str.lower() == "dermoscopic"
+        if kept.any() and not kept.all():
+            notes.append(
+                f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, "
+                "remove the column image_type"
+            )
+            return raw[kept]
     return raw
 
 
-def _dermoscopic_only(table: Path, raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Of the ISIC Archive's kinds of images those that the models are for, where a table has others too."""
-    if "image_type" not in raw.columns:
-        return raw
-    kept = raw["image_type"].astype(str).map(spelled) == "dermoscopic"
-    if kept.all() or not kept.any():
-        return raw
-    notes.append(
-        f"{table}: {(~kept).sum():,} rows whose image_type is not dermoscopic are not used; to use them too, remove "
-        "the column image_type"
-    )
-    return raw[kept]
-
-
-def _check_paths(part: RawSource, table: Path, root: Path) -> None:
-    """Refuses the name of an image that leaves the root."""
-    column = "file_name" if "file_name" in part.header else part.columns["image_id"]
-    if column == "image_id":  # an id, which `check_rows` checks
-        return
-    for name, row in zip(part.frame["image"], part.frame["row"], strict=True):
-        path = Path(name.replace("\\", "/"))
-        if not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(_full(root))):
-            raise Ham10000Error(
-                f"{table}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
-            )
-
-
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
-    """Folders to look for a table's images first: others may have files of the same names, such as masks."""
-    folders: list[Path] = []
+    """The folders whose names say that they have a table's images, or the root."""
+    names: tuple[str, ...] = ()
     if table.stem.endswith("GroundTruth"):
-        name = table.stem.removesuffix("GroundTruth") + "Input"
-        folders = [place / name for place in dict.fromkeys((table.parent, _root(table)))]
+        names = (table.stem.lower().removesuffix("groundtruth") + "input",)
     elif table.name in _OFFICIAL_METADATA:
-        folders = [
-            path for path in sorted(root.iterdir()) if path.name.lower().startswith(("ham10000_images", "images"))
-        ]
-    return tuple(path for path in folders if path.is_dir()) or (root,)
-
-
-def _find_images(
-    names: pd.Series, table: Path, root: Path, indexes: dict[tuple[Path, ...], ImageFiles]
-) -> list[str | None]:
-    """The file of each row, from the table's folders first and then from anywhere below the root."""
-    paths: list[str | None] = [None] * len(names)
-    prefix = f"{_full(root)}/"
-    for places in dict.fromkeys((_image_folders(table, root), (root,))):
-        if None in paths or not indexes:
-            index = indexes.setdefault(places, indexes.get(places) or ImageFiles(*places))
-            paths = [
-                path or index.find(name.removeprefix(prefix), table.parent)
-                for path, name in zip(paths, names, strict=True)
-            ]
-    return paths
+        names = ("ham10000_images", "images")
+    found = [path for place in _places(table) for path in place.iterdir() if path.name.lower().startswith(names)]
+    return tuple(sorted(path for path in found if path.is_dir())) or (root,)
 
 
 def _read_class_folders(source: str, folder: Path, paths: list[str], options: DataOptions) -> RawSource:
@@ -346,85 +289,53 @@ def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOpt
         reason = error.__cause__ or error
         raise Ham10000Error(f"{source}: its {len(files)} .parquet files cannot be read together: {reason}") from error
     assert isinstance(table, datasets.Dataset)
-    raw = _from_dataset(source, table, sizes, (folder,), options)
-    if len(files) > 1:
-        names = _some([str(path.relative_to(folder)) for path in files])
-        raw.notes.append(f"{len(files)} files joined, the source's own division is not used: {names}")
-    return raw
+    return _from_dataset(source, table, sizes, (folder,), options)
 
 
 def _read_hub(source: str, options: DataOptions) -> RawSource:
+    """Joins the splits of a dataset on the Hub; its own division is not trusted.
+
+    `marmal88/skin_cancer`, the most used copy, has 13,354 rows in its splits for 10,015 photographs.
+    """
     try:
-        loaded = datasets.load_dataset(source)
+        splits = datasets.load_dataset(source)
+        joined = datasets.concatenate_datasets(list(splits.values()))
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise Ham10000Error(
             f"{source!r} is no folder here, and as a Hub dataset it cannot be loaded: {error}\n"
             f"A source is {_KINDS_OF_SOURCE}."
         ) from error
-    return from_splits(source, loaded, options, roots=downloads())
-
-
-def downloads() -> tuple[Path, ...]:
-    """The folders that contain what was fetched from the Hub."""
-    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
-
-
-def from_splits(
-    source: str, splits: datasets.DatasetDict, options: DataOptions, *, roots: tuple[Path, ...] | None = None
-) -> RawSource:
-    """Joins the splits of a loaded dataset; its own division is not trusted.
-
-    `marmal88/skin_cancer`, the most used copy on the Hub, has 13,354 rows in its splits for 10,015 photographs.
-
-    Args:
-        source: Name for messages.
-        splits: The dataset with its splits.
-        options: Names of columns and what to group by.
-        roots: Folders below which an image that is stored as a path must lie; None for your own dataset, whose
-            paths are taken as they are.
-
-    Returns:
-        The raw rows of all splits.
-
-    Raises:
-        Ham10000Error: For a missing column, splits whose columns differ, or an image outside of `roots`.
-    """
     sizes = {f"{source} split {name}": len(split) for name, split in splits.items()}
-    try:
-        joined = datasets.concatenate_datasets(list(splits.values()))
-    except ValueError as error:
-        raise Ham10000Error(f"{source}: its splits {list(splits)} cannot be joined: {error}") from error
-    raw = _from_dataset(source, joined, sizes, roots, options)
-    raw.notes.append(f"splits joined, the source's own division is not used: {sizes}")
-    return raw
+    downloads = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+    return _from_dataset(source, joined, sizes, downloads, options)
 
 
 def _from_dataset(
-    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...] | None, options: DataOptions
+    source: str, table: datasets.Dataset, sizes: dict[str, int], roots: tuple[Path, ...], options: DataOptions
 ) -> RawSource:
+    """Rows of a dataset that joins parts of these sizes; an image stored as a path must lie below one of the roots."""
     kinds = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     images_column = next((name for name in ("image", *kinds) if name in table.column_names), None)
     if images_column is None:
         raise Ham10000Error(f"{source}: no column with images, such as 'image'; it has {table.column_names}.")
     simple = [name for name, kind in table.features.items() if isinstance(kind, (datasets.Value, datasets.ClassLabel))]
     columns = table.select_columns([name for name in simple if name != images_column])
-    raw = pd.DataFrame(columns.to_dict(), index=range(1, len(table) + 1), dtype=object)
+    places = [(name, row) for name, size in sizes.items() for row in range(1, size + 1)]
+    raw = pd.DataFrame(columns.to_dict(), index=pd.MultiIndex.from_tuples(places, names=["file", "row"]), dtype=object)
     for name, feature in columns.features.items():
         if isinstance(feature, datasets.ClassLabel):
             # -1 is a label that is not given, as in the test split of a challenge.
             raw[name] = [None if value in (None, -1) else feature.int2str(value) for value in raw[name]]
     notes = []
+    if len(sizes) > 1:
+        parts = _some([f"{name} ({size:,} rows)" for name, size in sizes.items()])
+        notes.append(f"{len(sizes)} parts joined, the source's own division is not used: {parts}")
     if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
-        raw["image_id"] = [f"{number:06d}" for number in raw.index]
+        raw["image_id"] = [f"{number:06d}" for number in range(1, len(raw) + 1)]
         notes.append(f"{source}: no column for image_id; images are numbered")
     found = select_fields(raw, source, options)
-    found.frame["file"] = [name for name, size in sizes.items() for _ in range(size)]
-    found.frame["row"] = [row for size in sizes.values() for row in range(1, size + 1)]
     kind = columns.features.get(found.columns.get("dx", ""))
-    images = table.select_columns([images_column])
-    if images_column != "image":
-        images = images.rename_column(images_column, "image")
-    places = [f"{file}, row {row}" for file, row in zip(found.frame["file"], found.frame["row"], strict=True)]
+    images = table.select_columns([images_column]).rename_columns({images_column: "image"})
     images, missing = _stored_images(images.cast_column("image", datasets.Image()), places, roots)
     declared = kind.names if isinstance(kind, datasets.ClassLabel) else found.declared
     return replace(found, images=images, missing=missing, notes=[*notes, *found.notes], declared=declared)
@@ -434,23 +345,37 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
     """Finds the column of each field; those a table may lack are filled.
 
     Args:
-        raw: The table, indexed by line.
+        raw: The table, indexed by line, or by file and line.
         origin: Its file, for messages.
         options: Names of columns, and the column to group by.
 
     Returns:
-        The rows, still without images. Without a lesion id an image counts as its own lesion, with a note.
+        The rows, still without images.
 
     Raises:
         Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
             ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
     """
-    header = [str(name) for name in raw.columns]
+    texts = as_strings(raw if raw.index.nlevels > 1 else pd.concat({str(origin): raw}))
+    header, notes = list(texts.columns), []
     try:
-        columns, notes = _choose_columns(raw, header, options)
+        columns = match_columns(header, options.columns)
+        labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values())
     except Ham10000Error as error:
         raise Ham10000Error(f"{origin}: {error}") from error
-    one_hot = [] if "dx" in columns else one_hot_columns(header)
+    if options.group_by is not None:
+        if options.group_by not in header:
+            raise Ham10000Error(f"{origin}: there is no column {options.group_by!r} to group by; it has {header}.")
+        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
+        columns["lesion_id"] = options.group_by
+        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
+    if len(labels) > 1:
+        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
+        columns["dx"] = next((name for name in labels if is_missing(texts[name]).mean() < 0.5), labels[0])
+        others = ", ".join(name for name in labels if name != columns["dx"])
+        notes.append(f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {others}")
+    classes = [name for name in header if name in ISIC_CLASSES]
+    one_hot = classes if "dx" not in columns and len(classes) > 1 else []
     absent = [name for name in ("image_id", "dx") if name not in columns and not (name == "dx" and one_hot)]
     if absent:
         raise Ham10000Error(
@@ -458,87 +383,58 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
             + "; ".join(f"{', '.join(SYNONYMS[name])} ({name})" for name in absent)
             + f". Name yours: --columns {' '.join(f'{name}=COLUMN' for name in absent)}"
         )
-    texts = as_strings(raw)
     found = {name: texts[column] for name, column in columns.items()}
     if one_hot:
-        found["dx"] = _one_hot_labels(texts[one_hot], origin)
+        found["dx"] = _one_hot_labels(texts[one_hot])
     frame = pd.DataFrame({name: found.get(name, "unknown") for name in COLUMNS}, index=texts.index)
-    frame["image"] = texts["file_name"] if "file_name" in texts else frame["image_id"]
-    frame["is_file"] = frame["image_id"] != frame["image_id"].map(without_suffix)
     if columns["image_id"] == "image_id":
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
-        frame["image_id"] = _ids_of_files(frame["image_id"].map(comparable).map(without_suffix))
-    alone = frame["lesion_id"].str.lower().isin(MISSING_VALUES)
-    frame["lesion_id"] = frame["lesion_id"].where(~alone, frame["image_id"])
-    frame["alone"] = alone
-    if "lesion_id" not in columns:
-        notes.append(f"{origin}: no column for lesion_id; every image counts as its own lesion")
-    elif alone.any():
-        notes.append(f"{origin}: {alone.sum():,} rows without {columns['lesion_id']} count as their own lesions")
-    frame["file"], frame["row"] = str(origin), frame.index
+        frame["image_id"] = _ids_of_files(frame["image_id"])
+    if alone := is_missing(frame["lesion_id"]).sum():
+        without = columns.get("lesion_id", "lesion_id, which has no column,")
+        notes.append(f"{origin}: {alone:,} rows without {without} count as their own lesions")
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
         notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
     declared = [name.lower() for name in one_hot]
-    frame = frame.reset_index(drop=True)
+    frame = frame.rename_axis(["file", "row"]).reset_index()
     return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
 
 
-def _choose_columns(
-    raw: pd.DataFrame, header: Sequence[str], options: DataOptions
-) -> tuple[dict[str, str], list[str]]:
-    columns, notes = match_columns(header, options.columns), []
-    if options.group_by is not None:
-        if options.group_by not in header:
-            raise Ham10000Error(f"there is no column {options.group_by!r} to group by; it has {list(header)}.")
-        instead = f" instead of {columns['lesion_id']}" if "lesion_id" in columns else ""
-        columns["lesion_id"] = options.group_by
-        notes.append(f"lesions are the rows of one {options.group_by}{instead}")
-    if "dx" in options.columns:
-        return columns, notes
-    labels = [name for name in candidates("dx", header) if name not in options.columns.values()]
-    if len(labels) > 1:
-        # ISIC 2020 has a diagnosis for a fifth of its rows, and benign_malignant for all.
-        empty = {name: raw[name].astype(str).str.strip().str.lower().isin(MISSING_VALUES).mean() for name in labels}
-        columns["dx"] = next((name for name in labels if empty[name] < 0.5), labels[0])
-        others = [name for name in labels if name != columns["dx"]]
-        notes.append(
-            f"labels from column {columns['dx']}; for another, --columns dx=COLUMN with one of {', '.join(others)}"
-        )
-    return columns, notes
+def is_missing(texts: pd.Series) -> pd.Series:
+    """Whether each text stands for no value."""
+    return texts.str.strip().str.lower().isin(MISSING_VALUES)
 
 
-def _one_hot_labels(texts: pd.DataFrame, origin: str | Path) -> pd.Series:
+def _one_hot_labels(texts: pd.DataFrame) -> pd.Series:
     """The label of each row of ISIC's columns, of which one must be 1 and the others 0."""
     numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     bad = ~np.isin(numbers, (0.0, 1.0)).all(axis=1) | (numbers.sum(axis=1) != 1)
     if bad.any():
-        row = int(bad.argmax())
+        file, line = texts.index[bad][0]
         raise Ham10000Error(
-            f"{origin}, line {texts.index[row]}: expected a 1 in one of {list(texts.columns)} and 0 in the others, "
-            f"got {texts.iloc[row].tolist()}."
+            f"{file}, line {line}: expected a 1 in one of {list(texts.columns)} and 0 in the others, "
+            f"got {texts[bad].iloc[0].tolist()}."
         )
     return pd.Series(texts.columns.str.lower()[numbers.argmax(axis=1)], index=texts.index)
 
 
 def _ids_of_files(names: pd.Series) -> pd.Series:
     """File names as ids; with their folders where two folders have files of one name."""
+    names = names.map(comparable).map(without_suffix)
     stems = names.str.rsplit("/", n=1).str[-1]
     return names.str.strip("/").str.replace("/", "_") if names.nunique() > stems.nunique() else stems
 
 
 def _stored_images(
-    images: datasets.Dataset, places: Sequence[str], roots: tuple[Path, ...] | None
+    images: datasets.Dataset, places: Sequence[tuple[str, int]], roots: tuple[Path, ...]
 ) -> tuple[datasets.Dataset, list[bool]]:
-    """Finds the images without bytes, and refuses a path that leaves the folders it may name.
+    """Finds the images without bytes: gives them their full paths, and says whether each is missing.
 
     A table can name any file of its reader's machine, which would then be read, cached and exported as one of its
     images. Where the bytes are stored the path is a name only, and may be anything. Others must lie below one of
-    `roots`, a relative one below the first; symbolic links in them are followed. None takes every path as it is.
-
-    Returns:
-        The images, with full paths, and whether each is missing.
+    `roots`, a relative one below the first; symbolic links in them are followed.
     """
     if images._indices is not None:  # a selection, whose table still has all rows
         images = images.flatten_indices()
@@ -547,26 +443,22 @@ def _stored_images(
         return images, [False] * len(images)
     entries: list[StoredImage] = column.to_pylist()
     missing = []
-    for number, (entry, place) in enumerate(zip(entries, places, strict=True)):
+    for number, (entry, (file, row)) in enumerate(zip(entries, places, strict=True)):
         entry = entries[number] = entry or {"bytes": None, "path": None}
-        if entry["bytes"] is None and entry["path"] and roots is not None:
-            entry["path"] = _below(entry["path"], place, roots)
+        path = entry["path"]
+        if entry["bytes"] is None and path:
+            full = entry["path"] = _full(roots[0] / path)
+            if not any(Path(full).is_relative_to(_full(root)) for root in roots):
+                raise Ham10000Error(
+                    f"{file}, row {row}: image is stored as the path {path[:200]!r}, outside the data folder, and "
+                    "without bytes: refused, as a table may name any file of this machine. Store their bytes, which "
+                    "`to_parquet` alone does not, by `dataset.with_format('arrow').map("
+                    "datasets.table.embed_table_storage, batched=True)` before it, "
+                    "or put the images into the folder and name them by relative paths."
+                )
         # Unlike a Path's, this is False for a name that is too long.
         missing.append(entry["bytes"] is None and not os.path.isfile(entry["path"] or ""))  # noqa: PTH113
     return image_dataset(entries), missing
-
-
-def _below(path: str, place: str, roots: tuple[Path, ...]) -> str:
-    """The path in full, or an error where it leads out of every folder."""
-    full = _full(roots[0] / path)
-    if any(Path(full).is_relative_to(_full(root)) for root in roots):
-        return full
-    raise Ham10000Error(
-        f"{place}: image is stored as the path {path[:200]!r}, outside the data folder, and without bytes: refused, "
-        "as a table may name any file of this machine. Store their bytes, which `to_parquet` alone does not, by "
-        "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)` before it, "
-        "or put the images into the folder and name them by relative paths."
-    )
 
 
 def _full(path: Path) -> str:

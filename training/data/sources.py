@@ -15,8 +15,8 @@ from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
-from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
-from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, read_source
+from ham10000.modeling.processing_ham10000 import MAX_AGE
+from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, is_missing, read_source
 from ham10000.training.data.tables import DataOptions, read_labels, read_value, spelling_notes
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.markdown_text import plain
@@ -147,10 +147,10 @@ def load_data(
     asked |= {"drop_unknown_labels": drop_unknown_labels, "invalid_to_missing": invalid_to_missing}
     fixes = [name for name, is_asked in asked.items() if is_asked]
     rows, keep, report = check_rows(raw, options, unreadable_images=unreadable, fixes=fixes)
-    images = raw.images if keep.all() else raw.images.select(np.flatnonzero(keep))
+    images = raw.images.select(np.flatnonzero(keep))
     features = datasets.Features({name: features_of(report.labels)[name] for name in COLUMNS})
-    age = rows["age"].astype(object).where(rows["age"].notna(), None)
-    table = datasets.Dataset.from_dict({**rows[[*COLUMNS]].to_dict("list"), "age": age.tolist()}, features=features)
+    columns = rows[[*COLUMNS]].replace({np.nan: None}).to_dict("list")
+    table = datasets.Dataset.from_dict(columns, features=features)
     return datasets.concatenate_datasets([images, table], axis=1), report
 
 
@@ -162,11 +162,7 @@ def label_names(dataset: datasets.Dataset) -> list[str]:
 
 
 def align_labels(dataset: datasets.Dataset, labels: Sequence[str]) -> datasets.Dataset:
-    """Numbers the labels of a dataset, by their names, as another set such as a model's does.
-
-    Raises:
-        Ham10000Error: For labels of the data that are not in the set.
-    """
+    """Numbers the labels of a dataset, by their names, as another set such as a model's; one it lacks is an error."""
     names = label_names(dataset)
     if list(labels) == names:
         return dataset
@@ -233,44 +229,43 @@ def _counted(values: list[str] | dict[str, int]) -> str:
     return f"{total:,} ({shown})" if values else "none"
 
 
+@dataclass
 class _Checks:
     """Collects every problem before it speaks, so that a user corrects a file once and not row by row."""
 
-    def __init__(self, frame: pd.DataFrame, notes: list[str], columns: dict[str, str], fixes: Collection[str]) -> None:
-        self.frame = frame
-        self.columns = columns
-        self.fixes = fixes
-        self.keep = np.ones(len(frame), dtype=bool)
-        self.notes = notes
-        self.problems: list[str] = []
+    frame: pd.DataFrame
+    keep: np.ndarray  # (rows,) bool
+    columns: dict[str, str]  # our field to the source's own name of it
+    fixes: Collection[str]
+    notes: list[str]
+    problems: list[str] = field(default_factory=list)
 
-    def name(self, column: str) -> str:
-        """The source's own name of a column."""
-        return self.columns.get(column, column)
-
-    def problem(self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str) -> None:
-        """Records rows `bad` as a problem: five of them with file, row, image id, field and value."""
-        if not bad.any():
+    def refuse(
+        self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str = "", option: str = ""
+    ) -> None:
+        """Drops rows, or reads their values as missing, if `option` is asked for; else shows five as a problem."""
+        rows, to_missing = self.frame[bad], option == "invalid_to_missing"
+        if rows.empty:
             return
-        rows = self.frame[bad]
-        where = [
-            f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
-            f"{self.name(column)} = {row[column]!r}"
-            for row in rows.head(5).to_dict("records")
-        ]
-        if len(rows) > 5:
-            where.append(f"    ... and {len(rows) - 5:,} more")
-        self.problems.append("\n".join([f"- {what} in {len(rows):,} row(s); {expected}. {remedy}", *where]))
-
-    def drop(self, bad: np.ndarray, column: str, what: str, expected: str, *, option: str) -> None:
-        """Drops rows where `option` is one of the fixes, with a note; otherwise they are a problem."""
-        if option not in self.fixes:
-            remedy = f"Correct them, or drop them: --data_fixes {option} (ham10000-data: --{option})."
-            self.problem(bad, column, what, expected, remedy)
-        elif bad.any():
-            examples = _counted(list(self.frame["image_id"][bad]))
+        if to_missing and option in self.fixes:
+            found = _counted(_counts(rows[column]))
+            self.notes.append(f"read as missing because of {option}: {column} {found}")
+        elif option in self.fixes:
+            examples = _counted(list(rows["image_id"]))
             self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
             self.keep &= ~bad
+        else:
+            instead = "read them as missing" if to_missing else "drop them"
+            advice = f"Correct them, or {instead}: --data_fixes {option} (ham10000-data: --{option})."
+            where = [
+                f"    {row['file']}, row {row['row']} ({plain(row['image_id']) or 'no image_id'}): "
+                f"{self.columns.get(column, column)} = {row[column]!r}"
+                for row in rows.head(5).to_dict("records")
+            ]
+            if len(rows) > 5:
+                where.append(f"    ... and {len(rows) - 5:,} more")
+            line = f"- {what} in {len(rows):,} row(s); {expected}. {remedy or advice}"
+            self.problems.append("\n".join([line, *where]))
 
 
 def lesions_known(rows: pd.DataFrame) -> bool:
@@ -298,93 +293,80 @@ def check_rows(
     """
     source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
     frame = raw.frame.copy()
-    checks = _Checks(frame, list(raw.notes), raw.columns, fixes)
-    report = DataReport(source, notes=checks.notes)
+    report = DataReport(source, notes=list(raw.notes))
+    checks = _Checks(frame, np.ones(len(frame), dtype=bool), raw.columns, fixes, report.notes)
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
+    frame["lesion_id"] = frame["lesion_id"].mask(is_missing(frame["lesion_id"]), frame["image_id"])
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
-    ours = raw.ours or "drop_unknown_labels" in fixes
-    report.labels, frame["dx"], notes = read_labels(
-        frame["dx"], options, raw.declared, name=checks.name("dx"), ours=ours
-    )
-    checks.notes += notes
+    column, ours = raw.columns.get("dx", "dx"), raw.ours or "drop_unknown_labels" in fixes
+    report.labels, frame["dx"], notes = read_labels(frame["dx"], options, raw.declared, name=column, ours=ours)
+    report.notes += notes
     unknown = ~frame["dx"].isin(report.labels).to_numpy()
     report.unknown_labels = _counts(frame["dx"][unknown])
     others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
     remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
     expected = f"expected one of {report.labels}, got {others}; {remedy}"
-    checks.drop(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    checks.refuse(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
     # Copies of one image that disagree cannot be dropped: nobody here knows which of them is right.
     for name in ("dx", "lesion_id"):
         conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
         expected = f"all rows of an image id must have the same {name}"
-        checks.problem(conflict, name, f"one image id with different {name}", expected, "Correct the rows.")
-    expected = "every image id must occur once"
-    checks.drop(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+        checks.refuse(conflict, name, f"one image id with different {name}", expected, remedy="Correct the rows.")
+    checks.refuse(duplicated, "image_id", "duplicate image id", "every id must occur once", option="drop_duplicates")
     _check_values(frame, checks, report)
 
+    expected = "every row needs an image that can be decoded"
+    where = f" below {raw.looked}" if raw.looked else ""
     report.missing_images = list(frame["image_id"][missing_images])
-    for bad, what in ((missing_images, "no image file"), (unreadable_images, "unreadable image file")):
-        if bad is not None:
-            where = f" below {raw.looked}" if raw.looked and bad is missing_images else ""
-            expected = f"every row needs an image that can be decoded{where}"
-            checks.drop(bad, "image_id", what, expected, option="drop_unreadable")
+    checks.refuse(missing_images, "image_id", "no image file", expected + where, option="drop_unreadable")
     if unreadable_images is not None:
         report.unreadable_images = list(frame["image_id"][unreadable_images])
+        checks.refuse(unreadable_images, "image_id", "unreadable image file", expected, option="drop_unreadable")
     if checks.problems:
         raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(checks.problems))
 
     kept = frame[checks.keep].reset_index(drop=True)
     if kept.empty:
-        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(checks.notes))
+        raise Ham10000Error(f"{source}: no row is left. " + "; ".join(report.notes))
     _count(kept, report, raw)
     return kept, checks.keep, report
 
 
 def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
-    empty = frame["image_id"].str.lower().isin(MISSING_VALUES).to_numpy()
-    checks.problem(empty, "image_id", "no image_id", "every row needs one", "Fill it in.")
+    empty = is_missing(frame["image_id"]).to_numpy()
+    checks.refuse(empty, "image_id", "no image_id", "every row needs one", remedy="Fill it in.")
     # Image ids become file names: of the cache, of an export, of predictions.
     unsafe = frame["image_id"].str.contains(r"[/\\\x00-\x1f]|\.\.", regex=True).to_numpy()
     expected = "expected an id without '/', '\\' or '..'"
-    checks.problem(unsafe, "image_id", "image_id with a path in it", expected, "Give the file's bare name.")
+    checks.refuse(unsafe, "image_id", "image_id with a path in it", expected, remedy="Give the file's bare name.")
     for name in ("lesion_id", "dx_type", "dataset"):
         control = frame[name].str.contains(r"[\x00-\x1f\x7f]", regex=True).to_numpy()
         expected = "expected text without line breaks and control characters"
-        checks.problem(control, name, f"control character in {name}", expected, "Correct it.")
+        checks.refuse(control, name, f"control character in {name}", expected, remedy="Correct it.")
 
 
 def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> None:
-    remedy = (
-        "Correct them, or read them as missing: --data_fixes invalid_to_missing (ham10000-data: --invalid_to_missing)."
-    )
-
-    def check(name: str, bad: np.ndarray, expected: str) -> dict[str, int]:
-        found = _counts(frame[name][bad])
-        if found and "invalid_to_missing" in checks.fixes:
-            checks.notes.append(f"read as missing because of invalid_to_missing: {name} {_counted(found)}")
-        elif found:
-            checks.problem(bad, name, f"invalid {name}", expected, remedy)
-        return found
-
-    missing = frame["age"].str.lower().isin(MISSING_VALUES).to_numpy()
     years = pd.to_numeric(frame["age"], errors="coerce")
-    invalid = ~missing & ~years.between(0, MAX_AGE).to_numpy()
-    report.invalid_ages = check("age", invalid, f"expected years from 0 to {MAX_AGE}, or nothing if unknown")
+    invalid = ~is_missing(frame["age"]).to_numpy() & ~years.between(0, MAX_AGE).to_numpy()
+    report.invalid_ages = _counts(frame["age"][invalid])
+    expected = f"expected years from 0 to {MAX_AGE}, or nothing if unknown"
+    checks.refuse(invalid, "age", "invalid age", expected, option="invalid_to_missing")
     # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
-    frame["age"] = years.where(~missing & ~invalid)
+    frame["age"] = years.mask(invalid)
 
-    for name, vocabulary in (("sex", SEXES), ("localization", LOCALIZATIONS)):
-        values = frame[name].str.strip().str.lower()
-        values = values.where(~values.isin(MISSING_VALUES), "unknown")
-        checks.notes += spelling_notes(name, values, checks.name(name))
+    known = {"sex": (SEXES, report.unknown_sexes), "localization": (LOCALIZATIONS, report.unknown_localizations)}
+    for name, (vocabulary, unknown) in known.items():
+        values = frame[name].str.strip().str.lower().mask(is_missing(frame[name]), "unknown")
+        report.notes += spelling_notes(name, values, checks.columns.get(name, name))
         values = values.map(partial(read_value, name))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
-        found = check(name, invalid, f"expected one of {list(vocabulary)}, or 'unknown'")
-        (report.unknown_sexes if name == "sex" else report.unknown_localizations).update(found)
+        unknown |= _counts(frame[name][invalid])
+        expected = f"expected one of {list(vocabulary)}, or 'unknown'"
+        checks.refuse(invalid, name, f"invalid {name}", expected, option="invalid_to_missing")
         frame[name] = values.mask(invalid, "unknown")
 
 

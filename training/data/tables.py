@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,75 +17,62 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl")
 # Names of ISIC (Archive, 2018 to 2020, MILK10k), HAM10000, PAD-UFES-20, BCN20000, Derm7pt and `datasets`. Of several
 # that a table has, the first is read. They are compared in lower case, with `_` for spaces and hyphens.
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "image_id": (
-        *("image_id", "isic_id", "image_name", "img_id", "image", "img", "file_name", "filename", "file", "path"),
-        *("filepath", "file_path", "image_path", "derm"),
-    ),
-    "lesion_id": ("lesion_id",),
-    "dx": (
-        *("dx", "diagnosis", "diagnostic", "diagnosis_3", "label", "class"),
-        *("benign_malignant", "target", "diagnosis_1"),
-    ),
-    "dx_type": ("dx_type", "diagnosis_confirm_type"),
-    "age": ("age", "age_approx"),
-    "sex": ("sex", "gender"),
-    "localization": (
-        *("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "region", "location"),
-        "anatom_site",
-    ),
-    "dataset": ("dataset",),
+_SYNONYMS = {
+    "image_id": "image_id isic_id image_name img_id image img file_name filename file path filepath file_path "
+    "image_path derm",
+    "lesion_id": "lesion_id",
+    "dx": "dx diagnosis diagnostic diagnosis_3 label class benign_malignant target diagnosis_1",
+    "dx_type": "dx_type diagnosis_confirm_type",
+    "age": "age age_approx",
+    "sex": "sex gender",
+    "localization": "localization site anatom_site_general anatom_site_general_challenge region location anatom_site",
+    "dataset": "dataset",
 }
+SYNONYMS = {name: tuple(words.split()) for name, words in _SYNONYMS.items()}
 
-# Sites of other datasets are coarser or finer than HAM10000's: each is read as the HAM10000 site that is most frequent
-# within it, or that contains it.
-SITES = {
-    "anterior torso": "trunk",
-    "posterior torso": "back",
-    "lateral torso": "trunk",
-    "torso": "trunk",
-    "head/neck": "face",
-    "palms/soles": "acral",
-    "oral/genital": "genital",
-    # MILK10k
-    "head neck face": "face",
-    # PAD-UFES-20
-    "arm": "upper extremity",
-    "forearm": "upper extremity",
-    "thigh": "lower extremity",
-    "nose": "face",
-    "lip": "face",
-    # Derm7pt
-    "head neck": "face",
-    "upper limbs": "upper extremity",
-    "lower limbs": "lower extremity",
-    "genital areas": "genital",
-    "buttocks": "back",
-}
+
+def _by_spelling(spellings: Mapping[str, str]) -> dict[str, str]:
+    """Turns names with their spellings, separated by `; `, into spellings with their names."""
+    return {word: name for name, words in spellings.items() for word in words.split("; ")}
+
+
+# Sites of ISIC, MILK10k, PAD-UFES-20 and Derm7pt are coarser or finer than HAM10000's: each is read as the HAM10000
+# site that is most frequent within it, or that contains it.
+SITES = _by_spelling(
+    {
+        "trunk": "anterior torso; lateral torso; torso",
+        "back": "posterior torso; buttocks",
+        "face": "head/neck; head neck; head neck face; nose; lip",
+        "acral": "palms/soles",
+        "genital": "oral/genital; genital areas",
+        "upper extremity": "arm; forearm; upper limbs",
+        "lower extremity": "thigh; lower limbs",
+    }
+)
 
 # The classes of ISIC 2018, 2019 and MILK10k, whose ground truth has a column for each.
-_ONE_HOT = frozenset(
-    ["MEL", "NV", "BCC", "AKIEC", "AK", "BKL", "DF", "VASC", "SCC", "SCCKA", "UNK", "BEN_OTH", "MAL_OTH", "INF"]
-)
+_CLASSES = "MEL NV BCC AKIEC AK BKL DF VASC SCC SCCKA UNK BEN_OTH MAL_OTH INF"
+ISIC_CLASSES = frozenset(_CLASSES.split())
 # Of ISIC, PAD-UFES-20 and `marmal88/skin_cancer`, in the form of `spelled`. HAM10000's classes are groups: Tschandl et
 # al. 2018 (Scientific Data 5:180161) count solar lentigines, seborrheic and lichen-planus like keratoses as bkl,
 # actinic keratoses and Bowen's disease as akiec, angiomas, angiokeratomas and pyogenic granulomas as vasc.
-_SPELLINGS = {
-    "akiec": "ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; bowens disease; "
-    "squamous cell carcinoma in situ; intraepithelial carcinoma",
-    "bcc": "basal cell carcinoma",
-    "bkl": "sek; benign keratosis; benign keratosis like lesion; benign keratosis like lesions; solar lentigo; "
-    "pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
-    "df": "dermatofibroma",
-    "mel": "melanoma; melanoma nos; melanoma in situ; melanoma invasive",
-    "nv": "nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
-    "melanocytic naevi",
-    "vasc": "vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma",
-}
-LABEL_SPELLINGS = {word: label for label, words in _SPELLINGS.items() for word in (label, *words.split("; "))}
+LABEL_SPELLINGS = _by_spelling(
+    {
+        "akiec": "akiec; ak; ack; actinic keratosis; actinic keratoses; solar keratosis; bowen's disease; "
+        "bowens disease; squamous cell carcinoma in situ; intraepithelial carcinoma",
+        "bcc": "bcc; basal cell carcinoma",
+        "bkl": "bkl; sek; benign keratosis; benign keratosis like lesion; benign keratosis like lesions; "
+        "solar lentigo; pigmented benign keratosis; seborrheic keratosis; lichen planus like keratosis",
+        "df": "df; dermatofibroma",
+        "mel": "mel; melanoma; melanoma nos; melanoma in situ; melanoma invasive",
+        "nv": "nv; nev; nevus; nevi; naevus; naevi; melanocytic nevus; melanocytic nevi; melanocytic naevus; "
+        "melanocytic naevi",
+        "vasc": "vasc; vascular lesion; vascular lesions; angioma; hemangioma; haemangioma; angiokeratoma; "
+        "pyogenic granuloma",
+    }
+)
 
 
 def input_error(message: str) -> Exception:
@@ -122,19 +109,10 @@ def spelling_notes(name: str, values: Iterable[str], column: str) -> list[str]:
 
 
 def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a delimited file with the csv module, which, unlike pandas, knows the line of every record.
+    """Reads a file with commas, tabs or semicolons and a header; unlike pandas, csv knows the line of every record.
 
-    Args:
-        path: A file with commas, tabs or semicolons and a header.
-        header_only: Read no rows.
-
-    Returns:
-        The header, the rows as strings, those that `files.escape_cell` wrote as they were before it, and the line of
-        each.
-
-    Raises:
-        Ham10000Error: For a row with another number of fields, a cell over several lines, a column name that occurs
-            twice, or a file that is not UTF-8 text.
+    Returns the header, the rows, as they were before `files.escape_cell`, and the line of each. A row with another
+    number of fields, a cell over several lines, and a column name that occurs twice are errors.
     """
     from ham10000.training.utils.files import restore_cell
 
@@ -175,11 +153,7 @@ def read_rows(path: Path, *, header_only: bool = False) -> tuple[list[str], list
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line.
-
-    Raises:
-        Ham10000Error: As `read_rows`; for a line that is not a JSON object, or a field that is a list or an object.
-    """
+    """Reads a delimited file, or one JSON object per line for `.jsonl`, as strings, indexed by line."""
     import pandas as pd
 
     if path.suffix.lower() != ".jsonl":
@@ -209,34 +183,24 @@ def read_table(path: Path) -> "pd.DataFrame":
 
 def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Every value as stripped text, "" where it is missing."""
-
-    def text(value: object) -> str:
-        return "" if value is None or value != value else str(value).strip()
-
-    return frame.rename(columns=str).map(text).astype(object)
+    cells = frame.rename(columns=str).astype(object)
+    return cells.where(cells.notna(), "").map(lambda value: str(value).strip()).astype(object)
 
 
-def candidates(name: str, header: Iterable[str]) -> list[str]:
-    """The columns of a table that may be a field, the best first.
-
-    Raises:
-        Ham10000Error: Where two columns differ in case or punctuation only.
-    """
+def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) -> list[str]:
+    """The columns that may be a field and are not given for one, the best first; two of one name are an error."""
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
         if key in SYNONYMS[name] and found.setdefault(key, column) != column:
             raise input_error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
-    return [found[key] for key in SYNONYMS[name] if key in found]
+    return [found[key] for key in SYNONYMS[name] if key in found and found[key] not in given]
 
 
-def match_columns(
-    header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = tuple(SYNONYMS)
-) -> dict[str, str]:
+def match_columns(header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = SYNONYMS) -> dict[str, str]:
     """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
 
-    Raises:
-        Ham10000Error: For a given column that does not exist, or two columns of one name.
+    A given column that does not exist, and two columns of one name, are errors.
     """
     matched = {}
     for name in fields:
@@ -246,15 +210,9 @@ def match_columns(
                     f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
                 )
             matched[name] = given[name]
-        elif found := [column for column in candidates(name, header) if column not in given.values()]:
+        elif found := candidates(name, header, given.values()):
             matched[name] = found[0]
     return matched
-
-
-def one_hot_columns(header: Sequence[str]) -> list[str]:
-    """The columns of ISIC's classes, or none."""
-    found = [name for name in header if name in _ONE_HOT]
-    return found if len(found) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -281,11 +239,7 @@ class DataOptions:
         label_map: Sequence[str] = (),
         group_by: str | None = None,
     ) -> "DataOptions":
-        """Builds the options from `name=value` texts.
-
-        Raises:
-            Ham10000Error: For a text of another form, a field that does not exist, or labels that repeat.
-        """
+        """Builds the options from `name=value` texts, whose fields must exist."""
         pairs = _pairs("columns", "ours=theirs", columns)
         if unknown := sorted(set(pairs) - set(SYNONYMS)):
             raise input_error(f"--columns: there is no field {unknown[0]!r}; expected some of {list(SYNONYMS)}.")
@@ -330,26 +284,20 @@ def read_labels(
 ) -> tuple[list[str], "pd.Series", list[str]]:
     """Reads the labels of a source and finds the set they form.
 
-    Args:
-        values: The label of each row as it is written.
-        options: Its `labels` are the set, its `label_map` is applied first.
-        declared: Further labels that the source has a column for, whether or not a row has it.
-        name: The column, for messages.
-        ours: The set is HAM10000's, whatever the rows say.
+    `declared` are labels that the source has a column for, whether or not a row has it, `name` is the column's, for
+    messages, and with `ours` the set is HAM10000's whatever the rows say.
 
-    Returns:
-        The set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise the
-        source's own in lower case, sorted. The label of each row, one that is not in the set as it was written. A
-        sentence for each decision.
-
-    Raises:
-        Ham10000Error: Where `label_map` names a label that does not occur.
+    Returns the set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise
+    the source's own in lower case, sorted. Then the label of each row, one that is not in the set as it was written,
+    and a sentence for each decision. A `label_map` that names a label that does not occur is an error.
     """
     from ham10000.modeling.configuration_ham10000 import LABELS
     from ham10000.modeling.processing_ham10000 import MISSING_VALUES
 
     words = values.map(spelled)
-    present = [word for word in dict.fromkeys([*words, *map(spelled, declared)]) if word not in MISSING_VALUES]
+    # ISIC 2019 declares UNK, which no training row has.
+    names = dict.fromkeys([*words, *(spelled(text) for text in declared if text.lower() != "unk")])
+    present = [word for word in names if word not in MISSING_VALUES]
     mapped = {spelled(old): new for old, new in options.label_map.items()}
     if absent := sorted(set(mapped) - set(present)):
         raise input_error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
@@ -360,8 +308,7 @@ def read_labels(
         labels = list(options.labels)
         by_word = {spelled(label): label for label in labels}
         read = {word: by_word.get(spelled(new), by_word.get(known[word] or "")) for word, new in after.items()}
-    # ISIC 2019 declares UNK, which no training row has.
-    elif ours or all(known[word] for word in present if word != "unk" or word in set(words)):
+    elif ours or all(known.values()):
         labels, read = list(LABELS), known
     else:
         # A new name that the data has already, in whatever case, is that label.
@@ -369,13 +316,13 @@ def read_labels(
         written = {spelled(new): new for new in mapped.values()}
         written |= {spelled(text): text.strip().lower() for text in texts if spelled(text) in kept}
         read = {word: written[spelled(new)] for word, new in after.items()}
-        labels = sorted({str(label) for word, label in read.items() if word != "unk" or word in set(words)})
+        labels = sorted({str(label) for label in read.values()})
         notes.append(f"the labels are the data's own: {', '.join(labels)}")
         if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:
             pairs = " ".join(f"'{label}={LABEL_SPELLINGS[label]}'" for label in offered)
             notes.append(f"to read labels as HAM10000's: --label_map {pairs}")
-    counts = words.value_counts()
-    for word in sorted(word for word, label in read.items() if label and spelled(label) != word and word in counts):
-        notes.append(f"{name} {word!r} is read as {read[word]!r} in {counts[word]:,} rows")
+    for word, count in sorted(Counter(words).items()):
+        if (label := read.get(word)) and spelled(label) != word:
+            notes.append(f"{name} {word!r} is read as {label!r} in {count:,} rows")
     dx = words.map(read)
     return labels, dx.where(dx.notna(), values), notes
