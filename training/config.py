@@ -31,9 +31,8 @@ Protocol = Literal["lesion-grouped", "image-stratified"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
-
-# Options of earlier versions that a run's `train_config.json` may name; they never changed a result.
-_REMOVED = ("loader", "dataloader_workers")
+# What a field of a number must have in a file, by its type.
+_NUMBERS = {int: "a whole number", float: "a number"}
 
 
 def _option(default: Any, text: str, *, group: str | None = None) -> Any:
@@ -217,11 +216,7 @@ class TrainConfig:
         return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self, labels: Sequence[str] = ()) -> "Ham10000Config":
-        """The configuration of the model this run trains.
-
-        Args:
-            labels: The label set of the data; empty for that of the settings.
-        """
+        """The configuration of the model this run trains, for the label set of the data or else of the settings."""
         from ham10000.modeling import Ham10000Config
 
         names = list(labels or self.labels)
@@ -286,14 +281,11 @@ class TrainConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
+    """Reads the values that a YAML or JSON configuration file sets.
 
     Args:
-        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read, without what its
-            command was to do about an earlier run (`resume`, `overwrite`).
-
-    Returns:
-        The values the file sets.
+        path: The file. Of the `train_config.json` of a run its `config` is read, without what its command was to do
+            about an earlier run (`resume`, `overwrite`).
 
     Raises:
         Ham10000Error: If the file is missing, malformed, or holds an unknown key.
@@ -310,7 +302,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         values = {name: value for name, value in values["config"].items() if name not in ("resume", "overwrite")}
     if not isinstance(values, dict):
         raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
-    for name in _REMOVED:
+    for name in ("loader", "dataloader_workers"):  # of earlier versions; they never changed a result
         values.pop(name, None)
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
@@ -318,33 +310,22 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
     for item in dataclasses.fields(TrainConfig):
+        kind = next((kind for kind in get_args(item.type) or [item.type] if kind in _NUMBERS), None)
         value = values.get(item.name)
-        if item.type in (int, int | None) and isinstance(value, str):
+        if kind is None or value is None:
+            continue
+        try:
+            # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers. `true` itself would become 1.
+            numbers = [kind(str(number)) for number in (value if isinstance(value, list) else [value])]
+        except ValueError as error:
             # As a default of argparse it would be refused without the name of the file.
-            raise input_error(f"{path}: {item.name} must be a whole number, got {value!r}.")
-        if item.type == list[float] and isinstance(value, list):
-            values[item.name] = [float(v) if type(v) is int else v for v in value]
-        # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
-        if item.type in (float, float | None) and isinstance(value, (int, str)):
-            try:
-                values[item.name] = float(str(value))  # of `true` itself it would be 1.0
-            except ValueError as error:
-                raise input_error(f"{path}: {item.name} must be a number, got {value!r}.") from error
+            raise input_error(f"{path}: {item.name} must be {_NUMBERS[kind]}, got {value!r}.") from error
+        values[item.name] = numbers if isinstance(value, list) else numbers[0]
     return values
 
 
 def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
-    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
-
-    Args:
-        checkpoint: A checkpoint folder or Hub id.
-
-    Returns:
-        Options of `TrainConfig` by name.
-
-    Raises:
-        Ham10000Error: As `load_checkpoint`.
-    """
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over, by name."""
     from ham10000.training.inference.prediction import load_checkpoint
 
     model, processor = load_checkpoint(checkpoint)
@@ -419,9 +400,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
 
     Args:
         argv: Arguments without the program's name; None reads `sys.argv`. Hyphens in names count as underscores.
-
-    Returns:
-        The validated configuration.
 
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.
