@@ -53,12 +53,8 @@ def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
     10), at tau = 1 the balanced softmax (Ren et al., NeurIPS 2020, arXiv:2007.10740). Without it the logits answer for
     a class prior of `drawn ** (1 - tau)`: at 0 the classes as drawn, at 1 equal classes.
 
-    Args:
-        drawn: (classes,) share of each class among the rows an epoch draws.
-        tau: Strength, from 0.
-
-    Returns:
-        (classes,) float32, or None where tau is 0.
+    `drawn` is the (classes,) share of each class among the rows an epoch draws. The result is (classes,) float32, or
+    None where tau is 0.
     """
     return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
 
@@ -127,12 +123,7 @@ class Progress:
 def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for the backbone, and no weight decay on biases and norms.
 
-    Args:
-        model: The model.
-        config: The run's configuration.
-
-    Returns:
-        The optimiser; `peak_lr` of each group is what the schedule scales.
+    `peak_lr` of each group is what the schedule scales.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -147,16 +138,7 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant.
-
-    Args:
-        step: Optimiser step of the whole run, from 0.
-        total_steps: Steps of the whole run.
-        config: Its schedule and warm-up share.
-
-    Returns:
-        A factor in (0, 1].
-    """
+    """Share of the peak learning rate at a step of a run, from 0: linear warm-up, then cosine to 0 or constant."""
     warmup_steps = config.warmup_fraction * total_steps
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -197,12 +179,14 @@ class Engine:
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         self.model = self.model.to(self.accelerator.device)
+        self.modules: dict[str, nn.Module] = {"model": self.model}  # whose weights a training state has
         self.average = None
         if config.ema_decay:
             # timm's warm-up 1 - (1 + step) ** -power: with its power of 2/3 a decay of 0.998 is not reached in 11,000
             # steps. With 1 the average is the plain mean until 1 / (1 - decay) steps, and from there on the decay is
             # the one that was asked for.
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True, warmup_power=1.0)
+            self.modules["average"] = self.average.module
         self.optimizer = build_optimizer(self.model, config)
         self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
@@ -217,15 +201,8 @@ class Engine:
         A fixed schedule chooses nothing: the learning rate has ended, and so the last epoch is the trained model.
         Macro-F1 is never what chooses: with a dozen images of the rarest class it moves by chance.
 
-        Args:
-            stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
-
-        Returns:
-            The progress, with the history and the epoch that is kept.
-
-        Raises:
-            Ham10000Error: If the loss is no longer finite.
-            Interrupted: If a signal has come.
+        `stop_signal` is asked between steps; the number of a signal ends the run there by an Interrupted, with its
+        state saved. A loss that is no longer finite is a Ham10000Error.
         """
         progress = self.progress
         self.stop_signal = stop_signal
@@ -256,13 +233,9 @@ class Engine:
         return progress
 
     def restore(self) -> None:
-        """Takes up the run in the output folder where its last saved state left it; writes nothing.
-
-        Raises:
-            Ham10000Error: If there is no state, or it was saved with other settings or data.
-        """
+        """Takes up the run in the output folder where its last saved state left it; writes nothing."""
         state = load_training_state(
-            self.config.output_dir, self._modules(), self.optimizer, self.fingerprint, self.accelerator.print
+            self.config.output_dir, self.modules, self.optimizer, self.fingerprint, self.accelerator.print
         )
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -426,18 +399,14 @@ class Engine:
                     "again at another learning rate, look at these images. The last saved state is untouched."
                 )
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"model": self.model} | ({} if self.average is None else {"average": self.average.module})
-
     def _save_state(self) -> None:
         if self.accelerator.is_main_process:
             state = {"progress": asdict(self.progress), "fingerprint": self.fingerprint}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
-            save_training_state(
-                self.folder, state, self._modules(), self.optimizer, step=step, keep=self.config.keep_checkpoints
-            )
+            keep = self.config.keep_checkpoints
+            save_training_state(self.folder, state, self.modules, self.optimizer, step=step, keep=keep)
             self.folder = Path(self.config.output_dir)
             replace_run(self.folder)
 
