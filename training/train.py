@@ -9,8 +9,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ from ham10000.training.run_folder import (
     tidy_output_dir,
 )
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import (
     environment,
     keep_freed_memory,
@@ -75,15 +74,7 @@ def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
 
 
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
-    """The model at the beginning of a run, from the run's seed.
-
-    Args:
-        config: The run's configuration.
-        labels: The label set of the data.
-
-    Raises:
-        Ham10000Error: If there is no such backbone, or no such weights.
-    """
+    """The model at the beginning of a run, from the run's seed; an error if there is no such backbone or weights."""
     set_seed(config.seed)
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
@@ -92,30 +83,12 @@ def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000
     )
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it."""
-
-    name: str  # its Hub id, or the name of its folder
-    labels: list[str]
-    data: str | None  # `HAM10000` or `synthetic` where it was trained on that, or the name of its data where known
-    head: bool  # whether its classifier was taken over too
-
-
-def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_malignant: bool = False) -> BaseModel:
+def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_malignant: bool = False) -> JsonObject:
     """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
 
-    Args:
-        model: The model at the beginning of a run.
-        checkpoint: A checkpoint folder or Hub id.
-        own_malignant: Whether the run says itself which labels are malignant.
-
-    Returns:
-        What was taken over.
-
-    Raises:
-        Ham10000Error: If the checkpoint cannot be loaded, is another network, or calls others of the same labels
-            malignant.
+    Refuses another network, and one that calls others of the same labels malignant unless the run says itself which
+    are (`own_malignant`). Returns the `base_model` of `train_config.json`: `name`, `labels`, `data` as `data_behind`,
+    and whether the classifier was taken over, as `head`.
     """
     source, _ = load_checkpoint(checkpoint)
     ours, theirs = model.config, source.config
@@ -147,12 +120,15 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_ma
         )
     model.load_state_dict(weights)
     folder = Path(checkpoint)
-    name = folder.resolve().name if folder.is_dir() else checkpoint
-    return BaseModel(name, theirs.label_names, data_behind(folder, theirs.label_names), same_labels)
+    name, data = folder.resolve().name if folder.is_dir() else checkpoint, data_behind(folder, theirs.label_names)
+    return {"name": name, "labels": theirs.label_names, "data": data, "head": same_labels}
 
 
 def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
-    """What a checkpoint was trained on, as `BaseModel.data`; where that was synthetic, what its own base model was."""
+    """What a checkpoint was trained on: `HAM10000`, `synthetic`, the name of other data, or None where not known.
+
+    Where that was synthetic, what its own base model was trained on.
+    """
     training = read_json(checkpoint / RunFile.TRAINING, optional=True) or {}
     data = image_origin(checkpoint / RunFile.SPLIT)
     if data != "synthetic" and (data is None or set(labels) != set(LABELS)):
@@ -161,36 +137,31 @@ def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
     return earlier.get("data") if earlier and data == "synthetic" else data
 
 
-def pretrained_from(config: TrainConfig) -> dict[str, str | None] | None:
-    """Name and data of the checkpoint of this package whose backbone `--pretrained` takes; None for other weights."""
-    place = Path(config.pretrained)
-    folder = place.parent if place.is_file() else place
-    if config.modality == "metadata" or config.pretrained in ("timm", "torchvision", "none") or not folder.is_dir():
-        return None
-    found = read_json(folder / RunFile.CONFIG, optional=True) or {}
-    if found.get("model_type") != "ham10000":
-        return None
-    return {"name": folder.resolve().name, "data": data_behind(folder, list(found["id2label"].values()))}
+def weights_origin(config: TrainConfig) -> JsonObject:
+    """What `train_config.json` says of the file whose weights a new run has loaded to start from.
 
-
-def weights_sha256(config: TrainConfig) -> str | None:
-    """SHA-256 of the file whose weights a run has loaded to start from, as `sha256sum` and the Hub give it.
-
-    Returns:
-        64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
+    `weights_sha256` is as `sha256sum` and the Hub give it; None for random weights, and for those that are not one
+    safetensors file at hand. `pretrained_from` has name and data of the checkpoint of this package whose backbone
+    `--pretrained` takes; None for other weights.
     """
-    path: Any = Path(config.init_from or config.pretrained)
-    if config.modality == "metadata" and not config.init_from:
-        return None
+    given = config.init_from or ("none" if config.modality == "metadata" else config.pretrained)
+    path = Path(given)
+    folder = path.parent if path.is_file() else path
     if path.is_dir():
         path /= RunFile.WEIGHTS
-    elif config.init_from or config.pretrained == "timm":
+    elif config.init_from or given == "timm":
         hub_id = config.init_from or getattr(timm.get_pretrained_cfg(config.backbone), "hf_hub_id", None)
-        path = try_to_load_from_cache(hub_id, RunFile.WEIGHTS) if hub_id else None
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        cached = try_to_load_from_cache(hub_id, RunFile.WEIGHTS) if hub_id else None
+        path = Path(cached) if isinstance(cached, str) else path
+    origin: JsonObject = dict.fromkeys(("pretrained_from", "weights_sha256"))
+    if path.is_file():
+        with path.open("rb") as file:
+            origin["weights_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    found = None if config.init_from else read_json(folder / RunFile.CONFIG, optional=True)
+    if found and found.get("model_type") == "ham10000":
+        data = data_behind(folder, list(found["id2label"].values()))
+        origin["pretrained_from"] = {"name": folder.resolve().name, "data": data}
+    return origin
 
 
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
@@ -199,13 +170,8 @@ def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, pr
     A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample: found
     here, it costs neither the time to build the cache nor an earlier run.
 
-    Args:
-        model: The model, which stays as it is.
-        config: Its image sizes and batch.
-        processes: Between which a batch is divided.
-
-    Raises:
-        Ham10000Error: For the first size at which the model does not give logits.
+    A batch is divided between the processes. Raises a Ham10000Error for the first size at which the model does not
+    give logits.
     """
     probe, model_config = copy.deepcopy(model), model.config
     if config.freeze_backbone:
@@ -272,7 +238,7 @@ def build_engine(
             short_side=config.cache_size,
             **caching,
         )
-        images = None
+        images, validation_loader = None, None
         if not config.train_on_validation:
             images = open_images(parts["validation"], processor, accelerator.device, **caching)
     if model.config.uses_image and accelerator.is_main_process:  # which saves it
@@ -295,14 +261,12 @@ def build_engine(
         seed=config.seed,
         **common,
     )
-    validation_loader = None
     if not config.train_on_validation:
         validation_samples = Samples.from_dataset(parts["validation"], processor)
         validation_loader = EvalLoader(
             validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
         )
-    counts = split.counts(config.train_parts)
-    drawn = class_shares(counts, config.sampling)
+    drawn = class_shares(split.counts(config.train_parts), config.sampling)
     offset = logit_offset(drawn, config.logit_adjustment)
     weights = split.class_weights(config.class_weights, config.train_parts)
     model.config.class_prior = answered_prior(drawn, weights, config.logit_adjustment).tolist()
@@ -324,22 +288,13 @@ def run_summary(
     *,
     seconds: float,
     notes: list[str],
-    started: dict[str, Any],
-    origin: Mapping[str, object],
-) -> dict[str, Any]:
+    started: JsonObject,
+    origin: JsonObject,
+) -> JsonObject:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
-    Args:
-        config: The resolved configuration.
-        split: The division of the data.
-        engine: The engine, before or after `fit`.
-        seconds: Wall time of the session so far.
-        notes: What the data report noted.
-        started: `environment()` at the start: the code on disk may be another one by the end.
-        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
-
-    Returns:
-        Strict JSON values.
+    `seconds` is the wall time of the session so far; `notes` are those of the data report; `started` is
+    `environment()` at the start, as the code on disk may be another one by the end; `origin` is of the weights.
     """
     progress, now = engine.progress, environment()
     weights = split.class_weights(config.class_weights, config.train_parts).tolist()
@@ -383,8 +338,6 @@ def train(
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
-    if data is None:
-        _require_data(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
@@ -401,17 +354,13 @@ def train(
         return _train(config, accelerator, data)
 
 
-def _require_data(config: TrainConfig) -> None:
+def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
+    """Reads the data of a run as its configuration says."""
     if not config.data:
         raise Ham10000Error(
             "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` "
             "tries the program on synthetic images."
         )
-
-
-def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
-    """Reads the data of a run as its configuration says."""
-    _require_data(config)
     return load_data(config.data, config.data_options(), **dict.fromkeys(config.data_fixes, True))
 
 
@@ -431,17 +380,13 @@ def _train(
         report = dataclasses.replace(report, notes=[*report.notes, note])
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config, split.labels)
-    origin: dict[str, Any] = {"base_model": None, "pretrained_from": None, "weights_sha256": None}
     if config.resume:
         recorded = read_json(directory / RunFile.TRAINING, optional=True) or {}
-        origin = {name: recorded.get(name) for name in origin}
+        origin = {name: recorded.get(name) for name in ("base_model", "pretrained_from", "weights_sha256")}
     else:
-        if config.init_from:
-            base = start_from(model, config.init_from, own_malignant=config.malignant_labels is not None)
-            origin["base_model"] = dataclasses.asdict(base)
-        else:
-            origin["pretrained_from"] = pretrained_from(config)
-        origin["weights_sha256"] = weights_sha256(config)
+        own_malignant = config.malignant_labels is not None
+        base = start_from(model, config.init_from, own_malignant=own_malignant) if config.init_from else None
+        origin = {"base_model": base, **weights_origin(config)}
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
     engine = build_engine(config, accelerator, dataset, split, model)
@@ -469,9 +414,10 @@ def _train(
     with noted_signals() as stop_signal:
         progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
-        atomic_write_json(engine.folder / RunFile.TRAINING, summary(seconds=time.perf_counter() - start))
+        ended = summary(seconds=time.perf_counter() - start)
+        atomic_write_json(engine.folder / RunFile.TRAINING, ended)
         plot_training_curves(progress.history, directory / "figures" / "training_curves.png", progress.kept_epoch)
-    accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
+        accelerator.print(describe_result(config, progress, ended))
     return progress
 
 
@@ -486,11 +432,16 @@ def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Acce
         The accelerator; one for a process.
     """
     check_trackers(trackers)
+    precision, launched = config.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "auto" and launched is not None:  # `accelerate launch` always names one
+        if launched not in ("no", "bf16", "fp16"):
+            raise Ham10000Error(f"`accelerate launch` asks for mixed_precision={launched!r}; use no, bf16 or fp16.")
+        precision = launched
     names: list[Any] = list(trackers)
     accelerator = Accelerator(
         # Without this, several processes on a machine without an accelerator would not find each other.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=resolve_precision(launched_precision(config.mixed_precision)),
+        mixed_precision=resolve_precision(precision),
         log_with=names or None,
         project_dir=config.output_dir,
     )
@@ -503,11 +454,7 @@ def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Acce
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuses what Accelerate would leave out without a word: a tracker whose package is not installed.
-
-    Raises:
-        Ham10000Error: For an unknown tracker, or one that is not installed.
-    """
+    """Refuses what Accelerate would leave out without a word: a tracker that is unknown or not installed."""
     known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in (*installed, "all"):
@@ -516,20 +463,6 @@ def check_trackers(trackers: Sequence[str]) -> None:
                 f"`trackers` names {name!r}, {problem}. Installed here: {', '.join(installed) or 'none'}; "
                 "'none' writes no logs."
             )
-
-
-def launched_precision(name: str) -> str:
-    """What `auto` means under `accelerate launch`, which always names a precision: that one.
-
-    Raises:
-        Ham10000Error: For one that a run cannot have, such as fp8.
-    """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if name != "auto" or launched is None:
-        return name
-    if launched not in ("no", "bf16", "fp16"):
-        raise Ham10000Error(f"`accelerate launch` asks for mixed_precision={launched!r}; use no, bf16 or fp16.")
-    return launched
 
 
 def quiet_libraries() -> None:
@@ -579,16 +512,16 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     return "\n".join(_titled(title, text) for title, text in parts.items())
 
 
-def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
-    """The last words of a run: what was reached, at what cost, and what to do next."""
-    progress, facts = engine.progress, environment()
-    rates = sorted(row["images_per_second"] for row in progress.history)
+def describe_result(config: TrainConfig, progress: Progress, summary: JsonObject) -> str:
+    """The last words of a run: what was reached, at what cost (by its `run_summary`), and what to do next."""
+    facts = summary["environment"]
     memory = f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
     if facts["peak_cuda_mib"]:
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
+    speed = f"median {summary['median_images_per_second']:,.1f} training images/s"
     lines = [
         _titled("Result", describe_kept(progress, config)),
-        _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
+        _titled("Cost", f"{summary['session_seconds']:,.0f} s, {speed}, {memory}"),
         # Not wrapped: to be copied.
         f"Saved     {config.output_dir}",
         f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
