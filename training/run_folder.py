@@ -73,19 +73,16 @@ _DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Locks a run's folder for this process; the lock ends with the process, however that ends."""
-    lock = FileLock(directory / "run.lock")
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(directory / "run.lock").acquire(timeout=0)
         except Timeout as error:
             raise Ham10000Error(
                 f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
             ) from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
@@ -117,10 +114,8 @@ def ended_before_saving(directory: Path) -> bool:
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
     training = read_json(directory / RunFile.TRAINING, optional=True)
-    has_results = any(
-        ((directory / _SAVED).exists(), *training_states(directory), (directory / RunFile.HISTORY).exists())
-    )
-    return training is not None and not training.get("finished") and not has_results
+    saved = (directory / _SAVED, directory / RunFile.HISTORY, *training_states(directory))
+    return training is not None and not training.get("finished") and not any(path.exists() for path in saved)
 
 
 def begin_run(directory: Path, config: dict[str, Any]) -> Path:
@@ -258,7 +253,7 @@ def load_training_state(
     fingerprint: Mapping[str, object],
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Reads what `save_training_state` wrote back into the modules and the optimiser.
+    """Reads what `save_training_state` wrote back into the modules and the optimiser, and returns the JSON values.
 
     A damaged state is passed over for the one before it.
 
@@ -268,9 +263,6 @@ def load_training_state(
         optimizer: As when saving, over the same parameters in the same order.
         fingerprint: What must be as it is in the state's own `fingerprint`.
         warn: Told about each state that is passed over.
-
-    Returns:
-        The JSON values.
 
     Raises:
         Ham10000Error: If there is no state, all are damaged, or it was saved with other settings or data.
@@ -295,8 +287,7 @@ def load_training_state(
         )
     # Before any tensor: other settings may make other modules and parameters.
     for name, value in fingerprint.items():
-        saved = state["fingerprint"].get(name)
-        if saved != value:
+        if (saved := state["fingerprint"].get(name)) != value:
             raise Ham10000Error(
                 f"Cannot resume {str(directory)!r}: {name} was {saved!r} and is now {value!r}. "
                 "Use the run's own settings (its train_config.json), or another output_dir."
@@ -322,10 +313,7 @@ def load_training_state(
 
 
 def trained_on_validation(training: Mapping[str, Any] | None) -> bool:
-    """Whether a `train_config.json` says that the validation images were trained on as well.
-
-    Runs of earlier versions do not say, and were not; None is a checkpoint without the file.
-    """
+    """Whether a `train_config.json` (None: there is none) says that the validation images were trained on as well."""
     return training is not None and bool(training["config"].get("train_on_validation"))
 
 
