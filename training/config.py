@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 
-from ham10000.training.data.tables import (
-    COLUMNS_HELP,
-    GROUP_BY_HELP,
-    LABEL_MAP_HELP,
-    LABELS_HELP,
-    DataOptions,
-    input_error,
-)
+from ham10000.training.data import tables
+from ham10000.training.data.tables import DataOptions, input_error
 from ham10000.training.utils.cli import add_debug_argument
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
@@ -31,9 +25,8 @@ Protocol = Literal["lesion-grouped", "image-stratified"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
-
-# Options of earlier versions that a run's `train_config.json` may name; they never changed a result.
-_REMOVED = ("loader", "dataloader_workers")
+# What a field of a number must have in a file, by its type.
+_NUMBERS = {int: "a whole number", float: "a number"}
 
 
 def _option(default: Any, text: str, *, group: str | None = None) -> Any:
@@ -63,18 +56,15 @@ class TrainConfig:
         "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), Hub id or 'synthetic'",
         group="data",
     )
-    columns: list[str] = _option([], COLUMNS_HELP)
-    labels: list[str] = _option([], LABELS_HELP)
-    label_map: list[str] = _option([], LABEL_MAP_HELP)
+    columns: list[str] = _option([], tables.COLUMNS_HELP)
+    labels: list[str] = _option([], tables.LABELS_HELP)
+    label_map: list[str] = _option([], tables.LABEL_MAP_HELP)
     malignant_labels: list[str] | None = _option(
         None, "the labels that count as malignant, or 'none' (default: mel, bcc and akiec as far as they are labels)"
     )
-    group_by: str | None = _option(None, GROUP_BY_HELP)
+    group_by: str | None = _option(None, tables.GROUP_BY_HELP)
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
-    output_dir: str = _option(
-        "runs/run", "folder of the run: checkpoint, config, split, history, logs", group="output"
-    )
-    cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)", group="data")
+    cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
     cache_size: int | None = _option(
         None, "shorter side of the cached images in pixels (default: twice the training size, at most the images' own)"
     )
@@ -97,9 +87,7 @@ class TrainConfig:
         "fine-tune a checkpoint of this package, a folder or Hub id: its network, image size and weights, and its "
         "classifier where the labels are the same; --pretrained is not read",
     )
-    pretrained: str = _option(
-        "timm", "'timm' (weights from the Hub), 'torchvision', 'none', or a local .safetensors file"
-    )
+    pretrained: str = _option("timm", "'timm' (weights from the Hub), 'torchvision', 'none', or a .safetensors file")
     fusion: str = _option("concat", "how embeddings are joined, such as concat, gated or film")
     metadata_fields: list[str] = _option(["age", "sex", "localization"], "metadata columns the model reads")
     metadata_dropout: float = _option(0.1, "probability that all metadata of a training sample is hidden")
@@ -128,6 +116,10 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = _option("cosine", "learning rate after the warm-up")
     warmup_fraction: float = _option(0.1, "share of all steps with a linearly rising learning rate")
     max_gradient_norm: float | None = _option(None, "clip gradients to this norm")
+    ema_decay: float = _option(
+        0.998, "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off"
+    )
+
     class_weights: Literal["none", "sqrt", "balanced"] = _option(
         "sqrt", "class weights of the loss, from train counts", group="loss"
     )
@@ -138,20 +130,13 @@ class TrainConfig:
     logit_adjustment: float = _option(
         0.0, "tau of logit adjustment (Menon et al. 2021) for the classes as drawn; 1 is the balanced softmax"
     )
-    ema_decay: float = _option(
-        0.998,
-        "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off",
-        group="schedule",
-    )
 
     mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off", group="augmentation")
     cutmix: float = _option(0.0, "alpha of CutMix (Yun et al. 2019); 0 is off, with mixup each takes every other step")
     augment_flip: bool = _option(True, "random horizontal and vertical flips")
     augment_rotation: float = _option(45.0, "random rotation up to this many degrees")
     augment_min_area: float = _option(0.5, "random resized crop of at least this share of the area; 1 is off")
-    augment_color: float = _option(
-        0.2, "strength of brightness, contrast, saturation and (a tenth) hue jitter; 0 is off"
-    )
+    augment_color: float = _option(0.2, "jitter of brightness, contrast, saturation and (a tenth) hue; 0 is off")
     augment_padding: Literal["reflection", "zeros", "border"] = _option("reflection", "what lies beyond the image")
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option(
@@ -160,20 +145,16 @@ class TrainConfig:
     channels_last: bool = _option(True, "NHWC memory layout of the network")
     eval_batch_size: int = _option(64, "batch size of validation")
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
+
+    output_dir: str = _option("runs/run", "the run's folder: checkpoint, config, split, history, logs", group="output")
     save_dtype: Literal["float32", "float16"] = _option(
-        "float32", "how the checkpoint stores its weights; read back, both compute in float32", group="output"
+        "float32", "how the checkpoint stores its weights; read back, both compute in float32"
     )
-    save_every_steps: int | None = _option(
-        None, "also save the training state every so many steps, not only each epoch"
-    )
+    save_every_steps: int | None = _option(None, "save the training state every so many steps, not only each epoch")
     keep_checkpoints: int = _option(2, "training states to keep: a damaged one is passed over for the one before it")
     trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
-    resume: bool = _option(
-        False, "continue the run in output_dir where it stopped (anew if it had saved nothing), with its own settings"
-    )
-    overwrite: bool = _option(
-        False, "replace the run that output_dir already holds, once the new one has saved its first state"
-    )
+    resume: bool = _option(False, "continue the run in output_dir (anew if nothing was saved), with its own settings")
+    overwrite: bool = _option(False, "replace the run in output_dir, once the new one has saved its first state")
 
     def __post_init__(self) -> None:
         """Checks every value; the types are checked by `strict`."""
@@ -188,27 +169,20 @@ class TrainConfig:
         self._require("augment_min_area", 0 < self.augment_min_area <= 1, "in (0, 1]")
         self._require("augment_rotation", 0 <= self.augment_rotation <= 180, "in [0, 180] degrees")
         self._require("image_size", len(self.image_size) in (1, 2) and min(self.image_size) >= 1, "one or two sides")
-        self._require(
-            "train_scales",
-            len(self.train_scales) == 2 and min(self.train_scales) > 0 and max(self.train_scales) <= 1,
-            "two shares in (0, 1]",
-        )
-        self._require(
-            "freeze_backbone",
-            not self.freeze_backbone or (self.modality != "metadata" and self.pretrained != "none"),
-            "false for a model without a backbone, or with a random one",
-        )
+        scales = self.train_scales
+        self._require("train_scales", len(scales) == 2 and 0 < min(scales) <= max(scales) <= 1, "two shares in (0, 1]")
+        has_weights = self.modality != "metadata" and self.pretrained != "none"
+        expected = "false for a model without a backbone, or with a random one"
+        self._require("freeze_backbone", has_weights or not self.freeze_backbone, expected)
         self._require(
             "train_on_all", not self.train_on_all or self.train_on_validation, "given with train_on_validation"
         )
         self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
         for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise input_error(
-                f"Got {self.batch_size} for `batch_size` and {self.gradient_accumulation_steps} for "
-                "`gradient_accumulation_steps`; the first must be a multiple of the second."
-            )
+        parts = self.gradient_accumulation_steps
+        expected = f"a multiple of `gradient_accumulation_steps`, which is {parts}"
+        self._require("batch_size", self.batch_size % parts == 0, expected)
         self.data_options()
         self.model_config()
 
@@ -217,34 +191,24 @@ class TrainConfig:
         return DataOptions.from_texts(self.columns, self.labels, self.label_map, self.group_by)
 
     def model_config(self, labels: Sequence[str] = ()) -> "Ham10000Config":
-        """The configuration of the model this run trains.
-
-        Args:
-            labels: The label set of the data; empty for that of the settings.
-        """
+        """The configuration of the model this run trains, for the label set of the data or else of the settings."""
         from ham10000.modeling import Ham10000Config
 
         names = list(labels or self.labels)
         malignant = None
         if names and self.malignant_labels is not None:
             malignant = [label for label in self.malignant_labels if label != "none"]
-            if unknown := sorted(set(malignant) - set(names)):
-                raise input_error(f"`malignant_labels` names {unknown}, but the labels are {names}.")
         try:
             backbone_kwargs = json.loads(self.backbone_kwargs)
         except json.JSONDecodeError as error:
             raise input_error(f"`backbone_kwargs` is not JSON: {self.backbone_kwargs!r} ({error}).") from error
+        same = ["modality", "backbone", "fusion", "metadata_fields"]
+        same += ["metadata_dropout", "metadata_field_dropout", "classifier_dropout"]
         return Ham10000Config(
-            modality=self.modality,
-            backbone=self.backbone,
             backbone_kwargs=backbone_kwargs,
-            fusion=self.fusion,  # type: ignore[arg-type]  # checked there, where the blocks are named
-            metadata_fields=list(self.metadata_fields),
-            metadata_dropout=self.metadata_dropout,
-            metadata_field_dropout=self.metadata_field_dropout,
-            classifier_dropout=self.classifier_dropout,
             id2label=dict(enumerate(names)) if names else None,
             malignant_labels=malignant,
+            **{name: getattr(self, name) for name in same},
         )
 
     @property
@@ -286,14 +250,11 @@ class TrainConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML or JSON configuration file; an unknown key is an error that lists the known ones.
+    """Reads the values that a YAML or JSON configuration file sets.
 
     Args:
-        path: The file. The `train_config.json` of a run is accepted as well: its `config` is read, without what its
-            command was to do about an earlier run (`resume`, `overwrite`).
-
-    Returns:
-        The values the file sets.
+        path: The file. Of the `train_config.json` of a run its `config` is read, without what its command was to do
+            about an earlier run (`resume`, `overwrite`).
 
     Raises:
         Ham10000Error: If the file is missing, malformed, or holds an unknown key.
@@ -310,7 +271,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         values = {name: value for name, value in values["config"].items() if name not in ("resume", "overwrite")}
     if not isinstance(values, dict):
         raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
-    for name in _REMOVED:
+    for name in ("loader", "dataloader_workers"):  # of earlier versions; they never changed a result
         values.pop(name, None)
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
@@ -318,33 +279,22 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
     for item in dataclasses.fields(TrainConfig):
+        kind = next((kind for kind in get_args(item.type) or [item.type] if kind in _NUMBERS), None)
         value = values.get(item.name)
-        if item.type in (int, int | None) and isinstance(value, str):
+        if kind is None or value is None:
+            continue
+        try:
+            # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers. `true` itself would become 1.
+            numbers = [kind(str(number)) for number in (value if isinstance(value, list) else [value])]
+        except ValueError as error:
             # As a default of argparse it would be refused without the name of the file.
-            raise input_error(f"{path}: {item.name} must be a whole number, got {value!r}.")
-        if item.type == list[float] and isinstance(value, list):
-            values[item.name] = [float(v) if type(v) is int else v for v in value]
-        # YAML 1.1 reads `1` as an int and `1e-3` as text; both are meant as numbers here.
-        if item.type in (float, float | None) and isinstance(value, (int, str)):
-            try:
-                values[item.name] = float(str(value))  # of `true` itself it would be 1.0
-            except ValueError as error:
-                raise input_error(f"{path}: {item.name} must be a number, got {value!r}.") from error
+            raise input_error(f"{path}: {item.name} must be {_NUMBERS[kind]}, got {value!r}.") from error
+        values[item.name] = numbers if isinstance(value, list) else numbers[0]
     return values
 
 
 def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
-    """The options that describe a checkpoint's network and its images, which fine-tuning takes over.
-
-    Args:
-        checkpoint: A checkpoint folder or Hub id.
-
-    Returns:
-        Options of `TrainConfig` by name.
-
-    Raises:
-        Ham10000Error: As `load_checkpoint`.
-    """
+    """The options that describe a checkpoint's network and its images, which fine-tuning takes over, by name."""
     from ham10000.training.inference.prediction import load_checkpoint
 
     model, processor = load_checkpoint(checkpoint)
@@ -380,12 +330,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="YAML or JSON file with any of these options; the command line wins"
     )
     add_debug_argument(parser)
-    groups: dict[str, Any] = {}
-    title = ""
+    group: Any = parser
     for item in dataclasses.fields(TrainConfig):
-        title = item.metadata["group"] or title
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
+        if item.metadata["group"]:
+            group = parser.add_argument_group(item.metadata["group"])
         default: Any = item.default_factory() if callable(item.default_factory) else item.default
         shown = " ".join(str(value) for value in default) if isinstance(default, list) else default
         is_said = shown is None or shown is False or shown == ""
@@ -403,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
             if get_origin(kind) is list:
                 options["nargs"], kind = "+", get_args(kind)[0]
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
-        groups[title].add_argument(*names, **options)
+        group.add_argument(*names, **options)
     return parser
 
 
@@ -419,9 +367,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
 
     Args:
         argv: Arguments without the program's name; None reads `sys.argv`. Hyphens in names count as underscores.
-
-    Returns:
-        The validated configuration.
 
     Raises:
         Ham10000Error: As `TrainConfig` and `read_config_file`.

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,16 @@ _COLUMNS = {
 _READ_EVERY = 20
 
 
-def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor | None:
+def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor:
     """`tau * log(drawn)`, added to the logits in training only.
 
     Logit adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation
     10), at tau = 1 the balanced softmax (Ren et al., NeurIPS 2020, arXiv:2007.10740). Without it the logits answer for
     a class prior of `drawn ** (1 - tau)`: at 0 the classes as drawn, at 1 equal classes.
 
-    Args:
-        drawn: (classes,) share of each class among the rows an epoch draws.
-        tau: Strength, from 0.
-
-    Returns:
-        (classes,) float32, or None where tau is 0.
+    `drawn` is the (classes,) share of each class among the rows an epoch draws; the result is (classes,) float32.
     """
-    return torch.from_numpy(tau * np.log(drawn)).float() if tau else None
+    return torch.from_numpy(tau * np.log(drawn) if tau else np.zeros(len(drawn))).float()  # a share may be 0
 
 
 def answered_prior(drawn: np.ndarray, class_weights: np.ndarray, tau: float) -> np.ndarray:
@@ -85,17 +80,12 @@ class ClassificationLoss:
     Summed over the micro-batches and processes of one optimiser step and divided by the step's `weight_sum`, it equals
     `torch.nn.functional.cross_entropy(..., weight=class_weights, label_smoothing=...)` on the whole batch, however the
     batch was cut.
-
-    Args:
-        class_weights: (classes,) weight of each class.
-        label_smoothing: As in `torch.nn.functional.cross_entropy`.
-        offset: (classes,) added to the logits in training only, see `logit_offset`; None adds nothing.
     """
 
-    class_weights: torch.Tensor
+    class_weights: torch.Tensor  # (classes,)
     _: KW_ONLY
-    label_smoothing: float = 0.0
-    offset: torch.Tensor | None = None
+    label_smoothing: float = 0.0  # as in `torch.nn.functional.cross_entropy`
+    offset: torch.Tensor | float = 0.0  # (classes,), added to the logits in training only, see `logit_offset`
 
     def weight_sum(self, labels: torch.Tensor) -> torch.Tensor:
         """Scalar sum of the class weights of (batch,) labels, the normaliser of the batch."""
@@ -103,9 +93,7 @@ class ClassificationLoss:
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Scalar float32 sum of the weighted losses of (batch, classes) logits and (batch,) labels."""
-        logits = logits.float()
-        if self.offset is not None:
-            logits = logits + self.offset
+        logits = logits.float() + self.offset
         return F.cross_entropy(
             logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
@@ -117,8 +105,6 @@ class Progress:
 
     epoch: int = 0  # the one in progress, from 0
     step: int = 0  # optimiser steps done in it
-    kept_epoch: int = 0  # the epoch whose weights the checkpoint has, from 1; 0 before the first
-    kept_loss: float | None = None  # its validation loss; None without validation
     loss_sum: float = 0.0  # over the epoch's steps
     seconds: float = 0.0  # training time of the epoch so far
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
@@ -127,12 +113,7 @@ class Progress:
 def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for the backbone, and no weight decay on biases and norms.
 
-    Args:
-        model: The model.
-        config: The run's configuration.
-
-    Returns:
-        The optimiser; `peak_lr` of each group is what the schedule scales.
+    `peak_lr` of each group is what the schedule scales.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -147,16 +128,7 @@ def build_optimizer(model: Ham10000ForImageClassification, config: TrainConfig) 
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant.
-
-    Args:
-        step: Optimiser step of the whole run, from 0.
-        total_steps: Steps of the whole run.
-        config: Its schedule and warm-up share.
-
-    Returns:
-        A factor in (0, 1].
-    """
+    """Share of the peak learning rate at a step of a run, from 0: linear warm-up, then cosine to 0 or constant."""
     warmup_steps = config.warmup_fraction * total_steps
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -184,7 +156,7 @@ class Engine:
     model: Ham10000ForImageClassification  # in training mode, not yet on the device
     processor: Ham10000Processor  # saved with the checkpoint
     train_loader: TrainLoader
-    validation_loader: EvalLoader | None  # None keeps the last epoch
+    validation_loader: EvalLoader | None  # None validates nothing
     loss: ClassificationLoss
     fingerprint: dict[str, Any]  # what must not change between a run and its resumption
 
@@ -192,24 +164,32 @@ class Engine:
         config = self.config
         # Another place than the run's folder as long as that has a run which this one will replace, see `begin_run`.
         self.folder = Path(config.output_dir)
+        # With patience and validation images the epochs are compared; without, the last is kept.
+        self.chooses = config.patience is not None and self.validation_loader is not None
         self.total_steps = config.epochs * self.train_loader.steps_per_epoch
         self.progress = Progress()
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         self.model = self.model.to(self.accelerator.device)
+        self.modules: dict[str, nn.Module] = {"model": self.model}  # whose weights a training state has
+        self.published_model = self.model  # validated and saved: the average of the weights where there is one
         self.average = None
         if config.ema_decay:
             # timm's warm-up 1 - (1 + step) ** -power: with its power of 2/3 a decay of 0.998 is not reached in 11,000
             # steps. With 1 the average is the plain mean until 1 / (1 - decay) steps, and from there on the decay is
             # the one that was asked for.
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True, warmup_power=1.0)
+            self.published_model = self.modules["average"] = self.average.module
         self.optimizer = build_optimizer(self.model, config)
         self.wrapped, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     @property
-    def published_model(self) -> Ham10000ForImageClassification:
-        """The weights that are validated and saved: the average where there is one."""
-        return self.model if self.average is None else self.average.module
+    def kept(self) -> dict[str, Any] | None:
+        """The row of the epoch whose weights the checkpoint has; None before the first."""
+        history = self.progress.history
+        if self.chooses:
+            return min(history, key=lambda row: row["validation_loss"], default=None)
+        return history[-1] if history else None
 
     def fit(self, stop_signal: Callable[[], int] = lambda: 0) -> Progress:
         """Trains all epochs and keeps the last; with `patience` keeps the one of the lowest validation loss.
@@ -217,15 +197,8 @@ class Engine:
         A fixed schedule chooses nothing: the learning rate has ended, and so the last epoch is the trained model.
         Macro-F1 is never what chooses: with a dozen images of the rarest class it moves by chance.
 
-        Args:
-            stop_signal: Asked between steps; a signal's number ends the run there, with its state saved.
-
-        Returns:
-            The progress, with the history and the epoch that is kept.
-
-        Raises:
-            Ham10000Error: If the loss is no longer finite.
-            Interrupted: If a signal has come.
+        `stop_signal` is asked between steps; the number of a signal ends the run there by an Interrupted, with its
+        state saved. A loss that is no longer finite is a Ham10000Error.
         """
         progress = self.progress
         self.stop_signal = stop_signal
@@ -239,37 +212,30 @@ class Engine:
             progress.history.append(row)
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.seconds = 0.0, 0.0
-            loss: Any = row.get("validation_loss")
-            chooses = self.config.patience is not None and loss is not None
-            if not chooses or progress.kept_loss is None or loss < progress.kept_loss:
-                progress.kept_loss, progress.kept_epoch = loss, row["epoch"]
-                if self.accelerator.is_main_process:
-                    save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
+            is_kept = self.kept is row
+            if is_kept and self.accelerator.is_main_process:
+                save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
             self._save_state()
             self._write_history()
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
             cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
-            is_kept = chooses and row["epoch"] == progress.kept_epoch
-            self.accelerator.print("  ".join([*cells, "kept"] if is_kept else cells))
+            self.accelerator.print("  ".join([*cells, "kept"] if is_kept and self.chooses else cells))
         # Killed between the last state and its history, a run has nothing left to do but this.
         self._write_history()
         return progress
 
     def restore(self) -> None:
-        """Takes up the run in the output folder where its last saved state left it; writes nothing.
-
-        Raises:
-            Ham10000Error: If there is no state, or it was saved with other settings or data.
-        """
+        """Takes up the run in the output folder where its last saved state left it; writes nothing."""
         state = load_training_state(
-            self.config.output_dir, self._modules(), self.optimizer, self.fingerprint, self.accelerator.print
+            self.config.output_dir, self.modules, self.optimizer, self.fingerprint, self.accelerator.print
         )
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        # Earlier versions also saved what `kept` finds in the history.
+        names = {item.name for item in fields(Progress)}
+        self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in names})
         self.accelerator.print(
-            f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps "
-            f"({describe_kept(self.progress, self.config)})"
+            f"Resuming after {self.progress.epoch} epochs and {self.progress.step} steps ({self.describe_kept()})"
         )
 
     def _train_epoch(self) -> None:
@@ -407,8 +373,17 @@ class Engine:
 
     def out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed since the one that is kept."""
-        progress, patience = self.progress, self.config.patience
-        return patience is not None and progress.epoch - progress.kept_epoch >= patience
+        patience, kept = self.config.patience, self.kept
+        return patience is not None and kept is not None and self.progress.epoch - kept["epoch"] >= patience
+
+    def describe_kept(self) -> str:
+        """Which epoch is kept, and why, as text."""
+        kept = self.kept
+        if kept is None:
+            return "no epoch finished yet"
+        loss = f"validation loss {kept['validation_loss']:.4f}" if "validation_loss" in kept else "no validation"
+        choice = "the lowest validation loss" if self.chooses else "the last"
+        return f"epoch {kept['epoch']} is kept, {choice}: {loss}"
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
@@ -426,26 +401,13 @@ class Engine:
                     "again at another learning rate, look at these images. The last saved state is untouched."
                 )
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"model": self.model} | ({} if self.average is None else {"average": self.average.module})
-
     def _save_state(self) -> None:
         if self.accelerator.is_main_process:
             state = {"progress": asdict(self.progress), "fingerprint": self.fingerprint}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
-            save_training_state(
-                self.folder, state, self._modules(), self.optimizer, step=step, keep=self.config.keep_checkpoints
-            )
+            keep = self.config.keep_checkpoints
+            save_training_state(self.folder, state, self.modules, self.optimizer, step=step, keep=keep)
             self.folder = Path(self.config.output_dir)
             replace_run(self.folder)
-
-
-def describe_kept(progress: Progress, config: TrainConfig) -> str:
-    """Which epoch is kept, and why, as text."""
-    if not progress.kept_epoch:
-        return "no epoch finished yet"
-    loss = "no validation" if progress.kept_loss is None else f"validation loss {progress.kept_loss:.4f}"
-    choice = "the last" if config.patience is None or progress.kept_loss is None else "the lowest validation loss"
-    return f"epoch {progress.kept_epoch} is kept, {choice}: {loss}"

@@ -72,39 +72,28 @@ _DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]
 
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Locks a run's folder for this process; the lock ends with the process, however that ends.
-
-    Raises:
-        Ham10000Error: If another process trains into the folder, or it cannot be written.
-    """
-    lock = FileLock(directory / "run.lock")
+    """Locks a run's folder for this process; the lock ends with the process, however that ends."""
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(directory / "run.lock").acquire(timeout=0)
         except Timeout as error:
             raise Ham10000Error(
                 f"Another process is training into {str(directory)!r}. Wait for it, or choose another --output_dir."
             ) from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
-    """Refuses to mix two runs in one folder, and tidies up after a killed one.
-
-    Raises:
-        Ham10000Error: If the folder has a run or other weights, unless `may_have_run`: one to resume or to overwrite.
-    """
+    """Refuses a folder that has a run or other weights, unless it `may_have_run`; tidies up after a killed one."""
     if not may_have_run and any((directory / name).exists() for name in (RunFile.TRAINING, RunFile.WEIGHTS)):
         raise Ham10000Error(
             f"{str(directory)!r} already holds a run. Continue it with --resume, replace it with --overwrite, "
             "or choose another --output_dir."
         )
-    _move_saved_run(directory)
     tidy_output_dir(directory)
+    replace_run(directory)
 
 
 def tidy_output_dir(directory: Path) -> None:
@@ -125,10 +114,8 @@ def ended_before_saving(directory: Path) -> bool:
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
     training = read_json(directory / RunFile.TRAINING, optional=True)
-    has_results = any(
-        ((directory / _SAVED).exists(), *training_states(directory), (directory / RunFile.HISTORY).exists())
-    )
-    return training is not None and not training.get("finished") and not has_results
+    saved = (directory / _SAVED, directory / RunFile.HISTORY, *training_states(directory))
+    return training is not None and not training.get("finished") and not any(path.exists() for path in saved)
 
 
 def begin_run(directory: Path, config: dict[str, Any]) -> Path:
@@ -137,12 +124,6 @@ def begin_run(directory: Path, config: dict[str, Any]) -> Path:
     In an empty folder that is the folder; from here on `--resume` goes on with the run, even if it is killed while it
     builds the image cache. Where an earlier run has results, it is a hidden folder inside: the earlier run stays as
     it is until `replace_run`, and a new one that fails or is killed before that changes nothing.
-
-    Returns:
-        The folder to write to.
-
-    Raises:
-        Ham10000Error: If the folder cannot be written.
     """
     has_results = any(path for pattern in _RESULTS for path in directory.glob(pattern))
     place = directory / _UNSAVED if has_results else directory
@@ -155,21 +136,13 @@ def replace_run(directory: Path) -> None:
 
     A rename decides at one moment whose the folder is. Killed after it, the rest is done by whoever opens the folder
     next to train.
-
-    Raises:
-        Ham10000Error: If the folder cannot be written.
     """
-    if (directory / _UNSAVED).exists():
-        with writing(directory):
-            (directory / _UNSAVED).rename(directory / _SAVED)
-        _move_saved_run(directory)
-
-
-def _move_saved_run(directory: Path) -> None:
-    saved = directory / _SAVED
-    if not saved.exists():
-        return
+    unsaved, saved = directory / _UNSAVED, directory / _SAVED
     with writing(directory):
+        if unsaved.exists():
+            unsaved.rename(saved)
+        if not saved.exists():
+            return
         # The settings move first: as long as they are here, whatever the folder has is the old run's.
         if (saved / RunFile.TRAINING).exists():
             for pattern in _RESULTS:
@@ -213,17 +186,9 @@ def save_checkpoint(
 def save_model(folder: Path, model: Ham10000ForImageClassification, *, dtype: str = "float32", **options: Any) -> None:
     """Writes a model's config, code and weights.
 
-    Half precision halves the file. The config still names the type the model computes in: read by `AutoModel`, a
-    pipeline or a server, the stored numbers become that type, and inputs need no cast.
-
-    Args:
-        folder: Destination.
-        model: The model, which stays as it is.
-        dtype: Name of the stored type, such as `float16`.
-        **options: Passed to `save_pretrained`.
-
-    Raises:
-        Ham10000Error: If a weight is too large for the type.
+    Half precision (a `dtype` of float16) halves the file. The config still names the type the model computes in: read
+    by `AutoModel`, a pipeline or a server, the stored numbers become that type, and inputs need no cast. The options
+    are those of `save_pretrained`. A weight that is too large for the type is an error.
     """
     stored: torch.dtype = getattr(torch, dtype)
     if stored != model.dtype:
@@ -288,7 +253,7 @@ def load_training_state(
     fingerprint: Mapping[str, object],
     warn: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Reads what `save_training_state` wrote back into the modules and the optimiser.
+    """Reads what `save_training_state` wrote back into the modules and the optimiser, and returns the JSON values.
 
     A damaged state is passed over for the one before it.
 
@@ -298,9 +263,6 @@ def load_training_state(
         optimizer: As when saving, over the same parameters in the same order.
         fingerprint: What must be as it is in the state's own `fingerprint`.
         warn: Told about each state that is passed over.
-
-    Returns:
-        The JSON values.
 
     Raises:
         Ham10000Error: If there is no state, all are damaged, or it was saved with other settings or data.
@@ -325,8 +287,7 @@ def load_training_state(
         )
     # Before any tensor: other settings may make other modules and parameters.
     for name, value in fingerprint.items():
-        saved = state["fingerprint"].get(name)
-        if saved != value:
+        if (saved := state["fingerprint"].get(name)) != value:
             raise Ham10000Error(
                 f"Cannot resume {str(directory)!r}: {name} was {saved!r} and is now {value!r}. "
                 "Use the run's own settings (its train_config.json), or another output_dir."
@@ -352,20 +313,12 @@ def load_training_state(
 
 
 def trained_on_validation(training: Mapping[str, Any] | None) -> bool:
-    """Whether a `train_config.json` says that the validation images were trained on as well.
-
-    Runs of earlier versions do not say, and were not; None is a checkpoint without the file.
-    """
+    """Whether a `train_config.json` (None: there is none) says that the validation images were trained on as well."""
     return training is not None and bool(training["config"].get("train_on_validation"))
 
 
 def image_origin(table: Path) -> str | None:
-    """Whose images a `split.csv` or `predictions.csv` names, by their ids, whatever their folder was called.
-
-    Returns:
-        `"synthetic"` where the generator of this package made any of them, `"HAM10000"` where all have ids of it, else
-        None.
-    """
+    """Whose images a `split.csv` or `predictions.csv` names, as `origin_of_ids`, whatever their folder was called."""
     if not table.is_file():
         return None
     with table.open(encoding="utf-8", newline="") as stream:
@@ -373,20 +326,16 @@ def image_origin(table: Path) -> str | None:
 
 
 def origin_of_ids(ids: Collection[str]) -> str | None:
-    """Whose images these ids name, as `image_origin` says it."""
+    """`"synthetic"` where the generator of this package made any, `"HAM10000"` where all are of that, else None."""
     if any(image_id.startswith(_SYNTHETIC_ID) for image_id in ids):
         return "synthetic"
     return "HAM10000" if ids and all(_HAM10000_FIRST <= image_id <= _HAM10000_LAST for image_id in ids) else None
 
 
 def portable_training(training: dict[str, Any]) -> dict[str, Any]:
-    """A `train_config.json` without the paths of the machine it was made on.
+    """A copy of a `train_config.json` without the paths of the machine it was made on.
 
-    Args:
-        training: The file's content.
-
-    Returns:
-        A copy in which places keep their last component only, in the settings and in the notes about the data.
+    Places keep their last component only, in the settings and in the notes about the data.
     """
     portable = copy.deepcopy(training)
     config = portable["config"]

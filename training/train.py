@@ -9,9 +9,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ from ham10000.training.data.loader import (
 )
 from ham10000.training.data.sources import DataReport, label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
-from ham10000.training.engine import ClassificationLoss, Engine, Progress, answered_prior, describe_kept, logit_offset
+from ham10000.training.engine import ClassificationLoss, Engine, Progress, answered_prior, logit_offset
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import (
@@ -51,7 +49,7 @@ from ham10000.training.run_folder import (
     tidy_output_dir,
 )
 from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
-from ham10000.training.utils.files import atomic_write_json, read_json
+from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import (
     environment,
     keep_freed_memory,
@@ -59,6 +57,7 @@ from ham10000.training.utils.hardware import (
     resolve_precision,
 )
 
+Data = tuple[datasets.Dataset, DataReport]
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
 FREE_TO_CHANGE = {"data", "pretrained", "init_from", "output_dir", "cache_dir", "trackers"}
 FREE_TO_CHANGE |= {"save_every_steps", "keep_checkpoints", "resume", "overwrite"}
@@ -67,23 +66,13 @@ FREE_TO_CHANGE |= {"save_every_steps", "keep_checkpoints", "resume", "overwrite"
 def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
     """The split of the run: its own when resuming, a given file's, or a new one."""
     own = Path(config.output_dir) / RunFile.SPLIT
-    if config.resume and own.is_file():
-        return load_split(own)
-    if config.split_file:
-        return load_split(config.split_file)
+    if saved := own if config.resume and own.is_file() else config.split_file:
+        return load_split(saved)
     return make_split(dataset, protocol=config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
 
 
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
-    """The model at the beginning of a run, from the run's seed.
-
-    Args:
-        config: The run's configuration.
-        labels: The label set of the data.
-
-    Raises:
-        Ham10000Error: If there is no such backbone, or no such weights.
-    """
+    """The model at the beginning of a run, from the run's seed; an error if there is no such backbone or weights."""
     set_seed(config.seed)
     pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
     # Resuming overwrites the weights anyway, and must not need the network or the file again.
@@ -92,30 +81,12 @@ def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000
     )
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """The checkpoint that a run was fine-tuned from, as `train_config.json` records it."""
-
-    name: str  # its Hub id, or the name of its folder
-    labels: list[str]
-    data: str | None  # `HAM10000` or `synthetic` where it was trained on that, or the name of its data where known
-    head: bool  # whether its classifier was taken over too
-
-
-def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_malignant: bool = False) -> BaseModel:
+def start_from(model: Ham10000ForImageClassification, checkpoint: str, config: TrainConfig) -> JsonObject:
     """Copies the weights of a checkpoint into a model; the classifier too, row by row, where the labels are the same.
 
-    Args:
-        model: The model at the beginning of a run.
-        checkpoint: A checkpoint folder or Hub id.
-        own_malignant: Whether the run says itself which labels are malignant.
-
-    Returns:
-        What was taken over.
-
-    Raises:
-        Ham10000Error: If the checkpoint cannot be loaded, is another network, or calls others of the same labels
-            malignant.
+    Refuses another network, and one that calls others of the same labels malignant unless the run's configuration says
+    which are. Returns the `base_model` of `train_config.json`: `name`, `labels`, `data` as `data_behind`,
+    and whether the classifier was taken over, as `head`.
     """
     source, _ = load_checkpoint(checkpoint)
     ours, theirs = model.config, source.config
@@ -130,8 +101,8 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_ma
             )
     weights, own = source.state_dict(), model.state_dict()
     same_labels = set(ours.label_names) == set(theirs.label_names)
-    malignant = [sorted(config.malignant_labels or ()) for config in (theirs, ours)]
-    if same_labels and not own_malignant and malignant[0] != malignant[1]:
+    malignant = [sorted(network.malignant_labels or ()) for network in (theirs, ours)]
+    if same_labels and config.malignant_labels is None and malignant[0] != malignant[1]:
         raise Ham10000Error(
             f"`init_from` {checkpoint!r} counts {malignant[0]} as malignant, this run {malignant[1]}: say which by "
             f"--malignant_labels {' '.join(malignant[0]) or 'none'}."
@@ -147,12 +118,15 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, *, own_ma
         )
     model.load_state_dict(weights)
     folder = Path(checkpoint)
-    name = folder.resolve().name if folder.is_dir() else checkpoint
-    return BaseModel(name, theirs.label_names, data_behind(folder, theirs.label_names), same_labels)
+    name, data = folder.resolve().name if folder.is_dir() else checkpoint, data_behind(folder, theirs.label_names)
+    return {"name": name, "labels": theirs.label_names, "data": data, "head": same_labels}
 
 
 def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
-    """What a checkpoint was trained on, as `BaseModel.data`; where that was synthetic, what its own base model was."""
+    """What a checkpoint was trained on: `HAM10000`, `synthetic`, the name of other data, or None where not known.
+
+    Where that was synthetic, what its own base model was trained on.
+    """
     training = read_json(checkpoint / RunFile.TRAINING, optional=True) or {}
     data = image_origin(checkpoint / RunFile.SPLIT)
     if data != "synthetic" and (data is None or set(labels) != set(LABELS)):
@@ -161,59 +135,48 @@ def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
     return earlier.get("data") if earlier and data == "synthetic" else data
 
 
-def pretrained_from(config: TrainConfig) -> dict[str, str | None] | None:
-    """Name and data of the checkpoint of this package whose backbone `--pretrained` takes; None for other weights."""
-    place = Path(config.pretrained)
-    folder = place.parent if place.is_file() else place
-    if config.modality == "metadata" or config.pretrained in ("timm", "torchvision", "none") or not folder.is_dir():
-        return None
-    found = read_json(folder / RunFile.CONFIG, optional=True) or {}
-    if found.get("model_type") != "ham10000":
-        return None
-    return {"name": folder.resolve().name, "data": data_behind(folder, list(found["id2label"].values()))}
+def weights_origin(config: TrainConfig) -> JsonObject:
+    """What `train_config.json` says of the file whose weights a new run has loaded to start from.
 
-
-def weights_sha256(config: TrainConfig) -> str | None:
-    """SHA-256 of the file whose weights a run has loaded to start from, as `sha256sum` and the Hub give it.
-
-    Returns:
-        64 hexadecimal digits; None for random weights, and for those that are not one safetensors file at hand.
+    `weights_sha256` is as `sha256sum` and the Hub give it; None for random weights, and for those that are not one
+    safetensors file at hand. `pretrained_from` has name and data of the checkpoint of this package whose backbone
+    `--pretrained` takes; None for other weights.
     """
-    path: Any = Path(config.init_from or config.pretrained)
-    if config.modality == "metadata" and not config.init_from:
-        return None
+    given = config.init_from or ("none" if config.modality == "metadata" else config.pretrained)
+    path = Path(given)
+    folder = path.parent if path.is_file() else path
     if path.is_dir():
         path /= RunFile.WEIGHTS
-    elif config.init_from or config.pretrained == "timm":
+    elif config.init_from or given == "timm":
         hub_id = config.init_from or getattr(timm.get_pretrained_cfg(config.backbone), "hf_hub_id", None)
-        path = try_to_load_from_cache(hub_id, RunFile.WEIGHTS) if hub_id else None
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        cached = try_to_load_from_cache(hub_id, RunFile.WEIGHTS) if hub_id else None
+        path = Path(cached) if isinstance(cached, str) else path
+    origin: JsonObject = dict.fromkeys(("pretrained_from", "weights_sha256"))
+    if path.is_file():
+        with path.open("rb") as file:
+            origin["weights_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    found = None if config.init_from else read_json(folder / RunFile.CONFIG, optional=True)
+    if found and found.get("model_type") == "ham10000":
+        data = data_behind(folder, list(found["id2label"].values()))
+        origin["pretrained_from"] = {"name": folder.resolve().name, "data": data}
+    return origin
 
 
 def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, processes: int = 1) -> None:
     """Runs a copy of the model, in training mode, on black images of every size of the run.
 
-    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample: found
-    here, it costs neither the time to build the cache nor an earlier run.
-
-    Args:
-        model: The model, which stays as it is.
-        config: Its image sizes and batch.
-        processes: Between which a batch is divided.
-
-    Raises:
-        Ham10000Error: For the first size at which the model does not give logits.
+    A Vision Transformer takes one size, a pooling layer needs some pixels, batch norm more than one sample of those
+    that each of the processes gets: found here, it costs neither the time to build the cache nor an earlier run.
     """
+    if not model.config.uses_image:  # a metadata encoder takes any batch
+        return
     probe, model_config = copy.deepcopy(model), model.config
     if config.freeze_backbone:
         probe.backbone.eval()  # as the engine does
     batch = max(1, min(2, config.batch_size // (config.gradient_accumulation_steps * processes)))
     sizes = {config.size, *(config.train_size(epoch) for epoch in range(config.epochs))}
-    for height, width in sorted(sizes) if model_config.uses_image else [(0, 0)]:
-        pixels = torch.zeros(batch, 3, height, width) if model_config.uses_image else None
+    for height, width in sorted(sizes):
+        pixels = torch.zeros(batch, 3, height, width)
         metadata = torch.zeros(batch, len(model_config.metadata_fields)) if model_config.uses_metadata else None
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -221,17 +184,12 @@ def check_forward(model: Ham10000ForImageClassification, config: TrainConfig, pr
             if shape != (batch, model_config.num_labels):
                 raise ValueError(f"its logits have the shape {shape}")
         except Exception as error:  # timm and torch raise a dozen types here
-            inputs, advice = f"{batch} sample(s)", "batch_size"
-            if model_config.uses_image:
-                own_size = "x".join(str(side) for side in model.backbone.pretrained_cfg["input_size"][1:])
-                inputs += f" of {height}x{width} pixels"
-                advice = (
-                    f"image_size or train_scales (the backbone's own size is {own_size}), backbone_kwargs, batch_size"
-                )
+            own_size = "x".join(str(side) for side in model.backbone.pretrained_cfg["input_size"][1:])
             raise Ham10000Error(
                 f"The {config.modality} model (backbone {config.backbone!r}, backbone_kwargs "
-                f"{config.backbone_kwargs!r}, fusion {config.fusion!r}) cannot be trained on {inputs}: "
-                f"{str(error) or type(error).__name__}. Change {advice}."
+                f"{config.backbone_kwargs!r}, fusion {config.fusion!r}) cannot be trained on {batch} sample(s) of "
+                f"{height}x{width} pixels: {str(error) or type(error).__name__}. Change image_size or train_scales "
+                f"(the backbone's own size is {own_size}), backbone_kwargs, batch_size."
             ) from error
 
 
@@ -242,7 +200,7 @@ def build_engine(
     split: Split,
     model: Ham10000ForImageClassification | None = None,
 ) -> Engine:
-    """Puts model, loaders and loss together.
+    """Puts model, loaders and loss together to an engine, ready for `fit`.
 
     Args:
         config: The run's configuration.
@@ -250,43 +208,40 @@ def build_engine(
         dataset: The whole source.
         split: Its division.
         model: Result of `build_model`; None builds it.
-
-    Returns:
-        The engine, ready for `fit`.
     """
     model = build_model(config, split.labels) if model is None else model
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         keep_strided_depthwise_fp32(model)
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
+    device = accelerator.device
     processor = create_processor(model.config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
-    caching: dict[str, Any] = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
-    with accelerator.main_process_first():
-        frames = open_images(
-            dataset,
-            processor,
-            accelerator.device,
-            train_size=config.largest_train_size,
-            short_side=config.cache_size,
-            **caching,
-        )
-        images = None
-        if not config.train_on_validation:
-            images = open_images(parts["validation"], processor, accelerator.device, **caching)
-    if model.config.uses_image and accelerator.is_main_process:  # which saves it
-        processor.image_processor.image_statistics = fit_image_statistics(features_of_images(trained_on))
-    common: dict[str, Any] = {
+    caching: JsonObject = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
+    common: JsonObject = {
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
         "channels_last": config.channels_last,
     }
+    validation_loader = None
+    with accelerator.main_process_first():
+        frames = open_images(
+            dataset, processor, device, train_size=config.largest_train_size, short_side=config.cache_size, **caching
+        )
+        if not config.train_on_validation:
+            images = open_images(parts["validation"], processor, device, **caching)
+            samples = Samples.from_dataset(parts["validation"], processor)
+            validation_loader = EvalLoader(
+                samples, images, processor, device, batch_size=config.eval_batch_size, **common
+            )
+    if model.config.uses_image and accelerator.is_main_process:  # which saves it
+        processor.image_processor.image_statistics = fit_image_statistics(features_of_images(trained_on))
     train_loader = TrainLoader(
         Samples.from_dataset(trained_on, processor),
         frames,
         processor,
-        accelerator.device,
+        device,
         augment=Augment.from_config(config, processor),
         batch_size=config.batch_size,
         micro_batches=config.gradient_accumulation_steps,
@@ -295,21 +250,13 @@ def build_engine(
         seed=config.seed,
         **common,
     )
-    validation_loader = None
-    if not config.train_on_validation:
-        validation_samples = Samples.from_dataset(parts["validation"], processor)
-        validation_loader = EvalLoader(
-            validation_samples, images, processor, accelerator.device, batch_size=config.eval_batch_size, **common
-        )
-    counts = split.counts(config.train_parts)
-    drawn = class_shares(counts, config.sampling)
-    offset = logit_offset(drawn, config.logit_adjustment)
+    drawn = class_shares(split.counts(config.train_parts), config.sampling)
     weights = split.class_weights(config.class_weights, config.train_parts)
     model.config.class_prior = answered_prior(drawn, weights, config.logit_adjustment).tolist()
     loss = ClassificationLoss(
-        torch.tensor(weights, dtype=torch.float32, device=accelerator.device),
+        torch.tensor(weights, dtype=torch.float32, device=device),
         label_smoothing=config.label_smoothing,
-        offset=None if offset is None else offset.to(accelerator.device),
+        offset=logit_offset(drawn, config.logit_adjustment).to(device),
     )
     kept = {name: value for name, value in config.to_dict().items() if name not in FREE_TO_CHANGE}
     # `auto` may be another precision on the machine that resumes.
@@ -317,29 +264,11 @@ def build_engine(
     return Engine(config, accelerator, model, processor, train_loader, validation_loader, loss, fingerprint)
 
 
-def run_summary(
-    config: TrainConfig,
-    split: Split,
-    engine: Engine,
-    *,
-    seconds: float,
-    notes: list[str],
-    started: dict[str, Any],
-    origin: Mapping[str, object],
-) -> dict[str, Any]:
+def run_summary(config: TrainConfig, split: Split, engine: Engine, start: JsonObject) -> JsonObject:
     """What `train_config.json` says of a run: its configuration, and once it has ended its result and cost.
 
-    Args:
-        config: The resolved configuration.
-        split: The division of the data.
-        engine: The engine, before or after `fit`.
-        seconds: Wall time of the session so far.
-        notes: What the data report noted.
-        started: `environment()` at the start: the code on disk may be another one by the end.
-        origin: Where the weights came from: `base_model`, a `BaseModel` as a dict, and `weights_sha256`.
-
-    Returns:
-        Strict JSON values.
+    `start` is what was known when it began: the `time`, `origin` of the weights, `notes` of the data report, and
+    `environment`, as the code on disk may be another one by the end.
     """
     progress, now = engine.progress, environment()
     weights = split.class_weights(config.class_weights, config.train_parts).tolist()
@@ -350,24 +279,22 @@ def run_summary(
         "processes": engine.accelerator.num_processes,
         "device": str(engine.accelerator.device),
         "split": {key: value for key, value in split.summary().items() if key != "dropped"},
-        **origin,
+        **start["origin"],
         "class_weights": dict(zip(split.labels, weights, strict=True)),
-        "data_notes": notes,
+        "data_notes": start["notes"],
         "parameters": engine.model.num_parameters(),
         "finished": progress.epoch == config.epochs or engine.out_of_patience(),
         "epochs_trained": progress.epoch,
         # The epoch that the checkpoint has; named so by earlier versions.
-        "best": next((row for row in progress.history if row["epoch"] == progress.kept_epoch), None),
+        "best": engine.kept,
         "training_seconds": round(sum(row["seconds"] for row in progress.history), 1),
-        "session_seconds": round(seconds, 1),
+        "session_seconds": round(time.perf_counter() - start["time"], 1),
         "median_images_per_second": rates[len(rates) // 2] if rates else None,
-        "environment": {**started, **{name: now[name] for name in ("peak_rss_mib", "peak_cuda_mib")}},
+        "environment": start["environment"] | {name: now[name] for name in ("peak_rss_mib", "peak_cuda_mib")},
     }
 
 
-def train(
-    config: TrainConfig, accelerator: Accelerator, data: tuple[datasets.Dataset, DataReport] | None = None
-) -> Progress:
+def train(config: TrainConfig, accelerator: Accelerator, data: Data | None = None) -> Progress:
     """Trains one run from its configuration to its last epoch, and writes its folder.
 
     Args:
@@ -376,23 +303,20 @@ def train(
         data: Result of `load_data` for `config.data`, where several runs share it; None reads it.
 
     Returns:
-        The progress, with the history and the epoch that is kept.
+        The progress, with the history.
 
     Raises:
         Ham10000Error: For a folder that already holds a run or is being written by another process, data or settings
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
-    if data is None:
-        _require_data(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
     if config.resume and ended_before_saving(directory):
         accelerator.print(f"note: {config.output_dir!r} was ended before it had saved a step; starting it again")
         config = dataclasses.replace(config, resume=False, overwrite=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(lost_processes_explained(config.output_dir))
+    with lost_processes_explained(config.output_dir), contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(only_writer(directory))
             prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
@@ -401,24 +325,19 @@ def train(
         return _train(config, accelerator, data)
 
 
-def _require_data(config: TrainConfig) -> None:
+def load_configured(config: TrainConfig) -> Data:
+    """Reads the data of a run as its configuration says."""
     if not config.data:
         raise Ham10000Error(
             "--data is missing: give a csv above or next to its images, a folder or a Hub id; `--data synthetic` "
             "tries the program on synthetic images."
         )
-
-
-def load_configured(config: TrainConfig) -> tuple[datasets.Dataset, DataReport]:
-    """Reads the data of a run as its configuration says."""
-    _require_data(config)
     return load_data(config.data, config.data_options(), **dict.fromkeys(config.data_fixes, True))
 
 
-def _train(
-    config: TrainConfig, accelerator: Accelerator, data: tuple[datasets.Dataset, DataReport] | None
-) -> Progress:
-    start, started, directory = time.perf_counter(), environment(), Path(config.output_dir)
+def _train(config: TrainConfig, accelerator: Accelerator, data: Data | None) -> Progress:
+    start: JsonObject = {"time": time.perf_counter(), "environment": environment()}
+    directory = Path(config.output_dir)
     dataset, report = load_configured(config) if data is None else data
     split = choose_split(config, dataset)
     if split.labels != label_names(dataset):
@@ -431,17 +350,12 @@ def _train(
         report = dataclasses.replace(report, notes=[*report.notes, note])
     # Before anything is written: data and settings that do not fit must leave an earlier run as it was.
     model = build_model(config, split.labels)
-    origin: dict[str, Any] = {"base_model": None, "pretrained_from": None, "weights_sha256": None}
     if config.resume:
         recorded = read_json(directory / RunFile.TRAINING, optional=True) or {}
-        origin = {name: recorded.get(name) for name in origin}
+        origin = {name: recorded.get(name) for name in ("base_model", "pretrained_from", "weights_sha256")}
     else:
-        if config.init_from:
-            base = start_from(model, config.init_from, own_malignant=config.malignant_labels is not None)
-            origin["base_model"] = dataclasses.asdict(base)
-        else:
-            origin["pretrained_from"] = pretrained_from(config)
-        origin["weights_sha256"] = weights_sha256(config)
+        base = start_from(model, config.init_from, config) if config.init_from else None
+        origin = {"base_model": base, **weights_origin(config)}
     check_forward(model, config, accelerator.num_processes)
     begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
     engine = build_engine(config, accelerator, dataset, split, model)
@@ -462,52 +376,46 @@ def _train(
                 f"The trackers {config.trackers} cannot start: {type(error).__name__}: {error}. Set them up, or train "
                 "with `--trackers none`."
             ) from error
-    summary = partial(run_summary, config, split, engine, notes=report.notes, started=started, origin=origin)
+    start |= {"origin": origin, "notes": report.notes}
     if accelerator.is_main_process:
         split.save(engine.folder)
-        atomic_write_json(engine.folder / RunFile.TRAINING, summary(seconds=time.perf_counter() - start))
+        atomic_write_json(engine.folder / RunFile.TRAINING, run_summary(config, split, engine, start))
     with noted_signals() as stop_signal:
         progress = engine.fit(stop_signal)
     if accelerator.is_main_process:
-        atomic_write_json(engine.folder / RunFile.TRAINING, summary(seconds=time.perf_counter() - start))
-        plot_training_curves(progress.history, directory / "figures" / "training_curves.png", progress.kept_epoch)
-    accelerator.print(describe_result(config, engine, seconds=time.perf_counter() - start))
+        ended = run_summary(config, split, engine, start)
+        atomic_write_json(engine.folder / RunFile.TRAINING, ended)
+        curves = directory / "figures" / "training_curves.png"
+        plot_training_curves(progress.history, curves, ended["best"]["epoch"])
+        accelerator.print(describe_result(config, engine.describe_kept(), ended))
     return progress
 
 
 def build_accelerator(config: TrainConfig, trackers: Sequence[str] = ()) -> Accelerator:
-    """The processes, device and precision of a run.
+    """The processes, device and precision of a run; one for a process.
 
     Args:
         config: Its precision and folder.
         trackers: Accelerate trackers.
-
-    Returns:
-        The accelerator; one for a process.
     """
     check_trackers(trackers)
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "auto")  # `accelerate launch` always sets it
+        if precision not in ("auto", "no", "bf16", "fp16"):
+            raise Ham10000Error(f"`accelerate launch` asks for mixed_precision={precision!r}; use no, bf16 or fp16.")
     names: list[Any] = list(trackers)
-    accelerator = Accelerator(
+    return Accelerator(
         # Without this, several processes on a machine without an accelerator would not find each other.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=resolve_precision(launched_precision(config.mixed_precision)),
+        mixed_precision=resolve_precision(precision),
         log_with=names or None,
         project_dir=config.output_dir,
     )
-    if config.mixed_precision == "auto" and accelerator.mixed_precision == "no" != resolve_precision("auto"):
-        accelerator.print(
-            "note: without mixed precision, as `accelerate launch` has it unless it is told otherwise; its option "
-            f"`--mixed_precision {resolve_precision('auto')}` is faster on this machine"
-        )
-    return accelerator
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuses what Accelerate would leave out without a word: a tracker whose package is not installed.
-
-    Raises:
-        Ham10000Error: For an unknown tracker, or one that is not installed.
-    """
+    """Refuses what Accelerate would leave out without a word: a tracker that is unknown or not installed."""
     known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in (*installed, "all"):
@@ -516,20 +424,6 @@ def check_trackers(trackers: Sequence[str]) -> None:
                 f"`trackers` names {name!r}, {problem}. Installed here: {', '.join(installed) or 'none'}; "
                 "'none' writes no logs."
             )
-
-
-def launched_precision(name: str) -> str:
-    """What `auto` means under `accelerate launch`, which always names a precision: that one.
-
-    Raises:
-        Ham10000Error: For one that a run cannot have, such as fp8.
-    """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if name != "auto" or launched is None:
-        return name
-    if launched not in ("no", "bf16", "fp16"):
-        raise Ham10000Error(f"`accelerate launch` asks for mixed_precision={launched!r}; use no, bf16 or fp16.")
-    return launched
 
 
 def quiet_libraries() -> None:
@@ -579,16 +473,16 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
     return "\n".join(_titled(title, text) for title, text in parts.items())
 
 
-def describe_result(config: TrainConfig, engine: Engine, *, seconds: float) -> str:
-    """The last words of a run: what was reached, at what cost, and what to do next."""
-    progress, facts = engine.progress, environment()
-    rates = sorted(row["images_per_second"] for row in progress.history)
+def describe_result(config: TrainConfig, kept: str, summary: JsonObject) -> str:
+    """The last words of a run: which epoch is kept, at what cost (by its `run_summary`), and what to do next."""
+    facts = summary["environment"]
     memory = f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
     if facts["peak_cuda_mib"]:
         memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
+    speed = f"median {summary['median_images_per_second']:,.1f} training images/s"
     lines = [
-        _titled("Result", describe_kept(progress, config)),
-        _titled("Cost", f"{seconds:,.0f} s, median {rates[len(rates) // 2]:,.1f} training images/s, {memory}"),
+        _titled("Result", kept),
+        _titled("Cost", f"{summary['session_seconds']:,.0f} s, {speed}, {memory}"),
         # Not wrapped: to be copied.
         f"Saved     {config.output_dir}",
         f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",

@@ -5,9 +5,9 @@ before its n-th operation on the files of a folder, in the middle of its n-th tr
 """
 
 import atexit
+import itertools
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -55,21 +55,21 @@ class ForkServer:
         return json.loads(self.process.stdout.readline())
 
     def start(self, command: str, argv: Sequence[str], **options: Any) -> Child:
-        """Starts `train`, `evaluate`, `study` or the `script` that `argv` names; `options` are those of `_run`."""
+        """Starts `train`, `evaluate` or `study`; `options` are those of `_run`."""
         self.count += 1
         output = self.folder / f"{self.count}.txt"
         request = {"command": command, "argv": [str(item) for item in argv], "output": str(output), **options}
         return Child(self, self.ask({"start": request}), output)
 
-    def start_ranks(self, world_size: int, argv: Sequence[str], command: str = "train") -> list[Child]:
-        """Starts a command in several processes that know each other, as a launcher does."""
+    def start_ranks(self, world_size: int, argv: Sequence[str]) -> list[Child]:
+        """Starts a training in several processes that know each other, as a launcher does."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size))
         ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(world_size)]
-        return [self.start(command, argv, environment=common | rank) for rank in ranks]
+        return [self.start("train", argv, environment=common | rank) for rank in ranks]
 
     def run(self, command: str, argv: Sequence[str], **options: Any) -> Child:
         """Starts a command line and waits for its end."""
@@ -99,36 +99,20 @@ def _kill_at_file_operation(folder: str, number: int | None, counter: str | None
     sys.addaudithook(note)
 
 
-def _kill_in_state(number: int) -> None:
-    """Kills this process when half of its n-th training state is written."""
-    from ham10000.training import run_folder
+def _kill_at_call(module: Any, name: str, number: int, *, halves: bool = False) -> None:
+    """Kills this process in the n-th call of a function, when half of the file is written that it writes."""
+    call, calls = getattr(module, name), itertools.count(1)
 
-    save_file, calls = run_folder.save_file, []
-
-    def half(tensors: Any, path: Any, **options: Any) -> None:
-        save_file(tensors, path, **options)
-        calls.append(path)
-        if len(calls) == number:
-            os.truncate(path, Path(path).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    run_folder.save_file = half
-
-
-def _kill_at_picture(number: int) -> None:
-    """Kills this process when it decodes its n-th picture."""
-    from ham10000.training.data import loader as cache
-
-    decode, calls = cache.decode, []
-
-    def counted(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number:
+    def counted(*arguments: Any, **options: Any) -> Any:
+        result = call(*arguments, **options)
+        if next(calls) == number:
+            if halves:
+                os.truncate(arguments[1], Path(arguments[1]).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.002)  # so that pictures reach the file before the last one is decoded
-        return decode(*arguments)
+        return result
 
-    cache.decode = counted
+    setattr(module, name, counted)
 
 
 def _run(
@@ -150,21 +134,16 @@ def _run(
     os.environ.update(environment or {})
     if watched:
         _kill_at_file_operation(watched, file_operation, counter)
-    if state is not None:
-        _kill_in_state(state)
-    if picture is not None:
-        _kill_at_picture(picture)
-    if command == "script":
-        runpy.run_path(argv[0], run_name="__main__")
-        sys.stdout.flush()
-        return 0
-    from ham10000.training import train
+    from ham10000.training import run_folder, train
+    from ham10000.training.data import loader
     from ham10000.training.evaluation import __main__ as evaluation
     from ham10000.training.study import __main__ as study
 
-    code = {"train": train, "evaluate": evaluation, "study": study}[command].main(argv)
-    sys.stdout.flush()
-    return code
+    if state is not None:
+        _kill_at_call(run_folder, "save_file", state, halves=True)
+    if picture is not None:
+        _kill_at_call(loader, "decode", picture)
+    return {"train": train, "evaluate": evaluation, "study": study}[command].main(argv)
 
 
 def _serve() -> None:
@@ -183,6 +162,7 @@ def _serve() -> None:
                     traceback.print_exc()
                 finally:
                     atexit._run_exitfuncs()  # as an interpreter does, which waits for its workers here
+                    sys.stdout.flush()
                     sys.stderr.flush()
                     os._exit(code)
         else:

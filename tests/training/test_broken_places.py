@@ -176,8 +176,9 @@ MISTAKES = {
     "channels": (["--backbone_kwargs", '{"in_chans": 1}'], "to have 1 channels, but got 3"),
     "features": (["--backbone_kwargs", '{"features_only": true}'], "EfficientNetFeatures"),
     "shared weights": (["--backbone", "coat_lite_tiny", "--image_size", "224"], "one weight in several places"),
-    "one sample for batch norm": (["--fusion", "metablock", "--batch_size", "1"], "more than 1 value per channel"),
-    "tracker": (["--trackers", "tensorbord"], "'tensorbord'.*tensorboard"),
+    "resumed by another rate": (["--resume", "--learning_rate", "0.5"], "learning_rate was 0.0005 and is now 0.5"),
+    # With other parameters to train, whose moments the state does not have.
+    "resumed frozen": (["--resume", "--freeze_backbone", "--pretrained", "timm"], "freeze_backbone was False and is"),
     "cache": (["--cache_dir", "/dev/null/cache"], "Cannot write the image cache .*--cache_dir"),
 }
 
@@ -191,10 +192,19 @@ def test_a_mistake_costs_no_run(mistake: str, run: Path, places: list[str], caps
     assert content(run) == before
 
 
+def test_a_picture_that_cannot_be_read_is_one_line(tmp_path: Path, places: list[str], capsys) -> None:
+    data = shutil.copytree(places[1], tmp_path / "data")
+    for path in data.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:200])
+    options = ["--data", str(data), "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
+    assert train([*TINY, *options]) == 2
+    assert re.match("error: Image '.*See `ham10000-data --check_images`", one_error(capsys))
+
+
 def test_weights_without_a_run_are_not_replaced_unasked(tmp_path: Path, capsys) -> None:
     (tmp_path / "model.safetensors").write_text("converted")
     assert train([*TINY, "--data", "synthetic", "--output_dir", str(tmp_path)]) == 2
-    assert "already holds a run" in one_error(capsys)
+    assert "already holds a run. Continue it with --resume" in one_error(capsys)
     assert content(tmp_path) == {"model.safetensors": b"converted"}
 
 

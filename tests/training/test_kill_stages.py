@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from accelerate.state import AcceleratorState
 from fork_server import Child, ForkServer
 from run_checks import assert_same_run, leftovers, one_error, results, wait_for_states
 
-from ham10000.training.run_folder import settings_path, training_states
+from ham10000.training.run_folder import training_states
 from ham10000.training.train import main
 
 TINY = ["--modality", "fusion", "--backbone", "test_efficientnet", "--image_size", "32", "--pretrained", "none"]
@@ -78,16 +77,6 @@ def trained(commands: Commands) -> Path:
     folder = commands.root / "undisturbed"
     commands.counted(commands.train, folder, folder)
     return folder
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_says_how_to_go_on(signum, code, commands, tmp_path) -> None:
-    child = commands.killed_after(tmp_path / "run", 1, "--epochs", "40", signum=signum)
-    assert child.wait() == code
-    message = child.text.strip().splitlines()[-1]
-    assert message.startswith(f"Stopped by {signum.name} in epoch ")
-    assert message.endswith(f"Continue with --resume --output_dir {tmp_path / 'run'}")
-    assert "Traceback" not in child.text
 
 
 def test_one_folder_has_one_writer_and_a_dead_one_is_none(commands, trained, tmp_path, capsys) -> None:
@@ -170,26 +159,6 @@ def test_killed_between_the_files_of_a_run(kills, commands, trained, tmp_path) -
         assert child.wait() == 0, child.text
         assert_same_run(folder, trained)
         assert leftovers(folder) == []
-
-
-@pytest.mark.slow
-def test_killed_while_it_overwrites(commands, trained, tmp_path) -> None:
-    """The old run is whole, or the new one goes on to its end."""
-    expected, new, stayed = tmp_path / "expected", ("--overwrite", "--seed", "1"), []
-    files = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    shutil.copytree(trained, expected)
-    total = commands.counted(commands.train, expected, expected, *new)
-    for moment in (*random.Random(4).sample(range(3, total), 4), 2, total):
-        folder = shutil.copytree(trained, tmp_path / str(moment))
-        assert commands.train(folder, *new, watched=str(folder), file_operation=moment).wait() == -9
-        stayed.append(json.loads(settings_path(folder).read_text())["config"]["seed"] != 1)
-        if stayed[-1]:
-            assert {name: (folder / name).read_bytes() for name in files} == files
-        child = commands.train(folder, *(new if stayed[-1] else ["--resume"]))
-        assert child.wait() == 0, child.text
-        assert_same_run(folder, expected)
-        assert [*leftovers(folder), *folder.glob(".new_run*")] == []
-    assert 0 < sum(stayed) < len(stayed), "no kill fell before, or none after, the exchange of the runs"
 
 
 def assert_same_evaluation(folder: Path, other: Path) -> None:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import io
-import os
 import pwd
 import re
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -86,24 +84,6 @@ def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest
         default_cache_dir()
     monkeypatch.setenv("HAM10000_CACHE", "/somewhere")
     assert default_cache_dir() == Path("/somewhere")
-
-
-@pytest.mark.slow
-def test_training_as_a_user_without_a_home_directory(tmp_path: Path) -> None:
-    """A user whom the system does not know, as in a container started with `--user`."""
-    as_nobody = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
-    if subprocess.run([*as_nobody, "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("this system has no user namespaces")
-    environment = {name: value for name, value in os.environ.items() if name not in HOMES}
-    command = [*as_nobody, sys.executable, "-m", "ham10000.training", *OPTIONS, "--trackers", "none"]
-    command += ["--modality", "image", "--backbone", "test_efficientnet", "--pretrained", "none", "--image_size", "32"]
-    command += ["--output_dir", "run"]
-    for more, code in (([], 2), (["--resume", "--cache_dir", "cache"], 0)):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        assert ("--cache_dir" in done.stderr) == (code == 2)
-        assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
 
 
 def test_a_bar_in_a_log_file_is_quiet_for_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from run_checks import history
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 from transformers import AutoModel, get_cosine_schedule_with_warmup
 
-from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor, create_processor
+from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.config import TrainConfig, parse_arguments
-from ham10000.training.data.augment import Augment
-from ham10000.training.data.loader import EvalLoader, Samples, TrainLoader, open_images
+from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import load_data
 from ham10000.training.data.split import load_split
-from ham10000.training.engine import ClassificationLoss, Engine, build_optimizer, learning_rate_factor
+from ham10000.training.engine import Engine, build_optimizer, learning_rate_factor
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.evaluation.report import read_predictions
 from ham10000.training.inference.prediction import predict_logits
@@ -113,32 +112,11 @@ def test_a_weight_too_large_for_half_precision_is_named(tiny_checkpoints: dict[s
     assert not (tmp_path / "half").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--data", "synthetic:200", "--epochs", "1"], "already holds a run. Continue it with --resume"),
-        (["--resume", "--learning_rate", "0.5"], "learning_rate was 0.0005 and is now 0.5"),
-        # With other parameters to train, whose moments the state does not have.
-        (["--resume", "--freeze_backbone", "--pretrained", "timm"], "freeze_backbone was False and is now True"),
-    ],
-)
-def test_an_existing_run_is_not_changed(finished_run: Path, options: list[str], message: str, capsys) -> None:
-    before = {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()}
-    assert train([*options, "--output_dir", str(finished_run)]) == 2
-    assert message in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in finished_run.iterdir() if path.is_file()} == before
-
-
 def test_evaluation_states_what_predictions_csv_gives(finished_run: Path, synthetic_folder: Path) -> None:
     assert run_evaluation(finished_run, synthetic_folder) == 0
     results = json.loads((finished_run / "eval_results.json").read_text())
     table, labels, probabilities = read_predictions(finished_run / "predictions.csv")
-    predicted = probabilities.argmax(axis=1)
-    assert results["metrics"]["accuracy"] == accuracy_score(labels, predicted)
-    expected = f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0)
-    assert results["metrics"]["macro_f1"] == pytest.approx(expected, abs=1e-12)
-    interval = results["intervals"]["accuracy"]
-    assert interval["low"] <= results["metrics"]["accuracy"] <= interval["high"]
+    assert results["metrics"]["accuracy"] == accuracy_score(labels, probabilities.argmax(axis=1))
     split = json.loads((finished_run / "split.json").read_text())
     assert results["split"]["sha256"] == split["sha256"]
     assert len(table) == split["sizes"]["test"]
@@ -160,42 +138,16 @@ def test_evaluation_states_what_predictions_csv_gives(finished_run: Path, synthe
 def test_flipped_views_average_the_flipped_predictions(finished_run: Path, synthetic_folder: Path) -> None:
     model = Ham10000ForImageClassification.from_pretrained(finished_run)
     processor = Ham10000Processor.from_pretrained(finished_run)
-    dataset = load_data(str(synthetic_folder))[0]
-    cpu = torch.device("cpu")
+    dataset, cpu = load_data(str(synthetic_folder))[0].select(range(6)), torch.device("cpu")
     images = open_images(dataset, processor, cpu, cache_dir=finished_run.parent / "cache", progress=False)
-    loader = EvalLoader(Samples.from_dataset(dataset.select(range(6)), processor), images, processor, cpu)
-    (batch,) = list(loader)
+    (batch,) = loader = EvalLoader(Samples.from_dataset(dataset, processor), images, processor, cpu)
+    pixels = [batch.pixel_values.flip(dimensions) for dimensions in ([], [2], [3], [2, 3])]
     with torch.inference_mode():
-        views = [
-            model(pixel_values=batch.pixel_values.flip(dimensions), metadata=batch.metadata).logits.softmax(-1)
-            for dimensions in ([], [2], [3], [2, 3])
-        ]
+        views = [model(pixel_values=view, metadata=batch.metadata).logits.softmax(-1) for view in pixels]
     averaged = np.exp(predict_logits(model, loader, views=4))
     np.testing.assert_allclose(averaged, torch.stack(views).mean(0).numpy(), atol=1e-6)
     with pytest.raises(Ham10000Error, match="views"):
         predict_logits(model, loader, views=3)
-
-
-def test_overfits_sixteen_images(tmp_path: Path, synthetic_folder: Path) -> None:
-    torch.manual_seed(0)
-    dataset = load_data(str(synthetic_folder))[0].select(range(0, 160, 10))
-    network = {"modality": "fusion", "backbone": "test_efficientnet", "backbone_kwargs": "{}"}
-    network |= dict.fromkeys(("weight_decay", "label_smoothing", "ema_decay", "classifier_dropout"), 0.0)
-    rates = {"epochs": 40, "batch_size": 16, "learning_rate": 3e-3, "head_learning_rate": 3e-3}
-    config = TrainConfig(**network, **rates, output_dir=str(tmp_path), trackers=["none"])
-    accelerator, cpu = Accelerator(cpu=True), torch.device("cpu")
-    processor = create_processor(config.model_config(), image_size=32)
-    options: dict = {"cache_dir": tmp_path / "cache", "progress": False}
-    frames = open_images(dataset, processor, cpu, train_size=(32, 32), **options)
-    images = open_images(dataset, processor, cpu, **options)
-    samples = Samples.from_dataset(dataset, processor)
-    train_loader = TrainLoader(samples, frames, processor, cpu, augment=Augment(flip=False), batch_size=16)
-    eval_loader = EvalLoader(samples, images, processor, cpu)
-    model = Ham10000ForImageClassification(config.model_config())
-    loss = ClassificationLoss(torch.ones(7))
-    rows = Engine(config, accelerator, model, processor, train_loader, eval_loader, loss, {}).fit().history
-    assert rows[-1]["train_loss"] < 0.1
-    assert max(row["validation_accuracy"] for row in rows) == 1.0
 
 
 def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path, synthetic_folder: Path, finished_run: Path) -> None:
@@ -240,6 +192,7 @@ def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path: 
     rates = ["--epochs", "12", "--patience", "12", "--head_learning_rate", "0.05", "--label_smoothing", "0"]
     assert run_training(tmp_path / "chosen", synthetic_folder, *options, *rates) == 0
     rows, best = history(tmp_path / "chosen"), summary_of(tmp_path / "chosen")["best"]
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
     assert best == min(rows, key=lambda row: row["validation_loss"])
     assert best["epoch"] < len(rows) == 12
 
@@ -276,13 +229,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, synthetic_folde
 
 def test_learning_rates_follow_transformers_cosine_schedule() -> None:
     config = TrainConfig(warmup_fraction=0.1)
-    model = torch.nn.Linear(1, 1)
-    scheduler = get_cosine_schedule_with_warmup(torch.optim.SGD(model.parameters(), lr=1.0), 20, 200)
-    for step in range(200):
-        if step >= 20:
-            assert learning_rate_factor(step, 200, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
-        scheduler.optimizer.step()
-        scheduler.step()
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
+    (factor,) = get_cosine_schedule_with_warmup(optimizer, 20, 200).lr_lambdas
+    for step in range(20, 200):
+        assert learning_rate_factor(step, 200, config) == pytest.approx(factor(step), abs=1e-9)
     # Unlike theirs the warm-up does not waste its first step on a learning rate of 0.
     assert 0 < learning_rate_factor(0, 200, config) < learning_rate_factor(19, 200, config) < 1
 
@@ -308,10 +258,7 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
     assert (config.learning_rate, config.epochs, config.weight_decay) == (1e-3, 5, 1.0)
     assert config.model_config().backbone_kwargs == {"bn_eps": 0.001}
     assert config.batch_size == TrainConfig().batch_size
-
-
-def test_a_runs_config_is_what_it_trained_not_whether_it_was_resumed(tmp_path: Path) -> None:
-    file = tmp_path / "train_config.json"
+    # A run's own file says what it trained, and not whether it was resumed.
     file.write_text(json.dumps({"config": TrainConfig(epochs=3, resume=True, overwrite=True).to_dict()}))
     config = parse_arguments(["--config", str(file), "--output_dir", "elsewhere"])
     assert (config.epochs, config.resume, config.overwrite) == (3, False, False)
