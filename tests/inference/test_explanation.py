@@ -12,7 +12,7 @@ from skin import knows_skin
 from torch import nn
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
 from ham10000.training.inference.output import DISCLAIMER
 
@@ -27,10 +27,6 @@ def build(modality: str = "fusion", backbone: str = "test_efficientnet", **setti
     return model.eval(), knows_skin(create_processor(config, image_size=96))
 
 
-def noise(count: int = 3, size: int = 96) -> torch.Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
 def photograph(width: int = 120, height: int = 80) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -38,34 +34,36 @@ def photograph(width: int = 120, height: int = 80) -> Image.Image:
 @pytest.mark.parametrize("modality", ["image", "fusion"])
 def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
     model, processor = build(modality)
-    pixels, classes = noise(), [4, 0, 6]
-    metadata = processor.encode_metadata([BACK, {}, {"age": 30}]) if modality == "fusion" else None
+    row = BACK if modality == "fusion" else None
+    inputs = processor(images=photograph(96, 96), metadata=row)
     seen: list[torch.Tensor] = []
     handle = model.backbone.bn2.register_forward_hook(lambda _, __, output: seen.append(output))
-    logits = model(pixels, metadata).logits
+    logits = model(**inputs).logits[0]
     handle.remove()
-    (features,) = seen  # (B, C, 3, 3)
-    gradient = torch.autograd.grad(logits[range(3), classes].sum(), features)[0]
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
-    expected = F.interpolate(expected, (96, 96), mode="bilinear")[:, 0]
-    expected = (expected / expected.amax(dim=(1, 2), keepdim=True)).detach()
-
-    maps = grad_cam(model, pixels, classes, metadata)
-    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=0)
-    assert (maps[0] - grad_cam(model, pixels, [1, 0, 6], metadata)[0]).abs().max() > 0.05
+    (features,) = seen  # (1, C, 3, 3)
+    heatmaps = explain(model, processor, photograph(96, 96), row, label="df").heatmaps
+    assert list(heatmaps) == [LABELS[logits.argmax()], "df"]
+    for label, heatmap in heatmaps.items():
+        gradient = torch.autograd.grad(logits[LABELS.index(label)], features, retain_graph=True)[0]
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
+        expected = F.interpolate(expected, (96, 96), mode="bilinear")[0, 0].detach()
+        np.testing.assert_allclose(heatmap, (expected / expected.max()).numpy(), atol=1e-5)
+    first, second = heatmaps.values()
+    assert np.abs(first - second).max() > 0.05
 
 
 def test_explaining_leaves_the_model_as_it_was() -> None:
     model, processor = build()
-    expected = grad_cam(model, noise(), [4, 4, 4])
+    expected = explain(model, processor, photograph(), BACK).heatmaps
     model.train().requires_grad_(False)
     model.backbone.blocks.eval()  # what is frozen stays in evaluation mode
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        torch.testing.assert_close(grad_cam(model, noise(), torch.tensor([4, 4, 4])), expected)
-    explain(model, processor, photograph(), BACK)
+        again = explain(model, processor, photograph(), BACK).heatmaps
+    for label, heatmap in expected.items():
+        np.testing.assert_allclose(again[label], heatmap, atol=1e-5)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -85,24 +83,24 @@ def test_a_backbone_of_several_maps_is_predicted_and_not_drawn(monkeypatch: pyte
 
 
 def test_grad_cam_in_bf16_follows_fp32() -> None:
-    model, _ = build("image")
-    expected = grad_cam(model, noise(), [4, 1, 2])
-    rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2])
-    assert rounded.dtype == torch.float32
-    assert ((rounded - expected).abs().mean(dim=(1, 2)) < 0.02).all()
+    model, processor = build("image")
+    expected = explain(model, processor, photograph()).heatmaps
+    for label, heatmap in explain(model.to(torch.bfloat16), processor, photograph()).heatmaps.items():
+        assert heatmap.dtype == np.float32
+        assert np.abs(heatmap - expected[label]).mean() < 0.02
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
 def test_grad_cam_on_other_backbones(backbone: str) -> None:
-    model, _ = build("image", backbone)
-    maps = grad_cam(model, noise(1).expand(7, -1, -1, -1), range(7))
-    assert maps.shape == (7, 96, 96)
+    model, processor = build("image", backbone)
+    picture = photograph(96, 96)
+    maps = np.stack([explain(model, processor, picture, label=label).heatmaps[label] for label in LABELS])
     assert (maps.min(), maps.max()) == (0, 1)
-    assert set(maps.amax(dim=(1, 2)).tolist()) <= {0, 1}
+    assert set(maps.max(axis=(1, 2)).tolist()) <= {0, 1}
     # The path through `forward_features` and `forward_head` is the model's own.
     with torch.inference_mode():
-        features = model.backbone.forward_features(noise(1))
-        torch.testing.assert_close(model.backbone.forward_head(features), model.backbone(noise(1)))
+        expected = model(**processor(images=picture)).logits.softmax(-1)[0]
+    np.testing.assert_allclose(metadata_effects(model, processor, picture).baseline, expected, atol=1e-6)
 
 
 class RedDetector(nn.Module):
@@ -142,19 +140,12 @@ def test_the_map_lies_on_the_picture() -> None:
 
 
 def test_grad_cam_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = build("image")
-    metadata_model, _ = build("metadata")
-    transformer, _ = build("image", "test_vit", backbone_kwargs={"img_size": 96})
-    for explained, metadata, message in (
-        (metadata_model, None, "modality='metadata' reads no image"),
-        (model, torch.zeros(1, 3), "reads no metadata"),
-        (transformer, None, r"'test_vit' gives features of shape .* use a convolutional backbone"),
-    ):
-        with pytest.raises(Ham10000Error, match=message):
-            grad_cam(explained, noise(1), [0], metadata)
+    transformer = build("image", "test_vit", backbone_kwargs={"img_size": 96})
+    with pytest.raises(Ham10000Error, match=r"'test_vit' gives features of shape .* use a convolutional backbone"):
+        explain(*transformer, photograph())
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(Ham10000Error, match=r"pip install ham10000\[explain\]"):
-        grad_cam(model, noise(1), [0])
+        explain(*build("image"), photograph())
 
 
 @pytest.mark.parametrize("modality", ["metadata", "fusion"])

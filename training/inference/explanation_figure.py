@@ -59,23 +59,21 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
     path the figure is also saved, in the format of its suffix.
     """
     effects = explanation.effects
-    heights = {"images": 3.9} if explanation.image is not None else {}
-    heights |= {"bars": 4.0} | ({"changes": 4.1} if effects.rows else {})
-    figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
+    heights = [3.9] * (explanation.image is not None) + [4.0] + [4.1] * bool(effects.rows)
+    figure = new_figure(_WIDTH, sum(heights) + 1.2)
     # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=list(heights.values()))
-    for name, part in zip(heights, parts[:, 0], strict=True):
-        if name == "images":
-            _draw_images(part, explanation)
-        elif name == "changes":
-            _draw_changes(part.subplots(), effects)
-        elif "age" in effects.given:
-            bars, sweep = part.subplots(1, 2, width_ratios=[1.15, 1])
-            _draw_probabilities(bars, effects)
-            _draw_age_sweep(sweep, effects)
-        else:
-            _draw_probabilities(part.subplots(), effects)
+    parts = iter(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if explanation.image is not None:
+        _draw_images(next(parts), explanation, explanation.image)
+    if "age" in effects.given:
+        bars, sweep = next(parts).subplots(1, 2, width_ratios=[1.15, 1])
+        _draw_age_sweep(sweep, effects)
+    else:
+        bars = next(parts).subplots()
+    _draw_probabilities(bars, effects)
+    if effects.rows:
+        _draw_changes(next(parts).subplots(), effects)
     size = 10 if explanation.warning else 12
     figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=size, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
@@ -102,10 +100,8 @@ def _title(explanation: Explanation) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _draw_images(part: SubFigure, explanation: Explanation) -> None:
+def _draw_images(part: SubFigure, explanation: Explanation, image: Image.Image) -> None:
     """The image, then the same image under each heat map."""
-    image = explanation.image
-    assert image is not None
     panels = [("The image", image, "")]
     for label, heatmap in explanation.heatmaps.items():
         share = explanation.effects.baseline[explanation.effects.labels.index(label)]
@@ -131,24 +127,16 @@ def _draw_images(part: SubFigure, explanation: Explanation) -> None:
 def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
     """The probabilities, and next to them those with all metadata unknown, where that differs."""
     order = np.argsort(-effects.baseline, kind="stable")
-    positions = np.arange(len(order))
-    without = effects.unknown() if any(value != UNKNOWN for value in effects.given.values()) else None
-    height, offset = (0.6, 0.0) if without is None else (0.38, 0.2)
-    axes.barh(
-        positions - offset,
-        effects.baseline[order],
-        height,
-        color=OKABE_ITO["blue"],
-        label="probability" if without is None else "with the metadata given",
-    )
-    for position, index in zip(positions, order, strict=True):
-        share = effects.baseline[index]
-        axes.text(share + 0.01, position - offset, f"{share:.1%}", va="center", fontsize=10)
-        if without is not None:
-            text = f"{without[index]:.1%} ({points(100 * (share - without[index]))})"
-            axes.text(without[index] + 0.01, position + offset, text, va="center", fontsize=8.5, color=GREY)
-    if without is not None:
-        axes.barh(positions + offset, without[order], height, color="#BDBDBD", label="metadata unknown")
+    positions, shares, unknown = np.arange(len(order)), effects.baseline[order], effects.unknown()
+    height, offset = (0.6, 0.0) if unknown is None else (0.38, 0.2)
+    label = "probability" if unknown is None else "with the metadata given"
+    bars = axes.barh(positions - offset, shares, height, color=OKABE_ITO["blue"], label=label)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=4, fontsize=10)
+    if unknown is not None:
+        without = unknown[order]
+        bars = axes.barh(positions + offset, without, height, color="#BDBDBD", label="metadata unknown")
+        changes = [f"{w:.1%} ({points(100 * (share - w))})" for share, w in zip(shares, without, strict=True)]
+        axes.bar_label(bars, changes, padding=4, fontsize=8.5, color=GREY)
         title = "In brackets: what the metadata\nadds, in percentage points"
         axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
@@ -174,23 +162,14 @@ def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     table = np.stack([row.probabilities for row in rows])  # (ages, classes)
     # Other markers than those above, so that no two classes look the same.
     spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
-    for index, label in enumerate(effects.labels):
-        colour, marker = _STYLES.get(label) or next(spare)[::-1]
-        values, name = table[:, index], plain(label)
-        axes.plot(ages, values, label=name, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6)
+    colours, markers = zip(*(_STYLES.get(label) or next(spare)[::-1] for label in effects.labels), strict=True)
+    axes.set_prop_cycle(color=[OKABE_ITO[colour] for colour in colours], marker=markers)
+    axes.plot(ages, table, label=[plain(label) for label in effects.labels], markersize=4, linewidth=1.6)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
-        axes.annotate(
-            f"given: {given}",
-            (float(given), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=9.5,
-            color=GREY,
-        )
+        inside = axes.get_xaxis_transform()  # years to the right, share of the axes upwards
+        axes.text(float(given), 0.99, f" given: {given}", transform=inside, va="top", fontsize=9.5, color=GREY)
     style_axes(axes, title="The same with another age", xlabel="Age (years)")
     axes.set_ylim(0, max(0.05, 1.12 * float(table.max())))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -237,12 +216,8 @@ def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
 def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     """Returns the path of each sample's figure; in a folder the sample's name, numbered where two are alike.
 
-    Args:
-        samples: The samples that are explained.
-        target: A file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
-
-    Raises:
-        Ham10000Error: For a target that does not fit, or is an input.
+    The target is a file for one sample, whose suffix is one of `FIGURE_SUFFIXES`, or a folder, which need not exist;
+    a `Ham10000Error` says that it does not fit, or is an input.
     """
     path = Path(target)
     is_file = path.suffix != "" and not path.is_dir()

@@ -5,7 +5,7 @@ import filecmp
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ham10000.modeling import Ham10000Error, Ham10000Processor
@@ -19,23 +19,19 @@ class Sample:
 
     name: str | None  # the image as the user named it, or the row's id; None for metadata from flags alone
     image: Path | None = None  # None for a metadata-only checkpoint
-    metadata: dict[str, str] | None = None  # raw values; None where nothing is known, or the checkpoint reads none
+    metadata: dict[str, str] = field(default_factory=dict)  # raw values; empty where nothing is known, or read
     origin: str = ""  # source of the metadata, for messages
     warning: str | None = None  # why its prediction is worth nothing, such as an image unlike the training data
 
 
 @dataclass
 class MetadataTable:
-    """A csv of metadata.
-
-    Its notes begin with `note:` (columns that are ignored, spellings that were read as others) or `warning:` (a field
-    without a column).
-    """
+    """A csv of metadata."""
 
     path: Path
-    rows: list[Sample]  # without images
-    by_image: dict[str, Sample]  # the same, by every name an image may be looked up with
-    notes: list[str]
+    notes: list[str]  # `note: …` on ignored columns and on spellings, `warning: …` on a field without a column
+    rows: list[Sample] = field(default_factory=list)  # without images
+    by_image: dict[str, Sample] = field(default_factory=dict)  # the same, by every name an image may be looked up with
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -52,7 +48,7 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         except OSError as error:  # such as a name that is too long
             raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
         if is_folder:
-            images += (found := sorted(Path(file) for file in files_below(path)))
+            images += (found := sorted(map(Path, files_below(path))))
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
         elif exists:
@@ -92,26 +88,23 @@ def read_metadata(
             f"{path} has the columns {header}, but none of {list(fields)} ({known}). Name yours: "
             f"--columns {fields[0]}=COLUMN"
         )
-    notes = []
+    table = MetadataTable(path, [])
     if ignored := [name for name in header if name and name not in (key, *matched.values())]:
-        notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
+        table.notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
     if absent := [name for name in fields if name not in matched]:
-        notes.append(
+        table.notes.append(
             f"warning: {path}: no column for {', '.join(absent)}, which counts as missing; the columns are {header}. "
             f"Where one of them has it, name it: --columns {absent[0]}=COLUMN"
         )
-    table = MetadataTable(path, [], {}, notes)
-    spellings: list[dict[str, str]] = []
-    by_cwd: list[tuple[str, Sample]] = []
+    written: list[dict[str, str]] = []
     for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         if not any(values.values()):
             continue
         name = values[key] if key else f"line {line}"
-        written = {field: values[column] for field, column in matched.items()}
-        row = Sample(name, None, {field: read_value(field, value) for field, value in written.items()}, where)
-        spellings.append(written)
+        written.append({ours: values[column] for ours, column in matched.items()})
+        row = Sample(name, None, {ours: read_value(ours, text) for ours, text in written[-1].items()}, where)
         table.rows.append(row)
         if key is None:
             continue
@@ -122,14 +115,14 @@ def read_metadata(
             raise Ham10000Error(f"{where}: {key} {name!r} is also in {other.origin}; keep one row per image.")
         if key != "image_id":
             table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
-            by_cwd.append((name, row))
-    # Last, so that they give way to what other rows say of the table's own folder.
-    for name, row in by_cwd:
-        table.by_image.setdefault(comparable(str(Path(name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
-    for field in matched.keys() - {"age"}:
-        said = spelling_notes(field, [row[field] for row in spellings], matched[field])
+    if key not in (None, "image_id"):
+        # Last, so that they give way to what other rows say of the table's own folder.
+        for row in table.rows:
+            table.by_image.setdefault(comparable(str(Path(str(row.name)).resolve())), row)
+    for name in matched.keys() - {"age"}:
+        said = spelling_notes(name, [texts[name] for texts in written], matched[name])
         table.notes += [f"note: {path}: {note}" for note in said]
     return table
 
@@ -146,17 +139,9 @@ def collect_samples(
 ) -> list[Sample]:
     """Turns what the command line gives into samples whose metadata the processor accepts.
 
-    Args:
-        processor: The checkpoint's processor.
-        inputs: Files and folders.
-        values: Raw metadata of every image, by field; None for what was not given.
-        table: A csv for `read_metadata` instead of `values`.
-        checkpoint: Its name, for messages.
-        columns: As for `read_metadata`.
-        unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
-
-    Raises:
-        Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.
+    The metadata are those of flags for every image (`values`, by field, None for what was not given), or a csv's for
+    `read_metadata`. A `Ham10000Error` says that inputs do not exist, contradict each other, or are not for the
+    checkpoint.
     """
     flags = {name: read_value(name, value) for name, value in values.items() if value is not None}
     uses_image = "pixel_values" in processor.model_input_names
@@ -181,7 +166,7 @@ def collect_samples(
             print(note, file=sys.stderr)
         samples = _match(images, rows, unknown_values) if uses_image else rows.rows
     elif uses_image:
-        samples = [Sample(_text(image), image, dict(flags) or None, "command line") for image in images]
+        samples = [Sample(_text(image), image, flags, "command line") for image in images]
     else:
         samples = [Sample(None, None, flags, "command line")]
     for sample in samples:

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.inference.explanation import malignant_total
+from ham10000.training.inference.explanation import MetadataEffects, malignant_total
 from ham10000.training.inference.inputs import Sample
 from ham10000.training.inference.prediction import Calibration
 from ham10000.training.utils.cli import DISCLAIMER
@@ -34,10 +34,7 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says about some samples.
-
-    Of a single sample, `given` is its metadata as the model reads it, by field, and may be empty.
-    """
+    """What a model says about some samples."""
 
     samples: Sequence[Sample]
     probabilities: np.ndarray  # (samples, classes), by the checkpoint's temperature
@@ -46,9 +43,8 @@ class Predictions:
     calibration: Calibration = Calibration()
     sets: np.ndarray | None = None  # (samples, classes) bool
     coverage: float | None = None  # what the sets promise in every class, for images like the training data
-    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    unknown: np.ndarray | None = None  # (classes,) of a single sample with its metadata unknown; None not to compare
-    unknown_answer: int | None = None  # class id of `unknown` by the same decision rule
+    effects: MetadataEffects | None = None  # of a single sample that is shown to a reader
+    unknown_answer: int | None = None  # class id with its metadata unknown, by the same rule; None not to compare
 
     def named_set(self, row: int) -> list[str]:
         """Names of the classes in a sample's set."""
@@ -83,10 +79,8 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
 def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
-    Args:
-        predictions: The predictions.
-        top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
-        width: Columns of the terminal; below 80 lines are broken by it.
+    `top_k` classes are shown, by default all for one sample and the most probable one for several. In a terminal of
+    less than 80 columns lines are broken by it.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -99,44 +93,42 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
     """The bars of one sample and, on their right, the probabilities without its metadata."""
     (sample,), (row,), (answer,) = predictions.samples, predictions.probabilities, predictions.answers
     labels, descriptions = predictions.config.label_names, predictions.config.label_descriptions or {}
-    malignant, unknown = predictions.config.malignant_labels or [], predictions.unknown
+    malignant, effects = predictions.config.malignant_labels or [], predictions.effects
+    other_answer = predictions.unknown_answer
+    unknown = None if effects is None or other_answer is None else effects.unknown()
     label_width = max(6, *map(len, labels))
     compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
     room = width - len(f"  {'':<{label_width + 1}} {'':>7}  ") - len(compared) - 1
     name_width = max(_LEAST_CLASS, min(max(map(len, descriptions.values())), room - _SHORTEST_BAR))
     bar_width = max(_SHORTEST_BAR, min(_LONGEST_BAR, room - name_width))
+    title_width = label_width + 1 + name_width
 
     def line(title: str, share: float, other: float | None) -> str:
-        text = f"  {title:<{name_width + label_width + 1}} {share:>7.1%}  {_bar(share, bar_width):<{bar_width}}"
+        text = f"  {_cut(title, title_width):<{title_width}} {share:>7.1%}  {_bar(share, bar_width):<{bar_width}}"
         return (text if other is None else f"{text}  {other:>8.1%}  {points(100 * (share - other)):>8}").rstrip()
 
     # A label without a longer name is not said twice.
-    described = {
-        label: label if descriptions[label] == label else f"{label}, {descriptions[label]}" for label in labels
-    }
+    names = {label: name if name != label else "" for label, name in descriptions.items()}
+    described = {label: f"{label}, {name}" if name else label for label, name in names.items()}
     lines = [shown_name(sample.name)] if sample.name else []
-    if predictions.given:
-        lines.append(", ".join(f"{field} {value}" for field, value in predictions.given.items()))
+    if effects is not None:
+        lines.append(", ".join(f"{field} {value}" for field, value in effects.given.items()))
     if sample.warning:  # no answer next to it
         lines += ["", *textwrap.wrap(f"WARNING: {sample.warning}", width), ""]
     else:
         lines += ["", f"Predicted: {described[labels[answer]]}", ""]
         lines += [predictions.sentence(0), ""] if predictions.sets is not None else []
     if unknown is not None:
-        head = f"  {'metadata':<{name_width + label_width + 1}} {'given':>7}"
-        lines.append(f"{head}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}")
+        lines.append(f"  {'metadata':<{title_width}} {'given':>7}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}")
     for index in np.argsort(-row, kind="stable")[:top_k]:
-        label = labels[index]
-        name = "" if descriptions[label] == label else _cut(descriptions[label], name_width)
-        lines.append(line(f"{label:<{label_width}} {name}", row[index], None if unknown is None else unknown[index]))
+        title = f"{labels[index]:<{label_width}} {names[labels[index]]}"
+        lines.append(line(title, row[index], None if unknown is None else unknown[index]))
     if malignant:
         total = None if unknown is None else predictions.malignant_total(unknown)
-        title = _cut(f"malignant total ({' + '.join(malignant)})", name_width + label_width + 1)
-        lines += ["", line(title, predictions.malignant_total(row), total)]
-    if predictions.unknown_answer is not None and not sample.warning:
-        best, other_best = labels[answer], labels[predictions.unknown_answer]
-        same = f"also be {best}" if other_best == best else f"be {described[other_best]}"
+        lines += ["", line(f"malignant total ({' + '.join(malignant)})", predictions.malignant_total(row), total)]
+    if other_answer is not None and not sample.warning:
+        same = f"also be {labels[answer]}" if other_answer == answer else f"be {described[labels[other_answer]]}"
         text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
         lines += ["", *textwrap.wrap(text, width)]
     return lines
@@ -261,35 +253,29 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
     """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
-    Args:
-        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
-        probabilities: (N, 7), columns in the order of `label_names`.
-        label_names: The seven labels in the order of their ids.
-
-    Raises:
-        Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.
+    Ids are such as ISIC_0034524, without folder and suffix; a `Ham10000Error` says that one is empty, duplicated or a
+    formula, or that the labels, in the order of the (N, 7) probabilities, are not the seven.
     """
     check_submission_labels(label_names)
     check_submission_ids(image_ids)
-    seen: set[str] = set()
-    for number, image_id in enumerate(image_ids):
-        if not image_id or image_id in seen:
-            problem = "is duplicated" if image_id else "is empty"
-            raise Ham10000Error(
-                f"An ISIC submission has one row an image, but the id {image_id!r} (row {number + 1}) {problem}; "
-                "give each image its own name."
-            )
-        seen.add(image_id)
     order = [list(label_names).index(label) for label in ISIC_COLUMNS.values()]
     shares = zip(image_ids, probabilities[:, order].tolist(), strict=True)
     return _csv([["image", *ISIC_COLUMNS], *([image_id, *row] for image_id, row in shares)])
 
 
 def check_submission_ids(image_ids: Sequence[str]) -> None:
-    """Raises a Ham10000Error for ids that are formulas to a spreadsheet: ISIC compares ids, so none can be escaped."""
-    for image_id in image_ids:
+    """Raises a Ham10000Error for an id that is empty, twice there or a formula, which ISIC would not know escaped."""
+    seen: set[str] = set()
+    for number, image_id in enumerate(image_ids, start=1):
+        if not image_id or image_id in seen:
+            problem = "is duplicated" if image_id else "is empty"
+            raise Ham10000Error(
+                f"An ISIC submission has one row an image, but the id {image_id!r} (row {number}) {problem}; "
+                "give each image its own name."
+            )
         if escape_cell(image_id) != image_id:
             raise Ham10000Error(
                 f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
                 "ids have the form ISIC_0024306; give the image another name."
             )
+        seen.add(image_id)

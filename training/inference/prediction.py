@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
@@ -39,19 +42,12 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration of a checkpoint's probabilities, as far as it was measured.
+    """The calibration of a checkpoint's probabilities, as far as it was measured."""
 
-    Attributes:
-        temperature: The logits are divided by it; 1 where none was fitted.
-        ece: Expected calibration error in [0, 1] that its evaluation measured at this temperature; None without one.
-        part: The part of the data it was measured on, such as `test`, or `cross-validation`.
-        of_another_run: Whether the temperature was fitted on another run, because this one left no images for it.
-    """
-
-    temperature: float = 1.0
-    ece: float | None = None
-    part: str | None = None
-    of_another_run: bool = False
+    temperature: float = 1.0  # the logits are divided by it; 1 where none was fitted
+    ece: float | None = None  # expected calibration error in [0, 1] that its evaluation measured at this temperature
+    part: str | None = None  # of the data it was measured on, such as `test`, or `cross-validation`
+    of_another_run: bool = False  # the temperature's: this run left no images to fit one on
 
     def __str__(self) -> str:
         scaled = "not temperature-scaled"
@@ -101,11 +97,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
-    """Returns the folder of a checkpoint that comes with the source tree.
-
-    Raises:
-        Ham10000Error: If this installation has none.
-    """
+    """Returns the folder of a checkpoint that comes with the source tree; an error says that there is none."""
     folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
     if not (folder / "config.json").is_file():
         raise Ham10000Error(
@@ -146,19 +138,17 @@ def load_checkpoint(
     elif not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
     source = str(folder) if is_folder else name
-    branch = revision or "main"
+    where: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
     try:
-        settings, _ = Ham10000Config.get_config_dict(source, revision=branch, local_files_only=is_folder)
+        settings, _ = Ham10000Config.get_config_dict(source, **where)
         model_type = settings.get("model_type")
         if model_type != Ham10000Config.model_type:
             raise Ham10000Error(
                 f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
                 "give a checkpoint of this package."
             )
-        model = Ham10000ForImageClassification.from_pretrained(
-            source, dtype=torch.float32, revision=branch, local_files_only=is_folder
-        )
-        processor = Ham10000Processor.from_pretrained(source, revision=branch, local_files_only=is_folder)
+        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **where)
+        processor = Ham10000Processor.from_pretrained(source, **where)
     except (Ham10000Error, StrictDataclassError):
         raise
     except SafetensorError as error:
@@ -324,22 +314,12 @@ def _batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Loader(Protocol):
-    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
-
-    device: torch.device
-
-    @property
-    def samples(self) -> Sized: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 @torch.inference_mode()
 def predict_logits(
     model: Ham10000ForImageClassification,
-    loader: _Loader,
+    loader: Any,
     *,
-    accelerator: Any = None,  # an Accelerator, which nobody needs to predict
+    accelerator: "Accelerator | None" = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
@@ -348,7 +328,7 @@ def predict_logits(
 
     Args:
         model: The model, in evaluation mode.
-        loader: An `EvalLoader`.
+        loader: An `EvalLoader`, whose module imports datasets and pandas.
         accelerator: Gathers over processes; None is one process.
         autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
@@ -379,8 +359,6 @@ def predict_logits(
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
     # Ranks have rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
-    rows, world_size = len(loader.samples), accelerator.num_processes
-    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
-    padded[: len(logits)] = logits
-    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
-    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
+    padded = accelerator.pad_across_processes(logits)
+    gathered = accelerator.gather(padded).view(accelerator.num_processes, *padded.shape)
+    return gathered.transpose(0, 1).flatten(0, 1)[: len(loader.samples)].cpu().numpy()
