@@ -1,6 +1,7 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
+import itertools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -85,23 +86,13 @@ def main(argv: Sequence[str]) -> None:
     # of these imports datasets, pandas, scikit-learn or matplotlib, which would double the start-up time.
     from transformers.utils import logging
 
-    from ham10000.modeling import METADATA_FIELDS
-    from ham10000.training.data.tables import DataOptions
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.output import write_output
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model, processor = _load(options)
-    samples = collect_samples(
-        processor,
-        options.inputs,
-        {name: getattr(options, name) for name in METADATA_FIELDS},
-        options.metadata,
-        checkpoint=options.checkpoint,
-        columns=DataOptions.from_texts(options.columns).columns,
-        unknown_values=options.unknown_values,
-    )
+    samples = collect_samples(processor, options)
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
         from ham10000.training.inference.explanation import explain
@@ -209,17 +200,12 @@ def _predict(
         effects = metadata_effects(fast, processor, *inputs, unknown_values=unknown_values)
         if config.uses_image and (unknown := effects.unknown()) is not None:
             unknown_answer = int(decide(unknown, config.class_prior, options.decision))
-    return Predictions(
-        samples,
-        probabilities,
-        decide(probabilities, config.class_prior, options.decision),
-        config,
-        calibration_of(model),
-        None if options.thresholds is None else prediction_sets(probabilities, options.thresholds),
-        options.coverage,
-        effects,
-        unknown_answer,
-    )
+    answers, sets = decide(probabilities, config.class_prior, options.decision), None
+    if options.thresholds is not None:
+        inside = prediction_sets(probabilities, options.thresholds)
+        sets = [list(itertools.compress(config.label_names, row)) for row in inside]
+    calibration, coverage = calibration_of(model), options.coverage
+    return Predictions(samples, probabilities, answers, config, calibration, sets, coverage, effects, unknown_answer)
 
 
 def _format(predictions: "Predictions", options: argparse.Namespace) -> str:

@@ -25,7 +25,6 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # Where the map is 1 this much of the image is hidden, where it is 0 nothing: cold regions are seen as they are.
 _OPACITY = 0.65
 _HEAT = "viridis"  # blue to yellow, neither of which is a colour of skin, and readable with any colour blindness
-_WIDTH = 12.0
 # One colour and marker per class: the malignant ones warm, so that they stand out from the benign ones.
 _STYLES = {
     "mel": ("vermilion", "o"),
@@ -36,10 +35,7 @@ _STYLES = {
     "df": ("green", "^"),
     "vasc": ("black", "v"),
 }
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "okabe_ito_diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]]
-)
-_LEAST_SCALE = 5.0  # points: a change of a tenth of a point must not look like one
+_DIVERGING = LinearSegmentedColormap.from_list("diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]])
 
 
 def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
@@ -53,14 +49,13 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
 
 
 def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draws image, heat maps, probabilities with and without metadata, and the effects of the metadata.
+    """Draws image, heat maps, probabilities with and without metadata, and the metadata's effects, if there are any.
 
-    Parts that the variant lacks are left out: a metadata-only model has no image, an image-only one no effects. With a
-    path the figure is also saved, in the format of its suffix.
+    With a path the figure is also saved, in the format of its suffix.
     """
     effects = explanation.effects
     heights = [3.9] * (explanation.image is not None) + [4.0] + [4.1] * bool(effects.rows)
-    figure = new_figure(_WIDTH, sum(heights) + 1.2)
+    figure = new_figure(12, sum(heights) + 1.2)
     # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     parts = iter(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
@@ -114,14 +109,11 @@ def _draw_images(part: SubFigure, explanation: Explanation, image: Image.Image) 
         axes.set_xlabel(note, fontsize=10, color=GREY)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    part.supxlabel(
+    how = (
         "Grad-CAM: yellow is where the evidence for the class is strongest. Each map is scaled by its own maximum, so "
-        "compare places, not strengths.",
-        x=0.012,
-        ha="left",
-        fontsize=10,
-        color=GREY,
+        "compare places, not strengths."
     )
+    part.supxlabel(how, x=0.012, ha="left", fontsize=10, color=GREY)
 
 
 def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
@@ -184,7 +176,7 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     table = np.stack([row.probabilities for row in columns], axis=1) - effects.baseline[:, None]  # (classes, columns)
     totals = np.array([effects.malignant_total(row.probabilities) for row in columns]) - effects.malignant_total()
     changes = 100 * (np.vstack([table, totals]) if effects.malignant else table)  # (classes + 1, columns) points
-    scale = max(_LEAST_SCALE, float(np.abs(changes).max()))
+    scale = max(5.0, float(np.abs(changes).max()))  # a change of a tenth of a point must not look like one
     axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
     for row, column in np.ndindex(*changes.shape):
         value = float(changes[row, column])
@@ -220,16 +212,18 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     a `Ham10000Error` says that it does not fit, or is an input.
     """
     path = Path(target)
-    is_file = path.suffix != "" and not path.is_dir()
-    if is_file and len(samples) > 1:
-        raise Ham10000Error(f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder.")
-    if is_file and path.suffix.lower() not in FIGURE_SUFFIXES:
-        raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
-    if not is_file and path.is_file():
+    paths, taken = [], set()
+    if path.suffix and not path.is_dir():
+        if len(samples) > 1:
+            raise Ham10000Error(
+                f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder."
+            )
+        if path.suffix.lower() not in FIGURE_SUFFIXES:
+            raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
+        paths.append(path)
+    elif path.is_file():
         raise Ham10000Error(f"--explain {target!r} is an existing file; give a .png file or a folder.")
-    paths = [path]
-    if not is_file:
-        paths, taken = [], set()
+    else:
         for number, sample in enumerate(samples, start=1):
             name = sample.name or ""
             # A name for a file of any system, from an image's path or a csv's cell.

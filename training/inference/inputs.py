@@ -1,6 +1,7 @@
 """Turns files, folders, a csv of metadata and the values of flags into the samples to predict."""
 
 # Nothing here may import pandas: the demo and `ham10000-predict` do without.
+import argparse
 import filecmp
 import os
 import sys
@@ -8,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.data.tables import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
+from ham10000.modeling import METADATA_FIELDS, Ham10000Error, Ham10000Processor
+from ham10000.training.data.tables import SYNONYMS, DataOptions, match_columns, read_rows, read_value, spelling_notes
 from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_below
 
 
@@ -121,33 +122,24 @@ def read_metadata(
         # Last, so that they give way to what other rows say of the table's own folder.
         for row in table.rows:
             table.by_image.setdefault(comparable(str(Path(str(row.name)).resolve())), row)
-    for name in matched.keys() - {"age"}:
+    for name in matched:
         said = spelling_notes(name, [texts[name] for texts in written], matched[name])
         table.notes += [f"note: {path}: {note}" for note in said]
     return table
 
 
-def collect_samples(
-    processor: Ham10000Processor,
-    inputs: Sequence[str],
-    values: Mapping[str, str | None],
-    table: str | None,
-    *,
-    checkpoint: str,
-    columns: Mapping[str, str],
-    unknown_values: str,
-) -> list[Sample]:
-    """Turns what the command line gives into samples whose metadata the processor accepts.
+def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -> list[Sample]:
+    """Turns the options of `ham10000-predict` into samples whose metadata the processor accepts.
 
-    The metadata are those of flags for every image (`values`, by field, None for what was not given), or a csv's for
-    `read_metadata`. A `Ham10000Error` says that inputs do not exist, contradict each other, or are not for the
-    checkpoint.
+    A `Ham10000Error` says that inputs do not exist, contradict each other, or are not for the checkpoint.
     """
+    values = {name: getattr(options, name) for name in METADATA_FIELDS}
     flags = {name: read_value(name, value) for name, value in values.items() if value is not None}
+    inputs, table, unknown_values = options.inputs, options.metadata, options.unknown_values
     uses_image = "pixel_values" in processor.model_input_names
     uses_metadata = "metadata" in processor.model_input_names
     given = ", ".join(f"--{name}" for name in flags)
-    name = f"The checkpoint {checkpoint!r}"
+    name = f"The checkpoint {options.checkpoint!r}"
     if flags and table:
         raise Ham10000Error(f"Got {given} and --metadata {table}; give one or the other.")
     if not uses_metadata and (flags or table):
@@ -157,8 +149,9 @@ def collect_samples(
     if uses_image and not inputs:
         raise Ham10000Error(f"{name} reads images; give at least one file or folder.")
     if not uses_image and not flags and not table:
-        options = ", ".join(f"--{field}" for field in processor.metadata_fields)
-        raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {options}.")
+        some = ", ".join(f"--{name}" for name in processor.metadata_fields)
+        raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {some}.")
+    columns = DataOptions.from_texts(options.columns).columns
     images = find_images(inputs)
     if table:
         rows = read_metadata(table, processor.metadata_fields, columns)
@@ -170,8 +163,6 @@ def collect_samples(
     else:
         samples = [Sample(None, None, flags, "command line")]
     for sample in samples:
-        if not sample.metadata:
-            continue
         try:
             processor.encode_metadata([sample.metadata], unknown_values=unknown_values)
         except Ham10000Error as error:
@@ -203,13 +194,13 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
                 "row with its path, in a column such as `path`."
             )
         samples.append(Sample(_text(image), image, row.metadata if row else {}, row.origin if row else ""))
-    problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
-    if without and unknown_values == "error":
-        raise Ham10000Error(
-            f"{problem}, such as {str(without[0])!r}. Add the rows, or pass --unknown_values missing to predict these "
-            "images without metadata."
-        )
     if without:
+        problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
+        if unknown_values == "error":
+            raise Ham10000Error(
+                f"{problem}, such as {str(without[0])!r}. Add the rows, or pass --unknown_values missing to predict "
+                "these images without metadata."
+            )
         print(f"note: {problem}, whose metadata is unknown", file=sys.stderr)
     return samples
 

@@ -41,27 +41,19 @@ class Predictions:
     answers: np.ndarray  # (samples,) class ids by the decision rule
     config: Ham10000Config = dataclasses.field(default_factory=Ham10000Config)
     calibration: Calibration = Calibration()
-    sets: np.ndarray | None = None  # (samples, classes) bool
+    sets: Sequence[Sequence[str]] | None = None  # the classes in each sample's prediction set
     coverage: float | None = None  # what the sets promise in every class, for images like the training data
     effects: MetadataEffects | None = None  # of a single sample that is shown to a reader
     unknown_answer: int | None = None  # class id with its metadata unknown, by the same rule; None not to compare
 
-    def named_set(self, row: int) -> list[str]:
-        """Names of the classes in a sample's set."""
-        return [] if self.sets is None else [self.config.label_names[int(k)] for k in np.flatnonzero(self.sets[row])]
-
     def set_text(self, row: int) -> str:
         """A sample's set as names with blanks between, or semicolons where a name has a blank itself."""
-        return ("; " if any(" " in name for name in self.config.label_names) else " ").join(self.named_set(row))
+        between = "; " if any(" " in name for name in self.config.label_names) else " "
+        return between.join(self.sets[row] if self.sets else ())
 
     def sentence(self, row: int) -> str:
-        """A sample's set as text."""
-        names = self.set_text(row) or "empty, the image is unlike every class"
-        return f"{self.coverage:.0%} set: {names}"
-
-    def malignant_total(self, probabilities: np.ndarray) -> float:
-        """The sum of the probabilities (classes,) of the malignant classes; 0 where the model has none."""
-        return malignant_total(probabilities, self.config.label_names, self.config.malignant_labels or ())
+        """A sample's set for a reader."""
+        return f"{self.coverage:.0%} set: {self.set_text(row) or 'empty, the image is unlike every class'}"
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -125,8 +117,10 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
         title = f"{labels[index]:<{label_width}} {names[labels[index]]}"
         lines.append(line(title, row[index], None if unknown is None else unknown[index]))
     if malignant:
-        total = None if unknown is None else predictions.malignant_total(unknown)
-        lines += ["", line(f"malignant total ({' + '.join(malignant)})", predictions.malignant_total(row), total)]
+        title, other_total = f"malignant total ({' + '.join(malignant)})", None
+        if unknown is not None:
+            other_total = malignant_total(unknown, labels, malignant)
+        lines += ["", line(title, malignant_total(row, labels, malignant), other_total)]
     if other_answer is not None and not sample.warning:
         same = f"also be {labels[answer]}" if other_answer == answer else f"be {described[labels[other_answer]]}"
         text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
@@ -162,7 +156,7 @@ def _several(predictions: Predictions, top_k: int | None, width: int) -> list[st
         if predictions.sets is not None:
             text = predictions.sentence(number)
         bar = f"{_bar(share, _COMPACT_BAR):<{_COMPACT_BAR}}"
-        total = f"  {predictions.malignant_total(row):>9.1%}" if malignant else ""
+        total = f"  {malignant_total(row, labels, malignant):>9.1%}" if malignant else ""
         lines.append(f"{name:<{name_width}}  {label:<{label_width}} {share:>6.1%}  {bar}{total}  {text}")
     return lines + (["", f"malignant: total of {' + '.join(malignant)}"] if malignant else [])
 
@@ -177,12 +171,10 @@ def _bar(share: float, width: int) -> str:
 
 
 def format_json(predictions: Predictions, top_k: int | None = None) -> str:
-    """Formats as a JSON list of `{"image", "label", "probabilities", "malignant_total", "calibration", "warning"}`.
+    """Formats as a JSON list, an object per sample, in ASCII, which every terminal can print.
 
     `image` is null where metadata came from flags; `probabilities` has the `top_k` most probable classes, by default
-    all; a model without malignant labels has no `malignant_total`; `calibration` is a `Calibration`; `warning` says
-    why the prediction is worth nothing, else it is null. With prediction sets each also has `"prediction_set"` and
-    `"coverage"`. The JSON is in ASCII, which every terminal can print.
+    all; `warning` is null or says why the prediction is worth nothing.
     """
     records, labels = [], predictions.config.label_names
     for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
@@ -191,11 +183,11 @@ def format_json(predictions: Predictions, top_k: int | None = None) -> str:
             "label": labels[predictions.answers[number]],
             "probabilities": {labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top_k]},
         }
-        if predictions.config.malignant_labels:
-            record["malignant_total"] = predictions.malignant_total(row)
+        if malignant := predictions.config.malignant_labels:
+            record["malignant_total"] = malignant_total(row, labels, malignant)
         record |= {"calibration": dataclasses.asdict(predictions.calibration), "warning": sample.warning}
         if predictions.sets is not None:
-            record |= {"prediction_set": predictions.named_set(number), "coverage": predictions.coverage}
+            record |= {"prediction_set": predictions.sets[number], "coverage": predictions.coverage}
         records.append(record)
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
 

@@ -6,11 +6,11 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +30,12 @@ from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 # The checkpoints that come with the source tree, next to this folder; a wheel leaves them out.
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+# Turns an item into an image, in one of several threads.
+Decode = Callable[[Any], Image.Image]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -233,7 +232,7 @@ def predict(
     *,
     unknown_values: str = "error",
     progress: bool = False,
-    decode: Callable[[Any], Image.Image] = load_image,
+    decode: Decode = load_image,
 ) -> np.ndarray:
     """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
 
@@ -284,7 +283,7 @@ def _batches(
     parts: Sequence[slice],
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    decode: Callable[[Any], Image.Image],
+    decode: Decode,
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
@@ -296,17 +295,17 @@ def _batches(
     def read(item: object) -> np.ndarray:
         return image_processor.resize(decode(item))
 
-    def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
+    def collect(arrays: Iterator[np.ndarray]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack(list(arrays)))  # (B, H, W, 3) uint8
         return image_processor.normalize_pixels(stacked.to(model.device).permute(0, 3, 1, 2)).contiguous()
 
     lookahead = 0 if model.device.type == "cpu" else 1
-    waiting: deque[list[Future[np.ndarray]]] = deque()
+    waiting: deque[Iterator[np.ndarray]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for part in parts:
-                waiting.append([pool.submit(read, image) for image in images[part]])
+                waiting.append(pool.map(read, images[part]))  # begins at once
                 if len(waiting) > lookahead:
                     yield collect(waiting.popleft())
             yield from map(collect, waiting)
@@ -319,7 +318,7 @@ def predict_logits(
     model: Ham10000ForImageClassification,
     loader: Any,
     *,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Any = None,  # an Accelerator, which nobody needs to predict
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     views: int = 1,
     progress: bool = False,
