@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from skin import skin_image
 from torch import nn
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
@@ -151,23 +151,18 @@ def test_a_norm_that_must_not_be_folded_is_left_alone() -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    model = make_model()
-    for wrong, options, message in (
-        (model, {"precision": "fp8"}, "'fp8'"),
-        (model, {"backend": "tensorrt"}, "backend"),
-        (make_model().train(), {}, "training mode"),
-    ):
+    model = make_model().train()
+    cases = ({"precision": "fp8"}, "'fp8'"), ({"backend": "tensorrt"}, "backend"), ({}, "training mode")
+    for options, message in cases:
         with pytest.raises(Ham10000Error, match=message):
-            optimize_for_inference(wrong, **options)
+            optimize_for_inference(model, **options)
 
 
 def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
     """Several threads, in order, against one image at a time through processor and model."""
     model = make_model()
     processor = create_processor(model.config, image_size=64)
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (48, 40 + i, 3), dtype=np.uint8)) for i in range(11)]
-    sources: list = []
+    pictures, sources = [skin_image(number, (40 + number, 48)) for number in range(11)], []
     for number, picture in enumerate(pictures):
         path = tmp_path / f"{number}.png"
         picture.save(path)
@@ -181,12 +176,11 @@ def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
 
 
 def test_rows_read_from_the_file_are_those_of_the_mapping(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 3), dtype=np.uint8)
+    images, rows = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 3), dtype=np.uint8), np.array([49, 0, 7, 7])
     np.save(tmp_path / "cache.npy", images)
     mapped = np.load(tmp_path / "cache.npy", mmap_mode="r")
-    rows = np.array([49, 0, 7, 7, 12])
-    np.testing.assert_array_equal(read_rows(mapped, rows), images[rows])
-    np.testing.assert_array_equal(read_rows(images, rows), images[rows])
+    for array in (mapped, images):
+        np.testing.assert_array_equal(read_rows(array, rows), images[rows])
     with (tmp_path / "cache.npy").open("r+b") as stream:
         stream.truncate(stream.seek(0, io.SEEK_END) - 1)
     with pytest.raises(Ham10000Error, match=r"ends early.*delete it"):

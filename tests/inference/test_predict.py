@@ -237,11 +237,10 @@ def test_json_and_csv_files(checkpoints, pictures: Path, tmp_path: Path, capsys)
     assert [record["image"] for record in records] == [str(path) for path in find_images([pictures])]
     expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=[BACK] * 4)
     np.testing.assert_array_equal(shares(records), expected)
-    calibration = {"temperature": 0.25, "ece": None, "part": None, "of_another_run": False}
     for record in records:
         assert record["label"] == next(iter(record["probabilities"]))
         assert list(record["probabilities"].values()) == sorted(record["probabilities"].values(), reverse=True)
-        assert record["calibration"] == calibration
+        assert record["calibration"] == {"temperature": 0.25, "ece": None, "part": None, "of_another_run": False}
         assert record["warning"] is None
 
     # The suffix decides the format, and missing folders are made.
