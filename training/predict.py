@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
 def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification, Ham10000Processor]":
     """Loads the checkpoint of the options, or the one that comes with the source tree, whose name goes to stderr.
 
-    Options that do not fit are refused, before anything else is read; format, decision rule and thresholds filled in.
+    Options that do not fit are refused, before anything else is read; format and decision rule filled in.
     """
     from ham10000.modeling import Ham10000Error
     from ham10000.training.evaluation.decision import saved_thresholds
@@ -150,9 +150,8 @@ def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification,
         raise Ham10000Error(
             f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
         )
-    options.thresholds = None
     if options.coverage is not None:
-        options.thresholds = saved_thresholds(model.config.conformal_thresholds, options.coverage)
+        saved_thresholds(model.config.conformal_thresholds, options.coverage)  # raises where there are none
     return model, processor
 
 
@@ -164,7 +163,7 @@ def _predict(
 ) -> "Predictions":
     """Predicts with the plain model or its fast copy; each image is decoded once, for the model and the warning."""
     from ham10000.modeling import load_image
-    from ham10000.training.evaluation.decision import decide, prediction_sets
+    from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
     from ham10000.training.inference.explanation import metadata_effects
     from ham10000.training.inference.output import Predictions
     from ham10000.training.inference.prediction import calibration_of, predict
@@ -196,13 +195,13 @@ def _predict(
     )
     effects, unknown_answer = None, None
     if len(samples) == 1 and config.uses_metadata and options.format == "table":
-        inputs = samples[0].image, samples[0].metadata
-        effects = metadata_effects(fast, processor, *inputs, unknown_values=unknown_values)
+        given = samples[0].image, samples[0].metadata
+        effects = metadata_effects(fast, processor, *given, unknown_values=unknown_values)
         if config.uses_image and (unknown := effects.unknown()) is not None:
             unknown_answer = int(decide(unknown, config.class_prior, options.decision))
     answers, sets = decide(probabilities, config.class_prior, options.decision), None
-    if options.thresholds is not None:
-        inside = prediction_sets(probabilities, options.thresholds)
+    if options.coverage is not None:
+        inside = prediction_sets(probabilities, saved_thresholds(config.conformal_thresholds, options.coverage))
         sets = [list(itertools.compress(config.label_names, row)) for row in inside]
     calibration, coverage = calibration_of(model), options.coverage
     return Predictions(samples, probabilities, answers, config, calibration, sets, coverage, effects, unknown_answer)

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -148,11 +149,9 @@ def test_table_of_one_picture(checkpoints, pictures: Path, capsys, monkeypatch) 
     assert "Probabilities: temperature-scaled (T = 0.25); calibration error not measured." in lines
 
     out = printed(capsys, str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2")
-    rows = class_rows(out)
-    assert len(rows) == 2
+    first, _ = class_rows(out)
     # The longest bar belongs to the first class, and its length is its share of 30 blocks.
-    share = direct(checkpoints["image"], images=[picture])[0].max()
-    assert abs(rows[0][-1].count("█") - 30 * share) <= 1
+    assert abs(first[-1].count("█") - 30 * direct(checkpoints["image"], images=[picture]).max()) <= 1
     assert "Probabilities: not temperature-scaled; calibration error not measured." in out
     assert "unknown" not in out
 
@@ -198,9 +197,8 @@ def test_explain(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
     several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
     printed(capsys, *several, "--explain", str(tmp_path / "figures"))
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
-    (tmp_path / "b.png").write_bytes(picture.read_bytes())
-    message = fails(capsys, str(tmp_path / "b.png"), *image, "--explain", str(tmp_path))
-    assert "would overwrite the image" in message
+    own = shutil.copy(picture, tmp_path / "b.png")
+    assert "would overwrite the image" in fails(capsys, str(own), *image, "--explain", str(tmp_path))
 
 
 def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
@@ -218,8 +216,7 @@ def test_table_of_a_folder(checkpoints, pictures: Path, capsys) -> None:
     rows = out.splitlines()[1:5]
     for row, probabilities, name in zip(rows, expected, ("a.PNG", "b.jpg", "c.tif", "d.jpeg"), strict=True):
         first, second = np.argsort(-probabilities)[:2]
-        assert row.split()[0].endswith(name)
-        assert row.split()[1] == LABELS[first]
+        assert re.search(rf"{name}  {LABELS[first]} ", row)
         assert f"then {LABELS[second]} {probabilities[second]:.1%}" in row
     assert " ".join(out.split()).endswith(DISCLAIMER)
 
@@ -262,8 +259,8 @@ def test_json_and_csv_files(checkpoints, pictures: Path, tmp_path: Path, capsys)
     assert list(rows[0]) == ["image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
     assert [row["image"] for row in rows] == ["a", "b", "c", "d"]
     np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
-    (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
-    twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
+    twice = [str(pictures / "b.jpg"), str(shutil.copy(pictures / "a.PNG", tmp_path / "b.png"))]
+    twice += ["--checkpoint", checkpoints["image"]]
     assert "the id 'b' (row 2) is duplicated" in fails(capsys, *twice, "--format", "isic")
     assert [len(record["probabilities"]) for record in run_json(capsys, *argv, "--top_k", "3")] == [3] * 4
 
@@ -287,11 +284,9 @@ def test_csv_metadata_equals_flags(column: str, delimiter: str, checkpoints, pic
 def test_a_path_in_a_table_is_found_however_it_is_typed(checkpoints, pictures, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(pictures)
     table = write_csv(tmp_path / "t.csv", "path,age\nmore/d.jpeg,60\n")
-    typed = ("more/d.jpeg", str(pictures / "more" / "d.jpeg"), "more/../more/d.jpeg")
-    argv = ["--checkpoint", checkpoints["fusion"], "--metadata", table]
-    expected, *others = (shares(run_json(capsys, name, *argv)) for name in typed)
-    for other in others:
-        np.testing.assert_array_equal(other, expected)
+    for typed in ("more/d.jpeg", str(pictures / "more" / "d.jpeg"), "more/../more/d.jpeg"):
+        found = run_json(capsys, typed, "--checkpoint", checkpoints["fusion"], "--metadata", table)
+        np.testing.assert_array_equal(shares(found), direct(checkpoints["fusion"], images=typed, metadata={"age": 60}))
 
 
 def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
@@ -301,8 +296,7 @@ def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
         skin_image(number).save(path)
     argv = [str(first), str(second), "--checkpoint", checkpoints["fusion"], "--metadata"]
     by_id = write_csv(tmp_path / "t.csv", "image_id,age\nlesion,60\n")
-    message = f"t.csv, line 2: 'lesion' may be {str(first)!r} or {str(second)!r}, which differ"
-    assert message in fails(capsys, *argv, by_id)
+    assert f"line 2: 'lesion' may be {str(first)!r} or {str(second)!r}, which" in fails(capsys, *argv, by_id)
     by_path = write_csv(tmp_path / "p.csv", "path,age\np1/lesion.jpg,60\np2/lesion.jpg,30\n")
     assert len(run_json(capsys, *argv, by_path)) == 2
     shutil.copy(first, second)
@@ -312,13 +306,10 @@ def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
 def test_csv_with_missing_values(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
     table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
-    message = fails(capsys, *argv)
-    assert "no row for 1 of 4 images" in message
-    assert "--unknown_values missing" in message
+    assert re.search("no row for 1 of 4 images.*--unknown_values missing", fails(capsys, *argv))
     assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert "no column for localization, which counts as missing; the columns are ['image_id'" in captured.err
-    assert "no row for 1 of 4 images" in captured.err
     metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
     expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=metadata)
     np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
@@ -377,9 +368,8 @@ def test_input_errors(modality: str, inputs: str, message: str, checkpoints, pic
 
 
 def test_the_parser_refuses_and_debug_shows_the_traceback() -> None:
-    for argv in (["--format", "xml"], ["--json", "--csv"]):
-        with pytest.raises(SystemExit):
-            main(["no.jpg", *argv])
+    with pytest.raises(SystemExit):
+        main(["no.jpg", "--json", "--csv"])
     with pytest.raises(Ham10000Error, match="There is no folder"):
         main(["no.jpg", "--checkpoint", "absent", "--debug"])
 
@@ -404,8 +394,7 @@ def test_an_image_unlike_the_training_data_gets_no_answer(checkpoints, pictures,
     fusion = ["--checkpoint", checkpoints["fusion"]]
     out = " ".join(printed(capsys, white, *fusion, *FLAGS).split())
     assert "WARNING: This image is unlike those the model was trained on" in out
-    assert "Predicted:" not in out
-    assert "the prediction would" not in out
+    assert not re.search("Predicted:|the prediction would", out)
     rows = printed(capsys, white, skin, *fusion).splitlines()[1:3]
     assert "WARNING" in rows[0]
     assert not set(rows[0].split()) & set(LABELS)

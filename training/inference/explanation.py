@@ -134,20 +134,16 @@ def metadata_effects(
         raise Ham10000Error("modality='image' reads no metadata; leave `metadata` out.")
     embedding = None if image is None else encode_image(model, processor, image).embedding
     given: dict[str, str] = {}
-    names: list[tuple[str, str]] = []
+    changes: list[tuple[str, str, dict[str, object]]] = []  # field, its value as shown, the row
     table = None
     if config.uses_metadata:
-        values = {
-            "age": [str(age) for age in SWEEP_AGES],
-            "sex": processor.sex_vocabulary,
-            "localization": processor.localization_vocabulary,
-        }
+        vocabularies = {"sex": processor.sex_vocabulary, "localization": processor.localization_vocabulary}
+        values = {"age": [str(age) for age in SWEEP_AGES], **vocabularies}
         row, fields = metadata or {}, processor.metadata_fields
         own = processor.encode_metadata([row], unknown_values=unknown_values)
-        changes = [(field, UNKNOWN, {**row, field: None}) for field in fields]
+        changes += [(field, UNKNOWN, {**row, field: None}) for field in fields]
         changes += [(ALL_FIELDS, UNKNOWN, {})] if len(fields) > 1 else []
         changes += [(field, value, {**row, field: value}) for field in fields for value in values[field]]
-        names = [(field, value) for field, value, _ in changes]
         changed = processor.encode_metadata([new for _, _, new in changes], unknown_values=unknown_values)
         for field, value in zip(fields, own[0].tolist(), strict=True):
             if math.isnan(value):
@@ -156,13 +152,13 @@ def metadata_effects(
                 given[field] = f"{value:g}" if field == "age" else values[field][int(value)]
         table = torch.cat([own, changed]).to(model.device)
     with evaluating(model):
-        logits = _logits(model, None if embedding is None else embedding.expand(1 + len(names), -1), table)
+        logits = _logits(model, None if embedding is None else embedding.expand(1 + len(changes), -1), table)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, classes)
     return MetadataEffects(
         tuple(config.label_names),
         given,
         probabilities[0],
-        tuple(MetadataEffect(*name, row) for name, row in zip(names, probabilities[1:], strict=True)),
+        tuple(MetadataEffect(*change[:2], row) for change, row in zip(changes, probabilities[1:], strict=True)),
         tuple(config.malignant_labels or ()),
         config.label_descriptions or {},
     )
@@ -170,15 +166,11 @@ def metadata_effects(
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A prediction with what explains it.
-
-    `heatmaps` has the Grad-CAM map of each explained class by its label, the most probable first: float32 in [0, 1] of
-    the image's height and width.
-    """
+    """A prediction with what explains it."""
 
     effects: MetadataEffects
     image: Image.Image | None  # upright RGB; None for the metadata variant
-    heatmaps: dict[str, np.ndarray]
+    heatmaps: dict[str, np.ndarray]  # by label, the most probable first: (height, width) float32 in [0, 1]
     name: str | None  # of the image, in the figure
     calibration: Calibration
     warning: str | None  # why the prediction is worth nothing

@@ -81,10 +81,7 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
 
 
 def _title(explanation: Explanation) -> str:
-    """The most probable class, or the warning in its place, and what the model was given.
-
-    Not "predicted": by the balanced rule of `ham10000-predict` the answer may be another class.
-    """
+    """The most probable class, which by the balanced rule is not the answer, or a warning; and what was given."""
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
     total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""

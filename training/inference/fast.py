@@ -97,11 +97,9 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
             pairs.append((written[id(inputs[0])][0], module))
 
     handles = [module.register_forward_hook(note) for module in backbone.modules()]
-    try:
-        backbone(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    backbone(example)
+    for handle in handles:
+        handle.remove()
     return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
 
 

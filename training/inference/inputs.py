@@ -133,8 +133,7 @@ def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -
 
     A `Ham10000Error` says that inputs do not exist, contradict each other, or are not for the checkpoint.
     """
-    values = {name: getattr(options, name) for name in METADATA_FIELDS}
-    flags = {name: read_value(name, value) for name, value in values.items() if value is not None}
+    flags = {name: read_value(name, text) for name in METADATA_FIELDS if (text := getattr(options, name)) is not None}
     inputs, table, unknown_values = options.inputs, options.metadata, options.unknown_values
     uses_image = "pixel_values" in processor.model_input_names
     uses_metadata = "metadata" in processor.model_input_names
@@ -151,8 +150,7 @@ def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -
     if not uses_image and not flags and not table:
         some = ", ".join(f"--{name}" for name in processor.metadata_fields)
         raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {some}.")
-    columns = DataOptions.from_texts(options.columns).columns
-    images = find_images(inputs)
+    images, columns = find_images(inputs), DataOptions.from_texts(options.columns).columns
     if table:
         rows = read_metadata(table, processor.metadata_fields, columns)
         for note in rows.notes:

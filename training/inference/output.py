@@ -117,9 +117,8 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
         title = f"{labels[index]:<{label_width}} {names[labels[index]]}"
         lines.append(line(title, row[index], None if unknown is None else unknown[index]))
     if malignant:
-        title, other_total = f"malignant total ({' + '.join(malignant)})", None
-        if unknown is not None:
-            other_total = malignant_total(unknown, labels, malignant)
+        title = f"malignant total ({' + '.join(malignant)})"
+        other_total = None if unknown is None else malignant_total(unknown, labels, malignant)
         lines += ["", line(title, malignant_total(row, labels, malignant), other_total)]
     if other_answer is not None and not sample.warning:
         same = f"also be {labels[answer]}" if other_answer == answer else f"be {described[labels[other_answer]]}"
@@ -141,13 +140,11 @@ def _several(predictions: Predictions, top_k: int | None, width: int) -> list[st
     names = [shown_name(name, max(20, room - _LEAST_CLASS)) for name in names]
     name_width = max(len("sample"), *map(len, names))
     lines = [f"{'sample':<{name_width}}{fixed}name"]
-    for number, (name, row, sample) in enumerate(
-        zip(names, predictions.probabilities, predictions.samples, strict=True)
-    ):
+    for number, (name, sample) in enumerate(zip(names, predictions.samples, strict=True)):
         if sample.warning:  # no answer next to it
             lines.append(f"{name:<{name_width}}  {'?':<{label_width}}  WARNING: {sample.warning.partition(':')[0]}")
             continue
-        first = int(predictions.answers[number])
+        row, first = predictions.probabilities[number], int(predictions.answers[number])
         ranks = [index for index in np.argsort(-row, kind="stable") if index != first]
         label, share = labels[first], row[first]
         others = ", ".join(f"{labels[index]} {row[index]:.1%}" for index in ranks[: (top_k or 1) - 1])
@@ -193,10 +190,9 @@ def format_json(predictions: Predictions, top_k: int | None = None) -> str:
 
 
 def format_csv(predictions: Predictions) -> str:
-    """Formats as csv with the columns image, label, one p_LABEL per label, with every digit, and warning.
+    """Formats as csv: image, label, one p_LABEL per label, with every digit, `set` if there are any, and warning.
 
-    With prediction sets there is a column `set`, see `Predictions.set_text`. File names and labels may come from
-    untrusted sources: one that a spreadsheet would run as a formula gets an apostrophe (`files.escape_cell`).
+    Names and labels may come from untrusted sources: one that is a formula to a spreadsheet gets an apostrophe.
     """
     labels, with_sets = predictions.config.label_names, predictions.sets is not None
     rows = [["image", "label", *(escape_cell(f"p_{label}") for label in labels), *["set"] * with_sets, "warning"]]
@@ -216,11 +212,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_output(text: str, path: str | None) -> None:
-    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding.
-
-    Raises:
-        Ham10000Error: If the file cannot be written.
-    """
+    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding."""
     if path:
         atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)

@@ -34,8 +34,7 @@ from ham10000.training.utils.files import JsonObject, read_json
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
-# Turns an item into an image, in one of several threads.
-Decode = Callable[[Any], Image.Image]
+Decode = Callable[[Any], Image.Image]  # turns an item into an image, in one of several threads
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -118,10 +117,6 @@ def load_checkpoint(
 
     Raises:
         Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
-
-    Example:
-        >>> model, processor = load_checkpoint("runs/fusion")
-        >>> predict(model, processor, ["lesion.jpg"], [{"age": 60, "sex": "male"}])
     """
     folder, name = Path(checkpoint).expanduser(), str(checkpoint)
     is_folder = folder.is_dir()
@@ -292,9 +287,6 @@ def _batches(
     """
     image_processor = processor.image_processor
 
-    def read(item: object) -> np.ndarray:
-        return image_processor.resize(decode(item))
-
     def collect(arrays: Iterator[np.ndarray]) -> torch.Tensor:
         stacked = torch.from_numpy(np.stack(list(arrays)))  # (B, H, W, 3) uint8
         return image_processor.normalize_pixels(stacked.to(model.device).permute(0, 3, 1, 2)).contiguous()
@@ -305,7 +297,8 @@ def _batches(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for part in parts:
-                waiting.append(pool.map(read, images[part]))  # begins at once
+                # `map` submits all of them at once.
+                waiting.append(pool.map(lambda item: image_processor.resize(decode(item)), images[part]))
                 if len(waiting) > lookahead:
                     yield collect(waiting.popleft())
             yield from map(collect, waiting)
