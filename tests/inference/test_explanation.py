@@ -36,23 +36,24 @@ def photograph(width: int = 120, height: int = 80) -> Image.Image:
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion"])
-def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
+def test_grad_cam_equals_the_paper_by_hand_and_lies_on_the_picture(modality: str) -> None:
     model, processor = build(modality)
     row = BACK if modality == "fusion" else None
-    inputs = processor(images=photograph(96, 96), metadata=row)
+    inputs = processor(images=photograph(240, 120), metadata=row)
     seen: list[torch.Tensor] = []
     handle = model.backbone.bn2.register_forward_hook(lambda _, __, output: seen.append(output))
     logits = model(**inputs).logits[0]
     handle.remove()
     (features,) = seen  # (1, C, 3, 3)
-    heatmaps = explain(model, processor, photograph(96, 96), row, label="df").heatmaps
+    heatmaps = explain(model, processor, photograph(240, 120), row, label="df").heatmaps
     assert list(heatmaps) == [LABELS[logits.argmax()], "df"]
     for label, heatmap in heatmaps.items():
         gradient = torch.autograd.grad(logits[LABELS.index(label)], features, retain_graph=True)[0]
         weights = gradient.mean(dim=(2, 3), keepdim=True)
         expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
-        expected = F.interpolate(expected, (96, 96), mode="bilinear")[0, 0].detach()
-        np.testing.assert_allclose(heatmap, (expected / expected.max()).numpy(), atol=1e-5)
+        expected = F.interpolate(expected, (96, 96), mode="bilinear")
+        expected = F.interpolate(expected / expected.max(), (120, 240), mode="bilinear", antialias=True)
+        np.testing.assert_allclose(heatmap, expected[0, 0].detach(), atol=1e-5)
     first, second = heatmaps.values()
     assert np.abs(first - second).max() > 0.05
 
@@ -88,42 +89,6 @@ def test_grad_cam_on_other_backbones(backbone: str) -> None:
     rounded = explain(model.to(torch.bfloat16), processor, picture, label="mel").heatmaps["mel"]
     assert rounded.dtype == np.float32
     assert np.abs(rounded - maps[LABELS.index("mel")]).mean() < 0.02
-
-
-class RedDetector(nn.Module):
-    """A backbone whose feature map is known: the mean red and blue of each 8 x 8 cell."""
-
-    num_features = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x[:, [0, 2]], 8) * self.scale
-
-    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
-        return x.relu().mean(dim=(2, 3))
-
-
-def test_the_map_lies_on_the_picture() -> None:
-    """The evidence is where it was put, in an image of another shape than the network's input."""
-    model, processor = build("image")
-    model.backbone, model.classifier = RedDetector(), nn.Linear(2, 7, bias=False)
-    weight = torch.zeros(7, 2)
-    weight[LABELS.index("mel"), 0] = weight[LABELS.index("nv"), 1] = 5.0  # red speaks for melanoma
-    model.classifier.weight = nn.Parameter(weight)
-    spots = {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}
-    picture = Image.new("RGB", (240, 120), "black")
-    picture.paste("red", spots["mel"])
-    picture.paste("blue", spots["nv"])
-    heatmaps = explain(model, processor, picture, label="nv").heatmaps
-    assert set(heatmaps) == set(spots)
-    for label, (left, top, right, bottom) in spots.items():
-        assert heatmaps[label].shape == (120, 240)
-        inside = heatmaps[label][top:bottom, left:right]
-        assert inside.max() == heatmaps[label].max()
-        assert inside.mean() > 5 * heatmaps[label].mean()
 
 
 def test_what_cannot_be_drawn_is_predicted_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,16 +183,14 @@ def test_figure(modality: str, tmp_path: Path) -> None:
     for label in (best, "df"):
         assert (modality != "metadata") == any(text.startswith(f"What speaks for {label}") for text in texts)
     assert "back (given)" in texts
-    with Image.open(tmp_path / "new" / "figure.png") as drawn:
-        assert drawn.width == 1800
+    assert Image.open(tmp_path / "new" / "figure.png").width == 1800
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
     with pytest.raises(Ham10000Error, match="`label` must be one of"):
         explain(model, processor, picture, BACK, label="melanoma")
 
 
 def test_no_label_or_site_is_read_as_mathematics() -> None:
-    names: dict[str, Any] = {"id2label": {0: "$a$", 1: "$b$"}, "localization_vocabulary": ["$x$", "$y$"]}
-    model, processor = build(**names)
+    model, processor = build(id2label={0: "$a$", 1: "$b$"}, localization_vocabulary=["$x$", "$y$"])
     figure = plot_explanation(explain(model, processor, photograph(), {"age": 60, "localization": "$x$"}))
     texts = texts_of(figure)
     assert any(text.startswith(r"What speaks for \$a\$") for text in texts)

@@ -34,18 +34,13 @@ def make_model(modality: str = "image", backbone: str = "test_efficientnet") -> 
     return model.eval()
 
 
-def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
 def test_folding_changes_rounding_and_nothing_else(backbone: str) -> None:
     model = make_model(backbone=backbone)
     before = copy.deepcopy(model.state_dict())
     fast = optimize_for_inference(model, "fp32")
-    assert all("forward" in vars(module) for module in norms(fast))
-    assert len(norms(fast)) == len(norms(model))
+    assert all("forward" in vars(module) for module in fast.modules() if isinstance(module, nn.BatchNorm2d))
     pixels = torch.randn(5, 3, 64, 64)
     expected = model(pixels).logits
     assert expected.std() > 0.1
@@ -54,10 +49,7 @@ def test_folding_changes_rounding_and_nothing_else(backbone: str) -> None:
 
 
 def test_openvino_in_a_process_of_its_own() -> None:
-    """On an Intel Xeon in a virtual machine, the kernel ended processes minutes after OpenVINO 2026.4 had run in them.
-
-    They got SIGSEGV from the kernel (si_code SI_KERNEL) at a system call of another test; without OpenVINO none did.
-    """
+    """Where OpenVINO 2026.4 had run, the kernel ended processes minutes later (SIGSEGV with si_code SI_KERNEL)."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_functions=openvino_*"]
     result = subprocess.run([*command, __file__], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -88,7 +80,7 @@ def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HAM10000_CACHE", str(tmp_path))
     model, inputs = make_model(), {"pixel_values": torch.randn(2, 3, 64, 64)}
     fast = optimize_for_inference(model, "fp32", backend="openvino")
-    (kept,) = (tmp_path / "openvino").iterdir()
+    (weights,) = (tmp_path / "openvino").glob("*/model.bin")
     converted, convert = [], openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", lambda *a, **k: converted.append(1) or convert(*a, **k))
     again = optimize_for_inference(model, "fp32", backend="openvino")
@@ -97,7 +89,6 @@ def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     next(model.backbone.parameters()).mul_(2)
     optimize_for_inference(model, "fp32", backend="openvino")
     assert len(converted) == 1
-    weights = kept / "model.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
     next(model.backbone.parameters()).div_(2)
     mended = optimize_for_inference(model, "fp32", backend="openvino")
@@ -170,9 +161,6 @@ def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
     with torch.inference_mode():
         rows = [model(**processor(images=picture)).logits.double().softmax(-1) for picture in pictures]
     np.testing.assert_allclose(predict(model, processor, sources, batch_size=4), torch.cat(rows).numpy(), atol=1e-6)
-    (tmp_path / "8.png").write_bytes(b"no picture")
-    with pytest.raises(Ham10000Error, match=r"8\.png"):
-        predict(model, processor, sources, batch_size=4)
 
 
 def test_rows_read_from_the_file_are_those_of_the_mapping(tmp_path: Path) -> None:
