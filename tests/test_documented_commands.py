@@ -58,17 +58,15 @@ def described(tmp_path: Path, synthetic_folder: Path, monkeypatch: pytest.Monkey
     Path("examples/configs/study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     table = pd.read_csv("HAM10000_metadata.csv")
     images = sorted(Path("HAM10000").glob("*/*.jpg"))
-    for folder in ("images", "new", "mine", "clinic", "ISIC2018_Task3_Test"):
-        Path(folder).mkdir()
-    shutil.copy(images[0], "lesion.jpg")
-    shutil.copy(images[0], "new/lesion.jpg")
-    for image in images[:3]:
-        shutil.copy(image, "images")
+    places = {"images": images[:3], "new": [], "mine": images, "clinic": images, "ISIC2018_Task3_Test": images}
+    for folder, found in (places | {".": images}).items():
+        Path(folder).mkdir(exist_ok=True)
+        for image in found:
+            shutil.copy(image, folder)
+    for place in ("lesion.jpg", "new/lesion.jpg"):
+        shutil.copy(images[0], place)
     first = table[table.image_id.isin([image.stem for image in images[:3]])]
     first[["image_id", "age", "sex", "localization"]].to_csv("table.csv", index=False)
-    for image in images:
-        for folder in (".", "mine", "clinic", "ISIC2018_Task3_Test"):
-            shutil.copy(image, folder)
     mine = table[table.dx.isin(["mel", "nv", "bcc"])]
     mine = mine.assign(image=mine.image_id, label=mine.dx.replace("bcc", "scc"), patient_id=mine.lesion_id)
     mine = mine[["image", "label", "lesion_id", "patient_id", "age", "sex"]]

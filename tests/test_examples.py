@@ -141,9 +141,9 @@ def launch(script: str, folder: Path, data: Path, epochs: int = 20, **variables:
     command = ["bash", str(EXAMPLES / script), "--modality", "image", *FLAT, "--epochs", str(epochs)]
     command += ["--data", str(data), "--output_dir", str(folder), "--batch_size", "20"]
     command += ["--cache_dir", str(data.parent / "cache")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **variables}
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, **streams, env=environment, cwd=EXAMPLES.parent)
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **variables}
+    return subprocess.Popen(command, **options, cwd=EXAMPLES.parent)
 
 
 def output(process: subprocess.Popen, code: int = 0) -> str:
@@ -157,8 +157,7 @@ def output(process: subprocess.Popen, code: int = 0) -> str:
 def test_several_processes_by_the_launch_script(tmp_path: Path, synthetic_folder: Path) -> None:
     assert "2 process(es)" in output(launch("multi_process.sh", tmp_path / "run", synthetic_folder, 1))
     # the same line again goes on, and finds nothing left to do
-    again = launch("multi_process.sh", tmp_path / "run", synthetic_folder, 1)
-    assert "Resuming after 1 epochs" in output(again)
+    assert "Resuming after 1 epochs" in output(launch("multi_process.sh", tmp_path / "run", synthetic_folder, 1))
     load_checkpoint(tmp_path / "run")
 
 
@@ -187,33 +186,25 @@ if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$SCONTROL_LOG"; fi
 
 @pytest.mark.slow
 def test_a_preempted_slurm_job_is_requeued_and_ends_as_if_nothing_had_been(tmp_path, synthetic_folder) -> None:
-    tools = tmp_path / "bin"
+    tools, log, script, folder = tmp_path / "bin", tmp_path / "scontrol.log", "slurm/train.sbatch", tmp_path / "run"
     tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    variables = {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "localhost",
-        "SLURM_SUBMIT_DIR": str(EXAMPLES.parent),
-        "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
-    }
-    script = "slurm/train.sbatch"
+    job = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "JOB_ID": os.getpid(), "JOB_NODELIST": "localhost"}
+    variables = {f"SLURM_{name}": str(value) for name, value in (job | {"SUBMIT_DIR": EXAMPLES.parent}).items()}
+    variables |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "SCONTROL_LOG": str(log)}
     undisturbed = launch(script, tmp_path / "undisturbed", synthetic_folder, **variables)
     assert "2 process(es)" in output(undisturbed)
-    assert not (tmp_path / "scontrol.log").exists()
+    assert not log.exists()
 
-    folder = tmp_path / "run"
     first = launch(script, folder, synthetic_folder, **variables)
     wait_for_states(folder, lambda: first.poll() is None)
     children = subprocess.run(["pgrep", "-f", str(tools / "srun")], capture_output=True, text=True).stdout.split()
     assert children
     os.kill(int(children[0]), signal.SIGTERM)
     assert "Stopped by SIGTERM" in output(first, 143)
-    assert (tmp_path / "scontrol.log").read_text() == f"requeue {os.getpid()}\n"
+    assert log.read_text() == f"requeue {os.getpid()}\n"
 
     assert "Resuming after" in output(launch(script, folder, synthetic_folder, **variables))
     weights = [load_file(path / "model.safetensors") for path in (tmp_path / "undisturbed", folder)]

@@ -1,6 +1,7 @@
 """Predicts images, metadata or both: `ham10000-predict image.jpg --age 60 --sex male --localization back`."""
 
 import argparse
+import itertools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from ham10000.training.utils.cli import DISCLAIMER, add_debug_argument, progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ham10000.modeling import Ham10000Config, Ham10000ForImageClassification, Ham10000Processor
+    from ham10000.modeling import Ham10000ForImageClassification, Ham10000Processor
     from ham10000.training.inference.inputs import Sample
     from ham10000.training.inference.output import Predictions
 
@@ -85,30 +86,13 @@ def main(argv: Sequence[str]) -> None:
     # of these imports datasets, pandas, scikit-learn or matplotlib, which would double the start-up time.
     from transformers.utils import logging
 
-    from ham10000.modeling import METADATA_FIELDS, Ham10000Error
-    from ham10000.training.data.tables import DataOptions
     from ham10000.training.inference.inputs import collect_samples
     from ham10000.training.inference.output import write_output
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    suffix = Path(options.output or "").suffix
-    options.format = options.format or {".json": "json", ".csv": "csv"}.get(suffix, "table")
-    if options.output and Path(options.output).is_dir():
-        raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
-    if options.explain is None and options.explain_class:
-        raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
     model, processor = _load(options)
-    _check_options(options, model.config)
-    samples = collect_samples(
-        processor,
-        options.inputs,
-        {name: getattr(options, name) for name in METADATA_FIELDS},
-        options.metadata,
-        checkpoint=options.checkpoint,
-        columns=DataOptions.from_texts(options.columns).columns,
-        unknown_values=options.unknown_values,
-    )
+    samples = collect_samples(processor, options)
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
         from ham10000.training.inference.explanation import explain
@@ -122,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         for sample, path in progress_bar(iterable=drawn, desc="Explaining", unit="image", disable=len(drawn) == 1):
             name = sample.name if sample.image is None else sample.image.name
             asked = {"label": options.explain_class, "name": name, "unknown_values": options.unknown_values}
-            plot_explanation(explain(model, processor, sample.image, sample.metadata or None, **asked), path)
+            plot_explanation(explain(model, processor, sample.image, sample.metadata, **asked), path)
         print(f"wrote {path if len(drawn) == 1 else f'{len(drawn)} figures to {path.parent}'}", file=sys.stderr)
     write_output(text, options.output)
     if options.format != "table" or options.output:
@@ -130,16 +114,45 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification, Ham10000Processor]":
-    """The checkpoint of the options, or the one that comes with the source tree, whose name goes to stderr."""
+    """Loads the checkpoint of the options, or the one that comes with the source tree, whose name goes to stderr.
+
+    Options that do not fit are refused, before anything else is read; format and decision rule filled in.
+    """
     from ham10000.modeling import Ham10000Error
+    from ham10000.training.evaluation.decision import saved_thresholds
+    from ham10000.training.inference.output import check_submission_labels
     from ham10000.training.inference.prediction import choose_device, load_checkpoint, shipped_checkpoint
 
+    suffix = Path(options.output or "").suffix
+    options.format = options.format or {".json": "json", ".csv": "csv"}.get(suffix, "table")
+    if options.output and Path(options.output).is_dir():
+        raise Ham10000Error(f"--output {options.output!r} is a folder; give a file.")
+    if options.explain is None and options.explain_class:
+        raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
     if options.checkpoint is None:
         options.checkpoint = str(shipped_checkpoint())
         if options.revision is not None:
             raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
         print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
-    return load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+    model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+    labels, prior = model.config.label_names, model.config.class_prior
+    if options.top_k is not None and not 1 <= options.top_k <= len(labels):
+        raise Ham10000Error(
+            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
+        )
+    if options.explain_class not in (None, *labels):
+        raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
+    if options.format == "isic":
+        check_submission_labels(labels)
+    if options.decision is None:
+        options.decision = "balanced" if options.format == "isic" and prior is not None else "probable"
+    if options.decision == "balanced" and prior is None:
+        raise Ham10000Error(
+            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
+        )
+    if options.coverage is not None:
+        saved_thresholds(model.config.conformal_thresholds, options.coverage)  # raises where there are none
+    return model, processor
 
 
 def _predict(
@@ -150,8 +163,8 @@ def _predict(
 ) -> "Predictions":
     """Predicts with the plain model or its fast copy; each image is decoded once, for the model and the warning."""
     from ham10000.modeling import load_image
-    from ham10000.training.evaluation.decision import decide, prediction_sets
-    from ham10000.training.inference.explanation import UNKNOWN, describe_metadata
+    from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
+    from ham10000.training.inference.explanation import metadata_effects
     from ham10000.training.inference.output import Predictions
     from ham10000.training.inference.prediction import calibration_of, predict
 
@@ -170,36 +183,28 @@ def _predict(
         return image
 
     config, unknown_values = model.config, options.unknown_values
-    images = samples if config.uses_image else None
-    metadata = [sample.metadata or {} for sample in samples] if any(s.metadata is not None for s in samples) else None
     probabilities = predict(
         fast,
         processor,
-        images,
-        metadata,
+        samples if config.uses_image else None,
+        [sample.metadata for sample in samples] if config.uses_metadata else None,
         options.batch_size,
         unknown_values=unknown_values,
         progress=True,
         decode=opened,
     )
-    given, unknown, unknown_answer = {}, None, None
-    if len(samples) == 1 and config.uses_metadata:
-        given = describe_metadata(processor, samples[0].metadata, unknown_values=unknown_values)
-        if options.format == "table" and config.uses_image and set(given.values()) != {UNKNOWN}:
-            (unknown,) = predict(fast, processor, images, decode=opened)
+    effects, unknown_answer = None, None
+    if len(samples) == 1 and config.uses_metadata and options.format == "table":
+        given = samples[0].image, samples[0].metadata
+        effects = metadata_effects(fast, processor, *given, unknown_values=unknown_values)
+        if config.uses_image and (unknown := effects.unknown()) is not None:
             unknown_answer = int(decide(unknown, config.class_prior, options.decision))
-    return Predictions(
-        samples,
-        probabilities,
-        decide(probabilities, config.class_prior, options.decision),
-        config,
-        calibration_of(model),
-        None if options.thresholds is None else prediction_sets(probabilities, options.thresholds),
-        options.coverage,
-        given,
-        unknown,
-        unknown_answer,
-    )
+    answers, sets = decide(probabilities, config.class_prior, options.decision), None
+    if options.coverage is not None:
+        inside = prediction_sets(probabilities, saved_thresholds(config.conformal_thresholds, options.coverage))
+        sets = [list(itertools.compress(config.label_names, row)) for row in inside]
+    calibration, coverage = calibration_of(model), options.coverage
+    return Predictions(samples, probabilities, answers, config, calibration, sets, coverage, effects, unknown_answer)
 
 
 def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
@@ -221,34 +226,7 @@ def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
         ids = [path.stem if image else without_suffix(path.name) for path, image in paths]
         return output.format_submission(ids, probabilities, config.label_names)
     terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
-    width = output.DEFAULT_WIDTH if options.output else terminal
-    return output.format_table(predictions, options.top_k, width)
-
-
-def _check_options(options: argparse.Namespace, config: "Ham10000Config") -> None:
-    """Refuses options that do not fit the model, before anything is read; fills in decision rule and thresholds."""
-    from ham10000.modeling import Ham10000Error
-    from ham10000.training.evaluation.decision import saved_thresholds
-    from ham10000.training.inference.output import check_submission_labels
-
-    labels, prior = config.label_names, config.class_prior
-    if options.top_k is not None and not 1 <= options.top_k <= len(labels):
-        raise Ham10000Error(
-            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
-        )
-    if options.explain_class not in (None, *labels):
-        raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
-    if options.format == "isic":
-        check_submission_labels(labels)
-    if options.decision is None:
-        options.decision = "balanced" if options.format == "isic" and prior is not None else "probable"
-    if options.decision == "balanced" and prior is None:
-        raise Ham10000Error(
-            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
-        )
-    options.thresholds = None
-    if options.coverage is not None:
-        options.thresholds = saved_thresholds(config.conformal_thresholds, options.coverage)
+    return output.format_table(predictions, options.top_k, output.DEFAULT_WIDTH if options.output else terminal)
 
 
 if __name__ == "__main__":

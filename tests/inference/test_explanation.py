@@ -12,7 +12,7 @@ from skin import knows_skin
 from torch import nn
 
 from ham10000.modeling import LABELS, LOCALIZATIONS, Ham10000Config, Ham10000Error, create_model, create_processor
-from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, grad_cam, metadata_effects
+from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, explain, metadata_effects
 from ham10000.training.inference.explanation_figure import overlay_heatmap, plot_explanation
 from ham10000.training.inference.output import DISCLAIMER
 
@@ -27,8 +27,8 @@ def build(modality: str = "fusion", backbone: str = "test_efficientnet", **setti
     return model.eval(), knows_skin(create_processor(config, image_size=96))
 
 
-def noise(count: int = 3, size: int = 96) -> torch.Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+def texts_of(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
 
 
 def photograph(width: int = 120, height: int = 80) -> Image.Image:
@@ -36,125 +36,76 @@ def photograph(width: int = 120, height: int = 80) -> Image.Image:
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion"])
-def test_grad_cam_equals_the_paper_by_hand(modality: str) -> None:
+def test_grad_cam_equals_the_paper_by_hand_and_lies_on_the_picture(modality: str) -> None:
     model, processor = build(modality)
-    pixels, classes = noise(), [4, 0, 6]
-    metadata = processor.encode_metadata([BACK, {}, {"age": 30}]) if modality == "fusion" else None
+    row = BACK if modality == "fusion" else None
+    inputs = processor(images=photograph(240, 120), metadata=row)
     seen: list[torch.Tensor] = []
     handle = model.backbone.bn2.register_forward_hook(lambda _, __, output: seen.append(output))
-    logits = model(pixels, metadata).logits
+    logits = model(**inputs).logits[0]
     handle.remove()
-    (features,) = seen  # (B, C, 3, 3)
-    gradient = torch.autograd.grad(logits[range(3), classes].sum(), features)[0]
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
-    expected = F.interpolate(expected, (96, 96), mode="bilinear")[:, 0]
-    expected = (expected / expected.amax(dim=(1, 2), keepdim=True)).detach()
-
-    maps = grad_cam(model, pixels, classes, metadata)
-    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=0)
-    assert (maps[0] - grad_cam(model, pixels, [1, 0, 6], metadata)[0]).abs().max() > 0.05
+    (features,) = seen  # (1, C, 3, 3)
+    heatmaps = explain(model, processor, photograph(240, 120), row, label="df").heatmaps
+    assert list(heatmaps) == [LABELS[logits.argmax()], "df"]
+    for label, heatmap in heatmaps.items():
+        gradient = torch.autograd.grad(logits[LABELS.index(label)], features, retain_graph=True)[0]
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        expected = torch.relu((weights * features).sum(dim=1, keepdim=True))
+        expected = F.interpolate(expected, (96, 96), mode="bilinear")
+        expected = F.interpolate(expected / expected.max(), (120, 240), mode="bilinear", antialias=True)
+        np.testing.assert_allclose(heatmap, expected[0, 0].detach(), atol=1e-5)
+    first, second = heatmaps.values()
+    assert np.abs(first - second).max() > 0.05
 
 
 def test_explaining_leaves_the_model_as_it_was() -> None:
     model, processor = build()
-    expected = grad_cam(model, noise(), [4, 4, 4])
+    expected = explain(model, processor, photograph(), BACK).heatmaps
     model.train().requires_grad_(False)
     model.backbone.blocks.eval()  # what is frozen stays in evaluation mode
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        torch.testing.assert_close(grad_cam(model, noise(), torch.tensor([4, 4, 4])), expected)
-    explain(model, processor, photograph(), BACK)
+        again = explain(model, processor, photograph(), BACK).heatmaps
+    for label, heatmap in expected.items():
+        np.testing.assert_allclose(again[label], heatmap, atol=1e-5)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_backbone_of_several_maps_is_predicted_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CrossViT's, whose `forward_features` returns a list."""
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
+def test_grad_cam_on_other_backbones(backbone: str) -> None:
+    model, processor = build("image", backbone)
+    picture = photograph(96, 96)
+    maps = np.stack([explain(model, processor, picture, label=label).heatmaps[label] for label in LABELS])
+    assert (maps.min(), maps.max()) == (0, 1)
+    assert set(maps.max(axis=(1, 2)).tolist()) <= {0, 1}
+    # The path through `forward_features` and `forward_head` is the model's own.
+    with torch.inference_mode():
+        expected = model(**processor(images=picture)).logits.softmax(-1)[0]
+    np.testing.assert_allclose(metadata_effects(model, processor, picture).baseline, expected, atol=1e-6)
+    rounded = explain(model.to(torch.bfloat16), processor, picture, label="mel").heatmaps["mel"]
+    assert rounded.dtype == np.float32
+    assert np.abs(rounded - maps[LABELS.index("mel")]).mean() < 0.02
+
+
+def test_what_cannot_be_drawn_is_predicted_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Ham10000Error, match=r"'test_vit' gives features of shape .* use a convolutional backbone"):
+        explain(*build("image", "test_vit", backbone_kwargs={"img_size": 96}), photograph())
     model, processor = build()
     expected = metadata_effects(model, processor, photograph(), BACK).baseline
     features, head = model.backbone.forward_features, model.backbone.forward_head
+    # As CrossViT's, which returns a list.
     monkeypatch.setattr(model.backbone, "forward_features", lambda x: [features(x)])
     monkeypatch.setattr(model.backbone, "forward_head", lambda maps: head(maps[0]))
     np.testing.assert_array_equal(metadata_effects(model, processor, photograph(), BACK).baseline, expected)
     with pytest.raises(Ham10000Error, match="not a spatial feature map"):
         explain(model, processor, photograph(), BACK)
-
-
-def test_grad_cam_in_bf16_follows_fp32() -> None:
-    model, _ = build("image")
-    expected = grad_cam(model, noise(), [4, 1, 2])
-    rounded = grad_cam(model.to(torch.bfloat16), noise().to(torch.bfloat16), [4, 1, 2])
-    assert rounded.dtype == torch.float32
-    assert ((rounded - expected).abs().mean(dim=(1, 2)) < 0.02).all()
-
-
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_byobnet"])
-def test_grad_cam_on_other_backbones(backbone: str) -> None:
-    model, _ = build("image", backbone)
-    maps = grad_cam(model, noise(1).expand(7, -1, -1, -1), range(7))
-    assert maps.shape == (7, 96, 96)
-    assert (maps.min(), maps.max()) == (0, 1)
-    assert set(maps.amax(dim=(1, 2)).tolist()) <= {0, 1}
-    # The path through `forward_features` and `forward_head` is the model's own.
-    with torch.inference_mode():
-        features = model.backbone.forward_features(noise(1))
-        torch.testing.assert_close(model.backbone.forward_head(features), model.backbone(noise(1)))
-
-
-class RedDetector(nn.Module):
-    """A backbone whose feature map is known: the mean red and blue of each 8 x 8 cell."""
-
-    num_features = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x[:, [0, 2]], 8) * self.scale
-
-    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
-        return x.relu().mean(dim=(2, 3))
-
-
-def test_the_map_lies_on_the_picture() -> None:
-    """The evidence is where it was put, in an image of another shape than the network's input."""
-    model, processor = build("image")
-    model.backbone, model.classifier = RedDetector(), nn.Linear(2, 7, bias=False)
-    weight = torch.zeros(7, 2)
-    weight[LABELS.index("mel"), 0] = weight[LABELS.index("nv"), 1] = 5.0  # red speaks for melanoma
-    model.classifier.weight = nn.Parameter(weight)
-    spots = {"mel": (160, 15, 200, 45), "nv": (40, 75, 80, 105)}
-    picture = Image.new("RGB", (240, 120), "black")
-    picture.paste("red", spots["mel"])
-    picture.paste("blue", spots["nv"])
-    heatmaps = explain(model, processor, picture, label="nv").heatmaps
-    assert set(heatmaps) == set(spots)
-    for label, (left, top, right, bottom) in spots.items():
-        assert heatmaps[label].shape == (120, 240)
-        inside = heatmaps[label][top:bottom, left:right]
-        assert inside.max() == heatmaps[label].max()
-        assert inside.mean() > 5 * heatmaps[label].mean()
-
-
-def test_grad_cam_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = build("image")
-    metadata_model, _ = build("metadata")
-    transformer, _ = build("image", "test_vit", backbone_kwargs={"img_size": 96})
-    for explained, metadata, message in (
-        (metadata_model, None, "modality='metadata' reads no image"),
-        (model, torch.zeros(1, 3), "reads no metadata"),
-        (transformer, None, r"'test_vit' gives features of shape .* use a convolutional backbone"),
-    ):
-        with pytest.raises(Ham10000Error, match=message):
-            grad_cam(explained, noise(1), [0], metadata)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(Ham10000Error, match=r"pip install ham10000\[explain\]"):
-        grad_cam(model, noise(1), [0])
+        explain(model, processor, photograph())
 
 
 @pytest.mark.parametrize("modality", ["metadata", "fusion"])
@@ -206,9 +157,9 @@ def test_overlay() -> None:
     assert np.array_equal(overlay_heatmap(picture, np.zeros((7, 7))), picture)
     corner = np.zeros((4, 6))
     corner[0, 5] = 1
-    overlaid = overlay_heatmap(picture.convert("L"), corner)
-    assert (overlaid.size, overlaid.mode) == ((60, 40), "RGB")
-    changed = np.abs(np.asarray(overlaid, float) - np.asarray(picture.convert("L").convert("RGB"), float)).sum(axis=2)
+    grey = picture.convert("L")
+    overlaid = np.asarray(overlay_heatmap(grey, corner), float)
+    changed = np.abs(overlaid - np.asarray(grey.convert("RGB"))).sum(axis=2)
     assert changed[:10, 50:].mean() > 50
     assert changed[20:].max() == 0
     assert changed[:, :30].max() == 0
@@ -226,24 +177,22 @@ def test_figure(modality: str, tmp_path: Path) -> None:
         assert warned.startswith("This image is unlike those the model was trained on")
         assert "Most probable" not in warned
     figure = plot_explanation(dataclasses.replace(explanation, warning=None), tmp_path / "new" / "figure.png")
-    texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
+    texts = texts_of(figure)
     assert DISCLAIMER in texts
     assert any(text.startswith(f"Most probable: {best}") and "temperature-scaled (T = 1.5)" in text for text in texts)
-    assert (modality != "metadata") == any(text.startswith(f"What speaks for {best}") for text in texts)
-    assert (modality != "metadata") == any(text.startswith("What speaks for df") for text in texts)
+    for label in (best, "df"):
+        assert (modality != "metadata") == any(text.startswith(f"What speaks for {label}") for text in texts)
     assert "back (given)" in texts
-    with Image.open(tmp_path / "new" / "figure.png") as drawn:
-        assert drawn.width == 1800
+    assert Image.open(tmp_path / "new" / "figure.png").width == 1800
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
     with pytest.raises(Ham10000Error, match="`label` must be one of"):
         explain(model, processor, picture, BACK, label="melanoma")
 
 
 def test_no_label_or_site_is_read_as_mathematics() -> None:
-    names: dict[str, Any] = {"id2label": {0: "$a$", 1: "$b$"}, "localization_vocabulary": ["$x$", "$y$"]}
-    model, processor = build(**names)
+    model, processor = build(id2label={0: "$a$", 1: "$b$"}, localization_vocabulary=["$x$", "$y$"])
     figure = plot_explanation(explain(model, processor, photograph(), {"age": 60, "localization": "$x$"}))
-    texts = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
+    texts = texts_of(figure)
     assert any(text.startswith(r"What speaks for \$a\$") for text in texts)
     assert r"\$x\$ (given)" in texts
     assert [text for text in texts if text.count("$") != text.count(r"\$")] == []

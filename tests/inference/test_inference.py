@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from skin import skin_image
 from torch import nn
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, create_model, create_processor
 from ham10000.training.data.loader import read_rows
-from ham10000.training.inference.fast import OpenVinoBackbone, optimize_for_inference
+from ham10000.training.inference.fast import optimize_for_inference
 from ham10000.training.inference.prediction import predict
 
 BACKBONES = {name: {} for name in ("test_efficientnet", "test_resnet", "test_convnext")}
@@ -35,18 +34,13 @@ def make_model(modality: str = "image", backbone: str = "test_efficientnet") -> 
     return model.eval()
 
 
-def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
 def test_folding_changes_rounding_and_nothing_else(backbone: str) -> None:
     model = make_model(backbone=backbone)
     before = copy.deepcopy(model.state_dict())
     fast = optimize_for_inference(model, "fp32")
-    assert all("forward" in vars(module) for module in norms(fast))
-    assert len(norms(fast)) == len(norms(model))
+    assert all("forward" in vars(module) for module in fast.modules() if isinstance(module, nn.BatchNorm2d))
     pixels = torch.randn(5, 3, 64, 64)
     expected = model(pixels).logits
     assert expected.std() > 0.1
@@ -54,18 +48,12 @@ def test_folding_changes_rounding_and_nothing_else(backbone: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 
 
-@pytest.mark.parametrize(
-    ("prefix", "count"), [("openvino_", 3), pytest.param("slow_openvino_", 2, marks=pytest.mark.slow)]
-)
-def test_openvino_in_a_process_of_its_own(prefix: str, count: int) -> None:
-    """On an Intel Xeon in a virtual machine, the kernel ended processes minutes after OpenVINO 2026.4 had run in them.
-
-    They got SIGSEGV from the kernel (si_code SI_KERNEL) at a system call of another test; without OpenVINO none did.
-    """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"python_functions={prefix}*"]
+def test_openvino_in_a_process_of_its_own() -> None:
+    """Where OpenVINO 2026.4 had run, the kernel ended processes minutes later (SIGSEGV with si_code SI_KERNEL)."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_functions=openvino_*"]
     result = subprocess.run([*command, __file__], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"{count} passed" in result.stdout
+    assert "3 passed" in result.stdout
 
 
 @pytest.mark.parametrize(("modality", "backbone"), [("image", "test_resnet"), ("fusion", "test_efficientnet")])
@@ -92,7 +80,7 @@ def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HAM10000_CACHE", str(tmp_path))
     model, inputs = make_model(), {"pixel_values": torch.randn(2, 3, 64, 64)}
     fast = optimize_for_inference(model, "fp32", backend="openvino")
-    (kept,) = (tmp_path / "openvino").iterdir()
+    (weights,) = (tmp_path / "openvino").glob("*/model.bin")
     converted, convert = [], openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", lambda *a, **k: converted.append(1) or convert(*a, **k))
     again = optimize_for_inference(model, "fp32", backend="openvino")
@@ -101,29 +89,11 @@ def openvino_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     next(model.backbone.parameters()).mul_(2)
     optimize_for_inference(model, "fp32", backend="openvino")
     assert len(converted) == 1
-    weights = kept / "model.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
     next(model.backbone.parameters()).div_(2)
     mended = optimize_for_inference(model, "fp32", backend="openvino")
     assert len(converted) == 2
     assert torch.equal(mended(**inputs).logits, fast(**inputs).logits)
-
-
-@pytest.mark.parametrize("modality", ["image", "fusion"])
-def slow_openvino_predicts_images_whose_last_batch_is_short(modality: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("HAM10000_CACHE", str(tmp_path))
-    torch.manual_seed(0)
-    model = create_model(Ham10000Config(modality=modality, backbone="test_efficientnet", temperature=0.5)).eval()
-    nn.init.normal_(model.classifier.weight, std=0.3)
-    processor = create_processor(model.config, image_size=64)
-    rows = [{"age": 10 * number, "sex": "male", "localization": "back"} for number in range(5)]
-    given = ([skin_image(number, (70, 50)) for number in range(5)], None if modality == "image" else rows)
-    fast = optimize_for_inference(model, "fp32", backend="openvino")
-    assert isinstance(fast.backbone, OpenVinoBackbone)
-    expected = predict(model, processor, *given, batch_size=2)
-    assert expected.std(axis=0).max() > 1e-4
-    np.testing.assert_allclose(predict(fast, processor, *given, batch_size=2), expected, atol=1e-5)
-    assert len(list((tmp_path / "openvino").iterdir())) == 1
 
 
 @pytest.mark.parametrize("modality", ["image", "fusion", "metadata"])
@@ -172,23 +142,18 @@ def test_a_norm_that_must_not_be_folded_is_left_alone() -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    model = make_model()
-    for wrong, options, message in (
-        (model, {"precision": "fp8"}, "'fp8'"),
-        (model, {"backend": "tensorrt"}, "backend"),
-        (make_model().train(), {}, "training mode"),
-    ):
+    model = make_model().train()
+    cases = ({"precision": "fp8"}, "'fp8'"), ({"backend": "tensorrt"}, "backend"), ({}, "training mode")
+    for options, message in cases:
         with pytest.raises(Ham10000Error, match=message):
-            optimize_for_inference(wrong, **options)
+            optimize_for_inference(model, **options)
 
 
 def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
     """Several threads, in order, against one image at a time through processor and model."""
     model = make_model()
     processor = create_processor(model.config, image_size=64)
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (48, 40 + i, 3), dtype=np.uint8)) for i in range(11)]
-    sources: list = []
+    pictures, sources = [skin_image(number, (40 + number, 48)) for number in range(11)], []
     for number, picture in enumerate(pictures):
         path = tmp_path / f"{number}.png"
         picture.save(path)
@@ -196,18 +161,14 @@ def test_threads_decode_what_the_processor_decodes(tmp_path: Path) -> None:
     with torch.inference_mode():
         rows = [model(**processor(images=picture)).logits.double().softmax(-1) for picture in pictures]
     np.testing.assert_allclose(predict(model, processor, sources, batch_size=4), torch.cat(rows).numpy(), atol=1e-6)
-    (tmp_path / "8.png").write_bytes(b"no picture")
-    with pytest.raises(Ham10000Error, match=r"8\.png"):
-        predict(model, processor, sources, batch_size=4)
 
 
 def test_rows_read_from_the_file_are_those_of_the_mapping(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 3), dtype=np.uint8)
+    images, rows = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 3), dtype=np.uint8), np.array([49, 0, 7, 7])
     np.save(tmp_path / "cache.npy", images)
     mapped = np.load(tmp_path / "cache.npy", mmap_mode="r")
-    rows = np.array([49, 0, 7, 7, 12])
-    np.testing.assert_array_equal(read_rows(mapped, rows), images[rows])
-    np.testing.assert_array_equal(read_rows(images, rows), images[rows])
+    for array in (mapped, images):
+        np.testing.assert_array_equal(read_rows(array, rows), images[rows])
     with (tmp_path / "cache.npy").open("r+b") as stream:
         stream.truncate(stream.seek(0, io.SEEK_END) - 1)
     with pytest.raises(Ham10000Error, match=r"ends early.*delete it"):

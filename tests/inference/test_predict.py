@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,7 @@ FLAGS = ["--age", "60", "--sex", "male", "--localization", "back"]
 @pytest.fixture(scope="session")
 def checkpoints(tiny_checkpoints, tmp_path_factory) -> dict[str, str]:
     """An untrained checkpoint of each variant, the fusion one with a temperature; read-only for tests."""
-    fusion = shutil.copytree(tiny_checkpoints["fusion"], tmp_path_factory.mktemp("checkpoints") / "fusion")
-    config = json.loads((fusion / "config.json").read_text())
-    (fusion / "config.json").write_text(json.dumps(config | {"temperature": 0.25}))
+    fusion = changed(tiny_checkpoints["fusion"], tmp_path_factory.mktemp("checkpoints") / "fusion", temperature=0.25)
     return {modality: str(path) for modality, path in (tiny_checkpoints | {"fusion": fusion}).items()}
 
 
@@ -49,6 +48,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_csv(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def changed(checkpoint: str, folder: Path, **settings: Any) -> str:
+    """A copy of a checkpoint with other settings."""
+    config = json.loads((shutil.copytree(checkpoint, folder) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return str(folder)
 
 
 def direct(checkpoint: str, **inputs: Any) -> np.ndarray:
@@ -75,10 +81,7 @@ def class_rows(table: str) -> list[list[str]]:
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(list(argv)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Traceback" not in captured.err
-    return captured.err
+    return capsys.readouterr().err
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -98,7 +101,6 @@ def test_predict_batches_and_modes(checkpoints, pictures: Path) -> None:
     assert np.abs(predict(model, processor, images) - whole).max() > 1e-4
     for arguments, message in (
         ([], "Nothing to predict"),
-        ([[]], "Nothing to predict"),
         ([None, []], "Nothing to predict"),
         ([images, [BACK]], "Got 4 images but 1 rows"),
         ([None, [BACK]], "needs `pixel_values`"),
@@ -108,17 +110,13 @@ def test_predict_batches_and_modes(checkpoints, pictures: Path) -> None:
             predict(model, processor, *arguments)
 
 
-def test_the_fast_path_gives_the_same_probabilities(checkpoints, pictures: Path, capsys) -> None:
+def test_the_fast_path_decodes_once_and_gives_the_same(checkpoints, pictures: Path, capsys, monkeypatch) -> None:
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
     plain = shares(run_json(capsys, *argv))
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or open_image(path, **options))
     np.testing.assert_allclose(shares(run_json(capsys, *argv, "--precision", "fp32")), plain, rtol=1e-3, atol=1e-5)
-
-
-def test_find_images(pictures: Path) -> None:
-    names = ["a.PNG", "b.jpg", "c.tif", "more/d.jpeg"]
-    assert find_images([pictures]) == [pictures / name for name in names]
-    # The order given, each once.
-    assert find_images([pictures / "c.tif", pictures]) == [pictures / name for name in ("c.tif", *names[:2], names[3])]
+    assert sorted(opened) == find_images([pictures])
 
 
 def test_table_of_one_picture(checkpoints, pictures: Path, capsys, monkeypatch) -> None:
@@ -145,11 +143,9 @@ def test_table_of_one_picture(checkpoints, pictures: Path, capsys, monkeypatch) 
     assert "Probabilities: temperature-scaled (T = 0.25); calibration error not measured." in lines
 
     out = printed(capsys, str(picture), "--checkpoint", checkpoints["image"], "--top_k", "2")
-    rows = class_rows(out)
-    assert len(rows) == 2
+    first, _ = class_rows(out)
     # The longest bar belongs to the first class, and its length is its share of 30 blocks.
-    share = direct(checkpoints["image"], images=[picture])[0].max()
-    assert abs(rows[0][-1].count("█") - 30 * share) <= 1
+    assert abs(first[-1].count("█") - 30 * direct(checkpoints["image"], images=[picture]).max()) <= 1
     assert "Probabilities: not temperature-scaled; calibration error not measured." in out
     assert "unknown" not in out
 
@@ -158,34 +154,27 @@ def test_the_answer_without_metadata_follows_the_same_decision_rule(checkpoints,
     picture = pictures / "b.jpg"
     rare = int(direct(checkpoints["fusion"], images=[picture])[0].argmin())
     prior = [1e-9 if index == rare else (1 - 1e-9) / 6 for index in range(7)]
-    checkpoint = shutil.copytree(checkpoints["fusion"], tmp_path / "fusion")
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"class_prior": prior}))
-    out = printed(capsys, str(picture), "--checkpoint", str(checkpoint), *FLAGS, "--decision", "balanced")
+    checkpoint = changed(checkpoints["fusion"], tmp_path / "fusion", class_prior=prior)
+    out = printed(capsys, str(picture), "--checkpoint", checkpoint, *FLAGS, "--decision", "balanced")
     assert f"Predicted: {LABELS[rare]}," in out
     assert f"With its metadata unknown the prediction would also be {LABELS[rare]}." in out
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_table_fits_the_terminal(columns: int, checkpoints, pictures: Path, monkeypatch, capsys) -> None:
+def test_table_fits_the_terminal_also_in_ascii(columns: int, checkpoints, pictures: Path, monkeypatch) -> None:
+    """Bars without block characters keep the columns behind them in place."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    for argv in ([str(pictures / "b.jpg"), *FLAGS], [str(pictures)]):
-        lines = printed(capsys, *argv, "--checkpoint", checkpoints["fusion"]).splitlines()
-        numbers = [len(line) for line in lines if "%" in line]
+    for inputs in ([str(pictures / "b.jpg"), *FLAGS], [str(pictures)]):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+        assert main([*inputs, "--checkpoint", checkpoints["fusion"]]) == 0
+        text = written.getvalue().decode("ascii")
+        assert "#" in text
+        assert "\\u" not in text
+        numbers = [len(line) for line in text.splitlines() if "%" in line]
         assert len(numbers) >= 4
         assert max(numbers) < columns
-
-
-def test_table_in_ascii(checkpoints, pictures: Path, monkeypatch) -> None:
-    """Bars without block characters keep the columns behind them in place."""
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main([str(pictures / "b.jpg"), *FLAGS, "--checkpoint", checkpoints["fusion"]]) == 0
-    text = written.getvalue().decode("ascii")
-    assert "#" in text
-    assert "\\u" not in text
-    assert len({len(line) for line in text.splitlines() if class_rows(line)}) == 1
+        assert len({len(line) for line in text.splitlines() if class_rows(line)}) <= 1
 
 
 def test_explain(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
@@ -202,10 +191,8 @@ def test_explain(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
     several = [str(pictures / "a.PNG"), str(pictures / "more"), *image]
     printed(capsys, *several, "--explain", str(tmp_path / "figures"))
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "d.png"]
-    assert "2 samples; give a folder" in fails(capsys, *several, "--explain", "out.png")
-    (tmp_path / "b.png").write_bytes(picture.read_bytes())
-    message = fails(capsys, str(tmp_path / "b.png"), *image, "--explain", str(tmp_path))
-    assert "would overwrite the image" in message
+    own = shutil.copy(picture, tmp_path / "b.png")
+    assert "would overwrite the image" in fails(capsys, str(own), *image, "--explain", str(tmp_path))
 
 
 def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
@@ -218,14 +205,12 @@ def test_explain_names_are_safe_and_distinct(tmp_path: Path) -> None:
 
 
 def test_table_of_a_folder(checkpoints, pictures: Path, capsys) -> None:
-    options = ["--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2"]
-    out = printed(capsys, str(pictures), *options)
+    out = printed(capsys, str(pictures), "--checkpoint", checkpoints["image"], "--top_k", "2", "--batch_size", "2")
     expected = direct(checkpoints["image"], images=find_images([pictures]))
     rows = out.splitlines()[1:5]
     for row, probabilities, name in zip(rows, expected, ("a.PNG", "b.jpg", "c.tif", "d.jpeg"), strict=True):
         first, second = np.argsort(-probabilities)[:2]
-        assert row.split()[0].endswith(name)
-        assert row.split()[1] == LABELS[first]
+        assert re.search(rf"{name}  {LABELS[first]} ", row)
         assert f"then {LABELS[second]} {probabilities[second]:.1%}" in row
     assert " ".join(out.split()).endswith(DISCLAIMER)
 
@@ -238,16 +223,16 @@ def test_names_cannot_disturb_the_terminal() -> None:
 
 
 def test_json_and_csv_files(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
-    argv = [str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
+    paths = [pictures / name for name in ("c.tif", "a.PNG", "b.jpg", "more/d.jpeg")]  # as given, sorted, each once
+    argv = [str(paths[0]), str(pictures), "--checkpoint", checkpoints["fusion"], *FLAGS]
     records = run_json(capsys, *argv)
-    assert [record["image"] for record in records] == [str(path) for path in find_images([pictures])]
-    expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=[BACK] * 4)
+    assert [record["image"] for record in records] == [str(path) for path in paths]
+    expected = direct(checkpoints["fusion"], images=paths, metadata=[BACK] * 4)
     np.testing.assert_array_equal(shares(records), expected)
-    calibration = {"temperature": 0.25, "ece": None, "part": None, "of_another_run": False}
     for record in records:
         assert record["label"] == next(iter(record["probabilities"]))
         assert list(record["probabilities"].values()) == sorted(record["probabilities"].values(), reverse=True)
-        assert record["calibration"] == calibration
+        assert record["calibration"] == {"temperature": 0.25, "ece": None, "part": None, "of_another_run": False}
         assert record["warning"] is None
 
     # The suffix decides the format, and missing folders are made.
@@ -267,10 +252,10 @@ def test_json_and_csv_files(checkpoints, pictures: Path, tmp_path: Path, capsys)
         assert printed(capsys, *argv, f"--{name}") == printed(capsys, *argv, "--format", name)
     rows = list(csv.DictReader(io.StringIO(printed(capsys, *argv, "--format", "isic"))))
     assert list(rows[0]) == ["image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-    assert [row["image"] for row in rows] == ["a", "b", "c", "d"]
+    assert [row["image"] for row in rows] == ["c", "a", "b", "d"]
     np.testing.assert_array_equal([[float(row[label.upper()]) for label in LABELS] for row in rows], expected)
-    (tmp_path / "b.png").write_bytes((pictures / "a.PNG").read_bytes())
-    twice = [str(pictures / "b.jpg"), str(tmp_path / "b.png"), "--checkpoint", checkpoints["image"]]
+    twice = [str(pictures / "b.jpg"), str(shutil.copy(pictures / "a.PNG", tmp_path / "b.png"))]
+    twice += ["--checkpoint", checkpoints["image"]]
     assert "the id 'b' (row 2) is duplicated" in fails(capsys, *twice, "--format", "isic")
     assert [len(record["probabilities"]) for record in run_json(capsys, *argv, "--top_k", "3")] == [3] * 4
 
@@ -294,11 +279,9 @@ def test_csv_metadata_equals_flags(column: str, delimiter: str, checkpoints, pic
 def test_a_path_in_a_table_is_found_however_it_is_typed(checkpoints, pictures, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(pictures)
     table = write_csv(tmp_path / "t.csv", "path,age\nmore/d.jpeg,60\n")
-    typed = ("more/d.jpeg", str(pictures / "more" / "d.jpeg"), "more/../more/d.jpeg")
-    argv = ["--checkpoint", checkpoints["fusion"], "--metadata", table]
-    expected, *others = (shares(run_json(capsys, name, *argv)) for name in typed)
-    for other in others:
-        np.testing.assert_array_equal(other, expected)
+    for typed in ("more/d.jpeg", str(pictures / "more" / "d.jpeg"), "more/../more/d.jpeg"):
+        found = run_json(capsys, typed, "--checkpoint", checkpoints["fusion"], "--metadata", table)
+        np.testing.assert_array_equal(shares(found), direct(checkpoints["fusion"], images=typed, metadata={"age": 60}))
 
 
 def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
@@ -308,8 +291,7 @@ def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
         skin_image(number).save(path)
     argv = [str(first), str(second), "--checkpoint", checkpoints["fusion"], "--metadata"]
     by_id = write_csv(tmp_path / "t.csv", "image_id,age\nlesion,60\n")
-    message = f"t.csv, line 2: 'lesion' may be {str(first)!r} or {str(second)!r}, which differ"
-    assert message in fails(capsys, *argv, by_id)
+    assert f"line 2: 'lesion' may be {str(first)!r} or {str(second)!r}, which" in fails(capsys, *argv, by_id)
     by_path = write_csv(tmp_path / "p.csv", "path,age\np1/lesion.jpg,60\np2/lesion.jpg,30\n")
     assert len(run_json(capsys, *argv, by_path)) == 2
     shutil.copy(first, second)
@@ -319,13 +301,10 @@ def test_a_row_is_of_one_picture(checkpoints, tmp_path: Path, capsys) -> None:
 def test_csv_with_missing_values(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
     table = write_csv(tmp_path / "t.csv", "image_id,age,sex\na,0,female\nb,,unknown\nc,55,male\n\n")
     argv = [str(pictures), "--checkpoint", checkpoints["fusion"], "--metadata", table]
-    message = fails(capsys, *argv)
-    assert "no row for 1 of 4 images" in message
-    assert "--unknown_values missing" in message
+    assert re.search("no row for 1 of 4 images.*--unknown_values missing", fails(capsys, *argv))
     assert main([*argv, "--unknown_values", "missing", "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert "no column for localization, which counts as missing; the columns are ['image_id'" in captured.err
-    assert "no row for 1 of 4 images" in captured.err
     metadata = [{"age": 0, "sex": "female"}, {}, {"age": 55, "sex": "male"}, {}]
     expected = direct(checkpoints["fusion"], images=find_images([pictures]), metadata=metadata)
     np.testing.assert_array_equal(shares(json.loads(captured.out)), expected)
@@ -348,9 +327,6 @@ def test_metadata_only(checkpoints, tmp_path: Path, capsys) -> None:
     rows = csv.DictReader(io.StringIO(printed(capsys, *checkpoint, "--metadata", table, "--format", "isic")))
     assert [row["image"] for row in rows] == ["ISIC_1", "ISIC_2.v1"]
 
-    assert "metadata-only; give --metadata table.csv" in fails(capsys, *checkpoint)
-    assert "reads no image; drop 'x.jpg'" in fails(capsys, "x.jpg", *checkpoint, *FLAGS)
-
 
 @pytest.mark.parametrize(
     ("modality", "inputs", "message"),
@@ -364,31 +340,26 @@ def test_metadata_only(checkpoints, tmp_path: Path, capsys) -> None:
         ("image", "B --output EMPTY", "is a folder"),
         ("image", "B --top_k 8", "from 1 to 7"),
         ("image", "B --explain out.jpg", "expected .png, .pdf, .svg"),
+        ("image", "B CONFIG --explain out.png", "2 samples; give a folder"),
         ("image", "B --explain_class mel", "give --explain out.png too"),
+        ("metadata", "", "metadata-only; give --metadata table.csv"),
+        ("metadata", "x.jpg --age 60", "reads no image; drop 'x.jpg'"),
+        # What is wrong within a checkpoint is in `bad_checkpoints.py`.
+        ("image", "B --checkpoint absent", "There is no folder"),
+        ("image", "B --checkpoint ./absent", "There is no folder"),
+        ("image", "B --checkpoint a/b/c", "There is no folder"),
+        ("image", "B --checkpoint CONFIG", "is a file"),
+        ("image", "B --revision main", "`revision` is for Hub ids"),
     ],
 )
 def test_input_errors(modality: str, inputs: str, message: str, checkpoints, pictures, tmp_path, capsys) -> None:
-    names = {"B": str(pictures / "b.jpg"), "EMPTY": str(tmp_path)}
+    names = {"B": str(pictures / "b.jpg"), "EMPTY": str(tmp_path), "CONFIG": f"{checkpoints[modality]}/config.json"}
     argv = [names.get(word, word) for word in inputs.split()]
-    assert message in fails(capsys, *argv, "--checkpoint", checkpoints[modality])
-
-
-def test_checkpoint_names(checkpoints, tmp_path: Path) -> None:
-    """What is wrong within a folder is in `bad_checkpoints.py`."""
-    names = (str(tmp_path / "absent"), "absent", "./absent", "a/b/c")
-    cases = [((name,), "There is no folder") for name in names]
-    cases += [((checkpoints["image"], "main"), "`revision` is for Hub ids")]
-    for arguments, message in [*cases, ((Path(checkpoints["image"]) / "config.json",), "is a file")]:
-        with pytest.raises(Ham10000Error, match=message):
-            load_checkpoint(*arguments)
-
-
-def test_the_parser_refuses_and_debug_shows_the_traceback() -> None:
-    for argv in (["--format", "xml"], ["--json", "--csv"]):
-        with pytest.raises(SystemExit):
-            main(["no.jpg", *argv])
-    with pytest.raises(Ham10000Error, match="There is no folder"):
-        main(["no.jpg", "--checkpoint", "absent", "--debug"])
+    assert main(["--checkpoint", checkpoints[modality], *argv]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
 
 
 @pytest.mark.parametrize(
@@ -411,8 +382,7 @@ def test_an_image_unlike_the_training_data_gets_no_answer(checkpoints, pictures,
     fusion = ["--checkpoint", checkpoints["fusion"]]
     out = " ".join(printed(capsys, white, *fusion, *FLAGS).split())
     assert "WARNING: This image is unlike those the model was trained on" in out
-    assert "Predicted:" not in out
-    assert "the prediction would" not in out
+    assert not re.search("Predicted:|the prediction would", out)
     rows = printed(capsys, white, skin, *fusion).splitlines()[1:3]
     assert "WARNING" in rows[0]
     assert not set(rows[0].split()) & set(LABELS)
@@ -422,15 +392,8 @@ def test_an_image_unlike_the_training_data_gets_no_answer(checkpoints, pictures,
     assert second["warning"] is None
 
 
-def test_each_image_is_decoded_once(checkpoints, pictures: Path, capsys, monkeypatch) -> None:
-    opened, open_image = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or open_image(path, **options))
-    run_json(capsys, str(pictures), "--checkpoint", checkpoints["image"])
-    assert sorted(opened) == sorted(find_images([pictures]))
-
-
 def test_calibration_is_claimed_only_as_measured(checkpoints, pictures: Path, tmp_path: Path, capsys) -> None:
-    checkpoint = shutil.copytree(checkpoints["fusion"], tmp_path / "measured")
+    checkpoint = Path(shutil.copytree(checkpoints["fusion"], tmp_path / "measured"))
     evaluation = {"temperature": 0.25, "metrics": {"ece": 0.0518}, "split": {"name": "test"}}
     (checkpoint / "eval_results.json").write_text(json.dumps(evaluation))
     argv = [str(pictures / "b.jpg"), "--checkpoint", str(checkpoint)]

@@ -44,9 +44,6 @@ def with_metadata(n: int = 700, seed: int = 0, signal: float = 2.0) -> dict:
         "localization": draws.choice([*LOCALIZATIONS, "unknown"], n // 2),
         "photographs": draws.integers(1, 5, n // 2),
     }
-    return {
-        "metadata": pd.DataFrame({name: np.repeat(values, 2) for name, values in columns.items()}),
-        "labels": labels,
-        "probabilities": softmax(logits),
-        "lesion_groups": [f"HAM_{k // 2:07d}" for k in range(n)],
-    }
+    metadata = pd.DataFrame({name: np.repeat(values, 2) for name, values in columns.items()})
+    groups = [f"HAM_{k // 2:07d}" for k in range(n)]
+    return {"metadata": metadata, "labels": labels, "probabilities": softmax(logits), "lesion_groups": groups}

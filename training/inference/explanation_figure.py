@@ -25,7 +25,6 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # Where the map is 1 this much of the image is hidden, where it is 0 nothing: cold regions are seen as they are.
 _OPACITY = 0.65
 _HEAT = "viridis"  # blue to yellow, neither of which is a colour of skin, and readable with any colour blindness
-_WIDTH = 12.0
 # One colour and marker per class: the malignant ones warm, so that they stand out from the benign ones.
 _STYLES = {
     "mel": ("vermilion", "o"),
@@ -36,10 +35,7 @@ _STYLES = {
     "df": ("green", "^"),
     "vasc": ("black", "v"),
 }
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "okabe_ito_diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]]
-)
-_LEAST_SCALE = 5.0  # points: a change of a tenth of a point must not look like one
+_DIVERGING = LinearSegmentedColormap.from_list("diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]])
 
 
 def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
@@ -53,29 +49,26 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
 
 
 def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draws image, heat maps, probabilities with and without metadata, and the effects of the metadata.
+    """Draws image, heat maps, probabilities with and without metadata, and the metadata's effects, if there are any.
 
-    Parts that the variant lacks are left out: a metadata-only model has no image, an image-only one no effects. With a
-    path the figure is also saved, in the format of its suffix.
+    With a path the figure is also saved, in the format of its suffix.
     """
     effects = explanation.effects
-    heights = {"images": 3.9} if explanation.image is not None else {}
-    heights |= {"bars": 4.0} | ({"changes": 4.1} if effects.rows else {})
-    figure = new_figure(_WIDTH, sum(heights.values()) + 1.2)
+    heights = [3.9] * (explanation.image is not None) + [4.0] + [4.1] * bool(effects.rows)
+    figure = new_figure(12, sum(heights) + 1.2)
     # Constrained layout measures from the edge of the paper, which needs a margin, in inches.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=list(heights.values()))
-    for name, part in zip(heights, parts[:, 0], strict=True):
-        if name == "images":
-            _draw_images(part, explanation)
-        elif name == "changes":
-            _draw_changes(part.subplots(), effects)
-        elif "age" in effects.given:
-            bars, sweep = part.subplots(1, 2, width_ratios=[1.15, 1])
-            _draw_probabilities(bars, effects)
-            _draw_age_sweep(sweep, effects)
-        else:
-            _draw_probabilities(part.subplots(), effects)
+    parts = iter(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if explanation.image is not None:
+        _draw_images(next(parts), explanation, explanation.image)
+    if "age" in effects.given:
+        bars, sweep = next(parts).subplots(1, 2, width_ratios=[1.15, 1])
+        _draw_age_sweep(sweep, effects)
+    else:
+        bars = next(parts).subplots()
+    _draw_probabilities(bars, effects)
+    if effects.rows:
+        _draw_changes(next(parts).subplots(), effects)
     size = 10 if explanation.warning else 12
     figure.suptitle(_title(explanation), x=0.012, ha="left", fontsize=size, linespacing=1.4)
     figure.supxlabel(DISCLAIMER, x=0.012, ha="left", fontsize=11, fontweight="bold")
@@ -88,10 +81,7 @@ def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | No
 
 
 def _title(explanation: Explanation) -> str:
-    """The most probable class, or the warning in its place, and what the model was given.
-
-    Not "predicted": by the balanced rule of `ham10000-predict` the answer may be another class.
-    """
+    """The most probable class, which by the balanced rule is not the answer, or a warning; and what was given."""
     effects = explanation.effects
     best = int(np.argmax(effects.baseline))
     total = f", malignant total {effects.malignant_total():.1%}" if effects.malignant else ""
@@ -102,10 +92,8 @@ def _title(explanation: Explanation) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _draw_images(part: SubFigure, explanation: Explanation) -> None:
+def _draw_images(part: SubFigure, explanation: Explanation, image: Image.Image) -> None:
     """The image, then the same image under each heat map."""
-    image = explanation.image
-    assert image is not None
     panels = [("The image", image, "")]
     for label, heatmap in explanation.heatmaps.items():
         share = explanation.effects.baseline[explanation.effects.labels.index(label)]
@@ -118,37 +106,26 @@ def _draw_images(part: SubFigure, explanation: Explanation) -> None:
         axes.set_xlabel(note, fontsize=10, color=GREY)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    part.supxlabel(
+    how = (
         "Grad-CAM: yellow is where the evidence for the class is strongest. Each map is scaled by its own maximum, so "
-        "compare places, not strengths.",
-        x=0.012,
-        ha="left",
-        fontsize=10,
-        color=GREY,
+        "compare places, not strengths."
     )
+    part.supxlabel(how, x=0.012, ha="left", fontsize=10, color=GREY)
 
 
 def _draw_probabilities(axes: Axes, effects: MetadataEffects) -> None:
     """The probabilities, and next to them those with all metadata unknown, where that differs."""
     order = np.argsort(-effects.baseline, kind="stable")
-    positions = np.arange(len(order))
-    without = effects.unknown() if any(value != UNKNOWN for value in effects.given.values()) else None
-    height, offset = (0.6, 0.0) if without is None else (0.38, 0.2)
-    axes.barh(
-        positions - offset,
-        effects.baseline[order],
-        height,
-        color=OKABE_ITO["blue"],
-        label="probability" if without is None else "with the metadata given",
-    )
-    for position, index in zip(positions, order, strict=True):
-        share = effects.baseline[index]
-        axes.text(share + 0.01, position - offset, f"{share:.1%}", va="center", fontsize=10)
-        if without is not None:
-            text = f"{without[index]:.1%} ({points(100 * (share - without[index]))})"
-            axes.text(without[index] + 0.01, position + offset, text, va="center", fontsize=8.5, color=GREY)
-    if without is not None:
-        axes.barh(positions + offset, without[order], height, color="#BDBDBD", label="metadata unknown")
+    positions, shares, unknown = np.arange(len(order)), effects.baseline[order], effects.unknown()
+    height, offset = (0.6, 0.0) if unknown is None else (0.38, 0.2)
+    label = "probability" if unknown is None else "with the metadata given"
+    bars = axes.barh(positions - offset, shares, height, color=OKABE_ITO["blue"], label=label)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=4, fontsize=10)
+    if unknown is not None:
+        without = unknown[order]
+        bars = axes.barh(positions + offset, without, height, color="#BDBDBD", label="metadata unknown")
+        changes = [f"{w:.1%} ({points(100 * (share - w))})" for share, w in zip(shares, without, strict=True)]
+        axes.bar_label(bars, changes, padding=4, fontsize=8.5, color=GREY)
         title = "In brackets: what the metadata\nadds, in percentage points"
         axes.legend(loc="lower right", fontsize=10, title=title, title_fontsize=9, frameon=False, alignment="left")
     style_axes(axes, title="Probabilities", grid="x")
@@ -174,23 +151,14 @@ def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     table = np.stack([row.probabilities for row in rows])  # (ages, classes)
     # Other markers than those above, so that no two classes look the same.
     spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
-    for index, label in enumerate(effects.labels):
-        colour, marker = _STYLES.get(label) or next(spare)[::-1]
-        values, name = table[:, index], plain(label)
-        axes.plot(ages, values, label=name, marker=marker, color=OKABE_ITO[colour], markersize=4, linewidth=1.6)
+    colours, markers = zip(*(_STYLES.get(label) or next(spare)[::-1] for label in effects.labels), strict=True)
+    axes.set_prop_cycle(color=[OKABE_ITO[colour] for colour in colours], marker=markers)
+    axes.plot(ages, table, label=[plain(label) for label in effects.labels], markersize=4, linewidth=1.6)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
-        axes.annotate(
-            f"given: {given}",
-            (float(given), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=9.5,
-            color=GREY,
-        )
+        inside = axes.get_xaxis_transform()  # years to the right, share of the axes upwards
+        axes.text(float(given), 0.99, f" given: {given}", transform=inside, va="top", fontsize=9.5, color=GREY)
     style_axes(axes, title="The same with another age", xlabel="Age (years)")
     axes.set_ylim(0, max(0.05, 1.12 * float(table.max())))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -205,7 +173,7 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     table = np.stack([row.probabilities for row in columns], axis=1) - effects.baseline[:, None]  # (classes, columns)
     totals = np.array([effects.malignant_total(row.probabilities) for row in columns]) - effects.malignant_total()
     changes = 100 * (np.vstack([table, totals]) if effects.malignant else table)  # (classes + 1, columns) points
-    scale = max(_LEAST_SCALE, float(np.abs(changes).max()))
+    scale = max(5.0, float(np.abs(changes).max()))  # a change of a tenth of a point must not look like one
     axes.imshow(changes, cmap=_DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
     for row, column in np.ndindex(*changes.shape):
         value = float(changes[row, column])
@@ -237,24 +205,22 @@ def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
 def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     """Returns the path of each sample's figure; in a folder the sample's name, numbered where two are alike.
 
-    Args:
-        samples: The samples that are explained.
-        target: A file for one sample, whose suffix is one of `FIGURE_SUFFIXES`; else a folder, which need not exist.
-
-    Raises:
-        Ham10000Error: For a target that does not fit, or is an input.
+    The target is a file for one sample, whose suffix is one of `FIGURE_SUFFIXES`, or a folder, which need not exist;
+    a `Ham10000Error` says that it does not fit, or is an input.
     """
     path = Path(target)
-    is_file = path.suffix != "" and not path.is_dir()
-    if is_file and len(samples) > 1:
-        raise Ham10000Error(f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder.")
-    if is_file and path.suffix.lower() not in FIGURE_SUFFIXES:
-        raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
-    if not is_file and path.is_file():
+    paths, taken = [], set()
+    if path.suffix and not path.is_dir():
+        if len(samples) > 1:
+            raise Ham10000Error(
+                f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder."
+            )
+        if path.suffix.lower() not in FIGURE_SUFFIXES:
+            raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
+        paths.append(path)
+    elif path.is_file():
         raise Ham10000Error(f"--explain {target!r} is an existing file; give a .png file or a folder.")
-    paths = [path]
-    if not is_file:
-        paths, taken = [], set()
+    else:
         for number, sample in enumerate(samples, start=1):
             name = sample.name or ""
             # A name for a file of any system, from an image's path or a csv's cell.

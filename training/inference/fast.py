@@ -42,12 +42,12 @@ def optimize_for_inference(
         The copy; for the metadata variant a plain copy.
 
     Raises:
-        Ham10000Error: For an unknown precision or backend, a model in training mode, or as `OpenVinoBackbone`.
+        Ham10000Error: For an unknown precision or backend, a model in training mode, or if OpenVINO is not installed,
+            the model is not on the CPU that it computes on, or cannot be converted.
     """
-    if backend not in BACKENDS:
-        raise Ham10000Error(f"`backend` must be one of {list(BACKENDS)}, got {backend!r}.")
-    if precision not in PRECISIONS:
-        raise Ham10000Error(f"`precision` must be one of {list(PRECISIONS)}, got {precision!r}.")
+    for name, value, known in (("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise Ham10000Error(f"`{name}` must be one of {list(known)}, got {value!r}.")
     if model.training:
         raise Ham10000Error("The model is in training mode; call model.eval() first.")
     if precision == "auto":
@@ -89,42 +89,26 @@ def _convolutions_before_norms(backbone: nn.Module, example: torch.Tensor) -> li
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     uses: Counter[nn.Module] = Counter()
 
-    def after_convolution(module: nn.Conv2d, _: object, output: torch.Tensor) -> None:
-        written[id(output)] = (module, output)  # holding the output keeps its id its own
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         uses[module] += 1
-
-    def before_norm(module: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
-        uses[module] += 1
-        if id(inputs[0]) in written:
+        if isinstance(module, nn.Conv2d):
+            written[id(output)] = (module, output)  # holding the output keeps its id its own
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats and id(inputs[0]) in written:
             pairs.append((written[id(inputs[0])][0], module))
 
-    handles = []
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(before_norm))
-    try:
-        backbone(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = [module.register_forward_hook(note) for module in backbone.modules()]
+    backbone(example)
+    for handle in handles:
+        handle.remove()
     return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
 
 
 class OpenVinoBackbone(nn.Module):
-    """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO.
+    """Stands where a timm backbone stood: normalised pixels to pooled features, computed by OpenVINO on the CPU.
 
-    The network is traced once, for any batch size and for images of any size it takes, and kept in the folder
-    `openvino` of the cache ($HAM10000_CACHE) for the next process. It cannot be trained or moved to another device.
-
-    Args:
-        backbone: A timm backbone on the CPU, in evaluation mode.
-        precision: `fp32` or `bf16`.
-        example: (batch, 3, height, width) float32 pixel values to trace with.
-
-    Raises:
-        Ham10000Error: If OpenVINO is not installed, the backbone is not on the CPU, or it cannot be converted.
+    The network is traced once, with an example (batch, 3, height, width) float32, for any batch size and for images of
+    any size it takes, and kept in the folder `openvino` of the cache ($HAM10000_CACHE) for the next process. It cannot
+    be trained or moved to another device.
     """
 
     def __init__(self, backbone: nn.Module, precision: str, example: torch.Tensor):

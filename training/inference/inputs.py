@@ -1,15 +1,16 @@
 """Turns files, folders, a csv of metadata and the values of flags into the samples to predict."""
 
 # Nothing here may import pandas: the demo and `ham10000-predict` do without.
+import argparse
 import filecmp
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ham10000.modeling import Ham10000Error, Ham10000Processor
-from ham10000.training.data.tables import SYNONYMS, match_columns, read_rows, read_value, spelling_notes
+from ham10000.modeling import METADATA_FIELDS, Ham10000Error, Ham10000Processor
+from ham10000.training.data.tables import SYNONYMS, DataOptions, match_columns, read_rows, read_value, spelling_notes
 from ham10000.training.utils.files import IMAGE_SUFFIXES, comparable, files_below
 
 
@@ -19,23 +20,19 @@ class Sample:
 
     name: str | None  # the image as the user named it, or the row's id; None for metadata from flags alone
     image: Path | None = None  # None for a metadata-only checkpoint
-    metadata: dict[str, str] | None = None  # raw values; None where nothing is known, or the checkpoint reads none
+    metadata: dict[str, str] = field(default_factory=dict)  # raw values; empty where nothing is known, or read
     origin: str = ""  # source of the metadata, for messages
     warning: str | None = None  # why its prediction is worth nothing, such as an image unlike the training data
 
 
 @dataclass
 class MetadataTable:
-    """A csv of metadata.
-
-    Its notes begin with `note:` (columns that are ignored, spellings that were read as others) or `warning:` (a field
-    without a column).
-    """
+    """A csv of metadata."""
 
     path: Path
-    rows: list[Sample]  # without images
-    by_image: dict[str, Sample]  # the same, by every name an image may be looked up with
-    notes: list[str]
+    notes: list[str]  # `note: …` on ignored columns and on spellings, `warning: …` on a field without a column
+    rows: list[Sample] = field(default_factory=list)  # without images
+    by_image: dict[str, Sample] = field(default_factory=dict)  # the same, by every name an image may be looked up with
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -52,7 +49,7 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         except OSError as error:  # such as a name that is too long
             raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
         if is_folder:
-            images += (found := sorted(Path(file) for file in files_below(path)))
+            images += (found := sorted(map(Path, files_below(path))))
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
         elif exists:
@@ -92,26 +89,23 @@ def read_metadata(
             f"{path} has the columns {header}, but none of {list(fields)} ({known}). Name yours: "
             f"--columns {fields[0]}=COLUMN"
         )
-    notes = []
+    table = MetadataTable(path, [])
     if ignored := [name for name in header if name and name not in (key, *matched.values())]:
-        notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
+        table.notes.append(f"note: {path}: {', '.join(ignored)} ignored, never an input of this checkpoint")
     if absent := [name for name in fields if name not in matched]:
-        notes.append(
+        table.notes.append(
             f"warning: {path}: no column for {', '.join(absent)}, which counts as missing; the columns are {header}. "
             f"Where one of them has it, name it: --columns {absent[0]}=COLUMN"
         )
-    table = MetadataTable(path, [], {}, notes)
-    spellings: list[dict[str, str]] = []
-    by_cwd: list[tuple[str, Sample]] = []
+    written: list[dict[str, str]] = []
     for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         if not any(values.values()):
             continue
         name = values[key] if key else f"line {line}"
-        written = {field: values[column] for field, column in matched.items()}
-        row = Sample(name, None, {field: read_value(field, value) for field, value in written.items()}, where)
-        spellings.append(written)
+        written.append({ours: values[column] for ours, column in matched.items()})
+        row = Sample(name, None, {ours: read_value(ours, text) for ours, text in written[-1].items()}, where)
         table.rows.append(row)
         if key is None:
             continue
@@ -122,47 +116,29 @@ def read_metadata(
             raise Ham10000Error(f"{where}: {key} {name!r} is also in {other.origin}; keep one row per image.")
         if key != "image_id":
             table.by_image.setdefault(comparable(str((path.parent / name).resolve())), row)
-            by_cwd.append((name, row))
-    # Last, so that they give way to what other rows say of the table's own folder.
-    for name, row in by_cwd:
-        table.by_image.setdefault(comparable(str(Path(name).resolve())), row)
     if not table.rows:
         raise Ham10000Error(f"{path} has a header but no rows.")
-    for field in matched.keys() - {"age"}:
-        said = spelling_notes(field, [row[field] for row in spellings], matched[field])
+    if key not in (None, "image_id"):
+        # Last, so that they give way to what other rows say of the table's own folder.
+        for row in table.rows:
+            table.by_image.setdefault(comparable(str(Path(str(row.name)).resolve())), row)
+    for name in matched:
+        said = spelling_notes(name, [texts[name] for texts in written], matched[name])
         table.notes += [f"note: {path}: {note}" for note in said]
     return table
 
 
-def collect_samples(
-    processor: Ham10000Processor,
-    inputs: Sequence[str],
-    values: Mapping[str, str | None],
-    table: str | None,
-    *,
-    checkpoint: str,
-    columns: Mapping[str, str],
-    unknown_values: str,
-) -> list[Sample]:
-    """Turns what the command line gives into samples whose metadata the processor accepts.
+def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -> list[Sample]:
+    """Turns the options of `ham10000-predict` into samples whose metadata the processor accepts.
 
-    Args:
-        processor: The checkpoint's processor.
-        inputs: Files and folders.
-        values: Raw metadata of every image, by field; None for what was not given.
-        table: A csv for `read_metadata` instead of `values`.
-        checkpoint: Its name, for messages.
-        columns: As for `read_metadata`.
-        unknown_values: `"missing"` accepts a value outside the vocabulary, and an image without a row.
-
-    Raises:
-        Ham10000Error: For inputs that do not exist, contradict each other, or that the checkpoint does not read.
+    A `Ham10000Error` says that inputs do not exist, contradict each other, or are not for the checkpoint.
     """
-    flags = {name: read_value(name, value) for name, value in values.items() if value is not None}
+    flags = {name: read_value(name, text) for name in METADATA_FIELDS if (text := getattr(options, name)) is not None}
+    inputs, table, unknown_values = options.inputs, options.metadata, options.unknown_values
     uses_image = "pixel_values" in processor.model_input_names
     uses_metadata = "metadata" in processor.model_input_names
     given = ", ".join(f"--{name}" for name in flags)
-    name = f"The checkpoint {checkpoint!r}"
+    name = f"The checkpoint {options.checkpoint!r}"
     if flags and table:
         raise Ham10000Error(f"Got {given} and --metadata {table}; give one or the other.")
     if not uses_metadata and (flags or table):
@@ -172,21 +148,19 @@ def collect_samples(
     if uses_image and not inputs:
         raise Ham10000Error(f"{name} reads images; give at least one file or folder.")
     if not uses_image and not flags and not table:
-        options = ", ".join(f"--{field}" for field in processor.metadata_fields)
-        raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {options}.")
-    images = find_images(inputs)
+        some = ", ".join(f"--{name}" for name in processor.metadata_fields)
+        raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {some}.")
+    images, columns = find_images(inputs), DataOptions.from_texts(options.columns).columns
     if table:
         rows = read_metadata(table, processor.metadata_fields, columns)
         for note in rows.notes:
             print(note, file=sys.stderr)
         samples = _match(images, rows, unknown_values) if uses_image else rows.rows
     elif uses_image:
-        samples = [Sample(_text(image), image, dict(flags) or None, "command line") for image in images]
+        samples = [Sample(_text(image), image, flags, "command line") for image in images]
     else:
         samples = [Sample(None, None, flags, "command line")]
     for sample in samples:
-        if not sample.metadata:
-            continue
         try:
             processor.encode_metadata([sample.metadata], unknown_values=unknown_values)
         except Ham10000Error as error:
@@ -218,13 +192,13 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
                 "row with its path, in a column such as `path`."
             )
         samples.append(Sample(_text(image), image, row.metadata if row else {}, row.origin if row else ""))
-    problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
-    if without and unknown_values == "error":
-        raise Ham10000Error(
-            f"{problem}, such as {str(without[0])!r}. Add the rows, or pass --unknown_values missing to predict these "
-            "images without metadata."
-        )
     if without:
+        problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
+        if unknown_values == "error":
+            raise Ham10000Error(
+                f"{problem}, such as {str(without[0])!r}. Add the rows, or pass --unknown_values missing to predict "
+                "these images without metadata."
+            )
         print(f"note: {problem}, whose metadata is unknown", file=sys.stderr)
     return samples
 

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.inference.explanation import malignant_total
+from ham10000.training.inference.explanation import MetadataEffects, malignant_total
 from ham10000.training.inference.inputs import Sample
 from ham10000.training.inference.prediction import Calibration
 from ham10000.training.utils.cli import DISCLAIMER
@@ -34,38 +34,26 @@ ISIC_COLUMNS = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "BKL":
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says about some samples.
-
-    Of a single sample, `given` is its metadata as the model reads it, by field, and may be empty.
-    """
+    """What a model says about some samples."""
 
     samples: Sequence[Sample]
     probabilities: np.ndarray  # (samples, classes), by the checkpoint's temperature
     answers: np.ndarray  # (samples,) class ids by the decision rule
     config: Ham10000Config = dataclasses.field(default_factory=Ham10000Config)
     calibration: Calibration = Calibration()
-    sets: np.ndarray | None = None  # (samples, classes) bool
+    sets: Sequence[Sequence[str]] | None = None  # the classes in each sample's prediction set
     coverage: float | None = None  # what the sets promise in every class, for images like the training data
-    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    unknown: np.ndarray | None = None  # (classes,) of a single sample with its metadata unknown; None not to compare
-    unknown_answer: int | None = None  # class id of `unknown` by the same decision rule
-
-    def named_set(self, row: int) -> list[str]:
-        """Names of the classes in a sample's set."""
-        return [] if self.sets is None else [self.config.label_names[int(k)] for k in np.flatnonzero(self.sets[row])]
+    effects: MetadataEffects | None = None  # of a single sample that is shown to a reader
+    unknown_answer: int | None = None  # class id with its metadata unknown, by the same rule; None not to compare
 
     def set_text(self, row: int) -> str:
         """A sample's set as names with blanks between, or semicolons where a name has a blank itself."""
-        return ("; " if any(" " in name for name in self.config.label_names) else " ").join(self.named_set(row))
+        between = "; " if any(" " in name for name in self.config.label_names) else " "
+        return between.join(self.sets[row] if self.sets else ())
 
     def sentence(self, row: int) -> str:
-        """A sample's set as text."""
-        names = self.set_text(row) or "empty, the image is unlike every class"
-        return f"{self.coverage:.0%} set: {names}"
-
-    def malignant_total(self, probabilities: np.ndarray) -> float:
-        """The sum of the probabilities (classes,) of the malignant classes; 0 where the model has none."""
-        return malignant_total(probabilities, self.config.label_names, self.config.malignant_labels or ())
+        """A sample's set for a reader."""
+        return f"{self.coverage:.0%} set: {self.set_text(row) or 'empty, the image is unlike every class'}"
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -83,10 +71,8 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
 def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
-    Args:
-        predictions: The predictions.
-        top_k: Classes shown per sample; by default all for one sample and the most probable one for several.
-        width: Columns of the terminal; below 80 lines are broken by it.
+    `top_k` classes are shown, by default all for one sample and the most probable one for several. In a terminal of
+    less than 80 columns lines are broken by it.
     """
     width = max(width, 80)
     lines = (_one if len(predictions.samples) == 1 else _several)(predictions, top_k, width)
@@ -99,44 +85,43 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
     """The bars of one sample and, on their right, the probabilities without its metadata."""
     (sample,), (row,), (answer,) = predictions.samples, predictions.probabilities, predictions.answers
     labels, descriptions = predictions.config.label_names, predictions.config.label_descriptions or {}
-    malignant, unknown = predictions.config.malignant_labels or [], predictions.unknown
+    malignant, effects = predictions.config.malignant_labels or [], predictions.effects
+    other_answer = predictions.unknown_answer
+    unknown = None if effects is None or other_answer is None else effects.unknown()
     label_width = max(6, *map(len, labels))
     compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
     room = width - len(f"  {'':<{label_width + 1}} {'':>7}  ") - len(compared) - 1
     name_width = max(_LEAST_CLASS, min(max(map(len, descriptions.values())), room - _SHORTEST_BAR))
     bar_width = max(_SHORTEST_BAR, min(_LONGEST_BAR, room - name_width))
+    title_width = label_width + 1 + name_width
 
     def line(title: str, share: float, other: float | None) -> str:
-        text = f"  {title:<{name_width + label_width + 1}} {share:>7.1%}  {_bar(share, bar_width):<{bar_width}}"
+        text = f"  {_cut(title, title_width):<{title_width}} {share:>7.1%}  {_bar(share, bar_width):<{bar_width}}"
         return (text if other is None else f"{text}  {other:>8.1%}  {points(100 * (share - other)):>8}").rstrip()
 
     # A label without a longer name is not said twice.
-    described = {
-        label: label if descriptions[label] == label else f"{label}, {descriptions[label]}" for label in labels
-    }
+    names = {label: name if name != label else "" for label, name in descriptions.items()}
+    described = {label: f"{label}, {name}" if name else label for label, name in names.items()}
     lines = [shown_name(sample.name)] if sample.name else []
-    if predictions.given:
-        lines.append(", ".join(f"{field} {value}" for field, value in predictions.given.items()))
+    if effects is not None:
+        lines.append(", ".join(f"{field} {value}" for field, value in effects.given.items()))
     if sample.warning:  # no answer next to it
         lines += ["", *textwrap.wrap(f"WARNING: {sample.warning}", width), ""]
     else:
         lines += ["", f"Predicted: {described[labels[answer]]}", ""]
         lines += [predictions.sentence(0), ""] if predictions.sets is not None else []
     if unknown is not None:
-        head = f"  {'metadata':<{name_width + label_width + 1}} {'given':>7}"
-        lines.append(f"{head}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}")
+        lines.append(f"  {'metadata':<{title_width}} {'given':>7}  {'':<{bar_width}}  {'unknown':>8}  {'change':>8}")
     for index in np.argsort(-row, kind="stable")[:top_k]:
-        label = labels[index]
-        name = "" if descriptions[label] == label else _cut(descriptions[label], name_width)
-        lines.append(line(f"{label:<{label_width}} {name}", row[index], None if unknown is None else unknown[index]))
+        title = f"{labels[index]:<{label_width}} {names[labels[index]]}"
+        lines.append(line(title, row[index], None if unknown is None else unknown[index]))
     if malignant:
-        total = None if unknown is None else predictions.malignant_total(unknown)
-        title = _cut(f"malignant total ({' + '.join(malignant)})", name_width + label_width + 1)
-        lines += ["", line(title, predictions.malignant_total(row), total)]
-    if predictions.unknown_answer is not None and not sample.warning:
-        best, other_best = labels[answer], labels[predictions.unknown_answer]
-        same = f"also be {best}" if other_best == best else f"be {described[other_best]}"
+        title = f"malignant total ({' + '.join(malignant)})"
+        other_total = None if unknown is None else malignant_total(unknown, labels, malignant)
+        lines += ["", line(title, malignant_total(row, labels, malignant), other_total)]
+    if other_answer is not None and not sample.warning:
+        same = f"also be {labels[answer]}" if other_answer == answer else f"be {described[labels[other_answer]]}"
         text = f"With its metadata unknown the prediction would {same}. Change: in percentage points."
         lines += ["", *textwrap.wrap(text, width)]
     return lines
@@ -155,13 +140,11 @@ def _several(predictions: Predictions, top_k: int | None, width: int) -> list[st
     names = [shown_name(name, max(20, room - _LEAST_CLASS)) for name in names]
     name_width = max(len("sample"), *map(len, names))
     lines = [f"{'sample':<{name_width}}{fixed}name"]
-    for number, (name, row, sample) in enumerate(
-        zip(names, predictions.probabilities, predictions.samples, strict=True)
-    ):
+    for number, (name, sample) in enumerate(zip(names, predictions.samples, strict=True)):
         if sample.warning:  # no answer next to it
             lines.append(f"{name:<{name_width}}  {'?':<{label_width}}  WARNING: {sample.warning.partition(':')[0]}")
             continue
-        first = int(predictions.answers[number])
+        row, first = predictions.probabilities[number], int(predictions.answers[number])
         ranks = [index for index in np.argsort(-row, kind="stable") if index != first]
         label, share = labels[first], row[first]
         others = ", ".join(f"{labels[index]} {row[index]:.1%}" for index in ranks[: (top_k or 1) - 1])
@@ -170,7 +153,7 @@ def _several(predictions: Predictions, top_k: int | None, width: int) -> list[st
         if predictions.sets is not None:
             text = predictions.sentence(number)
         bar = f"{_bar(share, _COMPACT_BAR):<{_COMPACT_BAR}}"
-        total = f"  {predictions.malignant_total(row):>9.1%}" if malignant else ""
+        total = f"  {malignant_total(row, labels, malignant):>9.1%}" if malignant else ""
         lines.append(f"{name:<{name_width}}  {label:<{label_width}} {share:>6.1%}  {bar}{total}  {text}")
     return lines + (["", f"malignant: total of {' + '.join(malignant)}"] if malignant else [])
 
@@ -185,12 +168,10 @@ def _bar(share: float, width: int) -> str:
 
 
 def format_json(predictions: Predictions, top_k: int | None = None) -> str:
-    """Formats as a JSON list of `{"image", "label", "probabilities", "malignant_total", "calibration", "warning"}`.
+    """Formats as a JSON list, an object per sample, in ASCII, which every terminal can print.
 
     `image` is null where metadata came from flags; `probabilities` has the `top_k` most probable classes, by default
-    all; a model without malignant labels has no `malignant_total`; `calibration` is a `Calibration`; `warning` says
-    why the prediction is worth nothing, else it is null. With prediction sets each also has `"prediction_set"` and
-    `"coverage"`. The JSON is in ASCII, which every terminal can print.
+    all; `warning` is null or says why the prediction is worth nothing.
     """
     records, labels = [], predictions.config.label_names
     for number, (sample, row) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
@@ -199,20 +180,19 @@ def format_json(predictions: Predictions, top_k: int | None = None) -> str:
             "label": labels[predictions.answers[number]],
             "probabilities": {labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")[:top_k]},
         }
-        if predictions.config.malignant_labels:
-            record["malignant_total"] = predictions.malignant_total(row)
+        if malignant := predictions.config.malignant_labels:
+            record["malignant_total"] = malignant_total(row, labels, malignant)
         record |= {"calibration": dataclasses.asdict(predictions.calibration), "warning": sample.warning}
         if predictions.sets is not None:
-            record |= {"prediction_set": predictions.named_set(number), "coverage": predictions.coverage}
+            record |= {"prediction_set": predictions.sets[number], "coverage": predictions.coverage}
         records.append(record)
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
 
 
 def format_csv(predictions: Predictions) -> str:
-    """Formats as csv with the columns image, label, one p_LABEL per label, with every digit, and warning.
+    """Formats as csv: image, label, one p_LABEL per label, with every digit, `set` if there are any, and warning.
 
-    With prediction sets there is a column `set`, see `Predictions.set_text`. File names and labels may come from
-    untrusted sources: one that a spreadsheet would run as a formula gets an apostrophe (`files.escape_cell`).
+    Names and labels may come from untrusted sources: one that is a formula to a spreadsheet gets an apostrophe.
     """
     labels, with_sets = predictions.config.label_names, predictions.sets is not None
     rows = [["image", "label", *(escape_cell(f"p_{label}") for label in labels), *["set"] * with_sets, "warning"]]
@@ -232,11 +212,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_output(text: str, path: str | None) -> None:
-    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding.
-
-    Raises:
-        Ham10000Error: If the file cannot be written.
-    """
+    """Writes text to a file, complete or not at all, or without a path to the terminal, whatever its encoding."""
     if path:
         atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
@@ -261,35 +237,29 @@ def check_submission_labels(label_names: Sequence[str]) -> None:
 def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label_names: Sequence[str] = LABELS) -> str:
     """Formats as csv with the columns image, MEL, NV, BCC, AKIEC, BKL, DF and VASC, with every digit.
 
-    Args:
-        image_ids: (N,) such as ISIC_0034524: no folder, no suffix.
-        probabilities: (N, 7), columns in the order of `label_names`.
-        label_names: The seven labels in the order of their ids.
-
-    Raises:
-        Ham10000Error: For an id that is empty, duplicated or a formula, and for other labels than the seven.
+    Ids are such as ISIC_0034524, without folder and suffix; a `Ham10000Error` says that one is empty, duplicated or a
+    formula, or that the labels, in the order of the (N, 7) probabilities, are not the seven.
     """
     check_submission_labels(label_names)
     check_submission_ids(image_ids)
-    seen: set[str] = set()
-    for number, image_id in enumerate(image_ids):
-        if not image_id or image_id in seen:
-            problem = "is duplicated" if image_id else "is empty"
-            raise Ham10000Error(
-                f"An ISIC submission has one row an image, but the id {image_id!r} (row {number + 1}) {problem}; "
-                "give each image its own name."
-            )
-        seen.add(image_id)
     order = [list(label_names).index(label) for label in ISIC_COLUMNS.values()]
     shares = zip(image_ids, probabilities[:, order].tolist(), strict=True)
     return _csv([["image", *ISIC_COLUMNS], *([image_id, *row] for image_id, row in shares)])
 
 
 def check_submission_ids(image_ids: Sequence[str]) -> None:
-    """Raises a Ham10000Error for ids that are formulas to a spreadsheet: ISIC compares ids, so none can be escaped."""
-    for image_id in image_ids:
+    """Raises a Ham10000Error for an id that is empty, twice there or a formula, which ISIC would not know escaped."""
+    seen: set[str] = set()
+    for number, image_id in enumerate(image_ids, start=1):
+        if not image_id or image_id in seen:
+            problem = "is duplicated" if image_id else "is empty"
+            raise Ham10000Error(
+                f"An ISIC submission has one row an image, but the id {image_id!r} (row {number}) {problem}; "
+                "give each image its own name."
+            )
         if escape_cell(image_id) != image_id:
             raise Ham10000Error(
                 f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
                 "ids have the form ISIC_0024306; give the image another name."
             )
+        seen.add(image_id)

@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,24 +34,18 @@ from ham10000.training.utils.files import JsonObject, read_json
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
+Decode = Callable[[Any], Image.Image]  # turns an item into an image, in one of several threads
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration of a checkpoint's probabilities, as far as it was measured.
+    """The calibration of a checkpoint's probabilities, as far as it was measured."""
 
-    Attributes:
-        temperature: The logits are divided by it; 1 where none was fitted.
-        ece: Expected calibration error in [0, 1] that its evaluation measured at this temperature; None without one.
-        part: The part of the data it was measured on, such as `test`, or `cross-validation`.
-        of_another_run: Whether the temperature was fitted on another run, because this one left no images for it.
-    """
-
-    temperature: float = 1.0
-    ece: float | None = None
-    part: str | None = None
-    of_another_run: bool = False
+    temperature: float = 1.0  # the logits are divided by it; 1 where none was fitted
+    ece: float | None = None  # expected calibration error in [0, 1] that its evaluation measured at this temperature
+    part: str | None = None  # of the data it was measured on, such as `test`, or `cross-validation`
+    of_another_run: bool = False  # the temperature's: this run left no images to fit one on
 
     def __str__(self) -> str:
         scaled = "not temperature-scaled"
@@ -101,11 +95,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def shipped_checkpoint(modality: str = "fusion") -> Path:
-    """Returns the folder of a checkpoint that comes with the source tree.
-
-    Raises:
-        Ham10000Error: If this installation has none.
-    """
+    """Returns the folder of a checkpoint that comes with the source tree; an error says that there is none."""
     folder = SHIPPED_CHECKPOINTS / f"ham10000-{modality}"
     if not (folder / "config.json").is_file():
         raise Ham10000Error(
@@ -127,10 +117,6 @@ def load_checkpoint(
 
     Raises:
         Ham10000Error: If there is no such checkpoint, it is incomplete or damaged, or of another kind of model.
-
-    Example:
-        >>> model, processor = load_checkpoint("runs/fusion")
-        >>> predict(model, processor, ["lesion.jpg"], [{"age": 60, "sex": "male"}])
     """
     folder, name = Path(checkpoint).expanduser(), str(checkpoint)
     is_folder = folder.is_dir()
@@ -146,19 +132,17 @@ def load_checkpoint(
     elif not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
     source = str(folder) if is_folder else name
-    branch = revision or "main"
+    where: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
     try:
-        settings, _ = Ham10000Config.get_config_dict(source, revision=branch, local_files_only=is_folder)
+        settings, _ = Ham10000Config.get_config_dict(source, **where)
         model_type = settings.get("model_type")
         if model_type != Ham10000Config.model_type:
             raise Ham10000Error(
                 f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
                 "give a checkpoint of this package."
             )
-        model = Ham10000ForImageClassification.from_pretrained(
-            source, dtype=torch.float32, revision=branch, local_files_only=is_folder
-        )
-        processor = Ham10000Processor.from_pretrained(source, revision=branch, local_files_only=is_folder)
+        model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **where)
+        processor = Ham10000Processor.from_pretrained(source, **where)
     except (Ham10000Error, StrictDataclassError):
         raise
     except SafetensorError as error:
@@ -243,7 +227,7 @@ def predict(
     *,
     unknown_values: str = "error",
     progress: bool = False,
-    decode: Callable[[Any], Image.Image] = load_image,
+    decode: Decode = load_image,
 ) -> np.ndarray:
     """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
 
@@ -294,7 +278,7 @@ def _batches(
     parts: Sequence[slice],
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    decode: Callable[[Any], Image.Image],
+    decode: Decode,
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
@@ -303,20 +287,18 @@ def _batches(
     """
     image_processor = processor.image_processor
 
-    def read(item: object) -> np.ndarray:
-        return image_processor.resize(decode(item))
-
-    def collect(futures: list[Future[np.ndarray]]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))  # (B, H, W, 3) uint8
+    def collect(arrays: Iterator[np.ndarray]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack(list(arrays)))  # (B, H, W, 3) uint8
         return image_processor.normalize_pixels(stacked.to(model.device).permute(0, 3, 1, 2)).contiguous()
 
     lookahead = 0 if model.device.type == "cpu" else 1
-    waiting: deque[list[Future[np.ndarray]]] = deque()
+    waiting: deque[Iterator[np.ndarray]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for part in parts:
-                waiting.append([pool.submit(read, image) for image in images[part]])
+                # `map` submits all of them at once.
+                waiting.append(pool.map(lambda item: image_processor.resize(decode(item)), images[part]))
                 if len(waiting) > lookahead:
                     yield collect(waiting.popleft())
             yield from map(collect, waiting)
@@ -324,20 +306,10 @@ def _batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Loader(Protocol):
-    """The part of `EvalLoader` that prediction reads; its own module imports datasets and pandas."""
-
-    device: torch.device
-
-    @property
-    def samples(self) -> Sized: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 @torch.inference_mode()
 def predict_logits(
     model: Ham10000ForImageClassification,
-    loader: _Loader,
+    loader: Any,
     *,
     accelerator: Any = None,  # an Accelerator, which nobody needs to predict
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
@@ -348,7 +320,7 @@ def predict_logits(
 
     Args:
         model: The model, in evaluation mode.
-        loader: An `EvalLoader`.
+        loader: An `EvalLoader`, whose module imports datasets and pandas.
         accelerator: Gathers over processes; None is one process.
         autocast: Makes the context the model runs in; by default its own precision.
         views: Test-time augmentation: 1 none, 2 with the horizontal mirror image, 4 all flips. The probabilities of
@@ -379,8 +351,6 @@ def predict_logits(
     if accelerator is None or accelerator.num_processes == 1:
         return logits.cpu().numpy()
     # Ranks have rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
-    rows, world_size = len(loader.samples), accelerator.num_processes
-    padded = torch.zeros(-(-rows // world_size), logits.shape[1], device=logits.device)
-    padded[: len(logits)] = logits
-    gathered = accelerator.gather(padded).view(world_size, *padded.shape)
-    return gathered.transpose(0, 1).reshape(-1, padded.shape[1])[:rows].cpu().numpy()
+    padded = accelerator.pad_across_processes(logits)
+    gathered = accelerator.gather(padded).view(accelerator.num_processes, *padded.shape)
+    return gathered.transpose(0, 1).flatten(0, 1)[: len(loader.samples)].cpu().numpy()
