@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 from ham10000.modeling import Ham10000Config, Ham10000Error
-from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, metric_interval
+from ham10000.training.evaluation.bootstrap import bootstrap_distribution, cluster_weights, percentile_interval
 from ham10000.training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_vector_scaling
 from ham10000.training.evaluation.decision import (
     COVERAGES,
@@ -97,8 +97,8 @@ def test_the_interval_of_the_ece_is_moved_by_its_bias() -> None:
     estimates, values = bootstrap_distribution(labels, probabilities, cluster_weights(np.arange(300), 1000), ["ece"])
     estimate = estimates["ece"]
     assert values["ece"].mean() > estimate + 0.01
-    found = metric_interval("ece", estimate, values["ece"])
-    assert metric_interval("ece", 0.1, values["ece"] + 1)["high"] >= 0.1
+    found = percentile_interval(estimate, values["ece"], metric="ece")
+    assert percentile_interval(0.1, values["ece"] + 1, metric="ece")["high"] >= 0.1
     assert 0 <= found["low"] <= estimate <= found["high"]
 
     def ece(rows: np.ndarray) -> float:
@@ -106,7 +106,7 @@ def test_the_interval_of_the_ece_is_moved_by_its_bias() -> None:
 
     options = {"n_resamples": 200, "vectorized": False, "method": "percentile", "random_state": 0}
     bias = bootstrap((np.arange(300),), ece, **options).bootstrap_distribution.mean() - estimate
-    plain = metric_interval("nll", estimate, values["ece"])  # as of a metric without a bias
+    plain = percentile_interval(estimate, values["ece"])  # as of a metric without a bias
     assert found["high"] == pytest.approx(plain["high"] - bias, abs=0.004)
 
 
