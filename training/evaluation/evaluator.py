@@ -34,11 +34,7 @@ from ham10000.training.utils.hardware import environment
 def rows_to_score(
     dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
 ) -> tuple[datasets.Dataset, Split | None]:
-    """The rows of a part by the checkpoint's own split, and the split (None for `all`).
-
-    Raises:
-        Ham10000Error: If there is no split, or it belongs to other data.
-    """
+    """The rows of a part by the checkpoint's own split, and the split (None for `all`)."""
     if part == "all":
         return dataset, None
     path = Path(split_file) if split_file else checkpoint / RunFile.SPLIT
@@ -57,14 +53,6 @@ def parts_trained_on(checkpoint: Path) -> tuple[str, ...]:
     if training is not None and training["config"].get("train_on_all"):
         return SPLITS
     return SPLITS[: 1 + trained_on_validation(training)]
-
-
-def _about(split: Split | None, checkpoint: Path) -> JsonObject:
-    """What an evaluation records of the split; its leak is that of all parts the checkpoint was trained on."""
-    if split is None:
-        return {}
-    summary = split.summary() | {"leakage": split.leakage(parts_trained_on(checkpoint))}
-    return {key: value for key, value in summary.items() if key != "dropped"}
 
 
 def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
@@ -140,11 +128,15 @@ def evaluate_checkpoint(  # each is an option of the command line
     results, table = score_predictions(
         frame, labels, probabilities, groups, config, positive=positive, n_resamples=n_resamples, seed=seed
     )
-    context = {
+    of_split = {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
+    if split is not None:
+        # The leak is that of all parts the checkpoint was trained on.
+        of_split |= split.summary() | {"leakage": split.leakage(parts_trained_on(checkpoint))}
+        of_split.pop("dropped", None)
+    results |= {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
-        "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
-        | _about(split, checkpoint),
+        "split": of_split,
         "views": views,
         "precision": precision,
         "temperature": float(config.temperature),
@@ -154,8 +146,8 @@ def evaluate_checkpoint(  # each is an option of the command line
         "environment": environment(),
     }
     output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
-    write_evaluation(output_dir, results, table, context)
-    return output_dir, {**results, **context}
+    write_evaluation(output_dir, results, table)
+    return output_dir, results
 
 
 def score_predictions(
@@ -171,7 +163,7 @@ def score_predictions(
 ) -> tuple[JsonObject, pd.DataFrame]:
     """The results of an evaluation, subgroups and decision rules included, and the table of its predictions.
 
-    Args are those of `evaluate_predictions` and `subgroup_results`; the frame has the metadata with the ids.
+    The frame has the metadata with the ids.
     """
     table = predictions_table(
         image_ids=frame["image_id"].tolist(),
