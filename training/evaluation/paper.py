@@ -18,7 +18,7 @@ from ham10000.training.evaluation.plots import legend_below, panels, plot_result
 from ham10000.training.evaluation.report import interval_metrics, metric_title, predicted_labels, read_predictions
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
-from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
 from ham10000.training.utils.files import JsonObject, atomic_write_text, write_table
 
 SPECIFICITIES = (0.9, 0.95)
@@ -84,22 +84,21 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
     """
     rows = []
     for target in all_targets:
-        found, values = true_positive_rate(target), resampled(true_positive_rate, target, weights)
+        values = resampled(true_positive_rate, target, weights)
         false, true, thresholds = roc_curve(target.positive, target.scores, drop_intermediate=False)
         share = target.positive.mean()
         for specificity in SPECIFICITIES:
             place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
-            column = round((1 - specificity) * 100)
-            sensitivity = percentile_interval(float(found[column]), values[:, column])
+            found = percentile_interval(float(true[place]), values[:, round((1 - specificity) * 100)])
             hits, alarms = 1000 * share * true[place], 1000 * (1 - share) * false[place]
             rows.append(
                 {
                     "target": target.name,
                     "least specificity": specificity,
                     "threshold": float(thresholds[place]),
-                    "sensitivity": sensitivity["estimate"],
-                    "low": sensitivity["low"],
-                    "high": sensitivity["high"],
+                    "sensitivity": found["estimate"],
+                    "low": found["low"],
+                    "high": found["high"],
                     "found per 1,000": hits,
                     "missed per 1,000": 1000 * share - hits,
                     "false alarms per 1,000": alarms,
@@ -150,8 +149,7 @@ def _draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figu
 def _draw_decision_curve(target: Target) -> Figure:
     """The net benefit of the model against flagging all and flagging none."""
     table = net_benefit(target)
-    figure = new_figure(8, 4)
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, 3.1)
     for name, colour in (("model", OKABE_ITO["vermilion"]), ("all", OKABE_ITO["sky"]), ("none", GREY)):
         label = name if name == "model" else f"flag {name}"
         axes.plot(table["threshold"], table[name], color=colour, linewidth=1.8, label=label)
@@ -212,18 +210,10 @@ def write_paper(
     *,
     n_resamples: int = N_RESAMPLES,
 ) -> None:
-    """Writes what a paper needs of one model's evaluation.
+    """Writes what a paper needs of one model: tables, figures and `checklist.md`, into a folder that it makes.
 
-    Args:
-        directory: Receives `*.csv`, `*.tex`, `*.pdf`, `*.svg` and `checklist.md`; made where it does not exist.
-        results: Content of `eval_results.json`.
-        predictions: The `predictions.csv` next to it.
-        malignant: Labels that count as malignant.
-        training: Content of `train_config.json`, for the checklist.
-        n_resamples: Resamples of lesions for bands and operating points.
-
-    Raises:
-        Ham10000Error: If the folder cannot be written.
+    Takes the content of `eval_results.json`, the path of the `predictions.csv` next to it, the labels that count as
+    malignant, the content of `train_config.json`, and the number of resamples for bands and operating points.
     """
     directory = Path(directory)
     scored_images, labels, probabilities = read_predictions(predictions)
@@ -245,12 +235,8 @@ def write_paper(
 def checklist(results: JsonObject, training: JsonObject | None) -> str:
     """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
 
-    Args:
-        results: Content of `eval_results.json`.
-        training: Content of `train_config.json`; None for a model that this package has not trained.
-
-    Returns:
-        Markdown; an item that only the authors can answer says so.
+    Markdown; an item that only the authors can answer says so. `training` is None for a model not trained by this
+    package.
     """
     template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
     portable = None if training is None else portable_training(training)
