@@ -45,8 +45,6 @@ def test_groups_cover_every_row_once() -> None:
     assert set(assign_groups(sites)["site"]) == set(FIELDS["site"])  # every site of HAM10000 is in a group
     with pytest.raises(Ham10000Error, match="'elbow'"):
         assign_groups(sites.replace("back", "elbow"))
-    with pytest.raises(Ham10000Error, match=r"need the column\(s\) \['sex'\]"):
-        assign_groups(sites.drop(columns="sex"))
 
 
 def test_subgroups_equal_scikit_learn_on_their_rows() -> None:

@@ -105,8 +105,7 @@ class WeightedMetrics:
     class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which weights of 1 repeat.
 
     Takes class ids (N,), probabilities (N, K) or, where no statistic needs them, predicted class ids (N,), the
-    clusters of the same images, some of `statistics_of(label_names)`, and the K labels in the order of their ids. A
-    `Ham10000Error` says which of them is wrong or missing.
+    clusters of the same images, and some of `statistics_of(label_names)`.
     """
 
     def __init__(
@@ -237,18 +236,9 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
     Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names and the seed, not on the order of the rows.
-
-    Args:
-        clusters: Cluster of each image (N,), such as its lesion group.
-        n_resamples: Number of resamples.
-        seed: Seed of the generator.
-
-    Returns:
-        The weights, to be handed to any number of bootstraps over the same rows.
-
-    Raises:
-        Ham10000Error: For a missing cluster, fewer than two clusters, or fewer than one resample.
+    The draws depend on the set of cluster names and the seed, not on the order of the rows, and serve any number of
+    bootstraps over the same rows. Takes the cluster of each image (N,), such as its lesion group; a missing one, or
+    fewer than two, is a `Ham10000Error`.
     """
     names = np.asarray(clusters)
     if names.ndim != 1 or pd.isna(names).any():
@@ -275,14 +265,9 @@ def percentile_interval(estimate: float, values: np.ndarray, *, metric: str = ""
     (chapter 10). The moved interval always contains the estimate. Like the estimate it still has the bias of one
     sample's size, so it is read next to `ece_floor`.
 
-    Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out and counted.
-        metric: Name of the metric; only `"ece"` makes a difference.
-        lowest: The least value an ECE can have; minus infinity for a difference of two.
-
-    Returns:
-        The interval; without bounds where the estimate or every resample is undefined.
+    Takes the figure on the full sample and in each resample (R,), of which NaN entries are left out and counted, and
+    the least value an ECE can have: minus infinity for a difference of two. Without bounds where the estimate or every
+    resample is undefined.
     """
     if math.isnan(estimate):
         return {"estimate": None, "low": None, "high": None, "n_defined": 0}
@@ -306,20 +291,11 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    For a paired comparison call it once for each model with the same weights, and subtract.
-
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
-        weights: Those of the lesions of the same images.
-        statistics: Names in `statistics_of(label_names)`.
-        label_names: The K labels in the order of their ids.
+    Takes what `WeightedMetrics` takes, with weights of the same rows. For a paired comparison call it once for each
+    model with the same weights, and subtract.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
-
-    Raises:
-        Ham10000Error: For unknown names, bad labels or probabilities, or probabilities that are missing.
     """
     metrics = WeightedMetrics(np.asarray(labels), np.asarray(predictions), weights, statistics, label_names)
     full = metrics(np.ones((1, weights.n_clusters)))
@@ -382,9 +358,13 @@ class Sample:
         """The mean over the seeds."""
         return float(self.per_seed.mean())
 
+    def interval(self) -> Interval:
+        """The interval of the mean over the seeds."""
+        return percentile_interval(self.estimate, self.values, metric=self.name, lowest=self.lowest)
+
     def summary(self) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = percentile_interval(self.estimate, self.values, metric=self.name, lowest=self.lowest)
+        interval = self.interval()
         several = len(self.per_seed) > 1 and interval["estimate"] is not None
         return {
             "estimate": interval["estimate"],
@@ -398,9 +378,7 @@ class Sample:
 def mean_sample(samples: Sequence[Sample]) -> Sample:
     """The mean of several samples, over those that are defined in a resample."""
     values = np.stack([sample.values for sample in samples])
-    with np.errstate(invalid="ignore"):
-        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
-    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
+    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), _nan_mean(values.T))
 
 
 class Bootstrap:

@@ -29,9 +29,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right,
             predictions no better than chance, or every row uniform.
     """
-    given = np.asarray(probabilities)
-    smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
-    logits = np.log(np.maximum(validate_probabilities(given, len(labels)), float(smallest)))
+    logits = np.log(np.maximum(validate_probabilities(probabilities, len(labels)), np.finfo(np.float32).tiny))
     if np.ptp(logits, axis=1).max() == 0:
         raise Ham10000Error("Every row of the probabilities is uniform, so a temperature changes nothing.")
     return _fit(logits, validate_labels(labels, logits.shape[1]), (0.0, 0.0))[0]

@@ -13,6 +13,7 @@ from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000
 from ham10000.training.evaluation.bootstrap import (
     CONFIDENCE,
     ClusterWeights,
+    Sample,
     bootstrap_distribution,
     cluster_weights,
     percentile_interval,
@@ -42,18 +43,14 @@ FIELDS = {
     # Not of the patient but of the archive: which lesions were worth a second photograph.
     "photographs": ("1", "2", "3 or more"),
 }
-_MALIGNANT_IDS = tuple(LABELS.index(label) for label in MALIGNANT)
 
 
 def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
     """The age band, sex, site group and, where it is known, the number of photographs of each row, as in `FIELDS`.
 
     Reads the columns age (years, NaN where missing), sex and localization (`"unknown"` where missing), and photographs
-    (how many of the row's lesion the whole dataset contains) where there is one. A missing column, or a sex or site
-    that is in no group, is a `Ham10000Error`.
+    (how many of the row's lesion the whole dataset contains) where there is one.
     """
-    if missing := sorted({"age", "sex", "localization"} - set(metadata.columns)):
-        raise Ham10000Error(f"Subgroups need the column(s) {missing}; got {list(metadata.columns)}.")
     ages = metadata["age"].to_numpy(dtype=np.float64)
     bands = pd.cut(ages, [*_AGE_BANDS.values(), np.inf], right=False, labels=[*_AGE_BANDS])
     sites = metadata["localization"].replace(_SITE_TO_GROUP).to_numpy()
@@ -74,7 +71,7 @@ def subgroup_results(
     probabilities: np.ndarray,
     lesion_groups: ArrayLike,
     *,
-    malignant_ids: Sequence[int] = _MALIGNANT_IDS,
+    malignant_ids: Sequence[int] = tuple(map(LABELS.index, MALIGNANT)),
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> JsonObject:
@@ -114,7 +111,7 @@ def subgroup_results(
                     "n_malignant_lesions": n_malignant_lesions,
                     "too_few": n_malignant_lesions < MIN_MALIGNANT_LESIONS,
                 }
-            fields[field].append(row | {key: percentile_interval(*value) for key, value in values.items()})
+            fields[field].append(row | {key: value.interval() for key, value in values.items()})
             if not row.get("too_few", True) and name != UNKNOWN:
                 sensitivities[name] = values["malignant_sensitivity"]
         if len(malignant_ids):
@@ -122,20 +119,18 @@ def subgroup_results(
     return {"min_malignant_lesions": MIN_MALIGNANT_LESIONS, "fields": fields, "largest_gaps": gaps}
 
 
-def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, np.ndarray]:
-    """A ratio of two counts of images (N,), bool: on the sample, and in each resample (R,); NaN where undefined."""
+def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarray) -> Sample:
+    """A ratio of two counts of images (N,), bool; NaN where undefined."""
     tops, bottoms = weights.sums(np.stack([numerator, denominator])).T
-    with np.errstate(invalid="ignore"):
-        return (float(numerator.sum() / denominator.sum()) if denominator.any() else math.nan), tops / bottoms
+    return Sample(np.array([numerator.sum()]), tops) / Sample(np.array([denominator.sum()]), bottoms)
 
 
-def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]]) -> JsonObject | None:
+def _largest_gap(sensitivities: dict[str, Sample]) -> JsonObject | None:
     if len(sensitivities) < 2:
         return None
-    ordered = sorted(sensitivities, key=lambda name: sensitivities[name][0])
-    (low, low_values), (high, high_values) = sensitivities[ordered[0]], sensitivities[ordered[-1]]
-    difference = percentile_interval(high - low, high_values - low_values)
-    return {"lowest": ordered[0], "highest": ordered[-1], "difference": difference}
+    lowest, *_, highest = sorted(sensitivities, key=lambda name: sensitivities[name].estimate)
+    difference = (sensitivities[highest] - sensitivities[lowest]).interval()
+    return {"lowest": lowest, "highest": highest, "difference": difference}
 
 
 def compare_predictions(

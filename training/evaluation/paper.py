@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
 from ham10000.training.evaluation.plots import legend_below, panels, plot_results, set_title
@@ -123,24 +123,21 @@ def _draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figu
     """ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
     figure, (left, right) = panels(2, 3.6)
     bold = [all_targets[0], *(target for target in all_targets[1:] if target.name == "mel")]
-    for target in (target for target in all_targets if target not in bold):
-        for axes, curve in ((left, true_positive_rate), (right, precision)):
+    for axes, curve, name, score in (
+        (left, true_positive_rate, "AUROC", roc_auc_score),
+        (right, precision, "average precision", average_precision_score),
+    ):
+        for target in (target for target in all_targets if target not in bold):
             axes.plot(_GRID, curve(target), color=GREY, linewidth=0.8, alpha=0.7)
-    for target, colour in zip(bold, _COLOURS, strict=False):
-        area = auc(*roc_curve(target.positive, target.scores)[:2])
-        average = average_precision_score(target.positive, target.scores)
-        for axes, curve, score in (
-            (left, true_positive_rate, f"AUROC {area:.3f}"),
-            (right, precision, f"average precision {average:.3f}"),
-        ):
+        for target, colour in zip(bold, _COLOURS, strict=False):
             low, high = np.quantile(resampled(curve, target, weights), [0.025, 0.975], axis=0)
             axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=f"{plain(target.name)}: {score}")
+            label = f"{plain(target.name)}: {name} {score(target.positive, target.scores):.3f}"
+            axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
     left.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
     style_axes(left, xlabel="1 - specificity", ylabel="sensitivity")
     style_axes(right, xlabel="recall", ylabel="precision")
-    for axes in (left, right):
-        axes.set(xlim=(0, 1), ylim=(0, 1.01))
     legend_below(figure, [line for axes in (left, right) for line in axes.get_legend_handles_labels()[0]])
     set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
     return figure
@@ -188,7 +185,7 @@ def write_curves(
 def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
     """The headline metrics and those of each class, with their intervals, of an `eval_results.json`."""
     metrics, intervals = results["metrics"], results["intervals"]
-    rows = [
+    headline = [
         {"metric": metric_title(name), **{key: intervals[name][key] for key in ("estimate", "low", "high")}}
         for name in interval_metrics(results)
     ]
@@ -198,7 +195,7 @@ def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
         ends = {f"{name} {end}": found[name][end] for name in ("recall", "f1") for end in ("low", "high")}
         scores = {name: row[name] for name in ("recall", "precision", "f1", "auroc")}
         per_class.append({"class": label, "images": row["support"], **scores, **ends})
-    return {"results": pd.DataFrame(rows), "per_class": pd.DataFrame(per_class)}
+    return {"results": pd.DataFrame(headline), "per_class": pd.DataFrame(per_class)}
 
 
 def write_paper(

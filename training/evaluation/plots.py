@@ -208,8 +208,8 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
     epochs, macro_f1 = table["epoch"], table["validation_macro_f1"]
     figure, has_scores = new_figure(8, 6), bool(macro_f1.notna().any())
     # A run that trained on validation has no scores: no empty panel for them.
-    top = ["loss", "score" if has_scores else "loss"]
-    panels = figure.subplot_mosaic([top, ["rate", "rate"]], height_ratios=[3, 1])
+    top = ("loss", "score" if has_scores else "loss")
+    panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
     for name, (panel, label, colour, marker) in series.items():
         if panel in panels and table[name].notna().any():
             (line,) = panels[panel].plot(epochs, table[name], f"{marker}-", label=label, markersize=4.5)
@@ -309,7 +309,7 @@ def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
         "malignant_sensitivity": ("sensitivity: malignant images called malignant", "vermilion", "o"),
         "malignant_specificity": ("specificity: benign images called benign", "blue", "s"),
     }
-    hidden = {"malignant_sensitivity": {}}
+    hidden: JsonObject = {"malignant_sensitivity": {}}
     rows = [(subgroup_name(field, row), row | hidden if row["too_few"] else row) for field, row in groups]
     positions = spaced_rows([field for field, _ in groups], 0.6)
     text = {"xlabel": "Share of images, with 95 % interval", "ylabel": "Group (malignant images / images)"}

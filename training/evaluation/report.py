@@ -100,33 +100,23 @@ def evaluate_predictions(
 
 
 def predictions_table(
-    *,
-    image_ids: Sequence[str],
-    lesion_ids: Sequence[str],
-    lesion_groups: Sequence[str] | np.ndarray,
+    frame: pd.DataFrame,
     labels: np.ndarray,
     probabilities: np.ndarray,
+    lesion_groups: Sequence[str] | np.ndarray,
     label_names: Sequence[str] = LABELS,
-    metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The predictions as the table of `predictions.csv`, one p_LABEL per label, metadata where they are given.
+    """The table of `predictions.csv`: ids and what there is of the metadata from the frame, one p_LABEL per label.
 
     Known duplicates are merged in the lesion groups, which the intervals rest on.
     """
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     names, predicted = np.array(label_names), probabilities.argmax(axis=1)
-    table = pd.DataFrame(
-        {
-            "image_id": list(image_ids),
-            "lesion_id": list(lesion_ids),
-            "lesion_group": list(lesion_groups),
-            **({} if metadata is None else {name: metadata[name].to_list() for name in METADATA_FIELDS}),
-            "dx": names[labels],
-            "predicted": names[predicted],
-            "correct": predicted == labels,
-        }
-    )
+    columns = [name for name in ("image_id", "lesion_id", *METADATA_FIELDS) if name in frame]
+    table = frame[columns].reset_index(drop=True)
+    table.insert(2, "lesion_group", list(lesion_groups))
+    table = table.assign(dx=names[labels], predicted=names[predicted], correct=predicted == labels)
     return table.join(pd.DataFrame(probabilities, columns=[f"{_PROBABILITY}{label}" for label in label_names]))
 
 
