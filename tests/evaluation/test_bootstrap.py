@@ -88,24 +88,21 @@ def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:
         assert ours[name] == pytest.approx(shuffled[name], abs=1e-12)
 
 
-def test_undefined_figures_have_no_interval() -> None:
+def test_an_interval_ends_at_two_percentiles_and_is_none_where_the_figure_is_undefined() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=1001)  # one side is longer
+    found = percentile_interval(2.0, np.append(values, [np.nan] * 3))
+    # Of 1,001 values in order, 25 lie below the first and above the second.
+    ends = np.sort(values)[[25, -26]]
+    assert found == pytest.approx({"estimate": 2.0, "low": ends[0], "high": ends[1], "n_defined": 1001})
+    assert percentile_interval(0.5, np.full(10, np.nan))["low"] is None
     labels, probabilities, clusters = make_data(100, 60)
     kept = (labels != 4) & ((labels != 6) | (np.cumsum(labels == 6) <= 2))
     names = ["recall:mel", "auroc_macro", "recall:vasc"]
     result = cluster_bootstrap(labels[kept], probabilities[kept], clusters[kept], names, 200)
-    assert result["recall:mel"] == {"estimate": None, "low": None, "high": None, "n_defined": 0}
-    assert result["auroc_macro"]["estimate"] is None
+    nothing = {"estimate": None, "low": None, "high": None, "n_defined": 0}
+    assert result["recall:mel"] == result["auroc_macro"] == nothing
     # A rare class is missing from some resamples, and the interval says on how many it rests.
     assert 100 < result["recall:vasc"]["n_defined"] < 200
-    assert percentile_interval(0.5, np.full(10, np.nan))["low"] is None
-
-
-def test_a_percentile_interval_ends_at_the_2_5_and_97_5_percentiles() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=1001)  # one side is longer
-    found = percentile_interval(2.0, np.append(values, [np.nan] * 3))
-    # Of 1,001 values in order, 25 lie below the first and above the second.
-    assert (found["low"], found["high"]) == pytest.approx((np.sort(values)[25], np.sort(values)[-26]))
-    assert (found["estimate"], found["n_defined"]) == (2.0, 1001)
 
 
 def test_an_interval_over_single_images_is_scipys() -> None:
@@ -164,15 +161,14 @@ def test_seeds_are_drawn_with_replacement() -> None:
     assert stats.chisquare(counts, [1000, 2000, 1000]).pvalue > 0.001
 
 
-def test_one_seed_or_equal_ones_are_the_lesion_bootstrap() -> None:
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_one_seed_or_equal_ones_are_the_lesion_bootstrap(seeds: int) -> None:
     labels, probabilities = predictions(200)
     lesions, names = np.arange(200) // 2, ["macro_f1", "ece"]
     expected = cluster_bootstrap(labels, probabilities, lesions, names, 100, seed=4)
-    for seeds in (1, 4):
-        found = Bootstrap(labels, lesions, seeds, 100, seed=4).scores(np.stack([probabilities] * seeds), names)
-        for name, sample in found.items():
-            for key in ("estimate", "low", "high"):
-                assert sample.summary()[key] == pytest.approx(expected[name][key]), (seeds, name, key)
+    found = Bootstrap(labels, lesions, seeds, 100, seed=4).scores(np.stack([probabilities] * seeds), names)
+    for name, sample in found.items():
+        assert sample.interval() == pytest.approx(expected[name])
 
 
 @pytest.mark.parametrize(
