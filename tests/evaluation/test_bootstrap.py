@@ -63,19 +63,6 @@ def test_every_statistic_equals_brute_force(absent: int | None) -> None:
         assert found == pytest.approx(reference(labels, probabilities, rows), abs=1e-12, nan_ok=True), draw
 
 
-def test_interval_has_the_known_clustered_standard_error() -> None:
-    # Images that are all right or all wrong within a lesion: intra-cluster correlation 1.
-    hits = np.repeat(np.random.default_rng(0).random(300) < 0.8, 4)
-    labels, predicted = np.zeros(1200, dtype=int), np.where(hits, 0, 1)
-    of_lesions, of_images = (
-        bootstrap_distribution(labels, predicted, cluster_weights(clusters, 2000), ["accuracy"])[1]["accuracy"].std()
-        for clusters in (np.repeat(np.arange(300), 4), np.arange(1200))
-    )
-    assert of_lesions == pytest.approx(math.sqrt(hits.mean() * (1 - hits.mean()) / 300), rel=0.05)
-    # Images taken as independent would claim half of it: the reason for resampling lesions.
-    assert of_lesions / of_images == pytest.approx(2, rel=0.08)
-
-
 def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:
     data = make_data(200, 90)
     weights = cluster_weights(data[2], 100, seed=7)
@@ -149,16 +136,6 @@ def test_every_resample_of_seeds_and_lesions_equals_brute_force() -> None:
     per_seed = [accuracy_score(labels, of_seed.argmax(axis=1)) for of_seed in probabilities]
     assert summary["per_seed"] == pytest.approx(per_seed)
     assert (summary["estimate"], summary["sd"]) == pytest.approx((np.mean(per_seed), np.std(per_seed, ddof=1)))
-
-
-def test_seeds_are_drawn_with_replacement() -> None:
-    """Of two seeds, one always right and one always wrong, the resampled mean is 0, 1/2 or 1, as 1 : 2 : 1."""
-    labels = np.arange(70) % 7
-    bootstrap = Bootstrap(labels, np.arange(70), n_seeds=2, n_resamples=4000)
-    values = bootstrap.scores(np.stack([labels, (labels + 1) % 7]), ["accuracy"])["accuracy"].values
-    found, counts = np.unique(values, return_counts=True)
-    assert found.tolist() == [0, 0.5, 1]
-    assert stats.chisquare(counts, [1000, 2000, 1000]).pvalue > 0.001
 
 
 @pytest.mark.parametrize("seeds", [1, 4])

@@ -35,10 +35,9 @@ def test_a_known_temperature_is_recovered_and_is_the_minimum_of_a_brute_force_se
     assert log_loss(labels, softmax(logits / temperature), labels=range(7)) <= min(losses)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_zero_probabilities_break_nothing(dtype: type) -> None:
+def test_zero_probabilities_break_nothing() -> None:
     labels, probabilities = calibrated(300)
-    probabilities = softmax(2 * np.log(probabilities)).astype(dtype)
+    probabilities = softmax(2 * np.log(probabilities))
     probabilities[:5] = np.eye(7)[labels[:5]]
     probabilities[5] = np.eye(7)[(labels[5] + 1) % 7]  # the true class at 0
     # One hopeless image among 300 raises the temperature; at -log(0) it would be the only one that counts.
@@ -51,7 +50,6 @@ def test_zero_probabilities_break_nothing(dtype: type) -> None:
         (lambda labels, logits: softmax(logits + 30 * np.eye(7)[labels]), r"accuracy 1\.000.*every one is right"),
         (lambda labels, logits: softmax(-logits), "say nothing"),
         (lambda labels, logits: np.full((200, 7), 1 / 7), "uniform"),
-        (lambda labels, logits: softmax(logits) * 0.5, "does not sum to 1"),
         (lambda labels, logits: softmax(logits[1:]), r"\(199, 7\)"),
     ],
 )

@@ -27,7 +27,6 @@ from ham10000.training.evaluation.report import (
 )
 from ham10000.training.inference.output import ISIC_COLUMNS
 from ham10000.training.utils.files import atomic_path, atomic_write_json, atomic_write_text, read_json
-from ham10000.training.utils.hardware import environment, git_state, peak_rss_mib
 
 LABEL_IDS, PROBABILITIES = predictions(120)
 TABLE = table_of(LABEL_IDS, PROBABILITIES)
@@ -42,8 +41,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return output_dir, results
 
 
-def test_files_are_complete_and_strict(written: tuple[Path, dict]) -> None:
+def test_files_are_complete_and_strict_and_reproduce_every_number(written: tuple[Path, dict]) -> None:
     output_dir, results = written
+    table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
+    np.testing.assert_array_equal(probabilities, PROBABILITIES)
+    np.testing.assert_array_equal(labels, LABEL_IDS)
+    assert evaluate_predictions(table, n_resamples=200, seed=1) == results
+    columns = ["image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"]
+    assert table.columns.tolist() == [*columns, *(f"p_{label}" for label in LABELS)]
+    assert table["correct"].mean() == results["metrics"]["accuracy"]
+    assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
     saved = json.loads((output_dir / "eval_results.json").read_text(), parse_constant=pytest.fail)
     assert saved == {**results, "split": {"name": "test"}, "seed": 42}
     assert set(saved["intervals"]) == {*HEADLINE_METRICS, "per_class"}
@@ -60,18 +67,6 @@ def test_files_are_complete_and_strict(written: tuple[Path, dict]) -> None:
             assert np.asarray(image.convert("L")).std() > 5
     again = plot_confusion_matrix(results["metrics"], output_dir.parent / "again.png")
     assert again.read_bytes() == (output_dir / "figures" / "confusion_matrix.png").read_bytes()
-
-
-def test_predictions_csv_reproduces_every_number(written: tuple[Path, dict]) -> None:
-    output_dir, results = written
-    table, labels, probabilities = read_predictions(output_dir / "predictions.csv")
-    np.testing.assert_array_equal(probabilities, PROBABILITIES)
-    np.testing.assert_array_equal(labels, LABEL_IDS)
-    assert evaluate_predictions(table, n_resamples=200, seed=1) == results
-    columns = ["image_id", "lesion_id", "lesion_group", "dx", "predicted", "correct"]
-    assert table.columns.tolist() == [*columns, *(f"p_{label}" for label in LABELS)]
-    assert table["correct"].mean() == results["metrics"]["accuracy"]
-    assert (table["predicted"] == np.array(LABELS)[probabilities.argmax(axis=1)]).all()
 
 
 def test_results_as_text_also_without_a_class(written: tuple[Path, dict], tmp_path: Path) -> None:
@@ -119,45 +114,26 @@ def test_bad_input_is_named(written: tuple[Path, dict], tmp_path: Path) -> None:
         plot_training_curves([], tmp_path / "curves.png")
 
 
-def test_json_is_read_or_refused_with_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    assert read_json(path, optional=True) is None
-    with pytest.raises(Ham10000Error, match=r"file\.json' does not exist"):
-        read_json(path)
-    for content, message in (
-        (b"{", "cannot be read as JSON: Expecting"),
-        (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
-        (b"[" * 100_000, "cannot be read as JSON: maximum recursion"),
-        (b"[]", "must contain a JSON dict, got list"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(Ham10000Error, match=rf"file\.json' {message}"):
-            read_json(path, optional=True)
-    assert read_json(path, list) == []
-
-
-def test_atomic_files_are_whole_or_absent(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "table.csv"
-    assert atomic_write_text(target, "é\n").read_bytes() == "é\n".encode()
+def test_json_is_read_or_refused_and_atomic_files_are_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.json"
+    assert read_json(target, optional=True) is None
+    assert atomic_write_text(target, '["é"]').read_bytes() == '["é"]'.encode()
     with pytest.raises(RuntimeError, match="in the middle"), atomic_path(target) as temporary:  # noqa: PT012
-        assert temporary.suffix == ".csv"
+        assert temporary.suffix == ".json"
         temporary.write_text("half")
         raise RuntimeError("in the middle")
     with pytest.raises(ValueError, match="JSON compliant"):
         atomic_write_json(target, {"loss": float("inf")})
-    assert target.read_text(encoding="utf-8") == "é\n"
-    assert [path.name for path in target.parent.iterdir()] == ["table.csv"]
-
-
-def test_environment_is_strict_json() -> None:
-    state = environment()
-    assert json.loads(json.dumps(state, allow_nan=False)) == state
-    assert state["versions"]["torch"]
-    assert state["cpu"]["count"] >= 1
-    # An interpreter with torch takes between 0.1 and 20 GiB: the unit is MiB.
-    assert 100 < peak_rss_mib() < 20_000
-    git = git_state()
-    assert git is None or (len(git["commit"]) == 40 and git["dirty"] == bool(git["changed"]))
+    assert read_json(target, list) == ["é"]
+    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
+    for content, message in (
+        (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion"),
+        (b"[]", "must contain a JSON dict, got list"),
+    ):
+        target.write_bytes(content)
+        with pytest.raises(Ham10000Error, match=rf"file\.json' {message}"):
+            read_json(target, optional=True)
 
 
 def test_a_source_is_scored_and_submitted(synthetic_folder: Path, tiny_checkpoints, tmp_path: Path, capsys) -> None:
