@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from predicted import predictions, with_metadata
+from predicted import predictions
 from scipy import stats
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 
@@ -19,7 +19,6 @@ from ham10000.training.evaluation.bootstrap import (
     percentile_interval,
     statistics_of,
 )
-from ham10000.training.evaluation.comparison import assign_groups, subgroup_results
 from ham10000.training.evaluation.metrics import compute_metrics, softmax
 
 STATISTICS = statistics_of(LABELS)
@@ -102,27 +101,16 @@ def test_an_interval_over_single_images_is_scipys() -> None:
     assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.005)
 
 
-def test_a_subgroups_interval_is_that_of_its_images_in_resampled_lesions() -> None:
-    inputs = with_metadata()
-    right = inputs["probabilities"].argmax(axis=1) == inputs["labels"]
-    weights = cluster_weights(inputs["lesion_groups"], 300, seed=3)
-    groups = assign_groups(inputs["metadata"])["site"]
-    for row in subgroup_results(**inputs, n_resamples=300, seed=3)["fields"]["site"]:
-        resampled = []
-        for counts in weights.counts:
-            rows = np.repeat(np.arange(len(right)), counts[weights.index])
-            resampled.append(right[rows[(groups == row["group"]).to_numpy()[rows]]].mean())
-        expected = np.percentile(resampled, [2.5, 97.5])
-        assert (row["accuracy"]["low"], row["accuracy"]["high"]) == pytest.approx(tuple(expected))
-
-
-def test_every_resample_of_seeds_and_lesions_equals_brute_force() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_resample_of_seeds_and_lesions_equals_brute_force(seeds: int) -> None:
     """Rows repeated as often as their lesion is drawn, scored for every drawn seed, averaged."""
     draws = np.random.default_rng(0)
     labels, lesions = draws.integers(0, 7, 80), draws.integers(0, 40, 80)
-    probabilities = softmax(draws.normal(size=(3, 80, 7)) + 1.5 * np.eye(7)[labels])
-    bootstrap = Bootstrap(labels, lesions, n_seeds=3, n_resamples=30, seed=2)
-    found = bootstrap.scores(probabilities, ["accuracy", "macro_f1", "nll"])
+    probabilities = softmax(draws.normal(size=(seeds, 80, 7)) + 1.5 * np.eye(7)[labels])
+    bootstrap = Bootstrap(labels, lesions, n_seeds=seeds, n_resamples=30, seed=2)
+    found = bootstrap.scores(probabilities, ["accuracy", "macro_f1", "nll", "ece"])
+    ece = found.pop("ece")
+    assert ece.interval() == percentile_interval(ece.estimate, ece.values, metric="ece")
     for resample, counts in enumerate(bootstrap.weights.counts):
         rows = np.repeat(np.arange(80), counts[bootstrap.weights.index])
         scores = []
@@ -135,17 +123,8 @@ def test_every_resample_of_seeds_and_lesions_equals_brute_force() -> None:
     summary = found["accuracy"].summary()
     per_seed = [accuracy_score(labels, of_seed.argmax(axis=1)) for of_seed in probabilities]
     assert summary["per_seed"] == pytest.approx(per_seed)
-    assert (summary["estimate"], summary["sd"]) == pytest.approx((np.mean(per_seed), np.std(per_seed, ddof=1)))
-
-
-@pytest.mark.parametrize("seeds", [1, 4])
-def test_one_seed_or_equal_ones_are_the_lesion_bootstrap(seeds: int) -> None:
-    labels, probabilities = predictions(200)
-    lesions, names = np.arange(200) // 2, ["macro_f1", "ece"]
-    expected = cluster_bootstrap(labels, probabilities, lesions, names, 100, seed=4)
-    found = Bootstrap(labels, lesions, seeds, 100, seed=4).scores(np.stack([probabilities] * seeds), names)
-    for name, sample in found.items():
-        assert sample.interval() == pytest.approx(expected[name])
+    spread = np.std(per_seed, ddof=1) if seeds > 1 else None
+    assert (summary["estimate"], summary["sd"]) == pytest.approx((np.mean(per_seed), spread))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, MALIGNANT, Ham10000Error
+from ham10000.training.evaluation.bootstrap import cluster_weights
 from ham10000.training.evaluation.comparison import (
     FIELDS,
     MIN_MALIGNANT_LESIONS,
@@ -46,11 +47,13 @@ def test_groups_cover_every_row_once() -> None:
         assign_groups(sites.replace("back", "elbow"))
 
 
-def test_subgroups_equal_scikit_learn_on_their_rows() -> None:
+def test_subgroups_equal_scikit_learn_and_brute_force_on_their_rows() -> None:
     inputs = with_metadata()
-    results = subgroup_results(**inputs, n_resamples=200)
-    groups, predicted = assign_groups(inputs["metadata"]), inputs["probabilities"].argmax(axis=1)
-    malignant, called = np.isin(inputs["labels"], MALIGNANT_IDS), np.isin(predicted, MALIGNANT_IDS)
+    results = subgroup_results(**inputs, n_resamples=100, seed=3)
+    labels, groups, predicted = inputs["labels"], assign_groups(inputs["metadata"]), inputs["probabilities"].argmax(1)
+    malignant, called = np.isin(labels, MALIGNANT_IDS), np.isin(predicted, MALIGNANT_IDS)
+    weights = cluster_weights(inputs["lesion_groups"], 100, seed=3)
+    draws = [np.repeat(np.arange(N), counts[weights.index]) for counts in weights.counts]
     assert list(results["fields"]) == list(results["largest_gaps"]) == ["age", "sex", "site", "photographs"]
     for field, rows in results["fields"].items():
         assert sum(row["n_images"] for row in rows) == N
@@ -58,13 +61,15 @@ def test_subgroups_equal_scikit_learn_on_their_rows() -> None:
             members = (groups[field] == row["group"]).to_numpy()
             assert row["n_lesions"] == row["n_images"] / 2
             assert row["n_malignant"] == malignant[members].sum()
+            resampled = [(predicted == labels)[drawn[members[drawn]]].mean() for drawn in draws]
+            ends = (row["accuracy"]["low"], row["accuracy"]["high"])
+            assert ends == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
             for name, expected in (
-                ("accuracy", accuracy_score(inputs["labels"][members], predicted[members])),
+                ("accuracy", accuracy_score(labels[members], predicted[members])),
                 ("malignant_sensitivity", recall_score(malignant[members], called[members])),
                 ("malignant_specificity", recall_score(~malignant[members], ~called[members])),
             ):
                 assert row[name]["estimate"] == pytest.approx(expected)
-                assert row[name]["low"] <= expected <= row[name]["high"]
     json.dumps(results, allow_nan=False)
 
 

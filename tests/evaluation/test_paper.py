@@ -77,11 +77,10 @@ def test_ties_do_not_hide_an_operating_point() -> None:
 
 def test_net_benefit_is_the_published_formula() -> None:
     table = net_benefit(MELANOMA)
-    for row in (0, 20, 59):
-        threshold = THRESHOLDS[row]
+    for threshold, found in zip(THRESHOLDS, table["model"], strict=True):
         flagged = MELANOMA.scores >= threshold
         true, false = (flagged & MELANOMA.positive).sum(), (flagged & ~MELANOMA.positive).sum()
-        assert table["model"][row] == pytest.approx(true / N - false / N * threshold / (1 - threshold))
+        assert found == pytest.approx(true / N - false / N * threshold / (1 - threshold))
     everyone = Target("mel", MELANOMA.positive, np.ones(N))
     np.testing.assert_allclose(net_benefit(everyone)["model"], table["all"])
 
@@ -96,17 +95,16 @@ def written(table: pd.DataFrame, malignant: tuple[str, ...], folder: Path) -> di
 
 @pytest.mark.parametrize("malignant", [MALIGNANT, ()])
 def test_the_files_of_a_paper(malignant: tuple[str, ...], tmp_path: Path) -> None:
-    results, names = written(TABLE, malignant, tmp_path), {path.name for path in (tmp_path / "paper").iterdir()}
+    results, paper = written(TABLE, malignant, tmp_path), tmp_path / "paper"
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
-    assert tables | figures | {"decision_curve.csv", "checklist.md"} <= names
-    rows = pd.read_csv(tmp_path / "paper" / "results.csv").set_index("metric")
+    assert tables | figures | {"decision_curve.csv", "checklist.md"} <= {path.name for path in paper.iterdir()}
+    rows = pd.read_csv(paper / "results.csv").set_index("metric")
     assert rows.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]
-    text = (tmp_path / "paper" / "per_class.tex").read_text()
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    assert "recall low" in text
-    assert (tmp_path / "paper" / "curves.pdf").read_bytes().startswith(b"%PDF")
-    text = (tmp_path / "paper" / "checklist.md").read_text()
+    text = (paper / "per_class.tex").read_text()
+    assert all(text.count(part) == 1 for part in (r"\toprule", r"\bottomrule", "recall low"))
+    assert (paper / "curves.pdf").read_bytes().startswith(b"%PDF")
+    text = (paper / "checklist.md").read_text()
     assert "a&#124;b.csv" in text
     assert "not trained by this package" in text
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
