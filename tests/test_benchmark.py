@@ -29,8 +29,7 @@ SIZES = ["--image_size", "64", "--images", "110", "--images_a_turn", "32", "--ba
 
 
 def committed(name: str) -> dict:
-    path = Path(__file__).parents[1] / "examples" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).parents[1].joinpath("examples", "results", f"{name}.json").read_text("utf-8"))
 
 
 def test_turns_are_taken_and_the_first_does_not_count() -> None:

@@ -33,10 +33,6 @@ def test_no_difference_is_found_at_most_at_the_level() -> None:
     assert false["by images"] > highest, false
 
 
-def covers(summary, value: float) -> bool:
-    return summary["low"] <= value <= summary["high"]
-
-
 def test_an_interval_over_seeds_covers_a_recipe_whose_seeds_differ() -> None:
     """A seed's accuracy is 0.75 plus a normal effect; resampled lesions alone know nothing of it."""
     draws, n, covered, by_lesions = np.random.default_rng(6), 60, 0, 0
@@ -46,8 +42,10 @@ def test_an_interval_over_seeds_covers_a_recipe_whose_seeds_differ() -> None:
         difficulty = (draws.normal(size=300) + draws.normal(size=(5, 300))) / np.sqrt(2)
         answers = np.where(difficulty < stats.norm.ppf(accuracies), 0, 1)
         bootstrap = Bootstrap(labels, np.arange(300), 5, 150, seed=repeat)
-        covered += covers(bootstrap.scores(answers, ["accuracy"])["accuracy"].summary(), 0.75)
-        by_lesions += covers(bootstrap.means((answers == 0).mean(axis=0)[None])[0].summary(), 0.75)
+        found = bootstrap.scores(answers, ["accuracy"])["accuracy"].interval()
+        covered += found["low"] <= 0.75 <= found["high"]
+        found = bootstrap.means((answers == 0).mean(axis=0)[None])[0].interval()
+        by_lesions += found["low"] <= 0.75 <= found["high"]
     # Five seeds estimate their own spread too small, and percentiles know no t: 95 % is not promised.
     assert covered >= 0.75 * n
     assert by_lesions <= 0.68 * n

@@ -22,9 +22,7 @@ def predictions(n: int = 600, seed: int = 0, signal: float = 2.0) -> tuple[np.nd
 def table_of(labels: np.ndarray, probabilities: np.ndarray, metadata: pd.DataFrame | None = None) -> pd.DataFrame:
     """Their table, two images per lesion."""
     ids, lesions = ([f"{name}_{k // per:07d}" for k in range(len(labels))] for name, per in (("ISIC", 1), ("HAM", 2)))
-    names = pd.DataFrame({"image_id": ids, "lesion_id": lesions}).join(
-        pd.DataFrame() if metadata is None else metadata
-    )
+    names = pd.concat([pd.DataFrame({"image_id": ids, "lesion_id": lesions}), metadata], axis=1)
     return predictions_table(names, labels, probabilities, lesions)
 
 
