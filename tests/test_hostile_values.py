@@ -77,10 +77,8 @@ def test_a_split_comes_back_and_is_inert(hostile: datasets.Dataset, tmp_path: Pa
 
 def test_predictions_come_back_and_are_inert(hostile: datasets.Dataset, tmp_path: Path) -> None:
     frame, labels = metadata_frame(hostile), np.asarray(hostile["dx"][:])
-    ids, lesions = frame["image_id"].tolist(), frame["lesion_id"].tolist()
     probabilities = np.random.default_rng(0).dirichlet(np.ones(7), len(labels))
-    names = {"image_ids": ids, "lesion_ids": lesions, "lesion_groups": lesions}
-    written = predictions_table(**names, labels=labels, probabilities=probabilities, metadata=frame)
+    written = predictions_table(frame, labels, probabilities, frame["lesion_id"])
     evaluate_predictions(written, n_resamples=20)
     path = write_table(written, tmp_path / "predictions.csv")
     assert_inert(path)

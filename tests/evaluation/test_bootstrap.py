@@ -1,11 +1,10 @@
-"""The bootstrap against brute force on repeated rows, scipy, and a clustered sample whose answer is known."""
+"""The bootstrap against brute force on repeated rows, with scikit-learn's metrics."""
 
 import math
 
 import numpy as np
 import pytest
-from predicted import predictions, with_metadata
-from scipy import stats
+from predicted import predictions
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
@@ -19,7 +18,6 @@ from ham10000.training.evaluation.bootstrap import (
     percentile_interval,
     statistics_of,
 )
-from ham10000.training.evaluation.comparison import assign_groups, subgroup_results
 from ham10000.training.evaluation.metrics import compute_metrics, softmax
 
 STATISTICS = statistics_of(LABELS)
@@ -63,19 +61,6 @@ def test_every_statistic_equals_brute_force(absent: int | None) -> None:
         assert found == pytest.approx(reference(labels, probabilities, rows), abs=1e-12, nan_ok=True), draw
 
 
-def test_interval_has_the_known_clustered_standard_error() -> None:
-    # Images that are all right or all wrong within a lesion: intra-cluster correlation 1.
-    hits = np.repeat(np.random.default_rng(0).random(300) < 0.8, 4)
-    labels, predicted = np.zeros(1200, dtype=int), np.where(hits, 0, 1)
-    of_lesions, of_images = (
-        bootstrap_distribution(labels, predicted, cluster_weights(clusters, 2000), ["accuracy"])[1]["accuracy"].std()
-        for clusters in (np.repeat(np.arange(300), 4), np.arange(1200))
-    )
-    assert of_lesions == pytest.approx(math.sqrt(hits.mean() * (1 - hits.mean()) / 300), rel=0.05)
-    # Images taken as independent would claim half of it: the reason for resampling lesions.
-    assert of_lesions / of_images == pytest.approx(2, rel=0.08)
-
-
 def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:
     data = make_data(200, 90)
     weights = cluster_weights(data[2], 100, seed=7)
@@ -88,57 +73,33 @@ def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:
         assert ours[name] == pytest.approx(shuffled[name], abs=1e-12)
 
 
-def test_undefined_figures_have_no_interval() -> None:
+def test_an_interval_ends_at_two_percentiles_and_is_none_where_the_figure_is_undefined() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=1001)  # one side is longer
+    found = percentile_interval(2.0, np.append(values, [np.nan] * 3))
+    # Of 1,001 values in order, 25 lie below the first and above the second.
+    ends = np.sort(values)[[25, -26]]
+    assert found == pytest.approx({"estimate": 2.0, "low": ends[0], "high": ends[1], "n_defined": 1001})
+    assert percentile_interval(0.5, np.full(10, np.nan))["low"] is None
     labels, probabilities, clusters = make_data(100, 60)
     kept = (labels != 4) & ((labels != 6) | (np.cumsum(labels == 6) <= 2))
     names = ["recall:mel", "auroc_macro", "recall:vasc"]
     result = cluster_bootstrap(labels[kept], probabilities[kept], clusters[kept], names, 200)
-    assert result["recall:mel"] == {"estimate": None, "low": None, "high": None, "n_defined": 0}
-    assert result["auroc_macro"]["estimate"] is None
+    nothing = {"estimate": None, "low": None, "high": None, "n_defined": 0}
+    assert result["recall:mel"] == result["auroc_macro"] == nothing
     # A rare class is missing from some resamples, and the interval says on how many it rests.
     assert 100 < result["recall:vasc"]["n_defined"] < 200
-    assert percentile_interval(0.5, np.full(10, np.nan))["low"] is None
 
 
-def test_a_percentile_interval_ends_at_the_2_5_and_97_5_percentiles() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=1001)  # one side is longer
-    found = percentile_interval(2.0, np.append(values, [np.nan] * 3))
-    # Of 1,001 values in order, 25 lie below the first and above the second.
-    assert (found["low"], found["high"]) == pytest.approx((np.sort(values)[25], np.sort(values)[-26]))
-    assert (found["estimate"], found["n_defined"]) == (2.0, 1001)
-
-
-def test_an_interval_over_single_images_is_scipys() -> None:
-    labels, probabilities = predictions(400)
-    hits = (probabilities.argmax(axis=1) == labels).astype(float)
-    ours = cluster_bootstrap(labels, probabilities, np.arange(400), ["accuracy"], 4000)["accuracy"]
-    options = {"n_resamples": 4000, "method": "percentile", "random_state": np.random.default_rng(1)}
-    theirs = stats.bootstrap((hits,), np.mean, **options).confidence_interval
-    # Two Monte Carlo answers: their ends differ by a fraction of the standard error (0.02).
-    assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.005)
-
-
-def test_a_subgroups_interval_is_that_of_its_images_in_resampled_lesions() -> None:
-    inputs = with_metadata()
-    right = inputs["probabilities"].argmax(axis=1) == inputs["labels"]
-    weights = cluster_weights(inputs["lesion_groups"], 300, seed=3)
-    groups = assign_groups(inputs["metadata"])["site"]
-    for row in subgroup_results(**inputs, n_resamples=300, seed=3)["fields"]["site"]:
-        resampled = []
-        for counts in weights.counts:
-            rows = np.repeat(np.arange(len(right)), counts[weights.index])
-            resampled.append(right[rows[(groups == row["group"]).to_numpy()[rows]]].mean())
-        expected = np.percentile(resampled, [2.5, 97.5])
-        assert (row["accuracy"]["low"], row["accuracy"]["high"]) == pytest.approx(tuple(expected))
-
-
-def test_every_resample_of_seeds_and_lesions_equals_brute_force() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_resample_of_seeds_and_lesions_equals_brute_force(seeds: int) -> None:
     """Rows repeated as often as their lesion is drawn, scored for every drawn seed, averaged."""
     draws = np.random.default_rng(0)
     labels, lesions = draws.integers(0, 7, 80), draws.integers(0, 40, 80)
-    probabilities = softmax(draws.normal(size=(3, 80, 7)) + 1.5 * np.eye(7)[labels])
-    bootstrap = Bootstrap(labels, lesions, n_seeds=3, n_resamples=30, seed=2)
-    found = bootstrap.scores(probabilities, ["accuracy", "macro_f1", "nll"])
+    probabilities = softmax(draws.normal(size=(seeds, 80, 7)) + 1.5 * np.eye(7)[labels])
+    bootstrap = Bootstrap(labels, lesions, n_seeds=seeds, n_resamples=30, seed=2)
+    found = bootstrap.scores(probabilities, ["accuracy", "macro_f1", "nll", "ece"])
+    ece = found.pop("ece")
+    assert ece.interval() == percentile_interval(ece.estimate, ece.values, metric="ece")
     for resample, counts in enumerate(bootstrap.weights.counts):
         rows = np.repeat(np.arange(80), counts[bootstrap.weights.index])
         scores = []
@@ -151,28 +112,8 @@ def test_every_resample_of_seeds_and_lesions_equals_brute_force() -> None:
     summary = found["accuracy"].summary()
     per_seed = [accuracy_score(labels, of_seed.argmax(axis=1)) for of_seed in probabilities]
     assert summary["per_seed"] == pytest.approx(per_seed)
-    assert (summary["estimate"], summary["sd"]) == pytest.approx((np.mean(per_seed), np.std(per_seed, ddof=1)))
-
-
-def test_seeds_are_drawn_with_replacement() -> None:
-    """Of two seeds, one always right and one always wrong, the resampled mean is 0, 1/2 or 1, as 1 : 2 : 1."""
-    labels = np.arange(70) % 7
-    bootstrap = Bootstrap(labels, np.arange(70), n_seeds=2, n_resamples=4000)
-    values = bootstrap.scores(np.stack([labels, (labels + 1) % 7]), ["accuracy"])["accuracy"].values
-    found, counts = np.unique(values, return_counts=True)
-    assert found.tolist() == [0, 0.5, 1]
-    assert stats.chisquare(counts, [1000, 2000, 1000]).pvalue > 0.001
-
-
-def test_one_seed_or_equal_ones_are_the_lesion_bootstrap() -> None:
-    labels, probabilities = predictions(200)
-    lesions, names = np.arange(200) // 2, ["macro_f1", "ece"]
-    expected = cluster_bootstrap(labels, probabilities, lesions, names, 100, seed=4)
-    for seeds in (1, 4):
-        found = Bootstrap(labels, lesions, seeds, 100, seed=4).scores(np.stack([probabilities] * seeds), names)
-        for name, sample in found.items():
-            for key in ("estimate", "low", "high"):
-                assert sample.summary()[key] == pytest.approx(expected[name][key]), (seeds, name, key)
+    spread = np.std(per_seed, ddof=1) if seeds > 1 else None
+    assert (summary["estimate"], summary["sd"]) == pytest.approx((np.mean(per_seed), spread))
 
 
 @pytest.mark.parametrize(

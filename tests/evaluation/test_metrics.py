@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from predicted import predictions
-from scipy import special
 from sklearn import metrics as sk
 
 from ham10000.modeling.configuration_ham10000 import LABELS, Ham10000Error
@@ -39,14 +38,10 @@ def test_parity_with_scikit_learn() -> None:
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert result["confusion_matrix"] == sk.confusion_matrix(labels, predicted, labels=classes).tolist()
     assert list(result["per_class"]) == list(LABELS)
+    report = sk.classification_report(labels, predicted, labels=classes, target_names=LABELS, output_dict=True)
     for k, label in enumerate(LABELS):
-        expected = {
-            "precision": sk.precision_score(labels == k, predicted == k),
-            "recall": sk.recall_score(labels == k, predicted == k),
-            "f1": sk.f1_score(labels == k, predicted == k),
-            "support": (labels == k).sum(),
-            "auroc": sk.roc_auc_score(labels == k, probabilities[:, k]),
-        }
+        expected = {name.removesuffix("-score"): value for name, value in report[label].items()}
+        expected["auroc"] = sk.roc_auc_score(labels == k, probabilities[:, k])
         assert result["per_class"][label] == pytest.approx(expected, abs=1e-15)
     assert result["undefined"] == {}
 
@@ -61,8 +56,7 @@ def test_melanoma_sensitivity_allows_exactly_one_false_alarm_in_twenty() -> None
 
 def test_ece_worked_out_by_hand() -> None:
     """Bins of 1/15: 0.40 and 0.38 share (0.333, 0.4]; 0.90 is in (0.867, 0.933]."""
-    rest = lambda top: [top] + [(1 - top) / 6] * 6  # noqa: E731
-    probabilities = np.array([rest(0.40), rest(0.38), rest(0.90), rest(0.90)])
+    probabilities = np.array([[top] + [(1 - top) / 6] * 6 for top in (0.40, 0.38, 0.90, 0.90)])
     labels = np.array([0, 1, 0, 2])
     # |1 - 0.78| / 4 from the first bin (one hit, confidences sum to 0.78), |1 - 1.80| / 4 from the other.
     assert expected_calibration_error(labels, probabilities) == pytest.approx((0.22 + 0.80) / 4, abs=1e-12)
@@ -96,7 +90,6 @@ def test_absent_classes_are_reported_not_guessed() -> None:
         ([0.0, 1.0], np.full((2, 7), 1 / 7), "whole numbers"),
         ([], np.zeros((0, 7)), "N > 0"),
         ([0, 1], np.full((3, 7), 1 / 7), r"shape \(2, 7\), got \(3, 7\)"),
-        ([0, 1], np.full((2, 6), 1 / 6), r"got \(2, 6\)"),
         ([0, 1], [[1.0], [0.5, 0.5]], "one per class"),
         ([0, 1], np.array([np.full(7, 1 / 7), np.full(7, np.nan)]), "Row 1 of the probabilities is not finite"),
         ([0, 1], np.array([[2.0, -1, 0, 0, 0, 0, 0]] * 2), r"outside \[0, 1\].*not logits"),
@@ -131,11 +124,6 @@ def test_trainer_metrics_take_logits_or_a_tuple() -> None:
     assert "auroc_macro" not in few
     with pytest.raises(Ham10000Error, match="first is row 2"):
         softmax(np.array([[0.0] * 7, [1.0] * 7, [np.inf] + [0.0] * 6]))
-
-
-def test_softmax_survives_large_logits() -> None:
-    logits = np.array([[1000.0, 0, 0], [-1000, -1000, -1001], [1e-3, 0, 2]])
-    np.testing.assert_allclose(softmax(logits), special.softmax(logits, axis=1), atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 11])

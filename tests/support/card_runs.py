@@ -101,9 +101,10 @@ def write_run(
     if not evaluated:
         return folder
     columns = _predictions(seed, prefix)
-    table = predictions_table(**columns, lesion_ids=columns["lesion_groups"])
+    given = [columns[name] for name in ("labels", "probabilities", "lesion_groups")]
+    names = pd.DataFrame({"image_id": columns["image_ids"], "lesion_id": columns["lesion_groups"]})
+    table = predictions_table(names, *given)
     results = evaluate_predictions(table, n_resamples=50)
-    given = (columns[name] for name in ("labels", "probabilities", "lesion_groups"))
     results["subgroups"] = subgroup_results(_metadata(), *given, n_resamples=50)
     results |= {"data": "HAM10000", "split": {"name": "test", **split_summary()}, "views": 1}
     write_json(folder / "eval_results.json", results)

@@ -22,8 +22,8 @@ def predictions(n: int = 600, seed: int = 0, signal: float = 2.0) -> tuple[np.nd
 def table_of(labels: np.ndarray, probabilities: np.ndarray, metadata: pd.DataFrame | None = None) -> pd.DataFrame:
     """Their table, two images per lesion."""
     ids, lesions = ([f"{name}_{k // per:07d}" for k in range(len(labels))] for name, per in (("ISIC", 1), ("HAM", 2)))
-    names = {"image_ids": ids, "lesion_ids": lesions, "lesion_groups": lesions}
-    return predictions_table(**names, labels=labels, probabilities=probabilities, metadata=metadata)
+    names = pd.concat([pd.DataFrame({"image_id": ids, "lesion_id": lesions}), metadata], axis=1)
+    return predictions_table(names, labels, probabilities, lesions)
 
 
 def calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -51,16 +51,17 @@ def main(argv: Sequence[str]) -> None:
     # Late: torch and the others take seconds to import, which --help and a mistyped option need not wait for.
     from transformers.utils import logging
 
-    from ham10000.training.data.sources import align_labels, load_data
+    from ham10000.training.data.sources import load_data
     from ham10000.training.data.split import leakage_text
-    from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on, rows_to_score
+    from ham10000.training.evaluation.decision import balanced_probabilities
+    from ham10000.training.evaluation.evaluator import evaluate_checkpoint, images_trained_on
     from ham10000.training.evaluation.metrics import choose_positive
     from ham10000.training.evaluation.paper import write_paper
-    from ham10000.training.evaluation.report import format_results
-    from ham10000.training.inference.output import check_submission_ids, check_submission_labels
+    from ham10000.training.evaluation.report import format_results, read_predictions
+    from ham10000.training.inference.output import check_submission_ids, check_submission_labels, format_submission
     from ham10000.training.inference.prediction import choose_device, load_checkpoint
     from ham10000.training.run_folder import RunFile
-    from ham10000.training.utils.files import read_json
+    from ham10000.training.utils.files import atomic_write_text, read_json
 
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
@@ -71,7 +72,6 @@ def main(argv: Sequence[str]) -> None:
         check_submission_labels(labels)
     options = dataclasses.replace(options, labels=options.labels or labels)
     dataset, report = load_data(arguments.data, options, **dict.fromkeys(arguments.data_fixes, True))
-    dataset = align_labels(dataset, labels)
     for warning in report.warnings:
         print(f"warning: {warning}")
     for note in report.notes:
@@ -88,18 +88,23 @@ def main(argv: Sequence[str]) -> None:
         **{name: getattr(arguments, name) for name in same},
     )
     predictions = output_dir / RunFile.PREDICTIONS
+    table, _, probabilities = read_predictions(predictions)
     if arguments.isic_submission:
-        _write_submission(arguments.isic_submission, predictions, model.config.class_prior, labels)
+        if model.config.class_prior is None:
+            print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
+        else:
+            probabilities = balanced_probabilities(probabilities, model.config.class_prior)
+        submission = format_submission(table["image_id"].tolist(), probabilities, labels)
+        atomic_write_text(arguments.isic_submission, submission)
+    training = read_json(checkpoint / RunFile.TRAINING, optional=True)
     if arguments.tables:
-        training = read_json(checkpoint / RunFile.TRAINING, optional=True)
         write_paper(arguments.tables, results, predictions, model.config.malignant_labels or [], training)
     split = results["split"]
-    scored, _ = rows_to_score(dataset, arguments.split, checkpoint, arguments.split_file)
-    if known := images_trained_on(checkpoint, scored):
+    if known := images_trained_on(checkpoint, table["image_id"]):
         print(
             f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
         )
-    base = (read_json(checkpoint / RunFile.TRAINING, optional=True) or {}).get("base_model")
+    base = (training or {}).get("base_model")
     if base and base.get("data") != "synthetic":
         print(f"warning: it was fine-tuned from {base['name']}, which may have been trained on these images")
     print(f"{checkpoint} on {arguments.data}: {split.get('protocol', 'all rows')}, {arguments.split} split")
@@ -113,21 +118,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"Saved     {output_dir / RunFile.EVALUATION}, {RunFile.PREDICTIONS} and figures/")
     if arguments.tables:
         print(f"Saved     tables, figures and checklist.md for a paper in {arguments.tables}")
-
-
-def _write_submission(path: str, predictions: Path, prior: Sequence[float] | None, labels: Sequence[str]) -> None:
-    """Writes a `predictions.csv` as ISIC's table, adjusted to balanced accuracy, its metric, given the prior."""
-    from ham10000.training.evaluation.decision import balanced_probabilities
-    from ham10000.training.evaluation.report import read_predictions
-    from ham10000.training.inference.output import format_submission
-    from ham10000.training.utils.files import atomic_write_text
-
-    table, _, probabilities = read_predictions(predictions)
-    if prior is None:
-        print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
-    else:
-        probabilities = balanced_probabilities(probabilities, prior)
-    atomic_write_text(path, format_submission(table["image_id"].tolist(), probabilities, labels))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bootstrap intervals that resample whole lesions, and the metrics under many sets of weights that they need."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -56,7 +56,7 @@ def _cumulated(weights: np.ndarray) -> np.ndarray:
 
 
 class _Ranking:
-    """One class's images sorted by score, with ties; its methods take weights (B, N) in this order."""
+    """One class's images sorted by score, with ties; its statistics take weights (B, N) of the images."""
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
         self.order = np.argsort(scores, kind="stable")  # (N,), ascending
@@ -68,27 +68,29 @@ class _Ranking:
 
     def auroc(self, weights: np.ndarray) -> np.ndarray:
         """Weighted share of (positive, negative) pairs in the right order, ties counting half."""
-        below = _cumulated(np.where(self.positive, 0.0, weights))
-        positives = weights[:, self.positive]
+        weights = weights[:, self.order]
+        below, positives = _cumulated(np.where(self.positive, 0.0, weights)), weights[:, self.positive]
         pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
         return _divide(pairs, positives.sum(axis=1) * below[:, -1])
 
+    def _flagged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of positives and of negatives from each threshold on, (B, T), falling to 0 at the last one."""
+        kinds = (self.positive, ~self.positive)
+        below = (_cumulated(np.where(kind, weights[:, self.order], 0.0)) for kind in kinds)
+        found, false = (part[:, -1:] - part[:, self.thresholds] for part in below)
+        return found, false
+
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Area under the precision-recall steps, as scikit-learn's `average_precision_score`."""
-        found, flagged = _cumulated(np.where(self.positive, weights, 0.0)), _cumulated(weights)
-        found = found[:, -1:] - found[:, self.thresholds]  # (B, T), falling to 0 at the last threshold
-        precision = np.nan_to_num(_divide(found, flagged[:, -1:] - flagged[:, self.thresholds]), nan=0.0)
+        found, false = self._flagged(weights)
+        precision = np.nan_to_num(_divide(found, found + false), nan=0.0)
         return _divide((-np.diff(found, axis=1) * precision[:, :-1]).sum(axis=1), found[:, 0])
 
     def sensitivity_at_95_specificity(self, weights: np.ndarray) -> np.ndarray:
         """Largest sensitivity among the thresholds that flag at most 1 in 20 of the negatives."""
-        negatives = _cumulated(np.where(self.positive, 0.0, weights))
-        positives = _cumulated(np.where(self.positive, weights, 0.0))
-        false_positives = negatives[:, -1:] - negatives[:, self.thresholds]
-        allowed = NEGATIVES_PER_FALSE_POSITIVE * false_positives <= negatives[:, -1:]
-        lowest = self.thresholds[allowed.argmax(axis=1)]
-        found = positives[:, -1] - positives[np.arange(len(weights)), lowest]
-        return np.where(negatives[:, -1] > 0, _divide(found, positives[:, -1]), np.nan)
+        found, false = self._flagged(weights)
+        allowed = NEGATIVES_PER_FALSE_POSITIVE * false <= false[:, :1]
+        return _divide(np.where(allowed, found, 0.0).max(axis=1), found[:, 0] * (false[:, 0] > 0))
 
 
 class WeightedMetrics:
@@ -102,15 +104,8 @@ class WeightedMetrics:
     that are there: the 0 of `zero_division=0` would say that the model missed images which were never shown to it. A
     class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which weights of 1 repeat.
 
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,) where no statistic needs probabilities.
-        clusters: The clusters of the same images.
-        names: Some of `statistics_of(label_names)`; per-class ones are written `"recall:mel"`.
-        label_names: The K labels in the order of their ids.
-
-    Raises:
-        Ham10000Error: For unknown names, bad labels or probabilities, or probabilities that are missing.
+    Takes class ids (N,), probabilities (N, K) or, where no statistic needs them, predicted class ids (N,), the
+    clusters of the same images, and some of `statistics_of(label_names)`.
     """
 
     def __init__(
@@ -140,12 +135,12 @@ class WeightedMetrics:
                 f"Got {len(labels)} labels, {len(predicted)} predictions and {len(index)} clusters; expected one each."
             )
         self._index = index
-        self._full_support = np.bincount(labels, minlength=n_classes)
+        self._complete = np.bincount(labels, minlength=n_classes).all()
         self._confusion = np.bincount(
             index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
         ).reshape(n_clusters, n_classes**2)  # (C, K * K)
         self._sums: dict[str, np.ndarray] = {}
-        self._rankings: dict[str, _Ranking] = {}
+        self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
         if probabilities is None:
             return
         for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores)):
@@ -154,59 +149,48 @@ class WeightedMetrics:
         bins = index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
         self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
+        wanted = {
+            *self.names,
+            *(f"{name.removesuffix('_macro')}:{label}" for name in self.names for label in label_names),
+        }
         for k, label in enumerate(self.label_names):
-            wanted = {"auroc_macro", AVERAGE_PRECISION, f"auroc:{label}", sensitivity_metric(label)}
-            if wanted & set(self.names):
-                self._rankings[label] = _Ranking(labels == k, probabilities[:, k])
+            ranking = _Ranking(labels == k, probabilities[:, k])
+            self._ranked[f"auroc:{label}"] = ranking.auroc
+            self._ranked[f"average_precision:{label}"] = ranking.average_precision
+            self._ranked[sensitivity_metric(label)] = ranking.sensitivity_at_95_specificity
+        self._ranked = {name: statistic for name, statistic in self._ranked.items() if name in wanted}
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Statistic to values (B,), NaN where undefined, under B weight vectors (B, C) of clusters, none all 0."""
         n_classes = len(self.label_names)
-        values = self._from_confusion((weights @ self._confusion).reshape(-1, n_classes, n_classes))
-        if self._sums:
-            totals = weights @ self._confusion.sum(axis=1)  # (B,): weighted number of images
-            values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
-            values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
-        if self._rankings:
-            values |= self._from_ranking(weights[:, self._index])
-        return {name: values[name] for name in self.names}
-
-    def _from_confusion(self, confusion: np.ndarray) -> dict[str, np.ndarray]:
+        confusion = (weights @ self._confusion).reshape(-1, n_classes, n_classes)
         support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)  # (B, K)
-        hits = np.diagonal(confusion, axis1=1, axis2=2)
-        recall, precision = _divide(hits, support), _divide(hits, predicted)
+        hits, totals = np.diagonal(confusion, axis1=1, axis2=2), support.sum(axis=1)
         f1 = np.nan_to_num(_divide(2 * hits, support + predicted), nan=0.0)
-        present_f1 = np.where(support == 0, np.nan, f1)
-        per_class = {"precision": precision, "recall": recall, "f1": present_f1}
-        return {
-            "accuracy": hits.sum(axis=1) / support.sum(axis=1),
-            "macro_f1": _nan_mean(present_f1),
-            "weighted_f1": (f1 * support).sum(axis=1) / support.sum(axis=1),
-            "balanced_accuracy": _nan_mean(recall),
+        tables = {"precision": _divide(hits, predicted), "recall": _divide(hits, support)}
+        tables["f1"] = np.where(support == 0, np.nan, f1)
+        values = {
+            "accuracy": hits.sum(axis=1) / totals,
+            "macro_f1": _nan_mean(tables["f1"]),
+            "weighted_f1": (f1 * support).sum(axis=1) / totals,
+            "balanced_accuracy": _nan_mean(tables["recall"]),
             **{
                 f"{name}:{label}": table[:, k]
-                for name, table in per_class.items()
+                for name, table in tables.items()
                 for k, label in enumerate(self.label_names)
             },
         }
-
-    def _from_ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        values, averages, wanted = {}, [], set(self.names)
-        for label, ranking in self._rankings.items():
-            ranked = weights[:, ranking.order]
-            if (name := sensitivity_metric(label)) in wanted:
-                values[name] = ranking.sensitivity_at_95_specificity(ranked)
-            if {"auroc_macro", f"auroc:{label}"} & wanted:
-                values[f"auroc:{label}"] = ranking.auroc(ranked)
-            if AVERAGE_PRECISION in wanted:
-                averages.append(ranking.average_precision(ranked))
-        # Either macro metric has every class ranked.
-        if averages:
-            values[AVERAGE_PRECISION] = _nan_mean(np.stack(averages, axis=1))
-        if "auroc_macro" in wanted:
-            macro = _nan_mean(np.stack([values[f"auroc:{label}"] for label in self.label_names], axis=1))
-            values["auroc_macro"] = macro if self._full_support.all() else np.full_like(macro, np.nan)
-        return values
+        if self._sums:
+            values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
+            values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
+        images = weights[:, self._index] if self._ranked else weights
+        values |= {name: statistic(images) for name, statistic in self._ranked.items()}
+        for name in {"auroc_macro", AVERAGE_PRECISION} & set(self.names):
+            of_classes = [values[f"{name.removesuffix('_macro')}:{label}"] for label in self.label_names]
+            values[name] = _nan_mean(np.stack(of_classes, axis=1))
+        if not self._complete:
+            values["auroc_macro"] = np.full(len(weights), np.nan)
+        return {name: values[name] for name in self.names}
 
 
 # Elements of one block of image weights: about 16 MB of float64, which stays near the cache.
@@ -252,18 +236,9 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
     Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names and the seed, not on the order of the rows.
-
-    Args:
-        clusters: Cluster of each image (N,), such as its lesion group.
-        n_resamples: Number of resamples.
-        seed: Seed of the generator.
-
-    Returns:
-        The weights, to be handed to any number of bootstraps over the same rows.
-
-    Raises:
-        Ham10000Error: For a missing cluster, fewer than two clusters, or fewer than one resample.
+    The draws depend on the set of cluster names and the seed, not on the order of the rows, and serve any number of
+    bootstraps over the same rows. Takes the cluster of each image (N,), such as its lesion group; a missing one, or
+    fewer than two, is a `Ham10000Error`.
     """
     names = np.asarray(clusters)
     if names.ndim != 1 or pd.isna(names).any():
@@ -282,45 +257,29 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
     return ClusterWeights(counts, index)
 
 
-def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
+def percentile_interval(estimate: float, values: np.ndarray, *, metric: str = "", lowest: float = 0.0) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
-    Args:
-        estimate: The figure on the full sample; NaN where undefined.
-        values: The figure in each resample (R,); NaN entries are left out and counted.
+    That of an ECE is moved by its bias. A resample repeats images, which looks like miscalibration, so its plain
+    interval lies too high, at times above its estimate. The bias is the mean of the resamples minus the estimate
+    (chapter 10). The moved interval always contains the estimate. Like the estimate it still has the bias of one
+    sample's size, so it is read next to `ece_floor`.
 
-    Returns:
-        The interval; without bounds where the estimate or every resample is undefined.
+    Takes the figure on the full sample and in each resample (R,), of which NaN entries are left out and counted, and
+    the least value an ECE can have: minus infinity for a difference of two. Without bounds where the estimate or every
+    resample is undefined.
     """
     if math.isnan(estimate):
         return {"estimate": None, "low": None, "high": None, "n_defined": 0}
     defined = values[~np.isnan(values)]
-    low, high = (
-        np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist() if len(defined) else (None,) * 2
-    )
-    return {"estimate": float(estimate), "low": low, "high": high, "n_defined": len(defined)}
-
-
-def metric_interval(name: str, estimate: float, values: np.ndarray, *, lowest: float = 0.0) -> Interval:
-    """The interval of a metric by its name: percentile, and for the ECE moved by its bias.
-
-    A resample repeats images, which looks like miscalibration, so the plain percentile interval of an ECE lies too
-    high, at times above its estimate. The bias is the mean of the resamples minus the estimate (Efron & Tibshirani
-    1993, chapter 10). The interval always contains the estimate. Like the estimate it still has the bias of one
-    sample's size, so it is read next to `ece_floor`.
-
-    Args:
-        name: Name of the metric.
-        estimate: The metric on the full sample.
-        values: The metric in each resample (R,).
-        lowest: The least value an ECE can have; minus infinity for a difference of two.
-    """
-    plain = percentile_interval(estimate, values)
-    if name != "ece" or plain["low"] is None or plain["high"] is None:
-        return plain
-    bias = float(np.nanmean(values) - estimate)
-    low, high = max(plain["low"] - bias, lowest), plain["high"] - bias
-    return {**plain, "low": min(low, float(estimate)), "high": max(high, float(estimate))}
+    found: Interval = {"estimate": float(estimate), "low": None, "high": None, "n_defined": len(defined)}
+    if len(defined):
+        low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+        if metric == "ece":
+            bias = float(defined.mean() - estimate)
+            low, high = min(max(low - bias, lowest), float(estimate)), max(high - bias, float(estimate))
+        found["low"], found["high"] = low, high
+    return found
 
 
 def bootstrap_distribution(
@@ -332,8 +291,8 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    Arguments are those of `WeightedMetrics`, with weights of the same rows. For a paired comparison call it once for
-    each model with the same weights, and subtract.
+    Takes what `WeightedMetrics` takes, with weights of the same rows. For a paired comparison call it once for each
+    model with the same weights, and subtract.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -356,27 +315,13 @@ def cluster_bootstrap(
     seed: int = 0,
     label_names: Sequence[str] = LABELS,
 ) -> dict[str, Interval]:
-    """Intervals of metrics, see `metric_interval`, resampling whole clusters (lesions) with replacement.
+    """Intervals of metrics, in the order given, resampling whole clusters (lesions) with replacement.
 
-    Args:
-        labels: Class ids (N,).
-        predictions: Probabilities (N, K), or predicted class ids (N,).
-        clusters: Cluster of each image (N,).
-        statistics: Names in `statistics_of(label_names)`.
-        n_resamples: Number of resamples.
-        seed: Seed of the resampling; the same seed gives the same intervals.
-        label_names: The K labels in the order of their ids.
-
-    Returns:
-        Statistic to interval, in the order given.
-
-    Example:
-        >>> cluster_bootstrap([0, 1, 1, 4], [0, 1, 0, 4], ["a", "b", "b", "c"], ["accuracy"])["accuracy"]["estimate"]
-        0.75
+    Takes what `cluster_weights` and `bootstrap_distribution` take; the same seed gives the same intervals.
     """
     weights = cluster_weights(clusters, n_resamples, seed)
     estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
-    return {name: metric_interval(name, estimates[name], values[name]) for name in estimates}
+    return {name: percentile_interval(estimates[name], values[name], metric=name) for name in estimates}
 
 
 # Over lesions and training seeds
@@ -398,7 +343,7 @@ class Sample:
 
     per_seed: np.ndarray  # (S,) the figure of each seed; NaN where undefined
     values: np.ndarray  # (R,) its mean over the drawn seeds in each resample
-    name: str = ""  # of the metric, which decides its interval, see `metric_interval`
+    name: str = ""  # of the metric, which decides its interval, see `percentile_interval`
     lowest: float = 0.0  # the least value the figure can have; a difference has none
 
     def __sub__(self, other: "Sample") -> "Sample":
@@ -413,9 +358,13 @@ class Sample:
         """The mean over the seeds."""
         return float(self.per_seed.mean())
 
+    def interval(self) -> Interval:
+        """The interval of the mean over the seeds."""
+        return percentile_interval(self.estimate, self.values, metric=self.name, lowest=self.lowest)
+
     def summary(self) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = metric_interval(self.name, self.estimate, self.values, lowest=self.lowest)
+        interval = self.interval()
         several = len(self.per_seed) > 1 and interval["estimate"] is not None
         return {
             "estimate": interval["estimate"],
@@ -429,9 +378,7 @@ class Sample:
 def mean_sample(samples: Sequence[Sample]) -> Sample:
     """The mean of several samples, over those that are defined in a resample."""
     values = np.stack([sample.values for sample in samples])
-    with np.errstate(invalid="ignore"):
-        mean = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
-    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), mean)
+    return Sample(np.mean([sample.per_seed for sample in samples], axis=0), _nan_mean(values.T))
 
 
 class Bootstrap:
@@ -452,15 +399,9 @@ class Bootstrap:
         self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
 
     def scores(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Sample]:
-        """Scores every seed's predictions.
+        """Scores every seed's predictions, class ids (S, N) or probabilities (S, N, K), by names of `statistics_of`.
 
-        Args:
-            predictions: Class ids (S, N) or probabilities (S, N, K). With one row for several seeds (1, …) the same
-                predictions stand for every seed.
-            metrics: Names in `bootstrap.statistics_of`.
-
-        Returns:
-            Metric to sample.
+        With one row for several seeds (1, …) the same predictions stand for every seed.
         """
         runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
         found = {}

@@ -1,9 +1,7 @@
 """Calibration: a temperature, alone or with class biases, fitted to images that the model was not trained on."""
 
-import math
-
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
@@ -17,7 +15,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of validation predictions.
 
     Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 2017, arXiv:1706.04599, section
-    4.2. The likelihood is log-concave in 1 / T, so there is one minimum; it is sought over log T.
+    4.2. The likelihood is log-concave in 1 / T, so there is one minimum.
 
     Args:
         labels: Class ids (N,) of the validation images.
@@ -31,52 +29,33 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         Ham10000Error: For bad labels or probabilities, or where no T in the range is best: every prediction right,
             predictions no better than chance, or every row uniform.
     """
-    given = np.asarray(probabilities)
-    smallest = np.finfo(given.dtype if np.issubdtype(given.dtype, np.floating) else np.float64).tiny
-    logits = np.log(np.maximum(validate_probabilities(given, len(labels)), float(smallest)))
-    labels = validate_labels(labels, logits.shape[1])
-    rows = np.arange(len(labels))
+    logits = np.log(np.maximum(validate_probabilities(probabilities, len(labels)), np.finfo(np.float32).tiny))
     if np.ptp(logits, axis=1).max() == 0:
         raise Ham10000Error("Every row of the probabilities is uniform, so a temperature changes nothing.")
-
-    def negative_log_likelihood(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        return float((logsumexp(scaled, axis=1) - scaled[rows, labels]).mean())
-
-    low, high = (math.log(bound) for bound in TEMPERATURE_RANGE)
-    result = minimize_scalar(negative_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-7})
-    # By value, not by distance to the bound: where every prediction is right the curve is flat at 0 long before it.
-    if min(negative_log_likelihood(low), negative_log_likelihood(high)) <= result.fun:
-        accuracy = float((logits.argmax(axis=1) == labels).mean())
-        raise Ham10000Error(
-            f"No temperature in {TEMPERATURE_RANGE[0]:g}..{TEMPERATURE_RANGE[1]:g} is best for these {len(labels)} "
-            f"validation images (accuracy {accuracy:.3f}): either every one is right, or the predictions say nothing "
-            "about the labels. Use more validation images, or leave the temperature at 1."
-        )
-    return math.exp(result.x)
+    return _fit(logits, validate_labels(labels, logits.shape[1]), (0.0, 0.0))[0]
 
 
 def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The temperature T and class biases b that minimise the negative log-likelihood of `softmax(z / T + b)`.
+    """The temperature T and class biases b (K,), of sum 0, that minimise the loss of `softmax(z / T + b)`.
 
     Guo et al. 2017, arXiv:1706.04599, section 4.2, vector scaling with one scale for all classes. Unlike a temperature
-    alone it also corrects the class shares, which class weights shift. The likelihood is convex in (1 / T, b).
-
-    Args:
-        logits: Logits (N, K) of images that the model was not trained on.
-        labels: Their class ids (N,), every class among them.
-
-    Returns:
-        T inside `TEMPERATURE_RANGE`, and the biases (K,), which sum to zero.
-
-    Raises:
-        Ham10000Error: For a class without images, or where no T in the range is best.
+    alone it also corrects the class shares, which class weights shift. Takes logits (N, K) of images that the model
+    was not trained on, and their class ids, every class among them; anything else is a `Ham10000Error`.
     """
     logits = np.asarray(logits, dtype=np.float64)
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    if len(counts) != logits.shape[1] or not counts.all():
+        raise Ham10000Error(
+            f"Class biases need images of each of {logits.shape[1]} classes; images per class: {counts}."
+        )
+    return _fit(logits, labels, (None, None))
+
+
+def _fit(
+    logits: np.ndarray, labels: np.ndarray, bias_bounds: tuple[float | None, float | None]
+) -> tuple[float, np.ndarray]:
+    """T and the biases within bounds; the likelihood is convex in (1 / T, b)."""
     n_rows, n_classes = logits.shape
-    counts = np.bincount(labels, minlength=n_classes)
-    if len(counts) != n_classes or not counts.all():
-        raise Ham10000Error(f"Class biases need images of each of {n_classes} classes; images per class: {counts}.")
     true = np.eye(n_classes)[labels]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -86,14 +65,16 @@ def fit_vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
         return value, np.append((excess * logits).sum() / n_rows, excess.sum(axis=0) / n_rows)
 
     low, high = 1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0]
-    bounds = [(low, high), *[(None, None)] * n_classes]
+    bounds = [(low, high), *[bias_bounds] * n_classes]
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-8}
     found = minimize(loss, np.append(1.0, np.zeros(n_classes)), jac=True, bounds=bounds, options=options)
     scale, biases = float(found.x[0]), found.x[1:]
-    separated = bool(((scale * logits + biases).argmax(axis=1) == labels).all())  # the likelihood has no maximum then
-    if separated or not low < scale < high:
+    right = (scale * logits + biases).argmax(axis=1) == labels
+    # Where every one is right the likelihood has no maximum.
+    if right.all() or not low < scale < high:
         raise Ham10000Error(
-            f"No temperature in {TEMPERATURE_RANGE[0]:g}..{TEMPERATURE_RANGE[1]:g} is best for these {n_rows} images: "
-            "either every one is right, or the logits say nothing about the labels."
+            f"No temperature in {TEMPERATURE_RANGE[0]:g}..{TEMPERATURE_RANGE[1]:g} is best for these {n_rows} "
+            f"validation images (accuracy {right.mean():.3f}): either every one is right, or the predictions say "
+            "nothing about the labels. Use more validation images, or leave the temperature at 1."
         )
     return 1 / scale, biases - biases.mean()

@@ -13,9 +13,9 @@ from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000
 from ham10000.training.evaluation.bootstrap import (
     CONFIDENCE,
     ClusterWeights,
+    Sample,
     bootstrap_distribution,
     cluster_weights,
-    metric_interval,
     percentile_interval,
     statistics_of,
 )
@@ -43,24 +43,14 @@ FIELDS = {
     # Not of the patient but of the archive: which lesions were worth a second photograph.
     "photographs": ("1", "2", "3 or more"),
 }
-_MALIGNANT_IDS = tuple(LABELS.index(label) for label in MALIGNANT)
 
 
 def assign_groups(metadata: pd.DataFrame) -> pd.DataFrame:
-    """The age band, sex, site group and, where it is known, the number of photographs of each row.
+    """The age band, sex, site group and, where it is known, the number of photographs of each row, as in `FIELDS`.
 
-    Args:
-        metadata: Columns age (years, NaN where missing), sex and localization (`"unknown"` where missing); optionally
-            photographs, how many of the row's lesion the whole dataset contains.
-
-    Returns:
-        Columns age, sex and site, with photographs also photographs; values as in `FIELDS`.
-
-    Raises:
-        Ham10000Error: For a missing column, or a sex or site that is in no group.
+    Reads the columns age (years, NaN where missing), sex and localization (`"unknown"` where missing), and photographs
+    (how many of the row's lesion the whole dataset contains) where there is one.
     """
-    if missing := sorted({"age", "sex", "localization"} - set(metadata.columns)):
-        raise Ham10000Error(f"Subgroups need the column(s) {missing}; got {list(metadata.columns)}.")
     ages = metadata["age"].to_numpy(dtype=np.float64)
     bands = pd.cut(ages, [*_AGE_BANDS.values(), np.inf], right=False, labels=[*_AGE_BANDS])
     sites = metadata["localization"].replace(_SITE_TO_GROUP).to_numpy()
@@ -81,35 +71,19 @@ def subgroup_results(
     probabilities: np.ndarray,
     lesion_groups: ArrayLike,
     *,
-    malignant_ids: Sequence[int] = _MALIGNANT_IDS,
+    malignant_ids: Sequence[int] = tuple(map(LABELS.index, MALIGNANT)),
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> JsonObject:
     """Accuracy, and sensitivity and specificity to malignancy, in every subgroup, with lesion-clustered intervals.
 
     An image counts as called malignant when its most probable class is malignant, whichever of them. Without malignant
-    classes the results have the accuracy alone.
-    Lesions are resampled over the whole set, so that a difference between groups is that of one resample.
+    classes the results have the accuracy alone. Lesions are resampled over the whole set, so that a difference between
+    groups is that of one resample. The metadata are those of `assign_groups`.
 
-    Args:
-        metadata: Columns age, sex and localization, optionally photographs (N rows).
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-        lesion_groups: Lesion of each image (N,), known duplicates merged.
-        malignant_ids: Ids of the malignant classes; by default those of HAM10000.
-        n_resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        `min_malignant_lesions`; `fields`: column of `assign_groups` to a list of groups (those with images), each with
-        `group`, `n_images`, `n_lesions`, `n_malignant`, `n_malignant_lesions`, `too_few` and the intervals `accuracy`,
-        `malignant_sensitivity` and `malignant_specificity`; `largest_gaps`: field to the two groups, not too small,
-        whose malignant sensitivity differs most, with the interval of that difference (None where fewer than two
-        groups are large enough). The pair was chosen for its size, so its difference is, on average, overstated.
-        Strict JSON.
-
-    Raises:
-        Ham10000Error: As `assign_groups`.
+    `largest_gaps` has, for every field, the two groups whose malignant sensitivity differs most, and the interval of
+    that difference; None where fewer than two groups are large enough. The pair was chosen for its size, so its
+    difference is, on average, overstated.
     """
     groups, predicted = assign_groups(metadata), probabilities.argmax(axis=1)
     weights = cluster_weights(lesion_groups, n_resamples, seed)
@@ -137,7 +111,7 @@ def subgroup_results(
                     "n_malignant_lesions": n_malignant_lesions,
                     "too_few": n_malignant_lesions < MIN_MALIGNANT_LESIONS,
                 }
-            fields[field].append(row | {key: percentile_interval(*value) for key, value in values.items()})
+            fields[field].append(row | {key: value.interval() for key, value in values.items()})
             if not row.get("too_few", True) and name != UNKNOWN:
                 sensitivities[name] = values["malignant_sensitivity"]
         if len(malignant_ids):
@@ -145,20 +119,18 @@ def subgroup_results(
     return {"min_malignant_lesions": MIN_MALIGNANT_LESIONS, "fields": fields, "largest_gaps": gaps}
 
 
-def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, np.ndarray]:
-    """A ratio of two counts of images (N,), bool: on the sample, and in each resample (R,); NaN where undefined."""
+def _ratio(weights: ClusterWeights, numerator: np.ndarray, denominator: np.ndarray) -> Sample:
+    """A ratio of two counts of images (N,), bool; NaN where undefined."""
     tops, bottoms = weights.sums(np.stack([numerator, denominator])).T
-    with np.errstate(invalid="ignore"):
-        return (float(numerator.sum() / denominator.sum()) if denominator.any() else math.nan), tops / bottoms
+    return Sample(np.array([numerator.sum()]), tops) / Sample(np.array([denominator.sum()]), bottoms)
 
 
-def _largest_gap(sensitivities: dict[str, tuple[float, np.ndarray]]) -> JsonObject | None:
+def _largest_gap(sensitivities: dict[str, Sample]) -> JsonObject | None:
     if len(sensitivities) < 2:
         return None
-    ordered = sorted(sensitivities, key=lambda name: sensitivities[name][0])
-    (low, low_values), (high, high_values) = sensitivities[ordered[0]], sensitivities[ordered[-1]]
-    difference = percentile_interval(high - low, high_values - low_values)
-    return {"lowest": ordered[0], "highest": ordered[-1], "difference": difference}
+    lowest, *_, highest = sorted(sensitivities, key=lambda name: sensitivities[name].estimate)
+    difference = (sensitivities[highest] - sensitivities[lowest]).interval()
+    return {"lowest": lowest, "highest": highest, "difference": difference}
 
 
 def compare_predictions(
@@ -169,17 +141,8 @@ def compare_predictions(
     Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out; the
     interval is narrower than two separate ones suggest (Efron & Tibshirani 1993, chapter 8).
 
-    Args:
-        path: The model's predictions.
-        other_path: The other model's.
-        n_resamples: Number of bootstrap resamples.
-
-    Returns:
-        `n_images`, `n_lesions`, `n_resamples`, `confidence`, and `differences`: those of `SUMMARY_METRICS` that the
-        label set has, to `estimate`, `low`, `high` and `n_defined` of the difference.
-
-    Raises:
-        Ham10000Error: If the files have different label sets, different images, or different labels for one.
+    Of `SUMMARY_METRICS` those that the label set has. Files with different label sets, different images, or different
+    labels for one image are a `Ham10000Error`.
     """
     (table, labels, probabilities), (other_table, other_labels, other_probabilities) = (
         _by_image(file) for file in (path, other_path)
@@ -202,8 +165,8 @@ def compare_predictions(
         bootstrap_distribution(labels, rows, weights, metrics, names) for rows in (probabilities, other_probabilities)
     )
     differences = {
-        name: metric_interval(
-            name, estimate[name] - other_estimate[name], values[name] - other_values[name], lowest=-math.inf
+        name: percentile_interval(
+            estimate[name] - other_estimate[name], values[name] - other_values[name], metric=name, lowest=-math.inf
         )
         for name in metrics
     }
@@ -229,16 +192,7 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
     The exact test less half of the observed outcome's probability, which removes its conservatism (Fagerland, Lydersen
     & Laake 2013, 10.1186/1471-2288-13-91). The cases must be independent: give one photograph per lesion.
 
-    Args:
-        only_first: Cases that only the first model gets right.
-        only_second: Cases that only the second one gets right.
-
-    Returns:
-        The p-value in (0, 1]; 1 where the models never differ.
-
-    Example:
-        >>> round(mcnemar_mid_p(1, 7), 4)
-        0.0391
+    Takes the number of cases that only one of them gets right, of either; 1 where the models never differ.
     """
     fewer, total = min(only_first, only_second), only_first + only_second
     if total == 0:
@@ -248,18 +202,7 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
-
-    Args:
-        p_values: P-values (m,), in any order; may be empty.
-
-    Returns:
-        The adjusted p-values in the same order, at most 1.
-
-    Example:
-        >>> holm([0.04, 0.01])
-        [0.04, 0.02]
-    """
+    """Adjusts p-values for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70)."""
     from statsmodels.stats.multitest import multipletests  # late: it takes a second to import
 
     return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
@@ -272,12 +215,7 @@ def bootstrap_p_value(values: np.ndarray) -> float:
     that it is never 0 (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.4). A
     resample at exactly 0 counts on both sides, which is cautious for accuracy, whose differences are often exactly 0.
     It says the same as the percentile interval: p < 0.05 where the 95 % interval leaves 0 out.
-
-    Args:
-        values: The difference in each resample (R,); NaN entries are left out.
-
-    Returns:
-        The p-value in [2 / (R + 1), 1].
+    NaN entries are left out.
     """
     smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
     return min(1.0, 2 * (1 + smaller) / (1 + np.count_nonzero(~np.isnan(values))))
@@ -288,13 +226,5 @@ def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE
 
     It is a property of the sample's size and of the pairing, not of the difference that was observed; power computed
     from the observed difference would only restate the p-value (Hoenig & Heisey 2001, 10.1198/000313001300339897).
-
-    Args:
-        standard_error: Standard error of the difference, at least 0.
-        confidence: 1 minus the test's level, in (0, 1).
-        power: Probability of finding the difference, in (0, 1).
-
-    Returns:
-        The difference, in the units of the standard error.
     """
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error

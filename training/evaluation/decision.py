@@ -17,17 +17,8 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
     """The probabilities if every class were equally frequent: `p / prior`, normalised.
 
     Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities",
-    10.1162/089976602753284446, equation 2.4.
-
-    Args:
-        probabilities: Probabilities (N, K).
-        prior: Class shares that they answer for (K,), `config.class_prior`.
-
-    Returns:
-        Probabilities (N, K), float64.
-
-    Raises:
-        Ham10000Error: If there is no prior, or it does not fit.
+    10.1162/089976602753284446, equation 2.4. Takes probabilities (N, K) and the class shares (K,) that they answer
+    for, `config.class_prior`.
     """
     if prior is None:
         raise Ham10000Error(
@@ -42,25 +33,10 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
 
 
 def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule: str = "probable") -> np.ndarray:
-    """The class of each row by a decision rule.
+    """The class ids (N,) of calibrated probabilities (N, K) by one of `RULES`, the first of equal classes.
 
     The most probable class maximises the expected accuracy; the class with the largest ratio of probability to prior,
-    `argmax(log p - log prior)`, maximises the expected balanced accuracy.
-
-    Args:
-        probabilities: Calibrated probabilities (N, K).
-        prior: Class shares that they answer for (K,), `config.class_prior`; only `balanced` reads it.
-        rule: One of `RULES`.
-
-    Returns:
-        Class ids (N,), the first of equal ones.
-
-    Raises:
-        Ham10000Error: For an unknown rule, or `balanced` without a fitting prior.
-
-    Example:
-        >>> decide(np.array([[0.2, 0.8]]), [0.1, 0.9], "balanced")
-        array([0])
+    `argmax(log p - log prior)`, maximises the expected balanced accuracy. Only `balanced` reads the prior.
     """
     if rule not in RULES:
         raise Ham10000Error(f"Unknown decision rule {rule!r}; expected one of {list(RULES)}.")
@@ -69,20 +45,13 @@ def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule
 
 
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: float) -> np.ndarray:
-    """The largest score `1 - p_k` that each class's prediction set accepts.
+    """The largest score `1 - p_k` that each class's prediction set accepts (K,), from images not trained on.
 
     Mondrian (class-conditional) split conformal prediction: Vovk 2012, "Conditional validity of inductive conformal
     predictors", arXiv:1209.2673; Angelopoulos & Bates 2021, arXiv:2107.07511, section 4.2. A class's threshold is the
-    ceil((n + 1) * coverage)-th smallest score of its n images. Of further images of a class, exchangeable with these,
-    at least `coverage` have their class in their set, whatever the model.
-
-    Args:
-        labels: Class ids (N,) of images that the model was not trained on.
-        probabilities: Their probabilities (N, K).
-        coverage: In (0, 1).
-
-    Returns:
-        Thresholds (K,); 1, which accepts every image, where a class has too few images to promise less.
+    ceil((n + 1) * coverage)-th smallest score of its n images, or 1, which accepts every image, where there are too
+    few to promise less. Of further images of a class, exchangeable with these, at least `coverage` have their class in
+    their set, whatever the model.
     """
     thresholds = np.ones(probabilities.shape[1])
     for k in range(len(thresholds)):
@@ -103,11 +72,7 @@ def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray | Sequence
 
 
 def saved_thresholds(saved: Mapping[str, Sequence[float]] | None, coverage: float) -> np.ndarray:
-    """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`.
-
-    Raises:
-        Ham10000Error: If the checkpoint has none for this coverage.
-    """
+    """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`."""
     known = {float(key): np.asarray(values, dtype=np.float64) for key, values in (saved or {}).items()}
     if coverage not in known:
         has = f"it has {', '.join(f'{value:g}' for value in sorted(known))}" if known else "it has none at all"

@@ -14,7 +14,7 @@ import torch
 from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
-from ham10000.training.data.split import SPLITS, Split, apply_split, lesion_groups, load_split
+from ham10000.training.data.split import SPLITS, apply_split, lesion_groups, load_split
 from ham10000.training.evaluation.bootstrap import cluster_bootstrap
 from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import RULES, decide
@@ -31,16 +31,12 @@ from ham10000.training.utils.files import JsonObject, read_json
 from ham10000.training.utils.hardware import environment
 
 
-def rows_to_score(
+def _rows_to_score(
     dataset: datasets.Dataset, part: str, checkpoint: Path, split_file: str | None
-) -> tuple[datasets.Dataset, Split | None]:
-    """The rows of a part by the checkpoint's own split, and the split (None for `all`).
-
-    Raises:
-        Ham10000Error: If there is no split, or it belongs to other data.
-    """
+) -> tuple[datasets.Dataset, JsonObject]:
+    """The rows of a part by a split, by default the checkpoint's own, and what an evaluation records of the split."""
     if part == "all":
-        return dataset, None
+        return dataset, {}
     path = Path(split_file) if split_file else checkpoint / RunFile.SPLIT
     if not path.exists():
         raise Ham10000Error(
@@ -48,7 +44,10 @@ def rows_to_score(
             "--split_file, or --split all for data it has never seen."
         )
     split = load_split(path)
-    return apply_split(dataset, split)[part], split
+    # The leak is that of all parts the checkpoint was trained on.
+    record = split.summary() | {"leakage": split.leakage(parts_trained_on(checkpoint))}
+    del record["dropped"]
+    return apply_split(dataset, split)[part], record
 
 
 def parts_trained_on(checkpoint: Path) -> tuple[str, ...]:
@@ -59,21 +58,12 @@ def parts_trained_on(checkpoint: Path) -> tuple[str, ...]:
     return SPLITS[: 1 + trained_on_validation(training)]
 
 
-def _about(split: Split | None, checkpoint: Path) -> JsonObject:
-    """What an evaluation records of the split; its leak is that of all parts the checkpoint was trained on."""
-    if split is None:
-        return {}
-    summary = split.summary() | {"leakage": split.leakage(parts_trained_on(checkpoint))}
-    return {key: value for key, value in summary.items() if key != "dropped"}
-
-
-def images_trained_on(checkpoint: Path, dataset: datasets.Dataset) -> int:
-    """Counts the images of a dataset that a checkpoint was trained on, by its split and settings; 0 without them."""
+def images_trained_on(checkpoint: Path, image_ids: pd.Series) -> int:
+    """Counts the images that a checkpoint was trained on, by its split and settings; 0 without them."""
     if not (checkpoint / RunFile.SPLIT).is_file():
         return 0
     table = load_split(checkpoint).table
-    known = table.loc[table["split"].isin(parts_trained_on(checkpoint)), "image_id"]
-    return int(known.isin(dataset["image_id"][:]).sum())
+    return int(image_ids.isin(table.loc[table["split"].isin(parts_trained_on(checkpoint)), "image_id"]).sum())
 
 
 def evaluate_checkpoint(  # each is an option of the command line
@@ -121,7 +111,7 @@ def evaluate_checkpoint(  # each is an option of the command line
     model, processor = load_checkpoint(checkpoint, device=device)
     config = model.config
     dataset = align_labels(dataset, config.label_names)
-    rows, split = rows_to_score(dataset, part, checkpoint, split_file)
+    rows, split = _rows_to_score(dataset, part, checkpoint, split_file)
     images = open_images(rows, processor, device, cache_dir=cache_dir)
     samples = Samples.from_dataset(rows, processor)
     loader = EvalLoader(samples, images, processor, device, batch_size=batch_size, channels_last=True)
@@ -140,11 +130,10 @@ def evaluate_checkpoint(  # each is an option of the command line
     results, table = score_predictions(
         frame, labels, probabilities, groups, config, positive=positive, n_resamples=n_resamples, seed=seed
     )
-    context = {
+    results |= {
         "checkpoint": checkpoint.name,
         "data": Path(data).name,
-        "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"]}
-        | _about(split, checkpoint),
+        "split": {"name": part, "n_images": len(samples), "n_lesions": results["bootstrap"]["n_lesions"], **split},
         "views": views,
         "precision": precision,
         "temperature": float(config.temperature),
@@ -154,8 +143,8 @@ def evaluate_checkpoint(  # each is an option of the command line
         "environment": environment(),
     }
     output_dir = output_dir or (checkpoint if part == "test" else checkpoint / f"evaluation_{part}")
-    write_evaluation(output_dir, results, table, context)
-    return output_dir, {**results, **context}
+    write_evaluation(output_dir, results, table)
+    return output_dir, results
 
 
 def score_predictions(
@@ -171,27 +160,18 @@ def score_predictions(
 ) -> tuple[JsonObject, pd.DataFrame]:
     """The results of an evaluation, subgroups and decision rules included, and the table of its predictions.
 
-    Args are those of `evaluate_predictions` and `subgroup_results`; the frame has the metadata with the ids.
+    The frame has the metadata with the ids.
     """
-    table = predictions_table(
-        image_ids=frame["image_id"].tolist(),
-        lesion_ids=frame["lesion_id"].tolist(),
-        lesion_groups=groups,
-        labels=labels,
-        probabilities=probabilities,
-        label_names=config.label_names,
-        metadata=frame,
-    )
+    table = predictions_table(frame, labels, probabilities, groups, config.label_names)
     results = evaluate_predictions(table, positive=positive, n_resamples=n_resamples, seed=seed)
     malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
     results["subgroups"] = subgroup_results(
         frame, labels, probabilities, groups, malignant_ids=malignant_ids, n_resamples=n_resamples, seed=seed
     )
     if config.class_prior is not None:
-        results["decisions"] = {}
-        for rule in RULES:
-            decided = decide(probabilities, config.class_prior, rule)
-            results["decisions"][rule] = cluster_bootstrap(
-                labels, decided, groups, DECISION_METRICS, n_resamples, seed, config.label_names
-            )
+        options = (groups, DECISION_METRICS, n_resamples, seed, config.label_names)
+        results["decisions"] = {
+            rule: cluster_bootstrap(labels, decide(probabilities, config.class_prior, rule), *options)
+            for rule in RULES
+        }
     return results, table

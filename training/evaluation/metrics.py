@@ -46,11 +46,7 @@ def sensitivity_metric(positive: str) -> str:
 
 
 def choose_positive(label_names: Sequence[str], positive: str | None = None) -> str | None:
-    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel.
-
-    Raises:
-        Ham10000Error: For a class that is not in the set.
-    """
+    """The class whose sensitivity is reported: `positive`, else mel; None where the label set has no mel."""
     if positive is not None and positive not in label_names:
         raise Ham10000Error(f"--positive {positive!r} is not a label of this model; expected one of {[*label_names]}.")
     return positive or (DEFAULT_POSITIVE if DEFAULT_POSITIVE in label_names else None)
@@ -65,11 +61,7 @@ HEADLINE_METRICS = headline_metrics()
 
 
 def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarray:
-    """Returns class ids (N,) as int64.
-
-    Raises:
-        Ham10000Error: For another shape, no rows, values that are not whole numbers or not in 0…n_classes - 1.
-    """
+    """Returns class ids (N,), N > 0, as int64; anything else is a `Ham10000Error`."""
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) == 0:
         raise Ham10000Error(f"Expected class ids of shape (N,) with N > 0, got shape {array.shape}.")
@@ -83,8 +75,7 @@ def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarr
 def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
     """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2.
 
-    Raises:
-        Ham10000Error: For another shape, NaN or infinity, values outside [0, 1], rows that do not sum to 1.
+    Another shape, NaN, values outside [0, 1] and rows that do not sum to 1 are a `Ham10000Error`.
     """
     try:
         array = np.asarray(probabilities, dtype=np.float64)
@@ -130,14 +121,10 @@ def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error of the top label over equal-width bins, in [0, 1].
+    """Expected calibration error, in [0, 1], of the top label of probabilities (N, K), over equal-width bins.
 
     The mean over images of |accuracy - mean confidence| of the image's bin (Naeini et al., AAAI 2015; Guo et al. 2017,
     arXiv:1706.04599). It is biased upwards in small samples: a perfectly calibrated model does not reach 0.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
     """
     bins = confidence_bins(probabilities.max(axis=1))
     gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities))
@@ -170,12 +157,8 @@ def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
     """The largest sensitivity among all thresholds that keep at least 95 % of the negatives unflagged.
 
-    Args:
-        positive: Whether each image is of the class (N,).
-        scores: The class's probability (N,); an image is flagged at or above the threshold.
-
-    Returns:
-        The sensitivity in [0, 1], or None without positives or without negatives.
+    Takes whether each image is of the class (N,), and its probability (N,); an image is flagged at or above the
+    threshold. None without positives or without negatives.
     """
     if positive.all() or not positive.any():
         return None

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from ham10000.training.evaluation.bootstrap import ClusterWeights, cluster_weights, percentile_interval
 from ham10000.training.evaluation.plots import legend_below, panels, plot_results, set_title
 from ham10000.training.evaluation.report import interval_metrics, metric_title, predicted_labels, read_predictions
 from ham10000.training.run_folder import portable_training
 from ham10000.training.utils import markdown_text as md
-from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
+from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
 from ham10000.training.utils.files import JsonObject, atomic_write_text, write_table
 
 SPECIFICITIES = (0.9, 0.95)
@@ -84,22 +84,21 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
     """
     rows = []
     for target in all_targets:
-        found, values = true_positive_rate(target), resampled(true_positive_rate, target, weights)
+        values = resampled(true_positive_rate, target, weights)
         false, true, thresholds = roc_curve(target.positive, target.scores, drop_intermediate=False)
         share = target.positive.mean()
         for specificity in SPECIFICITIES:
             place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
-            column = round((1 - specificity) * 100)
-            sensitivity = percentile_interval(float(found[column]), values[:, column])
+            found = percentile_interval(float(true[place]), values[:, round((1 - specificity) * 100)])
             hits, alarms = 1000 * share * true[place], 1000 * (1 - share) * false[place]
             rows.append(
                 {
                     "target": target.name,
                     "least specificity": specificity,
                     "threshold": float(thresholds[place]),
-                    "sensitivity": sensitivity["estimate"],
-                    "low": sensitivity["low"],
-                    "high": sensitivity["high"],
+                    "sensitivity": found["estimate"],
+                    "low": found["low"],
+                    "high": found["high"],
                     "found per 1,000": hits,
                     "missed per 1,000": 1000 * share - hits,
                     "false alarms per 1,000": alarms,
@@ -124,24 +123,21 @@ def _draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figu
     """ROC and precision-recall curves: the first target and melanoma with bands, the other classes thin."""
     figure, (left, right) = panels(2, 3.6)
     bold = [all_targets[0], *(target for target in all_targets[1:] if target.name == "mel")]
-    for target in (target for target in all_targets if target not in bold):
-        for axes, curve in ((left, true_positive_rate), (right, precision)):
+    for axes, curve, name, score in (
+        (left, true_positive_rate, "AUROC", roc_auc_score),
+        (right, precision, "average precision", average_precision_score),
+    ):
+        for target in (target for target in all_targets if target not in bold):
             axes.plot(_GRID, curve(target), color=GREY, linewidth=0.8, alpha=0.7)
-    for target, colour in zip(bold, _COLOURS, strict=False):
-        area = auc(*roc_curve(target.positive, target.scores)[:2])
-        average = average_precision_score(target.positive, target.scores)
-        for axes, curve, score in (
-            (left, true_positive_rate, f"AUROC {area:.3f}"),
-            (right, precision, f"average precision {average:.3f}"),
-        ):
+        for target, colour in zip(bold, _COLOURS, strict=False):
             low, high = np.quantile(resampled(curve, target, weights), [0.025, 0.975], axis=0)
             axes.fill_between(_GRID, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=f"{plain(target.name)}: {score}")
+            label = f"{plain(target.name)}: {name} {score(target.positive, target.scores):.3f}"
+            axes.plot(_GRID, curve(target), color=colour, linewidth=1.8, label=label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
     left.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
     style_axes(left, xlabel="1 - specificity", ylabel="sensitivity")
     style_axes(right, xlabel="recall", ylabel="precision")
-    for axes in (left, right):
-        axes.set(xlim=(0, 1), ylim=(0, 1.01))
     legend_below(figure, [line for axes in (left, right) for line in axes.get_legend_handles_labels()[0]])
     set_title(figure, "ROC and precision-recall curves: 95 % bands over lesions, other classes thin")
     return figure
@@ -150,8 +146,7 @@ def _draw_curves(all_targets: Sequence[Target], weights: ClusterWeights) -> Figu
 def _draw_decision_curve(target: Target) -> Figure:
     """The net benefit of the model against flagging all and flagging none."""
     table = net_benefit(target)
-    figure = new_figure(8, 4)
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, 3.1)
     for name, colour in (("model", OKABE_ITO["vermilion"]), ("all", OKABE_ITO["sky"]), ("none", GREY)):
         label = name if name == "model" else f"flag {name}"
         axes.plot(table["threshold"], table[name], color=colour, linewidth=1.8, label=label)
@@ -190,7 +185,7 @@ def write_curves(
 def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
     """The headline metrics and those of each class, with their intervals, of an `eval_results.json`."""
     metrics, intervals = results["metrics"], results["intervals"]
-    rows = [
+    headline = [
         {"metric": metric_title(name), **{key: intervals[name][key] for key in ("estimate", "low", "high")}}
         for name in interval_metrics(results)
     ]
@@ -200,7 +195,7 @@ def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
         ends = {f"{name} {end}": found[name][end] for name in ("recall", "f1") for end in ("low", "high")}
         scores = {name: row[name] for name in ("recall", "precision", "f1", "auroc")}
         per_class.append({"class": label, "images": row["support"], **scores, **ends})
-    return {"results": pd.DataFrame(rows), "per_class": pd.DataFrame(per_class)}
+    return {"results": pd.DataFrame(headline), "per_class": pd.DataFrame(per_class)}
 
 
 def write_paper(
@@ -212,18 +207,10 @@ def write_paper(
     *,
     n_resamples: int = N_RESAMPLES,
 ) -> None:
-    """Writes what a paper needs of one model's evaluation.
+    """Writes what a paper needs of one model: tables, figures and `checklist.md`, into a folder that it makes.
 
-    Args:
-        directory: Receives `*.csv`, `*.tex`, `*.pdf`, `*.svg` and `checklist.md`; made where it does not exist.
-        results: Content of `eval_results.json`.
-        predictions: The `predictions.csv` next to it.
-        malignant: Labels that count as malignant.
-        training: Content of `train_config.json`, for the checklist.
-        n_resamples: Resamples of lesions for bands and operating points.
-
-    Raises:
-        Ham10000Error: If the folder cannot be written.
+    Takes the content of `eval_results.json`, the path of the `predictions.csv` next to it, the labels that count as
+    malignant, the content of `train_config.json`, and the number of resamples for bands and operating points.
     """
     directory = Path(directory)
     scored_images, labels, probabilities = read_predictions(predictions)
@@ -245,12 +232,8 @@ def write_paper(
 def checklist(results: JsonObject, training: JsonObject | None) -> str:
     """Items of CLAIM 2024 (10.1148/ryai.240300) and TRIPOD+AI (10.1136/bmj-2023-078378), as far as the files answer.
 
-    Args:
-        results: Content of `eval_results.json`.
-        training: Content of `train_config.json`; None for a model that this package has not trained.
-
-    Returns:
-        Markdown; an item that only the authors can answer says so.
+    Markdown; an item that only the authors can answer says so. `training` is None for a model not trained by this
+    package.
     """
     template = md.markdown_template(Path(__file__).with_name("checklist.md.jinja"))
     portable = None if training is None else portable_training(training)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,21 +34,13 @@ _LEGEND: dict[str, Any] = {"fontsize": 10, "framealpha": 1.0, "edgecolor": "whit
 
 def set_title(figure: Figure, text: str) -> None:
     """Puts the finding above a figure of its final size, in one line: smaller, or cut off, where too long."""
-    size = _LARGEST_TITLE
-    title = figure.suptitle(text, x=0.02, ha="left", fontsize=size, fontweight="bold")
-    room = 0.96 * figure.bbox.width
-
-    def too_wide() -> bool:
-        # The canvas is Agg's, which measures text as it will draw it.
-        return title.get_window_extent(figure.canvas.get_renderer()).width > room  # type: ignore[attr-defined]
-
-    while too_wide() and size > _SMALLEST_TITLE:
-        size -= 0.5
-        title.set_fontsize(size)
-    words = text.split(" ")
-    while too_wide() and len(words) > 1:
-        words.pop()
-        title.set_text(" ".join(words).rstrip(",;:") + " …")
+    title = figure.suptitle(text, x=0.02, ha="left", fontsize=_LARGEST_TITLE, fontweight="bold")
+    # The canvas is Agg's, which measures text as it will draw it.
+    width = title.get_window_extent(figure.canvas.get_renderer()).width  # type: ignore[attr-defined]
+    size = _LARGEST_TITLE * 0.95 * figure.bbox.width / width  # at which it would fit
+    title.set_fontsize(min(max(size, _SMALLEST_TITLE), _LARGEST_TITLE))
+    if size < _SMALLEST_TITLE:
+        title.set_text(textwrap.shorten(text, int(len(text) * size / _SMALLEST_TITLE), placeholder=" …"))
 
 
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
@@ -75,13 +68,8 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
 def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
     """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
-    Args:
-        axes: The axes to draw on.
-        value: `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several.
-        y: Height.
-        colour: Colour.
-        shape: Marker.
-        **options: Further options of the point, such as `markerfacecolor`.
+    The value has `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several. The
+    options are those of the point, such as `markerfacecolor`.
     """
     estimate = value.get("estimate")
     if not defined(estimate):
@@ -128,12 +116,7 @@ def _largest_error(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 
 def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images.
-
-    Args:
-        metrics: Result of `compute_metrics`.
-        path: Destination, which it returns, as all these functions do.
-    """
+    """Draws the confusion matrix: colour is the share of the true class (row), the numbers are images."""
     confusion = np.asarray(metrics["confusion_matrix"])
     names = [plain(label) for label in metrics["per_class"]]
     support = confusion.sum(axis=1, keepdims=True)
@@ -173,11 +156,6 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
 
     The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals (Wilson 1927), which take
     the images as independent; they show which bins are too small to read.
-
-    Args:
-        labels: Class ids (N,).
-        probabilities: Probabilities (N, K).
-        path: Destination.
     """
     from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
 
@@ -213,14 +191,8 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | 
 def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[str], kept: int | None = None) -> Path:
     """Draws losses, validation scores and learning rate over the epochs, with the epoch that is kept marked.
 
-    Args:
-        history: One row per epoch with `epoch` and any of `train_loss`, `validation_loss`, `validation_macro_f1`,
-            `validation_balanced_accuracy`, `learning_rate`; None and absent values leave a gap.
-        path: Destination.
-        kept: The epoch whose weights the checkpoint has; by default the last.
-
-    Raises:
-        Ham10000Error: For an empty history.
+    A row of the history has `epoch` and any of the series below; None and absent values leave a gap. Without `kept` it
+    is the last epoch.
     """
     if not history:
         raise Ham10000Error("The training history has no epochs; there is nothing to draw.")
@@ -229,12 +201,12 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
         "validation_loss": ("loss", "validation", "blue", "o"),
         "validation_macro_f1": ("score", "macro-F1", "blue", "o"),
         "validation_balanced_accuracy": ("score", "balanced accuracy", "green", "^"),
-        "learning_rate": ("rate", "learning rate", "purple", "D"),
+        "learning_rate": ("rate", "", "purple", "D"),
     }
+    ylabels = {"loss": "Loss (nats)", "score": "Validation score (0 to 1)", "rate": "Learning rate"}
     table = pd.DataFrame(history, columns=["epoch", *series]).astype(float)
     epochs, macro_f1 = table["epoch"], table["validation_macro_f1"]
-    figure = new_figure(8, 6)
-    has_scores = bool(macro_f1.notna().any())
+    figure, has_scores = new_figure(8, 6), bool(macro_f1.notna().any())
     # A run that trained on validation has no scores: no empty panel for them.
     top = ("loss", "score" if has_scores else "loss")
     panels = figure.subplot_mosaic([[*top], ["rate", "rate"]], height_ratios=[3, 1])
@@ -242,56 +214,61 @@ def plot_training_curves(history: Sequence[JsonObject], path: str | os.PathLike[
         if panel in panels and table[name].notna().any():
             (line,) = panels[panel].plot(epochs, table[name], f"{marker}-", label=label, markersize=4.5)
             line.set(color=OKABE_ITO[colour], linewidth=1.8)
-    style_axes(panels["loss"], xlabel="Epoch", ylabel="Loss (nats)")
-    style_axes(panels["rate"], xlabel="Epoch", ylabel="Learning rate")
-    panels["rate"].set_ylim(bottom=0)
-    panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     finding = f"{len(history)} epochs without validation scores"
     if has_scores:
-        style_axes(panels["score"], xlabel="Epoch", ylabel="Validation score (0 to 1)")
         row = len(history) - 1 if kept is None else int(np.flatnonzero(epochs == kept)[0])
         best, at = macro_f1[row], epochs[row]
         finding = f"Validation macro-F1 {best:.3f} at epoch {at:g} of {len(history)}, which is kept"
         for axes in panels.values():
             axes.axvline(at, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
         panels["score"].plot(at, best, "o", markersize=11, fillstyle="none", color="black", label="kept")
-    for name in dict.fromkeys(top):
-        if panels[name].get_legend_handles_labels()[1]:
-            # Above the panel: within it some line is always covered.
-            panels[name].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
-    for axes in panels.values():
+    for name, axes in panels.items():
+        style_axes(axes, xlabel="Epoch", ylabel=ylabels[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.get_legend_handles_labels()[1]:
+            # Above the panel: within it some line is always covered.
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **_LEGEND)
+    panels["rate"].set_ylim(bottom=0)
+    panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     set_title(figure, finding)
     return save_figure(figure, path)
 
 
-def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws recall and F1 of each class with their intervals.
+def _plot_scores(
+    rows: Sequence[tuple[str, JsonObject]],
+    series: Mapping[str, tuple[str, str, str]],
+    positions: Sequence[float],
+    *,
+    height: float,
+    xlabel: str,
+    ylabel: str,
+) -> tuple[Figure, Axes]:
+    """Named rows of two scores in [0, 1] with their intervals; `series` is key to label, colour and marker."""
+    figure, (axes,) = panels(1, height)
+    for y, (_, row) in zip(positions, rows, strict=True):
+        for (key, (_, colour, shape)), offset in zip(series.items(), (-0.15, 0.15), strict=True):
+            draw_interval(axes, row[key], y + offset, OKABE_ITO[colour], shape)
+    name_rows(axes, positions, [name for name, _ in rows], xlabel=xlabel, ylabel=ylabel)
+    axes.set_xlim(0, 1)
+    legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for text, colour, shape in series.values()])
+    return figure, axes
 
-    Args:
-        results: Result of `evaluate_predictions`, with `metrics` and `intervals`.
-        path: Destination.
-    """
+
+def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
+    """Draws recall and F1 of each class with their intervals, from the result of `evaluate_predictions`."""
     metrics, intervals = results["metrics"]["per_class"], results["intervals"]["per_class"]
     recalls = {label: found["recall"] for label, found in intervals.items() if found["recall"]["estimate"] is not None}
-    figure, (axes,) = panels(1, 1.4 + 0.4 * len(metrics))
-    series = (("recall", "recall (sensitivity)", "blue", "o", -0.14), ("f1", "F1", "vermilion", "s", 0.14))
-    for name, _, colour, shape, offset in series:
-        for row, label in enumerate(metrics):
-            if label in recalls:
-                draw_interval(axes, intervals[label][name], row + offset, OKABE_ITO[colour], shape)
     # A class of a few images has a recall of 0 or 1 by chance.
     frequent = [label for label in recalls if metrics[label]["support"] >= _FREQUENT] or list(recalls)
     among = "" if len(frequent) == len(recalls) else f", of those with {_FREQUENT} images or more,"
     weakest = min(frequent, key=lambda label: recalls[label]["estimate"])
     recall = recalls[weakest]
     bounds = "" if recall["low"] is None else f" [{recall['low']:.2f}, {recall['high']:.2f}]"
-    names = [f"{plain(label)} ({row['support']:,})" for label, row in metrics.items()]
-    xlabel = "Score, with 95 % interval (bootstrap over lesions)"
-    name_rows(axes, range(len(names)), names, xlabel=xlabel, ylabel="Class (images)")
-    axes.set_xlim(0, 1)
+    rows = [(f"{plain(label)} ({row['support']:,})", intervals[label]) for label, row in metrics.items()]
+    series = {"recall": ("recall (sensitivity)", "blue", "o"), "f1": ("F1", "vermilion", "s")}
+    text = {"xlabel": "Score, with 95 % interval (bootstrap over lesions)", "ylabel": "Class (images)"}
+    figure, _ = _plot_scores(rows, series, range(len(rows)), height=1.4 + 0.4 * len(rows), **text)
     set_title(figure, f"The class missed most{among} is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
-    legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for _, text, colour, shape, _ in series])
     return save_figure(figure, path)
 
 
@@ -326,31 +303,21 @@ def say_too_few(axes: Axes, y: float, row: JsonObject) -> None:
 
 
 def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
-    """Draws sensitivity and specificity to malignancy of each group with their intervals.
-
-    Args:
-        subgroups: Result of `subgroup_results`.
-        path: Destination.
-    """
-    rows = [(field, row) for field, groups in subgroups["fields"].items() for row in groups]
-    figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows))
-    positions = spaced_rows([field for field, _ in rows], 0.6)
-    for y, (_, row) in zip(positions, rows, strict=True):
+    """Draws sensitivity and specificity to malignancy of each group, from the result of `subgroup_results`."""
+    groups = [(field, row) for field, rows in subgroups["fields"].items() for row in rows]
+    series = {
+        "malignant_sensitivity": ("sensitivity: malignant images called malignant", "vermilion", "o"),
+        "malignant_specificity": ("specificity: benign images called benign", "blue", "s"),
+    }
+    hidden: JsonObject = {"malignant_sensitivity": {}}
+    rows = [(subgroup_name(field, row), row | hidden if row["too_few"] else row) for field, row in groups]
+    positions = spaced_rows([field for field, _ in groups], 0.6)
+    text = {"xlabel": "Share of images, with 95 % interval", "ylabel": "Group (malignant images / images)"}
+    figure, axes = _plot_scores(rows, series, positions, height=0.7 + 0.36 * len(rows), **text)
+    for y, (_, row) in zip(positions, groups, strict=True):
         if row["too_few"]:
             say_too_few(axes, y - 0.15, row)
-        else:
-            draw_interval(axes, row["malignant_sensitivity"], y - 0.15, OKABE_ITO["vermilion"], "o")
-        draw_interval(axes, row["malignant_specificity"], y + 0.15, OKABE_ITO["blue"], "s")
-    xlabel = "Share of images, with 95 % interval"
-    names = [subgroup_name(field, row) for field, row in rows]
-    name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
-    axes.set_xlim(0, 1)
     set_title(figure, _subgroup_finding(subgroups))
-    handles = [
-        legend_point("sensitivity: malignant images called malignant", OKABE_ITO["vermilion"]),
-        legend_point("specificity: benign images called benign", OKABE_ITO["blue"], "s"),
-    ]
-    legend_below(figure, handles)
     return save_figure(figure, path)
 
 

@@ -69,18 +69,9 @@ def evaluate_predictions(
 ) -> JsonObject:
     """All metrics of a `predictions_table`, the headline and the per-class ones with lesion-clustered intervals.
 
-    Args:
-        predictions: The table; the bootstrap resamples its lesion groups.
-        positive: Class of the sensitivity row; by default mel, where the label set has it.
-        n_resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        `metrics` (see `compute_metrics`), `intervals` (headline name to estimate, low, high, n_defined; `per_class` to
-        label to recall and f1, in the same form) and `bootstrap` (how they were made). Strict JSON as it stands.
-
-    Raises:
-        Ham10000Error: For a duplicated image, or fewer than two lesions.
+    Returns `metrics` (see `compute_metrics`), `intervals` (of the headline metrics, and of recall and F1 of each class
+    under `per_class`) and `bootstrap` (how they were made). `positive` is the class of the sensitivity row, by default
+    mel, where the label set has it. A duplicated image, or fewer than two lesions, is a `Ham10000Error`.
     """
     ids, lesion_groups = predictions["image_id"], predictions["lesion_group"]
     if ids.duplicated().any():
@@ -109,47 +100,23 @@ def evaluate_predictions(
 
 
 def predictions_table(
-    *,
-    image_ids: Sequence[str],
-    lesion_ids: Sequence[str],
-    lesion_groups: Sequence[str] | np.ndarray,
+    frame: pd.DataFrame,
     labels: np.ndarray,
     probabilities: np.ndarray,
+    lesion_groups: Sequence[str] | np.ndarray,
     label_names: Sequence[str] = LABELS,
-    metadata: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The predictions as the table of `predictions.csv`.
+    """The table of `predictions.csv`: ids and what there is of the metadata from the frame, one p_LABEL per label.
 
-    Args:
-        image_ids: (N,).
-        lesion_ids: (N,), as in HAM10000.
-        lesion_groups: (N,), with known duplicates merged, which the intervals rest on.
-        labels: Class ids (N,).
-        probabilities: (N, K).
-        label_names: The K labels in the order of their ids.
-        metadata: Columns age, sex and localization (N rows), for analyses by subgroup.
-
-    Returns:
-        Columns image_id, lesion_id, lesion_group, age, sex, localization (with `metadata`), dx, predicted, correct,
-        one p_LABEL per label, in the order given.
-
-    Raises:
-        Ham10000Error: For bad labels or probabilities.
+    Known duplicates are merged in the lesion groups, which the intervals rest on.
     """
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     names, predicted = np.array(label_names), probabilities.argmax(axis=1)
-    table = pd.DataFrame(
-        {
-            "image_id": list(image_ids),
-            "lesion_id": list(lesion_ids),
-            "lesion_group": list(lesion_groups),
-            **({} if metadata is None else {name: metadata[name].to_list() for name in METADATA_FIELDS}),
-            "dx": names[labels],
-            "predicted": names[predicted],
-            "correct": predicted == labels,
-        }
-    )
+    columns = [name for name in ("image_id", "lesion_id", *METADATA_FIELDS) if name in frame]
+    table = frame[columns].reset_index(drop=True)
+    table.insert(2, "lesion_group", list(lesion_groups))
+    table = table.assign(dx=names[labels], predicted=names[predicted], correct=predicted == labels)
     return table.join(pd.DataFrame(probabilities, columns=[f"{_PROBABILITY}{label}" for label in label_names]))
 
 
@@ -194,13 +161,11 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
     return table, labels, validate_probabilities(probabilities, len(labels))
 
 
-def write_evaluation(
-    output_dir: str | os.PathLike[str], results: JsonObject, predictions: pd.DataFrame, context: JsonObject
-) -> Path:
+def write_evaluation(output_dir: str | os.PathLike[str], results: JsonObject, predictions: pd.DataFrame) -> Path:
     """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
 
         output_dir/
-        ├── eval_results.json           metrics, intervals, bootstrap, and everything in `context`
+        ├── eval_results.json           metrics, intervals, bootstrap, and what else the results have
         ├── predictions.csv             one row per image, probabilities with every digit
         └── figures/
             ├── confusion_matrix.png
@@ -208,25 +173,10 @@ def write_evaluation(
             ├── per_class.png
             └── subgroups.png           with subgroups and malignant labels only
 
-    Args:
-        output_dir: Destination; made where it does not exist.
-        results: Result of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one.
-        predictions: Result of `predictions_table`, of the same predictions.
-        context: Further keys for `eval_results.json`: split, checkpoint, seed, environment and the like.
-
-    Returns:
-        Path of `eval_results.json`.
-
-    Raises:
-        Ham10000Error: For a context that would overwrite a result, or that is not strict JSON, or a folder that
-            cannot be written.
+    Takes the results of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one, and
+    the `predictions_table`. Returns the path of `eval_results.json`.
     """
-    if clashes := sorted(set(context) & set(results)):
-        raise Ham10000Error(f"The context would overwrite the result(s) {clashes}; give them other names.")
-    try:
-        text = to_json({**results, **context})
-    except (TypeError, ValueError) as error:
-        raise Ham10000Error(f"{RunFile.EVALUATION} would not be strict JSON: {error}.") from error
+    text = to_json(results)  # before anything is written: it must be strict JSON
     output_dir = Path(output_dir)
     remove_leftovers(output_dir, older_than=_STALE_SECONDS)
     with writing(output_dir), scratch_folder(output_dir) as scratch:

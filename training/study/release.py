@@ -110,7 +110,7 @@ def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inpu
     scored = (inputs.frame, predictions.labels, fitted.probabilities()[0], predictions.groups)
     results, table = score_predictions(*scored, inputs.model, n_resamples=inputs.study.n_resamples)
     split = read_json(run / RunFile.SPLIT_RECORD)
-    context = {
+    results |= {
         "checkpoint": directory.name,
         **told,
         "estimated_by": ESTIMATED_BY,
@@ -126,4 +126,4 @@ def _write_results(directory: Path, run: Path, fitted: CrossFitted, inputs: Inpu
         "precision": "fp32",
         "environment": environment(),
     }
-    write_evaluation(directory, results, table, context)
+    write_evaluation(directory, results, table)
