@@ -202,13 +202,10 @@ def read_upload(path: str | None) -> Chosen:
 def answer(
     shown: DemoModel, image: EncodedImage | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
-    """Predicts with one model and explains it; raises `Ham10000Error` for an impossible age.
+    """Predicts with one model and explains a class, by default the most probable one.
 
-    Args:
-        shown: The model.
-        image: An image after this model's backbone, or None.
-        metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
-        label: The class whose evidence is looked for; None for the most probable one.
+    `image` is one after this model's backbone. What is None or absent in `metadata`, or a value the model does not
+    know, is missing; an impossible age raises `Ham10000Error`.
     """
     config = shown.model.config
     if config.uses_image and image is None:

@@ -23,14 +23,9 @@ TOLERANCE = 1e-4
 
 
 def fixed_inputs(processor: Ham10000Processor, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Seeded inputs of a checkpoint's own shape: three images and rows, one of them with missing values.
+    """Seeded inputs of a checkpoint's own shape: three images and three rows, with missing values among them.
 
-    Args:
-        processor: The checkpoint's processor.
-        seed: Seed of the pixel values.
-
-    Returns:
-        `pixel_values` (3, 3, height, width) and `metadata` (3, fields), as far as the variant reads them.
+    `pixel_values` is (3, 3, height, width), `metadata` (3, fields); each is there if the variant reads it.
     """
     inputs = {}
     if "pixel_values" in processor.model_input_names:
@@ -90,18 +85,10 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
 
 
 def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, processor: Ham10000Processor) -> float:
-    """Runs an ONNX file by onnxruntime on fixed inputs, in batches of 3, 1 and 5, and holds it to the model's logits.
+    """Returns the largest difference of a logit between onnxruntime and PyTorch, in batches of 3, 1 and 5.
 
-    Args:
-        file: From `export_onnx`.
-        model: The network it was made from, on the CPU in evaluation mode.
-        processor: The model's processor.
-
-    Returns:
-        The largest absolute difference of a logit, at most 1e-4.
-
-    Raises:
-        Ham10000Error: If onnxruntime cannot run the file, or a logit differs by more.
+    Raises `Ham10000Error` if it is above 1e-4, or onnxruntime cannot run the file. The model is on the CPU in
+    evaluation mode.
     """
     import onnxruntime
 

@@ -98,19 +98,12 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
 
 
 class Stated(NamedTuple):
-    """What no file of the run knows.
+    """What no file of the run knows."""
 
-    Attributes:
-        dataset_name: Name of the training data.
-        license: Licence of the weights.
-        base_model: Hub id of the backbone.
-        publish_split: Whether split.csv may be published, which names images, and lesions or patients, of own data.
-    """
-
-    dataset_name: str | None = None
-    license: str | None = None
-    base_model: str | None = None
-    publish_split: bool = False
+    dataset_name: str | None = None  # of the training data
+    license: str | None = None  # of the weights
+    base_model: str | None = None  # Hub id of the backbone
+    publish_split: bool = False  # split.csv of own data, too, which names images, and lesions or patients
 
 
 NOTHING_STATED = Stated()
@@ -247,14 +240,9 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
 
 
 def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
-    """Returns the commands that train and evaluate such a model again.
+    """The shell commands that train and evaluate a model again, with every setting that is not the default.
 
-    Args:
-        training: Result of `portable_training`.
-        ham10000: Whether the data are HAM10000, which a reader has under that name.
-
-    Returns:
-        Two shell commands with every setting that is not the default.
+    `training` is what `portable_training` returns; `ham10000` says that a reader has the data under that name.
     """
     if "made_by" in training:
         return plain(training["made_by"])
@@ -310,19 +298,7 @@ def render_model_card(
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
-    """Renders the README.md of a model repository; sections without data vanish.
-
-    Args:
-        run: Result of `read_run`.
-        repo_id: Repository the card is for, such as `user/ham10000-fusion`.
-        revision: Tag or commit that every example pins.
-        siblings: Other variants to compare with.
-        has_onnx: Whether the repository has `onnx/model.onnx`.
-        stated: What the run's files cannot know.
-
-    Returns:
-        Markdown with YAML front matter, ending in a newline.
-    """
+    """Renders the README.md of a model repository; sections without data vanish, and examples pin `revision`."""
     config = run.config
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
     shown = interval_metrics(run.evaluation) if run.evaluation else []

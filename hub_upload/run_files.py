@@ -97,15 +97,7 @@ class Sibling(NamedTuple):
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Reads and checks the files of a run.
-
-    Args:
-        folder: A run of `ham10000-train`, a checkpoint folder, or one made by `ham10000-convert`.
-
-    Raises:
-        Ham10000Error: If `config.json` or `processor_config.json` is absent, or a file is not what it should be;
-            the message names the file.
-    """
+    """Reads the files of a run, a checkpoint or a conversion; `Ham10000Error` names one that is missing or wrong."""
     folder = Path(folder)
     config, where = _read(folder, RunFile.CONFIG, required=True), repr(str(folder / RunFile.CONFIG))
     if config.get("model_type") != "ham10000":
