@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.inference.prediction import load_checkpoint
@@ -113,24 +112,13 @@ def compare_onnx(file: str | Path, model: Ham10000ForImageClassification, proces
     return max(differences)
 
 
-class _Logits(nn.Module):
-    """The model with tensors in and one tensor out."""
-
-    def __init__(self, model: Ham10000ForImageClassification):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor | None = None, metadata: torch.Tensor | None = None) -> torch.Tensor:
-        return self.model(pixel_values=pixel_values, metadata=metadata).logits
-
-
 def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor], file: Path) -> None:
     batch, logged = torch.export.Dim("batch"), logging.root.manager.disable
     logging.disable(logging.ERROR)  # what the exporter says about its own inner workings
     try:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model).eval(),
+                model,
                 kwargs=inputs,
                 input_names=list(inputs),
                 output_names=["logits"],
@@ -139,6 +127,7 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
                 verbose=False,
             )
             assert program is not None  # as it is without dynamo
+            del program.model.graph.outputs[1:]  # the pooled features
             # The exporter notes down where each line of source code lies on this machine.
             functions = program.model.functions.values()
             for node in chain(program.model.graph.all_nodes(), *(function.all_nodes() for function in functions)):
