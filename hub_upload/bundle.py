@@ -31,7 +31,7 @@ from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
 from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
-from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
+from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
 # What the code files of a bundle import, by the names the package index knows.
@@ -63,6 +63,10 @@ save_file(logits, outputs_file)
 # The Hub's token, or its place: an offline process needs neither, and code from the folder should not have them.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 _DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# How the Hub runs a Space, and how it shows it.
+_SPACE_SETTINGS: JsonObject = {"sdk": "gradio", "python_version": "3.11", "app_file": "app.py", "pinned": False}
+_SPACE_SETTINGS |= {"short_description": "HAM10000 models side by side. Research only.", "colorFrom": "yellow"}
+_SPACE_SETTINGS |= {"colorTo": "blue", "tags": ["dermoscopy", "research-only", "HAM10000"]}
 _SPACE_APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
 
 from ham10000.hub_upload.app import main
@@ -241,20 +245,8 @@ def assemble_space(
     atomic_write_text(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
     required = sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported)
     atomic_write_text(folder / "requirements.txt", requirements(required))
-    head = SpaceCardData(
-        title=title,
-        sdk="gradio",
-        sdk_version=importlib.metadata.version("gradio"),
-        python_version="3.11",
-        app_file="app.py",
-        license=licence,
-        models=[repo_id for repo_id, _ in chosen],
-        tags=["dermoscopy", "research-only", "HAM10000"],
-        short_description="HAM10000 models side by side. Research only.",
-        colorFrom="yellow",
-        colorTo="blue",
-        pinned=False,
-    )
+    settings = _SPACE_SETTINGS | {"sdk_version": importlib.metadata.version("gradio")}
+    head = SpaceCardData(title=title, license=licence, models=[repo_id for repo_id, _ in chosen], **settings)
     body = join(
         f"# {title}",
         RESEARCH_BANNER,
