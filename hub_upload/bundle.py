@@ -30,7 +30,7 @@ from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
+from ham10000.training.run_folder import RunFile, save_model, stored_dtype
 from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
@@ -138,7 +138,7 @@ def assemble_bundle(
         if (checkpoint / name).is_file() and name not in private:
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
-        atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))
+        atomic_write_json(folder / RunFile.TRAINING, run.training)
     for name in run.figures:
         source, target = (place / "figures" / name for place in (checkpoint, folder))
         target.parent.mkdir(exist_ok=True)

@@ -22,7 +22,6 @@ from ham10000.training.evaluation.report import (
     metric_title,
     published_baseline,
 )
-from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import escape, fence, leaves_out_zero, markdown_template, percent, plain
 
@@ -125,7 +124,7 @@ def _dataset_name(run: RunFiles, stated: Stated) -> str:
     """The name of the training data: as stated, HAM10000, or the last component of where they lay."""
     if stated.dataset_name or run.ham10000_training:
         return stated.dataset_name or DATASET
-    return plain(portable_training(run.training)["config"]["data"]) if run.training else "other data"
+    return plain(run.training["config"]["data"]) if run.training else "other data"
 
 
 def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
@@ -272,20 +271,17 @@ def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
 
 
 def _training_context(run: RunFiles) -> dict[str, object]:
-    """What the template reads of the training, without the paths of the machine; empty where there was none."""
+    """What the template reads of the training; nothing where there was none."""
     if run.training is None:
-        return {"training": None}
-    training = portable_training(run.training)
-    split, settings = training["split"], training["config"]
+        return {}
+    split, settings = run.training["split"], run.training["config"]
     parts = ("train", "validation", "test")[: 3 if settings.get("train_on_all") else 1 + run.trained_on_validation]
+    counts = [split["class_counts"][part] for part in parts]
     return {
-        "training": training,
         "settings": settings,
-        "training_counts": {
-            label: sum(split["class_counts"][part][label] for part in parts) for label in training["class_weights"]
-        },
+        "training_counts": {label: sum(count[label] for count in counts) for label in run.training["class_weights"]},
         "split_sizes": [f"{_count(size)} {escape(part)}" for part, size in split["sizes"].items()],
-        "reproduce": fence("bash", reproduce_command(training, ham10000=run.ham10000_training)),
+        "reproduce": fence("bash", reproduce_command(run.training, ham10000=run.ham10000_training)),
     }
 
 
@@ -317,7 +313,7 @@ def render_model_card(
         sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
         metric_title=metric_title,
         summary_titles={
-            n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if not run.evaluation or n in shown
+            name: _SHORT_TITLES.get(name, metric_title(name)) for name in SUMMARY_METRICS if name in shown
         },
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),

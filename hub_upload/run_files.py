@@ -7,7 +7,7 @@ from typing import NamedTuple
 from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.run_folder import RunFile, image_origin, trained_on_validation
+from ham10000.training.run_folder import RunFile, image_origin, portable_training, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
@@ -33,7 +33,7 @@ class RunFiles:
     folder: Path
     config: JsonObject  # with the defaults of `Ham10000Config`
     processor: JsonObject
-    training: JsonObject | None
+    training: JsonObject | None  # without the paths of the machine
     evaluation: JsonObject | None
     conversion: JsonObject | None
     modality: str
@@ -91,7 +91,7 @@ def read_run(folder: str | Path) -> RunFiles:
         folder=folder,
         config=config,
         processor=_read(folder, RunFile.PROCESSOR, required=True),
-        training=training,
+        training=training and portable_training(training),
         evaluation=evaluation,
         conversion=_read(folder, RunFile.CONVERSION),
         modality=config["modality"],
