@@ -312,9 +312,7 @@ def render_model_card(
         malignant=config["malignant_labels"],
         sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
         metric_title=metric_title,
-        summary_titles={
-            name: _SHORT_TITLES.get(name, metric_title(name)) for name in SUMMARY_METRICS if name in shown
-        },
+        summary_titles={n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if n in shown},
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),
         has_split=publishes_split(run, stated),
