@@ -63,10 +63,10 @@ def publish(hub: HubServer, folder: Path, **options: Any) -> Published:
     return release(hub, **options).publish(folder, **({"commit_message": "Publish"} | how))
 
 
-def refusal(call: Callable[[], Any]) -> str:
+def refusal(call: Callable[..., Any], *given: Any, **options: Any) -> str:
     """The message of the one error a call must end with."""
     with pytest.raises(Ham10000Error) as caught:
-        call()
+        call(*given, **options)
     return str(caught.value)
 
 
@@ -104,13 +104,13 @@ def test_first_push_arrives_byte_for_byte(hub: HubServer, folder: Path, tmp_path
         assert download(hub, tmp_path, revision, token=False) == contents(folder)
     upload, commit = f"Uploading 8 of 8 files to {REPO}, deleting 0", f"Committed {first.commit[:10]} to main"
     assert capsys.readouterr().out.splitlines() == [upload, commit, "Tagged v1.0"]
-    before, sent = hub.snapshot(), hub.uploaded_bytes()
+    before, sent = hub.snapshot(), hub.uploaded_bytes
     for tag in ("v1.0", None):
         assert publish(hub, folder, tag=tag) == Published(first.url.replace("v1.0", tag or "main"), first.commit)
         assert hub.snapshot() == before
     assert publish(hub, folder, tag="v1.1").commit == first.commit
     assert refs(hub)["refs/tags/v1.1"] == first.commit
-    assert hub.uploaded_bytes() == sent > 1_000_000
+    assert hub.uploaded_bytes == sent > 1_000_000
     assert hub.count(COMMIT) == 1
 
 
@@ -133,11 +133,11 @@ def test_next_release_replaces_only_what_it_owns(hub: HubServer, folder: Path, o
 
 def test_a_release_never_changes(hub: HubServer, folder: Path, other: Path) -> None:
     publish(hub, folder)
-    before, sent = hub.snapshot(), hub.uploaded_bytes()
-    assert "has a release 'v1.0' with other files" in refusal(lambda: publish(hub, other))
-    assert "exists and is public" in refusal(lambda: publish(hub, other, tag="v1.1", private=True))
+    before, sent = hub.snapshot(), hub.uploaded_bytes
+    assert "has a release 'v1.0' with other files" in refusal(publish, hub, other)
+    assert "exists and is public" in refusal(publish, hub, other, tag="v1.1", private=True)
     assert hub.snapshot() == before
-    assert hub.uploaded_bytes() == sent
+    assert hub.uploaded_bytes == sent
 
 
 def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys) -> None:
@@ -148,9 +148,9 @@ def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys
         download(hub, tmp_path / "anonymous", "v1.0", token=False)
     before = hub.snapshot()
     for token in (STRANGER, READER):
-        message = refusal(lambda token=token: publish(hub, folder, token=token, tag="v2"))
+        message = refusal(publish, hub, folder, token=token, tag="v2")
         assert re.search("the Hub answered 403 Forbidden.*take a token with write access", message)
-    wrong = refusal(lambda: publish(hub, folder, token="hf_AnotherTokenThatNobodyKnows"))
+    wrong = refusal(publish, hub, folder, token="hf_AnotherTokenThatNobodyKnows")
     assert "the Hub answered 401 Unauthorized (Invalid credentials in Authorization header" in wrong
     assert "hf_A" not in wrong
     assert hub.snapshot() == before
@@ -162,7 +162,7 @@ def test_private_repository(hub: HubServer, folder: Path, tmp_path: Path, capsys
 
 def test_without_a_token_nothing_is_asked(hub: HubServer, folder: Path, monkeypatch) -> None:
     for token in (None, False, ""):
-        assert "log in with `hf auth login`, or set HF_TOKEN" in refusal(lambda t=token: publish(hub, folder, token=t))
+        assert "log in with `hf auth login`, or set HF_TOKEN" in refusal(publish, hub, folder, token=token)
     assert hub.requests == []
     monkeypatch.setenv("HF_TOKEN", WRITER)
     assert publish_module.find_token(HfApi()) == WRITER
@@ -170,7 +170,7 @@ def test_without_a_token_nothing_is_asked(hub: HubServer, folder: Path, monkeypa
 
 
 def test_pull_request_leaves_main_alone(hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys) -> None:
-    assert "404" in refusal(lambda: publish(hub, folder, create_pr=True))  # there is no repository
+    assert "404" in refusal(publish, hub, folder, create_pr=True)  # there is no repository
     assert hub.snapshot() == {}
     first = publish(hub, folder)
     capsys.readouterr()
@@ -187,7 +187,7 @@ def test_pull_request_leaves_main_alone(hub: HubServer, folder: Path, other: Pat
 def test_a_lost_pull_request_is_found_again(hub: HubServer, folder: Path, other: Path, tmp_path: Path, capsys) -> None:
     publish(hub, folder)
     hub.fail(COMMIT, lose_answer=True)
-    assert AGAIN in refusal(lambda: publish(hub, other, create_pr=True))
+    assert AGAIN in refusal(publish, hub, other, create_pr=True)
     assert publish(hub, other, create_pr=True) == Published(f"{hub.url}/{REPO}/discussions/1", refs(hub)["refs/pr/1"])
     assert "Pull request 1 of user/ham10000-fusion has these files already" in capsys.readouterr().out
     assert publish(hub, other, create_pr=True, commit_message="Another title").uploaded
@@ -201,7 +201,7 @@ def test_a_hub_without_pull_requests_says_so(hub: HubServer, folder: Path, other
     publish(hub, folder)
     before = hub.snapshot()
     hub.fail(COMMIT, status=501)
-    message = refusal(lambda: publish(hub, other, create_pr=True))
+    message = refusal(publish, hub, other, create_pr=True)
     assert re.search("the Hub answered 501.*trying again will not help.*publish without --create_pr, to a", message)
     assert AGAIN not in message
     assert "rerun" not in message
@@ -229,8 +229,7 @@ def test_a_card_edited_on_the_hub_is_kept(edit: Callable[[str], str], hub: HubSe
     assert release(hub, tag="v2.0").keep_edited_card(folder)
     assert "--replace_card" in capsys.readouterr().out
     assert publish(hub, folder, tag="v2.0").uploaded == ("config.json",)
-    repo = hub.repos[REPO]
-    assert repo.content(repo.files("main")["README.md"]).decode() == edited
+    assert hub.repos[REPO].read("main", "README.md").decode() == edited
     # The same release again is complete, edited card and all; and so is the first, whose card nobody had edited.
     assert not publish(hub, folder, tag="v2.0").uploaded
     (folder / "README.md").write_text(SEALED)
@@ -244,8 +243,7 @@ def test_a_card_nobody_has_edited_is_replaced(hub: HubServer, folder: Path) -> N
     (folder / "README.md").write_text(renewed)
     assert not release(hub).keep_edited_card(folder)
     assert publish(hub, folder, tag=None).uploaded == ("README.md",)
-    repo = hub.repos[REPO]
-    assert repo.content(repo.files("main")["README.md"]).decode() == renewed
+    assert hub.repos[REPO].read("main", "README.md").decode() == renewed
 
 
 def test_a_hub_that_never_answers_is_given_up(hub: HubServer, folder: Path, monkeypatch) -> None:
@@ -269,14 +267,14 @@ def test_branch_is_made_from_main(hub: HubServer, folder: Path, other: Path, tmp
     old = {"refs/heads/main": first.commit, "refs/tags/v1.0": first.commit}
     assert refs(hub) == old | {"refs/heads/next": second.commit, "refs/tags/v2.0": second.commit}
     assert download(hub, tmp_path, "next") == contents(other)
-    assert "has a tag named 'v1.0'" in refusal(lambda: publish(hub, other, tag="v3", revision="v1.0"))
-    assert "has a branch named 'next'" in refusal(lambda: publish(hub, other, tag="next"))
+    assert "has a tag named 'v1.0'" in refusal(publish, hub, other, tag="v3", revision="v1.0")
+    assert "has a branch named 'next'" in refusal(publish, hub, other, tag="next")
 
 
 def test_concurrent_push_overwrites_nothing(hub: HubServer, folder: Path, other: Path, tmp_path: Path) -> None:
     publish(hub, folder)
     hub.fail(COMMIT, before=others_commit(hub, config__json="theirs"))
-    message = refusal(lambda: publish(hub, other, tag="v1.1"))
+    message = refusal(publish, hub, other, tag="v1.1")
     assert re.search("412.*Somebody else pushed in the meantime", message)
     assert "refs/tags/v1.1" not in refs(hub)
     assert download(hub, tmp_path, "main")["config.json"] == b"theirs"
@@ -358,14 +356,14 @@ def test_fault(
     else:  # no repository, or a new and empty one
         trees = hub.snapshot().get(REPO, {}).get("trees", {})
         assert all(list(tree) == [".gitattributes"] for tree in trees.values())
-    sent = hub.uploaded_bytes()
+    sent = hub.uploaded_bytes
     hub.faults.clear()
     published = publish(hub, folder)
     assert bool(published.uploaded) != committed
     assert download(hub, tmp_path, "v1.0") == contents(folder)
     assert refs(hub)["refs/heads/main"] == refs(hub)["refs/tags/v1.0"] == published.commit
     if name.endswith(("commit", "tag")):
-        assert hub.uploaded_bytes() - sent < 100_000  # the weights had arrived, and are not sent twice
+        assert hub.uploaded_bytes - sent < 100_000  # the weights had arrived, and are not sent twice
 
 
 @pytest.mark.parametrize(
@@ -381,22 +379,22 @@ def test_a_status_that_no_other_test_meets_has_its_advice(status: int, advice: s
 
 def test_no_hub_at_all(hub: HubServer, folder: Path, monkeypatch) -> None:
     hub.kill()
-    assert "the Hub did not answer" in refusal(lambda: publish(hub, folder))
+    assert "the Hub did not answer" in refusal(publish, hub, folder)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "unset the `HF_HUB_OFFLINE` environment variable" in refusal(lambda: publish(hub, folder))
+    assert "unset the `HF_HUB_OFFLINE` environment variable" in refusal(publish, hub, folder)
 
 
 def test_a_card_the_hub_refuses(hub: HubServer, folder: Path) -> None:
     hub.fail("POST /api/validate-yaml", status=400)
-    assert "Invalid metadata in README.md: the Hub answered 400" in refusal(lambda: publish(hub, folder))
-    assert hub.uploaded_bytes() == 0
+    assert "Invalid metadata in README.md: the Hub answered 400" in refusal(publish, hub, folder)
+    assert hub.uploaded_bytes == 0
 
 
 def test_files_the_repository_ignores_are_missed(hub: HubServer, folder: Path) -> None:
     """The Hub leaves files out of a commit, without a word, that the repository's .gitignore names."""
     hub.repos[REPO] = Repo(private=False)
     others_commit(hub, __gitignore="*.png *.txt")()
-    message = refusal(lambda: publish(hub, folder))
+    message = refusal(publish, hub, folder)
     assert "lacks empty.txt, figures/per_class.png, so it was not tagged" in message
     assert "refs/tags/v1.0" not in refs(hub)
 
@@ -426,7 +424,7 @@ def test_a_folder_without_files_is_refused(kind: str, hub: HubServer, folder: Pa
     if inside == ".git":
         (bare / inside / "config").write_text("[core]")
     for options in ({"tag": "v1.1"}, {"tag": None}, {"tag": None, "create_pr": True}):
-        message = refusal(lambda options=options: publish(hub, bare, **options))
+        message = refusal(publish, hub, bare, **options)
         assert "bare' has no files; expected the finished folder of a release" in message
     assert hub.snapshot() == before
     assert len(hub.requests) == asked
@@ -445,7 +443,7 @@ def test_bad_input_is_refused_without_asking_the_hub(hub: HubServer, folder: Pat
         ({"create_pr": True, "revision": "next"}, "against main"),
     ]
     for options, words in cases:
-        assert words in refusal(lambda options=options: publish(hub, **{"folder": folder, **options})), options
+        assert words in refusal(publish, hub, **{"folder": folder, **options}), options
     assert hub.requests == []
     check_names(REPO, tag="v1.0", revision="feature/x")
     check_names(REPO, tag=None, revision="main")
