@@ -88,11 +88,9 @@ def snippet(image: Image.Image) -> torch.Tensor:
 
 
 def assert_same_logits(folder: Path, model: nn.Module) -> None:
-    ours = AutoModel.from_pretrained(folder)
     with torch.inference_mode():
         expected = model(pixels())
-        assert torch.equal(ours(pixels()).logits, expected)
-        assert torch.equal(ours(pixels()[:1]).logits, model(pixels()[:1]))
+        assert torch.equal(AutoModel.from_pretrained(folder)(pixels()).logits, expected)
     assert (expected[0] - expected[1]).abs().max() > 0.05  # logits that say something
 
 
@@ -160,7 +158,7 @@ def test_weights_that_do_not_fit_are_refused(baseline: nn.Module, tmp_path: Path
     good = light(baseline.state_dict())
     stem, norm, head = "features.0.0.weight", "features.7.1.running_var", "classifier.1.weight"
     imagenet = {**good, head: torch.ones(1000, 1280), "classifier.1.bias": torch.ones(1000)}
-    cases = [
+    cases: list[tuple[Weights, str]] = [
         ({"conv_stem.weight": torch.ones(3)}, 'Missing key.*"features.0.0.weight".*--backbone for a network of timm'),
         (imagenet, r"size mismatch for classifier.1.weight: .*\[1000, 1280\].*\[7, 1280\]"),
         ({name: value for name, value in good.items() if name != norm}, f'Missing key.*"{norm}"'),
@@ -186,13 +184,10 @@ SWAPPED = ["akiec", "bcc", "bkl", "df", "nv", "mel", "vasc"]
 @pytest.mark.parametrize(
     ("entries", "accepted"),
     [
-        ({"class_names": SWAPPED}, False),
         ({"class_names": tuple(LABELS[:6])}, False),
         ({"class_to_idx": {label: index for index, label in enumerate(SWAPPED)}}, False),
         ({"id2label": {str(index): label for index, label in enumerate(SWAPPED)}}, False),
-        ({"label2id": {label: index + 1 for index, label in enumerate(LABELS)}}, False),
-        ({"class_names": tuple(LABELS), "classes": 7}, True),
-        ({"id2label": dict(enumerate(LABELS))}, True),
+        ({"class_names": tuple(LABELS), "classes": 7, "id2label": dict(enumerate(LABELS))}, True),
         ({"id2label": {str(index): label for index, label in enumerate(LABELS)}, "class_names": None}, True),
         ({"label2id": {label: index for index, label in reversed(list(enumerate(LABELS)))}}, True),
         ({"per_class": {label: {"f1": 0.5} for label in SWAPPED}, "malignant": ["mel", "bcc"]}, True),
