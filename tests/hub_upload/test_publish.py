@@ -347,9 +347,8 @@ def test_fault(
         assert download(hub, tmp_path, refs(hub)["refs/heads/main"]) == contents(folder)
     elif existing:
         assert hub.snapshot() == before
-    else:  # no repository, or a new and empty one
-        trees = hub.snapshot().get(REPO, {}).get("trees", {})
-        assert all(list(tree) == [".gitattributes"] for tree in trees.values())
+    elif repo := hub.repos.get(REPO):  # new and empty
+        assert all(list(repo.files(ref)) == [".gitattributes"] for ref in repo.refs)
     sent = hub.uploaded_bytes
     hub.faults.clear()
     published = publish(hub, folder)

@@ -114,7 +114,7 @@ def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path,
     assert release.publish(space, commit_message="x").deleted == ("ham10000/gone.py",)
     state = hub.snapshot()
     assert list(state) == [f"spaces/{SPACE}"]
-    files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes", "picture.png"}
+    files = set(hub.repos[f"spaces/{SPACE}"].files("main")) - {".gitattributes", "picture.png"}
     assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert hub.count("POST .*/commit/") == 2
     assert not release.publish(space, commit_message="x").uploaded

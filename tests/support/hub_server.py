@@ -176,12 +176,8 @@ class HubServer:
         return sum(re.search(match, request) is not None for request in self.requests)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
-        trees = {name: {ref: dict(repo.files(ref)) for ref in repo.refs} for name, repo in self.repos.items()}
-        return {
-            name: {"private": repo.private, "refs": dict(repo.refs), "trees": trees[name]}
-            for name, repo in self.repos.items()
-        }
+        """Everything a visitor could see: visibility and refs by repository; commits never change."""
+        return {name: {"private": repo.private, "refs": dict(repo.refs)} for name, repo in self.repos.items()}
 
 
 def _reset(connection: socket.socket) -> None:
@@ -283,14 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.user, self.may_write = _USERS.get(token or ""), token not in (None, f"Bearer {READER}")
         match self.parts:
             # Storage beside the Hub: a signature replaces the token.
-            case ["lfs", *name, oid] if self.command == "PUT":
+            case ["lfs", *name, oid]:
                 if self.query.get("signature") != "1" or hashlib.sha256(self.body).hexdigest() != oid:
                     raise Refused(403, "unsigned upload, or not the announced SHA-256")
                 self.hub.repos["/".join(name)].objects[oid] = self.body
-                return _json({})
-            case ["lfs", *name, oid, "verify"]:
-                if oid not in self.repo("/".join(name)).objects:
-                    raise Refused(404, "the upload did not arrive")
                 return _json({})
             case ["api", "validate-yaml"]:
                 return _json({"errors": [], "warnings": []})
@@ -325,8 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("", "revision"):
             commit = repo.resolve(revision or "main")
             siblings = [{"rfilename": path} for path in repo.files(commit)]
-            info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
-            return _json({**info, "gated": False, "disabled": False, "siblings": siblings})
+            return _json({"id": repo_id, "sha": commit, "private": repo.private, "siblings": siblings})
         if verb == "refs":
             found: dict[str, list[dict[str, str]]] = {"heads": [], "tags": [], "pr": []}
             for ref, commit in repo.refs.items():
@@ -358,9 +349,9 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "commit":
             lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
             oid, number = repo.apply(name, lines, self.query.get("create_pr") == "1")
-            url = None if number is None else f"{self.hub.url}/{repo_id}/discussions/{number}"
-            commit_url = f"{self.hub.url}/{repo_id}/commit/{oid}"
-            return _json({"success": True, "commitOid": oid, "commitUrl": commit_url, "pullRequestUrl": url})
+            page = f"{self.hub.url}/{repo_id}"
+            pull = None if number is None else f"{page}/discussions/{number}"
+            return _json({"commitOid": oid, "commitUrl": f"{page}/commit/{oid}", "pullRequestUrl": pull})
         payload = json.loads(self.body)
         if verb in ("branch", "tag"):
             ref, start = f"refs/heads/{name}", payload.get("startingPoint", "main")
@@ -386,8 +377,8 @@ class _Handler(BaseHTTPRequestHandler):
         for item in json.loads(self.body)["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in repo.objects:
-                href = f"{self.hub.url}/lfs/{repo_id}/{item['oid']}"
-                entry["actions"] = {"upload": {"href": f"{href}?signature=1"}, "verify": {"href": f"{href}/verify"}}
+                href = f"{self.hub.url}/lfs/{repo_id}/{item['oid']}?signature=1"
+                entry["actions"] = {"upload": {"href": href}}
             objects.append(entry)
         return _json({"transfer": "basic", "objects": objects})
 
