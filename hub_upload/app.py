@@ -420,6 +420,3 @@ def main(argv: Sequence[str]) -> None:
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     serve(build_page(load_models(arguments.checkpoints or ())), port=arguments.port, host=arguments.host)
-
-
-__all__ = ["DemoModel", "answer", "build_page", "load_models", "main", "read_upload", "results", "serve"]

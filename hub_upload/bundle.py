@@ -256,6 +256,3 @@ def assemble_space(
         bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in chosen),
     )
     atomic_write_text(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
-
-
-__all__ = ["assemble_bundle", "assemble_space", "describe_tree", "read_sibling", "verify_checkpoint"]

@@ -203,6 +203,3 @@ def export(argv: Sequence[str]) -> None:
     _hide_progress()
     file = export_onnx(arguments.checkpoint, arguments.output)
     print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
-
-
-__all__ = ["convert", "export", "push", "space", "verify"]

@@ -178,6 +178,3 @@ def convert_checkpoint(
             restore_mode(path)
         folder.replace(output_dir)  # which is absent or empty: the folder appears complete or not at all
     return record
-
-
-__all__ = ["convert_checkpoint", "read_weights"]

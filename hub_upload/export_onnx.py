@@ -141,6 +141,3 @@ def _write(model: Ham10000ForImageClassification, inputs: dict[str, torch.Tensor
         ) from error
     finally:
         logging.disable(logged)
-
-
-__all__ = ["TOLERANCE", "compare_onnx", "export_onnx", "fixed_inputs"]

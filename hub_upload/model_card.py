@@ -324,6 +324,3 @@ def render_model_card(
         **_training_context(run),
     )
     return re.sub(r"\n{3,}", "\n\n", card).strip() + "\n"
-
-
-__all__ = ["NOTHING_STATED", "RESEARCH_BANNER", "Stated", "render_model_card", "reproduce_command"]

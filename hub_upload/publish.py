@@ -337,6 +337,3 @@ class Release:
         uploads = [path for path, file in files.items() if path not in remote or not _has_content(file, remote[path])]
         deletions = [path for path in remote if path not in files and is_owned(path, self.repo_type)]
         return tuple(uploads), tuple(deletions)
-
-
-__all__ = ["Published", "Release", "check_names", "find_token", "limit_waiting", "redact", "seal_card"]

@@ -123,6 +123,3 @@ def _read(folder: Path, name: str, *, required: bool = False) -> JsonObject:
 
 def _is_synthetic(data: object, origin: str | None) -> bool:
     return origin == "synthetic" or str(data).partition(":")[0] == "synthetic"
-
-
-__all__ = ["RunFiles", "Sibling", "read_run"]
