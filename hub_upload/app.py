@@ -145,8 +145,7 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
             different label sets.
     """
     folders = [SHIPPED_CHECKPOINTS / f"ham10000-{name}" for name in MODALITIES]
-    references = references or [str(path) for path in folders if path.is_dir()]
-    if not references:
+    if not (references := references or [str(path) for path in folders if path.is_dir()]):
         raise Ham10000Error(
             f"No model to show: there is no {SHIPPED_CHECKPOINTS.as_posix()}/ham10000-*. Give --checkpoints folders "
             "of runs, as `make demo` trains them, or Hub ids with their revision, such as user/ham10000-fusion@v1.0."
@@ -155,18 +154,15 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
     for reference in references:
         match = None if Path(reference).exists() else _REFERENCE.fullmatch(reference)
         if match is None and reference.count("/") == 1 and not Path(reference).exists():
-            raise Ham10000Error(
-                f"There is no folder {reference!r}. For a model on the Hub, pin a revision you have read: "
-                f"'{reference.partition('@')[0]}@v1.0'."
-            )
+            pinned = f"{reference.partition('@')[0]}@v1.0"
+            advice = f"For a model on the Hub, pin a revision you have read: {pinned!r}."
+            raise Ham10000Error(f"There is no folder {reference!r}. {advice}")
         repo_id, revision = match.groups() if match else (reference, None)
         model, processor = load_checkpoint(repo_id, revision)
         labels, first = model.config.label_names, models[0].model.config.label_names if models else None
         if first not in (None, labels):
-            raise Ham10000Error(
-                f"{reference!r} has the labels {labels}, the first model {first}; only models of one label set are "
-                "shown side by side."
-            )
+            expected = "only models of one label set are shown side by side"
+            raise Ham10000Error(f"{reference!r} has the labels {labels}, the first model {first}; {expected}.")
         run = None
         # A checkpoint without these files is complete for prediction, so their absence is no error.
         with contextlib.suppress(Ham10000Error, OSError, ValueError):
@@ -202,13 +198,10 @@ def read_upload(path: str | None) -> Chosen:
 def answer(
     shown: DemoModel, image: EncodedImage | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
-    """Predicts with one model and explains it; raises `Ham10000Error` for an impossible age.
+    """Predicts with one model and explains a class, by default the most probable one.
 
-    Args:
-        shown: The model.
-        image: An image after this model's backbone, or None.
-        metadata: Age, sex, localization; None or absent is missing. A value the model does not know counts as missing.
-        label: The class whose evidence is looked for; None for the most probable one.
+    `image` is one after this model's backbone. What is None or absent in `metadata`, or a value the model does not
+    know, is missing; an impossible age raises `Ham10000Error`.
     """
     config = shown.model.config
     if config.uses_image and image is None:
@@ -279,12 +272,10 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
         return [percent(now) + (f" ({points(100 * (now - given))})" if changed else "") for now, given in shares]
 
     rows = [["**as given**", *cells(effects.baseline)]]
-    for row in effects.rows:
-        if row.value == UNKNOWN and row.field in without:
-            rows.append([f"{_TITLES[row.field]} unknown", *cells(row.probabilities)])
-        elif row.value != UNKNOWN and row.field == field:
-            name = f"{_TITLES[field]} {escape(row.value)}"
-            rows.append([f"**{name}**" if effects.given[field] == row.value else name, *cells(row.probabilities)])
+    unknown = [row for row in effects.rows if row.value == UNKNOWN and row.field in without]
+    for row in [*unknown, *effects.varied(field)]:
+        name = f"{_TITLES[row.field]} {escape(row.value)}"
+        rows.append([f"**{name}**" if effects.given.get(row.field) == row.value else name, *cells(row.probabilities)])
     head = ["metadata", *(["malignant"] if effects.malignant else []), escape(label)]
     return join("**What the metadata changed**", table(head, rows))
 
@@ -308,13 +299,16 @@ def results(
             answered = answer(shown, images.get(place), metadata, names.get(label))
             effects, explained = answered.effects, answered.label and shown.shown(answered.label)
             shares = {} if effects is None else dict(zip(names, effects.baseline.tolist(), strict=True))
-            # On an image unlike the training data no class is named as the answer.
-            updates.append(gr.Label(shares or None, show_heading=not unlike, visible=bool(shares)))
-            updates.append(summary(shown, answered, warned=bool(unlike)))
             heat, alt = answered.overlay, f"Heat map of {shown.name} for {explained}"
-            updates.append(gr.Image(heat, visible=heat is not None, label=f"Evidence for {explained}", alt_text=alt))
-            note = escape(answered.note) if effects is not None else ""
-            updates.append(join(note, effects_table(effects, answered.label, _FIELDS[varied])))
+            updates += [
+                # On an image unlike the training data no class is named as the answer.
+                gr.Label(shares or None, show_heading=not unlike, visible=bool(shares)),
+                summary(shown, answered, warned=bool(unlike)),
+                gr.Image(heat, visible=heat is not None, label=f"Evidence for {explained}", alt_text=alt),
+                join(
+                    escape(answered.note) if effects else "", effects_table(effects, answered.label, _FIELDS[varied])
+                ),
+            ]
     except Ham10000Error as refused:
         error, updates = str(refused), [gr.Label(visible=False), "", gr.Image(visible=False), ""] * len(models)
     image = gr.Image(chosen.image, label=chosen.name or "No image", alt_text="The chosen image")
@@ -401,19 +395,11 @@ def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, 
     """
     # Fonts of the visitor's machine: Gradio's own are fetched from another server.
     theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    options: JsonObject = {"share": False, "ssr_mode": False, "enable_monitoring": False}
+    options |= {"prevent_thread_lock": True, "quiet": True}
     try:
         _, address, _ = page.queue(max_size=32).launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            max_file_size="25mb",
-            theme=theme,
-            css=_CSS,
-            footer_links=[],
-            enable_monitoring=False,
+            server_name=host, server_port=port, max_file_size="25mb", theme=theme, css=_CSS, footer_links=[], **options
         )
     except OSError as error:
         reason = re.sub(r"\s+", " ", str(error))
@@ -434,6 +420,3 @@ def main(argv: Sequence[str]) -> None:
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     serve(build_page(load_models(arguments.checkpoints or ())), port=arguments.port, host=arguments.host)
-
-
-__all__ = ["DemoModel", "answer", "build_page", "load_models", "main", "read_upload", "results", "serve"]

@@ -1,22 +1,8 @@
 """Assembles what is published: a checkpoint's folder, proved to load anywhere, or a Space of the demo.
 
-bundle/
-    README.md                                the model card, rendered from the files below
-    config.json, processor_config.json       what the model is, and how its inputs are made
-    model.safetensors                        the weights; shards and an index if asked for
-    *_ham10000.py                            the code, for trust_remote_code=True
-    handler.py, requirements.txt             for Inference Endpoints, and for anybody else
-    split.csv, split.json                    who was trained on, with a hash
-    train_config.json, history.json          how it was trained, without this machine's paths
-    eval_results.json, figures/              how good it is
-    conversion.json                          where it was carried over from, instead of the training files
-    onnx/model.onnx                          if asked for
-
-space/
-    README.md                                the Space's settings, the models it shows, and what it is not for
-    app.py                                   starts the page with those models, each at a pinned revision
-    requirements.txt                         what the code below imports, with the floors this package was tested with
-    ham10000/                                the modules of this package that the page needs
+A bundle has the model card, what `save_pretrained` writes (config, processor, weights, code), the files that say how
+it was trained and evaluated without this machine's paths, and `handler.py` and `requirements.txt`. A Space has the
+modules of this package that the page imports, so that it starts by itself.
 """
 
 import importlib.metadata
@@ -44,8 +30,8 @@ from ham10000.hub_upload.run_files import RunFiles, Sibling, read_run
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.evaluation.comparison import compare_predictions
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.run_folder import RunFile, portable_training, save_model, stored_dtype
-from ham10000.training.utils.files import atomic_write_json, atomic_write_text, restore_mode
+from ham10000.training.run_folder import RunFile, save_model, stored_dtype
+from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
 # What the code files of a bundle import, by the names the package index knows.
@@ -77,6 +63,10 @@ save_file(logits, outputs_file)
 # The Hub's token, or its place: an offline process needs neither, and code from the folder should not have them.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 _DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# How the Hub runs a Space, and how it shows it.
+_SPACE_SETTINGS: JsonObject = {"sdk": "gradio", "python_version": "3.11", "app_file": "app.py", "pinned": False}
+_SPACE_SETTINGS |= {"short_description": "HAM10000 models side by side. Research only.", "colorFrom": "yellow"}
+_SPACE_SETTINGS |= {"colorTo": "blue", "tags": ["dermoscopy", "research-only", "HAM10000"]}
 _SPACE_APP = '''"""Starts the demo of this Space; research only, never for diagnosis."""
 
 from ham10000.hub_upload.app import main
@@ -103,13 +93,9 @@ def requirements(packages: Iterable[str] = _PACKAGES) -> str:
 
 
 def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
-    """Reads another variant and compares it with a run, where both predicted the same images of the same split.
+    """Reads another variant, `RUN` or `RUN=REPO_ID`, and compares it with the card's run, if the images are the same.
 
-    Args:
-        argument: `RUN` or `RUN=REPO_ID`: the other run's folder, and where it is published; by default that follows
-            from `repo_id` by the naming scheme `user/name-<modality>`.
-        run: The run the card is about.
-        repo_id: Its Hub id.
+    Where it is published follows by default from the card's `repo_id` and the naming scheme `user/name-<modality>`.
     """
     folder, _, name = argument.partition("=")
     other, ending = read_run(folder), f"-{run.modality}"
@@ -135,20 +121,9 @@ def assemble_bundle(
     onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> None:
-    """Writes everything that is published into a new folder.
+    """Writes everything that is published of a finished run, or of a conversion, into a new folder.
 
-    Args:
-        checkpoint: Folder of a finished run, or of `ham10000-convert`.
-        folder: Destination.
-        repo_id: Hub id it will have; the card's examples name it.
-        revision: What the card's examples pin.
-        siblings: Other variants, for the card's comparison.
-        max_shard_size: Such as `"2GB"`: weights above it are split.
-        onnx: Also export `onnx/model.onnx`.
-        stated: What the run's files cannot know, for the card.
-
-    Raises:
-        Ham10000Error: If the run is not finished, or its files are damaged.
+    The card's examples load `repo_id` at `revision`. Weights above `max_shard_size`, such as `"2GB"`, are split.
     """
     run = read_run(checkpoint)
     if run.training is not None and not run.training["finished"]:
@@ -163,7 +138,7 @@ def assemble_bundle(
         if (checkpoint / name).is_file() and name not in private:
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
-        atomic_write_json(folder / RunFile.TRAINING, portable_training(run.training))
+        atomic_write_json(folder / RunFile.TRAINING, run.training)
     for name in run.figures:
         source, target = (place / "figures" / name for place in (checkpoint, folder))
         target.parent.mkdir(exist_ok=True)
@@ -192,19 +167,10 @@ def describe_tree(folder: Path) -> str:
 
 
 def verify_checkpoint(checkpoint: str | Path) -> int:
-    """Loads a checkpoint in a process that cannot import this package and compares logits bit for bit.
+    """Loads a checkpoint in a process that cannot import this package and returns how many logits have equal bits.
 
     That process runs the folder's own code. The Hub's token is not in its environment; otherwise it may do all that
-    this one may.
-
-    Args:
-        checkpoint: Folder written by `save_pretrained` of model and processor.
-
-    Returns:
-        The number of logits compared.
-
-    Raises:
-        Ham10000Error: If the clean process fails to load the folder, or its logits differ in any bit.
+    this one may. If it cannot load the folder, or a logit differs in any bit, that is a `Ham10000Error`.
     """
     checkpoint = Path(checkpoint).resolve()
     if not (checkpoint / "config.json").is_file():
@@ -242,8 +208,7 @@ def verify_checkpoint(checkpoint: str | Path) -> int:
 def needed_modules() -> tuple[dict[str, Path], set[str]]:
     """What the demo imports, directly or not, at the top of a module or within its functions.
 
-    Returns:
-        The modules of this package by full name, and the top names of other packages, standard library left out.
+    First the modules of this package by full name, then the top names of other packages, standard library left out.
     """
     (folder,) = ham10000.modeling.__path__
     finder = ModuleFinder(path=[])  # where it finds no package but ours
@@ -257,17 +222,7 @@ def needed_modules() -> tuple[dict[str, Path], set[str]]:
 def assemble_space(
     folder: Path, models: Sequence[str], *, title: str = "HAM10000 side by side", licence: str = "apache-2.0"
 ) -> None:
-    """Writes a Space into a new folder.
-
-    Args:
-        folder: Destination.
-        models: `user/name@revision` each.
-        title: As the Hub shows it.
-        licence: Of the Space's code; each model keeps its own.
-
-    Raises:
-        Ham10000Error: For a model without a revision.
-    """
+    """Writes a Space of models, `user/name@revision` each, into a new folder; the licence is that of its code."""
     chosen = []
     for model in models:
         repo_id, at, revision = model.partition("@")
@@ -290,20 +245,8 @@ def assemble_space(
     atomic_write_text(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))
     required = sorted(_DISTRIBUTIONS.get(name, name).lower() for name in imported)
     atomic_write_text(folder / "requirements.txt", requirements(required))
-    head = SpaceCardData(
-        title=title,
-        sdk="gradio",
-        sdk_version=importlib.metadata.version("gradio"),
-        python_version="3.11",
-        app_file="app.py",
-        license=licence,
-        models=[repo_id for repo_id, _ in chosen],
-        tags=["dermoscopy", "research-only", "HAM10000"],
-        short_description="HAM10000 models side by side. Research only.",
-        colorFrom="yellow",
-        colorTo="blue",
-        pinned=False,
-    )
+    settings = _SPACE_SETTINGS | {"sdk_version": importlib.metadata.version("gradio")}
+    head = SpaceCardData(title=title, license=licence, models=[repo_id for repo_id, _ in chosen], **settings)
     body = join(
         f"# {title}",
         RESEARCH_BANNER,
@@ -313,14 +256,3 @@ def assemble_space(
         bullets(f"{code(repo_id)} at {code(revision)}" for repo_id, revision in chosen),
     )
     atomic_write_text(folder / "README.md", seal_card(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
-
-
-__all__ = [
-    "assemble_bundle",
-    "assemble_space",
-    "describe_tree",
-    "needed_modules",
-    "read_sibling",
-    "requirements",
-    "verify_checkpoint",
-]

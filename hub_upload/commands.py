@@ -75,10 +75,8 @@ def _deliver(folder: Path, release: "Release", arguments: argparse.Namespace, me
         return
     if not arguments.replace_card:
         release.keep_edited_card(folder)
-    message = arguments.message or message
-    published = release.publish(
-        folder, commit_message=message, private=arguments.private, create_pr=arguments.create_pr
-    )
+    options = {"private": arguments.private, "create_pr": arguments.create_pr}
+    published = release.publish(folder, commit_message=arguments.message or message, **options)
     print(f"Published {published.url}")
 
 
@@ -88,10 +86,8 @@ def push(argv: Sequence[str]) -> None:
     if "--space" in argv:
         _publish_space([argument for argument in argv if argument != "--space"])
         return
-    parser = _publishing_parser(
-        "ham10000-push",
-        "Publishes a checkpoint on the Hugging Face Hub: assembled, verified in a clean process, then one commit.",
-    )
+    description = "Publishes a checkpoint on the Hub: assembled, verified in a clean process, then as one commit."
+    parser = _publishing_parser("ham10000-push", description)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of a finished run")
     space = "publish the demo as a Space instead; then the options are those of ham10000-space"
@@ -132,24 +128,16 @@ def push(argv: Sequence[str]) -> None:
             stated=stated,
         )
         if not publishes_split(run, stated):
-            print(
-                "note: split.csv stays here, as it names your images and lesions or patients; --publish_split adds it"
-            )
+            note = "split.csv stays here, as it names your images and lesions or patients; --publish_split adds it"
+            print(f"note: {note}")
         print(f"Verify    loads without this package; {verify_checkpoint(bundle)} logits equal to the last bit")
         _deliver(bundle, release, arguments, f"Publish {arguments.tag}", "the card: {}/README.md")
 
 
-@run_cli
-def space(argv: Sequence[str]) -> None:
-    """Command line of `ham10000-space`."""
-    _publish_space(argv)
-
-
 def _publish_space(argv: Sequence[str]) -> None:
-    parser = _publishing_parser(
-        "ham10000-space",
-        "Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit.",
-    )
+    """Command line of `ham10000-space`, and of `ham10000-push --space`."""
+    description = "Makes a Hugging Face Space of the demo: a folder that starts by itself, published as one commit."
+    parser = _publishing_parser("ham10000-space", description)
     add, model = parser.add_argument, "a model to show; repeatable"
     add("--model", action="append", required=True, metavar="USER/NAME@REVISION", help=model)
     add("--title", default="HAM10000 side by side", help="as the Hub shows it")
@@ -164,15 +152,15 @@ def _publish_space(argv: Sequence[str]) -> None:
         _deliver(folder, release, arguments, "Publish the demo", "try it: python {}/app.py")
 
 
+space = run_cli(_publish_space)
+
+
 @run_cli
 def verify(argv: Sequence[str]) -> None:
     """Command line of `ham10000-verify`."""
     description = "Proves that a checkpoint folder loads, with equal logits, where this package is not installed."
-    runs_code = (
-        "It runs the Python code in the folder, in a process of its own but with all your rights: verify only folders "
-        "whose code you have read."
-    )
-    parser = _parser("ham10000-verify", description, runs_code)
+    runs_code = "It runs the Python code in the folder, in a process of its own but with all your rights"
+    parser = _parser("ham10000-verify", description, f"{runs_code}: verify only folders whose code you have read.")
     parser.add_argument("checkpoint", help="checkpoint folder")
     folder = parser.parse_args(argv).checkpoint
     from ham10000.hub_upload.bundle import verify_checkpoint
@@ -215,6 +203,3 @@ def export(argv: Sequence[str]) -> None:
     _hide_progress()
     file = export_onnx(arguments.checkpoint, arguments.output)
     print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")
-
-
-__all__ = ["convert", "export", "push", "space", "verify"]

@@ -129,22 +129,11 @@ def _build_networks(backbone: str | None) -> tuple[nn.Module, Ham10000ForImageCl
 def convert_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, *, backbone: str | None = None
 ) -> dict[str, object]:
-    """Reads the weights of a torchvision EfficientNetV2-S or a timm network and writes them as a checkpoint folder.
+    """Writes the weights of a timm network, or of torchvision's EfficientNetV2-S, as a new checkpoint folder.
 
-    The logits of both networks are compared before anything is written.
-
-    Args:
-        checkpoint: A file of torch.save or safetensors: a state dict, alone or under `model_state_dict`, `state_dict`
-            or `model`. Code in it is never run.
-        output_dir: The folder to write, new or empty.
-        backbone: Name of the timm network, or None for torchvision's EfficientNetV2-S. It cannot be read from the
-            weights: networks with the same names and shapes differ in padding and preprocessing.
-
-    Returns:
-        The content of `conversion.json`.
-
-    Raises:
-        Ham10000Error: If the file cannot be read safely, does not fit the network, or the folder cannot be written.
+    The logits of both networks are compared before anything is written; the content of `conversion.json` is returned.
+    `backbone` cannot be read from the weights: networks of the same names and shapes differ in padding and
+    preprocessing.
     """
     checkpoint, output_dir = Path(checkpoint).expanduser(), Path(output_dir).expanduser()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -189,6 +178,3 @@ def convert_checkpoint(
             restore_mode(path)
         folder.replace(output_dir)  # which is absent or empty: the folder appears complete or not at all
     return record
-
-
-__all__ = ["convert_checkpoint", "read_weights"]

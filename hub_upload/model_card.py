@@ -22,7 +22,6 @@ from ham10000.training.evaluation.report import (
     metric_title,
     published_baseline,
 )
-from ham10000.training.run_folder import portable_training
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import escape, fence, leaves_out_zero, markdown_template, percent, plain
 
@@ -98,19 +97,12 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
 
 
 class Stated(NamedTuple):
-    """What no file of the run knows.
+    """What no file of the run knows."""
 
-    Attributes:
-        dataset_name: Name of the training data.
-        license: Licence of the weights.
-        base_model: Hub id of the backbone.
-        publish_split: Whether split.csv may be published, which names images, and lesions or patients, of own data.
-    """
-
-    dataset_name: str | None = None
-    license: str | None = None
-    base_model: str | None = None
-    publish_split: bool = False
+    dataset_name: str | None = None  # of the training data
+    license: str | None = None  # of the weights
+    base_model: str | None = None  # Hub id of the backbone
+    publish_split: bool = False  # split.csv of own data, too, which names images, and lesions or patients
 
 
 NOTHING_STATED = Stated()
@@ -132,7 +124,7 @@ def _dataset_name(run: RunFiles, stated: Stated) -> str:
     """The name of the training data: as stated, HAM10000, or the last component of where they lay."""
     if stated.dataset_name or run.ham10000_training:
         return stated.dataset_name or DATASET
-    return plain(portable_training(run.training)["config"]["data"]) if run.training else "other data"
+    return plain(run.training["config"]["data"]) if run.training else "other data"
 
 
 def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
@@ -247,14 +239,9 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
 
 
 def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
-    """Returns the commands that train and evaluate such a model again.
+    """The shell commands that train and evaluate a model again, with every setting that is not the default.
 
-    Args:
-        training: Result of `portable_training`.
-        ham10000: Whether the data are HAM10000, which a reader has under that name.
-
-    Returns:
-        Two shell commands with every setting that is not the default.
+    `training` is what `portable_training` returns; `ham10000` says that a reader has the data under that name.
     """
     if "made_by" in training:
         return plain(training["made_by"])
@@ -284,20 +271,17 @@ def reproduce_command(training: JsonObject, *, ham10000: bool = True) -> str:
 
 
 def _training_context(run: RunFiles) -> dict[str, object]:
-    """What the template reads of the training, without the paths of the machine; empty where there was none."""
+    """What the template reads of the training; nothing where there was none."""
     if run.training is None:
-        return {"training": None}
-    training = portable_training(run.training)
-    split, settings = training["split"], training["config"]
+        return {}
+    split, settings = run.training["split"], run.training["config"]
     parts = ("train", "validation", "test")[: 3 if settings.get("train_on_all") else 1 + run.trained_on_validation]
+    counts = [split["class_counts"][part] for part in parts]
     return {
-        "training": training,
         "settings": settings,
-        "training_counts": {
-            label: sum(split["class_counts"][part][label] for part in parts) for label in training["class_weights"]
-        },
+        "training_counts": {label: sum(count[label] for count in counts) for label in run.training["class_weights"]},
         "split_sizes": [f"{_count(size)} {escape(part)}" for part, size in split["sizes"].items()],
-        "reproduce": fence("bash", reproduce_command(training, ham10000=run.ham10000_training)),
+        "reproduce": fence("bash", reproduce_command(run.training, ham10000=run.ham10000_training)),
     }
 
 
@@ -310,19 +294,7 @@ def render_model_card(
     has_onnx: bool = False,
     stated: Stated = NOTHING_STATED,
 ) -> str:
-    """Renders the README.md of a model repository; sections without data vanish.
-
-    Args:
-        run: Result of `read_run`.
-        repo_id: Repository the card is for, such as `user/ham10000-fusion`.
-        revision: Tag or commit that every example pins.
-        siblings: Other variants to compare with.
-        has_onnx: Whether the repository has `onnx/model.onnx`.
-        stated: What the run's files cannot know.
-
-    Returns:
-        Markdown with YAML front matter, ending in a newline.
-    """
+    """Renders the README.md of a model repository; sections without data vanish, and examples pin `revision`."""
     config = run.config
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
     shown = interval_metrics(run.evaluation) if run.evaluation else []
@@ -340,9 +312,7 @@ def render_model_card(
         malignant=config["malignant_labels"],
         sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
         metric_title=metric_title,
-        summary_titles={
-            n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if not run.evaluation or n in shown
-        },
+        summary_titles={n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if n in shown},
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),
         has_split=publishes_split(run, stated),
@@ -354,6 +324,3 @@ def render_model_card(
         **_training_context(run),
     )
     return re.sub(r"\n{3,}", "\n\n", card).strip() + "\n"
-
-
-__all__ = ["NOTHING_STATED", "RESEARCH_BANNER", "Stated", "render_model_card", "reproduce_command"]

@@ -186,14 +186,9 @@ def _has_content(file: Path, remote: RepoFile) -> bool:
 
 @dataclass(frozen=True)
 class Release:
-    """A place on the Hub for a finished folder; raises `Ham10000Error` if a name is not valid.
+    """A place on the Hub for a finished folder: a model's or a Gradio Space's repository, a branch and perhaps a tag.
 
-    Attributes:
-        api: The client, with its token (else that of `hf auth login` or `HF_TOKEN`).
-        repo_id: `user/name`; the repository is created if it is absent.
-        tag: Name of the release, or None.
-        revision: Branch, created from main if it is absent.
-        repo_type: `"model"`, or `"space"` for a Gradio Space.
+    Repository and branch are created where they are absent. A name that is not valid raises `Ham10000Error`.
     """
 
     api: HfApi
@@ -210,13 +205,9 @@ class Release:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     def keep_edited_card(self, folder: Path) -> bool:
-        """Takes the repository's README.md into a folder to publish, if somebody has written or edited it there.
+        """Takes the repository's README.md, if somebody wrote or edited it there, in place of the rendered one.
 
-        Args:
-            folder: What will be published, with a rendered README.md.
-
-        Returns:
-            Whether the card is kept; then a note is printed.
+        Then a note is printed, and True returned.
         """
         api, where, ours = self.api, self._where, folder / "README.md"
         reading = _one_message(f"Reading the card of {self.repo_id!r}", find_token(api))
@@ -245,16 +236,8 @@ class Release:
         """Uploads a finished folder as one commit, and tags it.
 
         The same folder again makes no commit, and a run that was cut off is completed by running it again. Not done by
-        `HfApi.upload_folder`: where hf_xet is installed, that makes several commits.
-
-        Args:
-            folder: What to publish, complete.
-            commit_message: First line of the commit's message.
-            private: Create the repository as private. An existing one keeps its visibility.
-            create_pr: Open a pull request to main, without a tag, instead of committing.
-
-        Raises:
-            Ham10000Error: If something was wrong. The message says what, and what to do; it never contains the token.
+        `HfApi.upload_folder`: where hf_xet is installed, that makes several commits. An existing repository keeps its
+        visibility; `create_pr` opens a pull request to main, without a tag. `Ham10000Error` never has the token.
         """
         if create_pr and self.revision != "main":
             raise Ham10000Error(f"A pull request is always opened against main, not {self.revision!r}.")
@@ -354,6 +337,3 @@ class Release:
         uploads = [path for path, file in files.items() if path not in remote or not _has_content(file, remote[path])]
         deletions = [path for path in remote if path not in files and is_owned(path, self.repo_type)]
         return tuple(uploads), tuple(deletions)
-
-
-__all__ = ["Published", "Release", "check_names", "find_token", "limit_waiting", "redact", "seal_card"]

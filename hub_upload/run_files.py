@@ -7,7 +7,7 @@ from typing import NamedTuple
 from huggingface_hub.errors import StrictDataclassError
 
 from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error
-from ham10000.training.run_folder import RunFile, image_origin, trained_on_validation
+from ham10000.training.run_folder import RunFile, image_origin, portable_training, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json
 
 # What the card needs of each file, as dotted names: an old or foreign file is named here instead of failing midway.
@@ -26,61 +26,28 @@ _REQUIRED = {
 class RunFiles:
     """What a run or a checkpoint folder says about itself: its files, None where it has none, and whose images it saw.
 
-    `config` has the defaults of `Ham10000Config` filled in. `synthetic_*` says whether the model was trained, or
-    evaluated, on the synthetic stand-in for HAM10000; `ham10000_*` whether on HAM10000's images and classes, which is
-    also assumed of a checkpoint without `train_config.json`.
+    `synthetic_*` says whether the model was trained, or evaluated, on the synthetic stand-in for HAM10000;
+    `ham10000_*` whether on HAM10000's images and classes, as is assumed of a checkpoint without `train_config.json`.
     """
 
     folder: Path
-    config: JsonObject
+    config: JsonObject  # with the defaults of `Ham10000Config`
     processor: JsonObject
-    training: JsonObject | None
+    training: JsonObject | None  # without the paths of the machine
     evaluation: JsonObject | None
     conversion: JsonObject | None
+    modality: str
+    figures: list[str]  # names of the PNG files in `figures/`
+    trained_on_validation: bool
     synthetic_training: bool
     synthetic_evaluation: bool
     ham10000_training: bool
     ham10000_evaluation: bool
-
-    @property
-    def figures(self) -> list[str]:
-        """Names of the PNG files in `figures/`."""
-        return sorted(path.name for path in self.folder.glob("figures/*.png"))
-
-    @property
-    def modality(self) -> str:
-        """`image`, `metadata` or `fusion`."""
-        return self.config["modality"]
-
-    @property
-    def trained_on_validation(self) -> bool:
-        """Whether the validation images were trained on as well."""
-        return trained_on_validation(self.training)
-
-    @property
-    def base(self) -> JsonObject | None:
-        """The checkpoint that the run was fine-tuned from, as `train_config.json` records it; None without one."""
-        return (self.training or {}).get("base_model")
-
-    @property
-    def base_may_have_seen(self) -> bool:
-        """Whether the base model may have been trained on the scored images: its own are not compared with them."""
-        return any(self.synthetic_evaluation or data != "synthetic" for data in self._earlier_data)
-
-    @property
-    def _earlier_data(self) -> list[str | None]:
-        """The data of the checkpoints whose weights, or whose backbone alone, the run started from."""
-        training = self.training or {}
-        return [one.get("data") for name in ("base_model", "pretrained_from") if (one := training.get(name))]
-
-    @property
-    def sources(self) -> set[str | None]:
-        """Whose images the weights derive from, the base model's included: `HAM10000`, `synthetic`, or others.
-
-        None stands for the run's own data where they are neither, and for a base model's that are not known.
-        """
-        own = "synthetic" if self.synthetic_training else "HAM10000" if self.ham10000_training else None
-        return {own, *self._earlier_data}
+    base: JsonObject | None  # the checkpoint that the run was fine-tuned from, as `train_config.json` records it
+    base_may_have_seen: bool  # the scored images, which are not compared with the base model's own
+    # Whose images the weights derive from, the base model's included: `HAM10000`, `synthetic`, or others. None is the
+    # run's own data where they are neither, and a base model's that are not known.
+    sources: set[str | None]
 
     @property
     def synthetic(self) -> bool:
@@ -97,15 +64,7 @@ class Sibling(NamedTuple):
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Reads and checks the files of a run.
-
-    Args:
-        folder: A run of `ham10000-train`, a checkpoint folder, or one made by `ham10000-convert`.
-
-    Raises:
-        Ham10000Error: If `config.json` or `processor_config.json` is absent, or a file is not what it should be;
-            the message names the file.
-    """
+    """Reads the files of a run, a checkpoint or a conversion; `Ham10000Error` names one that is missing or wrong."""
     folder = Path(folder)
     config, where = _read(folder, RunFile.CONFIG, required=True), repr(str(folder / RunFile.CONFIG))
     if config.get("model_type") != "ham10000":
@@ -120,19 +79,31 @@ def read_run(folder: str | Path) -> RunFiles:
     same_labels = set(config["label2id"]) == set(LABELS)
     same_split = bool(training and evaluation) and training["split"]["sha256"] == evaluation["split"].get("sha256")
     synthetic_training = training is not None and _is_synthetic(training["config"]["data"], trained_on)
+    synthetic_evaluation = evaluation is not None and (
+        _is_synthetic(evaluation["data"], scored_on) or (synthetic_training and same_split)
+    )
     ham10000_training = same_labels and (training is None or synthetic_training or trained_on == "HAM10000")
+    own = "synthetic" if synthetic_training else "HAM10000" if ham10000_training else None
+    # Of the checkpoints whose weights, or whose backbone alone, the run started from.
+    bases = [one for name in ("base_model", "pretrained_from") if (one := (training or {}).get(name))]
+    earlier = [base.get("data") for base in bases]
     return RunFiles(
         folder=folder,
         config=config,
         processor=_read(folder, RunFile.PROCESSOR, required=True),
-        training=training,
+        training=training and portable_training(training),
         evaluation=evaluation,
         conversion=_read(folder, RunFile.CONVERSION),
+        modality=config["modality"],
+        figures=sorted(path.name for path in folder.glob("figures/*.png")),
+        trained_on_validation=trained_on_validation(training),
         synthetic_training=synthetic_training,
-        synthetic_evaluation=evaluation is not None
-        and (_is_synthetic(evaluation["data"], scored_on) or (synthetic_training and same_split)),
+        synthetic_evaluation=synthetic_evaluation,
         ham10000_training=ham10000_training,
         ham10000_evaluation=same_labels and ((same_split and ham10000_training) or scored_on is not None),
+        base=(training or {}).get("base_model"),
+        base_may_have_seen=any(synthetic_evaluation or data != "synthetic" for data in earlier),
+        sources={own, *earlier},
     )
 
 
@@ -152,6 +123,3 @@ def _read(folder: Path, name: str, *, required: bool = False) -> JsonObject:
 
 def _is_synthetic(data: object, origin: str | None) -> bool:
     return origin == "synthetic" or str(data).partition(":")[0] == "synthetic"
-
-
-__all__ = ["RunFiles", "Sibling", "read_run"]

@@ -123,8 +123,8 @@ def test_text_from_a_checkpoint_is_never_markup(tiny_checkpoints: dict[str, Path
     texts = [block.value for block in app.build_page([shown]).blocks.values() if type(block).__name__ == "Markdown"]
     assert any("a&lt;b&gt;" in str(text) for text in texts)
     assert not any("a<b>" in str(text) for text in texts)
-    assert '<p role="alert">' in app.results([shown], app.Chosen(error=evil), *[UNKNOWN] * 3, "", "age")[1]
-    assert "<img" not in app.results([shown], app.Chosen(error=evil), *[UNKNOWN] * 3, "", "age")[1]
+    warning = app.results([shown], app.Chosen(error=evil), *[UNKNOWN] * 3, "", "age")[1]
+    assert warning.startswith('<p role="alert">&lt;img')
 
 
 def test_wrong_files_get_clear_words(tmp_path: Path, models: list[app.DemoModel]) -> None:
@@ -146,8 +146,8 @@ def test_what_is_compared_must_be_pinned_and_fit(tiny_checkpoints: dict[str, Pat
     with pytest.raises(Ham10000Error, match=r"pin a revision you have read: 'user/model@v1\.0'"):
         app.load_models(["user/model"])
     folder = shutil.copytree(tiny_checkpoints["image"], tmp_path / "other")
-    names = {number: f"class {number}" for number in "0123456"}
-    about = {"label2id": {label: int(number) for number, label in names.items()}, "malignant_labels": ["class 1"]}
-    change_json(folder / "config.json", id2label=names, label_descriptions=None, **about)
+    ids = {f"class {number}": number for number in range(7)}
+    names = {"label2id": ids, "id2label": {number: label for label, number in ids.items()}, "label_descriptions": None}
+    change_json(folder / "config.json", malignant_labels=["class 1"], **names)
     with pytest.raises(Ham10000Error, match="models of one label set"):
         app.load_models([str(tiny_checkpoints["image"]), str(folder)])

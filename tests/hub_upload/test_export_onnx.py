@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import run_alone
-from torch import nn
+from tiny_models import shake
 
 from ham10000.hub_upload import export_onnx as module
 from ham10000.hub_upload.commands import export as main
@@ -36,19 +36,11 @@ ROWS = [{"age": 35, "localization": "scalp"}, {}, {"localization": "back"}, {"ag
 
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
-    """A checkpoint whose logits depend on every input: nothing is at its initial zero, one or 0.02."""
+    """A checkpoint whose logits depend on every input."""
     torch.manual_seed(0)
     config = Ham10000Config(**{"backbone": "test_efficientnet", **CONFIGS[kind]})
     model = create_model(config)
-    for norm in model.modules():
-        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.uniform_(norm.weight, 0.7, 1.3)
-            nn.init.normal_(norm.bias, std=0.2)
-            norm.running_mean.normal_(std=0.1)
-            norm.running_var.uniform_(0.5, 1.5)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and not name.startswith("backbone."):
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    shake(model)
     model.save_pretrained(folder)
     create_processor(config, image_size=(64, 48)).save_pretrained(folder)
     return folder
@@ -206,17 +198,15 @@ def save_pictures(folder: Path) -> list[str]:
     exif[0x0112] = 6  # turned by a quarter
     grey, transparent = smooth.convert("L"), smooth.copy()
     transparent.putalpha(grey)
-    smooth.save(folder / "plain.jpg")
+    forms = {"plain.jpg": smooth, "grey.jpg": grey, "cmyk.jpg": smooth.convert("CMYK"), "rgba.png": transparent}
+    forms |= {"la.png": transparent.convert("LA"), "exact_size.png": smooth.resize((48, 64))}
+    forms |= {"16bit.png": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)}
+    forms |= {"float.tif": Image.fromarray(np.asarray(grey).astype(np.float32) / 255)}
+    for name, image in forms.items():
+        image.save(folder / name)
     smooth.save(folder / "turned.jpg", exif=exif)
-    transparent.save(folder / "rgba.png")
-    transparent.convert("LA").save(folder / "la.png")
-    grey.save(folder / "grey.jpg")
-    smooth.convert("CMYK").save(folder / "cmyk.jpg")
     smooth.convert("P").save(folder / "palette.png", transparency=3)
     smooth.save(folder / "key.png", transparency=smooth.getpixel((0, 0)))
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "16bit.png")
-    Image.fromarray(np.asarray(grey).astype(np.float32) / 255).save(folder / "float.tif")
-    smooth.resize((48, 64)).save(folder / "exact_size.png")
     return sorted(str(path) for path in folder.iterdir())
 
 

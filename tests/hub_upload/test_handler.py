@@ -44,8 +44,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def handlers(repositories: dict[str, Path]) -> dict[str, Any]:
-    classes = {name: runpy.run_path(str(folder / "handler.py")) for name, folder in repositories.items()}
-    return {name: classes[name]["EndpointHandler"](str(folder)) for name, folder in repositories.items()}
+    files = {name: runpy.run_path(str(folder / "handler.py")) for name, folder in repositories.items()}
+    return {name: files[name]["EndpointHandler"](str(folder)) for name, folder in repositories.items()}
 
 
 def encoded(path: Path) -> str:

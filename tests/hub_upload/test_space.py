@@ -78,29 +78,29 @@ def test_no_tool_of_development_is_taken_along() -> None:
         requirements(["nonesuch"])
 
 
+START = """
+import json, runpy, sys
+from urllib.request import urlopen
+sys.path.insert(0, sys.argv[1])  # as `python app.py` does
+names = runpy.run_path(f"{sys.argv[1]}/app.py")
+from ham10000.hub_upload.app import build_page, load_models, serve
+page = build_page(load_models(sys.argv[2:]))
+text = urlopen(serve(page, wait=False)).read().decode()
+page.close()
+files = [m.__file__ for n, m in list(sys.modules.items()) if n.split(".")[0] == "ham10000" and m.__file__]
+print(json.dumps([names["MODELS"], files, text]))
+"""
+
+
 def test_it_starts_from_its_folder_alone(space: Path, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """In a process of its own, with local checkpoints in place of the Hub's; every module comes from the folder."""
-    code = (
-        "import json, runpy, sys\n"
-        "from pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[1])  # as `python app.py` does\n"
-        "names = runpy.run_path(str(Path(sys.argv[1], 'app.py')))\n"
-        "from ham10000.hub_upload import app as page_module\n"
-        "from urllib.request import urlopen\n"
-        "page = page_module.build_page(page_module.load_models(sys.argv[2:]))\n"
-        "address = page_module.serve(page, wait=False)\n"
-        "text = urlopen(address).read().decode()\n"
-        "page.close()\n"
-        "files = [m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'ham10000' and m.__file__]\n"
-        "print(json.dumps({'models': names['MODELS'], 'files': files, 'title': 'side by side' in text}))\n"
-    )
     places = {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": ""}
-    printed = run_alone(code, space, *tiny_checkpoints.values(), cwd=tmp_path, missing=(), **places)
-    found = json.loads(printed.splitlines()[-1])
-    assert found["models"] == MODELS
-    assert found["title"]
-    assert len(found["files"]) > 20
-    assert all(Path(file).is_relative_to(space) for file in found["files"])
+    printed = run_alone(START, space, *tiny_checkpoints.values(), cwd=tmp_path, missing=(), **places)
+    models, files, text = json.loads(printed.splitlines()[-1])
+    assert models == MODELS
+    assert "side by side" in text
+    assert len(files) > 20
+    assert all(Path(file).is_relative_to(space) for file in files)
 
 
 def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_it_arrives_as_one_commit_and_again_as_none(hub: HubServer, space: Path,
     assert release.publish(space, commit_message="x").deleted == ("ham10000/gone.py",)
     state = hub.snapshot()
     assert list(state) == [f"spaces/{SPACE}"]
-    files = set(state[f"spaces/{SPACE}"]["trees"]["refs/heads/main"]) - {".gitattributes", "picture.png"}
+    files = set(hub.repos[f"spaces/{SPACE}"].files("main")) - {".gitattributes", "picture.png"}
     assert files == {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     assert hub.count("POST .*/commit/") == 2
     assert not release.publish(space, commit_message="x").uploaded

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -70,10 +71,6 @@ def setting(file: str, **values: Any) -> Edit:
     return edit
 
 
-def absent(file: str) -> Edit:
-    return lambda checkpoint: (checkpoint / file).unlink()
-
-
 def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
     def edit(checkpoint: Path) -> None:
         tensors = {name: value.clone() for name, value in load((checkpoint / WEIGHTS).read_bytes()).items()}
@@ -81,10 +78,6 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
         (checkpoint / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
     return edit
-
-
-def cut(share: float) -> Edit:
-    return lambda checkpoint: written(WEIGHTS, files()[WEIGHTS][: int(len(files()[WEIGHTS]) * share)])(checkpoint)
 
 
 def shards(target: str) -> Edit:
@@ -99,21 +92,24 @@ def shards(target: str) -> Edit:
     return edit
 
 
-def instead(file: str, edit: Edit) -> Edit:
+def without(file: str, edit: Edit = lambda _: None) -> Edit:
     """Takes a file away before the edit."""
-    return lambda checkpoint: [absent(file)(checkpoint), edit(checkpoint)]
+    return lambda checkpoint: [(checkpoint / file).unlink(), edit(checkpoint)]
 
 
 def folder_named(file: str) -> Edit:
-    return instead(file, lambda checkpoint: (checkpoint / file).mkdir())
+    return without(file, lambda checkpoint: (checkpoint / file).mkdir())
+
+
+def cut(share: float) -> Edit:
+    return lambda checkpoint: os.truncate(checkpoint / WEIGHTS, int(len(files()[WEIGHTS]) * share))
 
 
 def _loads(result: Any) -> None:
-    assert not result[0].training
-    assert result[0].classifier.weight.shape[0] == 7
+    assert (result[0].training, result[0].classifier.weight.shape[0]) == (False, 7)
 
 
-only_pickle = instead(WEIGHTS, written("pytorch_model.bin", pickle.dumps(Payload())))
+only_pickle = without(WEIGHTS, written("pytorch_model.bin", pickle.dumps(Payload())))
 DAMAGED, UNFIT = ("The weights of", "are damaged"), ("The weights of", "do not fit its config.json")
 IN_CONFIG: list[tuple[str, Any, str]] = [
     ("modality", "both", "'image', 'metadata', 'fusion'"),
@@ -161,15 +157,15 @@ SIX = {"classifier.weight": torch.zeros(6, 8)}
 FOLDERS = [
     case("untouched", lambda checkpoint: None, check=_loads),
     *[case(f"config {k} {v!r}", setting(CONFIG, **{k: v}), text) for k, v, text in IN_CONFIG],
-    case("config absent", absent(CONFIG), "config.json"),
+    case("config absent", without(CONFIG), "config.json"),
     case("config a folder", folder_named(CONFIG), "config.json"),
     *[case(f"config {name}", written(CONFIG, text), "config.json") for name, text in NO_JSON.items()],
-    case("processor absent", absent(PROCESSOR), "incomplete or damaged"),
+    case("processor absent", without(PROCESSOR), "incomplete or damaged"),
     case("processor a folder", folder_named(PROCESSOR), "incomplete or damaged"),
     *[case(f"processor {name}", written(PROCESSOR, text), "checkpoint") for name, text in NO_JSON.items()],
     *[case(f"processor {k} {v!r}", setting(PROCESSOR, **{k: v}), text) for k, v, text in IN_PROCESSOR],
     *[case(f"pictures {k} {v!r}", setting(PROCESSOR, of_pictures=True, **{k: v}), text) for k, v, text in IN_PICTURES],
-    case("weights absent", absent(WEIGHTS), "incomplete or damaged", WEIGHTS),
+    case("weights absent", without(WEIGHTS), "incomplete or damaged", WEIGHTS),
     case("weights a folder", folder_named(WEIGHTS), "incomplete or damaged"),
     case("weights only as a pickle", only_pickle, "incomplete or damaged", WEIGHTS),
     *[case(f"weights {name}", written(WEIGHTS, data), *DAMAGED) for name, data in NO_WEIGHTS.items()],
@@ -182,7 +178,7 @@ FOLDERS = [
     case("index names a file outside, relative", shards("../outside.safetensors"), "outside"),
     case("index names a file outside, absolute", shards("HERE/outside.safetensors"), "outside"),
     case("index names an absent file", shards("no.safetensors"), "no.safetensors"),
-    *[case(f"index {name}", instead(WEIGHTS, written(INDEX, s)), "checkpoint") for name, s in BAD_INDEX.items()],
+    *[case(f"index {name}", without(WEIGHTS, written(INDEX, s)), "checkpoint") for name, s in BAD_INDEX.items()],
     Case("checkpoint", "an absent folder", lambda folder: folder / "no", load_checkpoint, ("no folder", "no")),
     Case("checkpoint", "an empty folder", lambda folder: folder, load_checkpoint, ("has no config.json",)),
     case("untrusted code beside it", written("evil.py", "raise SystemExit"), check=_loads),
@@ -197,8 +193,8 @@ def _torch_bytes(value: Any, new: bool = True) -> bytes:
 
 
 def _flipped(data: bytes) -> bytes:
-    at = data.index(torch.arange(600.0).numpy().tobytes()[400:480])  # within the tensor's own bytes
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    within = torch.arange(600.0).numpy().tobytes()[400:480]  # the tensor's own bytes
+    return data.replace(within, bytes([within[0] ^ 1]) + within[1:])
 
 
 def to_convert(name: str, make: Callable[[], bytes], *fragments: str, file: str = "w.pt") -> Case:

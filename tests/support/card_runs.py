@@ -16,6 +16,7 @@ from ham10000.training.config import TrainConfig
 from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.metrics import softmax
 from ham10000.training.evaluation.report import evaluate_predictions, predictions_table
+from ham10000.training.utils.hardware import environment
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 N_IMAGES = 240
@@ -34,14 +35,13 @@ def change_json(path: Path, **values: Any) -> None:
 
 
 def _predictions(seed: int, prefix: str) -> dict[str, Any]:
-    generator, numbers = np.random.default_rng(seed), range(N_IMAGES)
+    numbers, logits = range(N_IMAGES), np.random.default_rng(seed).normal(size=(N_IMAGES, len(LABELS)))
     labels = np.arange(N_IMAGES) % len(LABELS)
-    logits = generator.normal(size=(N_IMAGES, len(LABELS)))
     logits[numbers, labels] += 1.5
     image_ids = [f"{prefix}_{24306 + number:07d}" for number in numbers]
     lesion_groups = [f"L_{number // 14 * 7 + number % 7:07d}" for number in numbers]
-    names = {"image_ids": image_ids, "lesion_groups": lesion_groups}
-    return {**names, "labels": labels, "probabilities": softmax(logits)}
+    columns = {"image_ids": image_ids, "lesion_groups": lesion_groups}
+    return {**columns, "labels": labels, "probabilities": softmax(logits)}
 
 
 def _metadata() -> pd.DataFrame:
@@ -65,18 +65,14 @@ def training_summary(modality: str = "fusion", **config: Any) -> dict[str, Any]:
     settings = TrainConfig(modality=modality, backbone="test_efficientnet", backbone_kwargs="{}", epochs=10, seed=3)
     best = {"epoch": 9, "validation_macro_f1": 0.70021, "validation_balanced_accuracy": 0.73}
     best |= {"validation_accuracy": 0.83, "validation_loss": 0.5567}
-    versions = {"python": "3.11.7", "ham10000": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"}
-    machine = {"versions": versions, "platform": "Linux", "cpu": {"model": "AMD EPYC", "count": 2}, "gpu": None}
-    git = {"commit": "c0ffee" + "0" * 34, "dirty": False}
     outcome = {"parameters": 5879447, "finished": True, "epochs_trained": 10, "best": best, "training_seconds": 3600.0}
     outcome |= {"mixed_precision": "bf16", "processes": 1, "device": "cpu", "median_images_per_second": 39.1}
-    process = {"git": git, "memory_mib": 24106, "peak_rss_mib": 3051.7, "peak_cuda_mib": None}
     return {
         "config": settings.to_dict() | {"data": "/home/anna/data/HAM10000", "output_dir": "/home/anna/run"} | config,
         "split": split_summary(),
         "class_weights": dict.fromkeys(LABELS, 1.25),
         "data_notes": ["/home/anna/data/HAM10000/table.csv: no column lesion_id; every image counts as a lesion"],
-        "environment": machine | process,
+        "environment": environment(),
         **outcome,
     }
 
@@ -119,11 +115,9 @@ def tables(markdown: str) -> Iterator[list[list[str]]]:
     """Every table as a Markdown parser sees it: rows of the text of their cells."""
     rows: list[list[str]] = []
     for token in PARSER.parse(markdown):
-        if token.type == "table_open":
-            rows = []
-        elif token.type == "tr_open":
+        if token.type == "tr_open":
             rows.append([])
-        elif token.type == "inline" and rows and len(token.map or []) and token.level >= 3:
+        elif token.type == "inline" and rows:
             rows[-1].append(text_of(token))
         elif token.type == "table_close":
             yield rows

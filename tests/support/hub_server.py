@@ -1,7 +1,7 @@
 """A small Hub over loopback: as much of its HTTP API as unmodified `huggingface_hub` and `transformers` use.
 
 It offers the basic LFS transfer and no Xet, so the client must run with `HF_HUB_DISABLE_XET=1`. Every request is
-recorded (`server.requests`); faults are scripted (`server.fail`).
+recorded as "METHOD /path" (`server.requests`); faults are scripted (`server.fail`).
 """
 
 import base64
@@ -67,8 +67,8 @@ class Repo:
     def files(self, revision: str) -> dict[str, str]:
         return self.commits[self.resolve(revision)]
 
-    def content(self, oid: str) -> bytes:
-        return self.objects[oid]
+    def read(self, revision: str, path: str) -> bytes:
+        return self.objects[self.files(revision)[path]]
 
     def commit(self, ref: str, title: str, files: dict[str, str]) -> str:
         oid = hashlib.sha1(uuid.uuid4().bytes).hexdigest()
@@ -92,16 +92,13 @@ class Repo:
                 files[value["path"]] = value["oid"]
             elif key == "deletedFile" and files.pop(value["path"], None) is None:
                 raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
-        number = 1 + sum(name.startswith("refs/pr/") for name in self.refs) if create_pr else None
+        number = 1 + len(self.pulls()) if create_pr else None
         return self.commit(f"refs/pr/{number}" if create_pr else ref, header["summary"], files), number
 
-
-@dataclass
-class Request:
-    """One request as it arrived, "METHOD /path"; `sent` counts the bytes of its body that were read."""
-
-    line: str
-    sent: int = 0
+    def pulls(self) -> dict[int, str]:
+        """The titles of the pull requests, by number."""
+        refs = {name: commit for name, commit in self.refs.items() if name.startswith("refs/pr/")}
+        return {int(name.removeprefix("refs/pr/")): self.titles[commit] for name, commit in refs.items()}
 
 
 @dataclass
@@ -112,7 +109,7 @@ class Fault:
     status: int | None = None  # answer this, and do nothing else
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)  # of that answer
-    html: bool = False  # answer with a web page
+    html: bool = False  # answer with a web page, and do nothing else
     cut_after: int | None = None  # read so many bytes of the body, then reset the connection
     lose_answer: bool = False  # do what was asked, then reset the connection
     kill: bool = False  # kill the server before the request has any effect
@@ -131,7 +128,8 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
-        self.requests: list[Request] = []
+        self.requests: list[str] = []
+        self.uploaded_bytes = 0  # of file content received so far, as large files or within commits
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.connections: set[socket.socket] = set()
@@ -163,29 +161,23 @@ class HubServer:
         """Scripts a `Fault`."""
         self.faults.append(Fault(match, **options))
 
-    def fault(self, request: Request) -> Fault:
+    def record(self, request: str) -> Fault:
+        """Notes a request, and says what becomes of it."""
         with self.lock:
+            self.requests.append(request)
             for fault in self.faults:
-                if fault.times > 0 and re.search(fault.match, request.line):
+                if fault.times > 0 and re.search(fault.match, request):
                     fault.times -= 1
                     return fault
         return Fault("")
 
     def count(self, match: str) -> int:
         """How many recorded requests match."""
-        return sum(re.search(match, request.line) is not None for request in self.requests)
+        return sum(re.search(match, request) is not None for request in self.requests)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything a visitor could see: visibility, refs and the commits they lead to, by repository."""
-        trees = {name: {ref: dict(repo.files(ref)) for ref in repo.refs} for name, repo in self.repos.items()}
-        return {
-            name: {"private": repo.private, "refs": dict(repo.refs), "trees": trees[name]}
-            for name, repo in self.repos.items()
-        }
-
-    def uploaded_bytes(self) -> int:
-        """Bytes of file content received so far, as large files or within commits."""
-        return sum(request.sent for request in self.requests if re.search(r"PUT /lfs/|POST .*/commit/", request.line))
+        """Everything a visitor could see: visibility and refs by repository; commits never change."""
+        return {name: {"private": repo.private, "refs": dict(repo.refs)} for name, repo in self.repos.items()}
 
 
 def _reset(connection: socket.socket) -> None:
@@ -194,6 +186,10 @@ def _reset(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
+
+
+def _json(value: Any) -> Answer:
+    return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -217,43 +213,34 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         self.parts = [unquote(part) for part in split.path.strip("/").split("/")]
-        self.record = Request(f"{self.command} {split.path}")
-        with self.hub.lock:
-            self.hub.requests.append(self.record)
-        fault = self.hub.fault(self.record)
+        line = f"{self.command} {split.path}"
+        fault = self.hub.record(line)
         try:
             if fault.kill:
                 self.hub.kill()
                 raise _Cut
-            self.body = self.read_body(fault.cut_after)
+            length = int(self.headers.get("Content-Length") or 0)
+            self.body = self.rfile.read(length if fault.cut_after is None else min(fault.cut_after, length))
+            if re.search(r"PUT /lfs/|POST .*/commit/", line):
+                self.hub.uploaded_bytes += len(self.body)
             if fault.cut_after is not None:
                 raise _Cut
-            if fault.html:
-                self.answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
-                return
             if fault.status is not None:
-                self.answer_error(Refused(fault.status, "scripted fault"), fault.headers)
-                return
+                raise Refused(fault.status, "scripted fault")
             if fault.before is not None:
                 fault.before()
             with self.hub.lock:
-                answer = self.route()
+                answer = (200, b"<html>please log in</html>", {}) if fault.html else self.route()
             if fault.lose_answer:
                 raise _Cut
             self.answer(*answer)
         except Refused as refused:
-            self.answer_error(refused, {})
+            self.answer_error(refused, fault.headers)
         except (_Cut, OSError):
             _reset(self.connection)
             self.close_connection = True
 
     do_HEAD = do_POST = do_PUT = do_GET
-
-    def read_body(self, limit: int | None) -> bytes:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length if limit is None else min(limit, length))
-        self.record.sent = len(body)
-        return body
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -270,9 +257,6 @@ class _Handler(BaseHTTPRequestHandler):
         # The Hub repeats no token, but proxies do: a client must not pass on what it reads here unseen.
         body = {"error": f"{refused.message} (your header: {self.headers.get('Authorization')})"}
         self.answer(refused.status, json.dumps(body).encode(), headers)
-
-    def json(self, value: Any) -> Answer:
-        return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
     def repo(self, repo_id: str) -> Repo:
         """The repository, if it exists and the user may see it; the Hub does not tell these two apart."""
@@ -295,17 +279,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.user, self.may_write = _USERS.get(token or ""), token not in (None, f"Bearer {READER}")
         match self.parts:
             # Storage beside the Hub: a signature replaces the token.
-            case ["lfs", *name, oid] if self.command == "PUT":
+            case ["lfs", *name, oid]:
                 if self.query.get("signature") != "1" or hashlib.sha256(self.body).hexdigest() != oid:
                     raise Refused(403, "unsigned upload, or not the announced SHA-256")
                 self.hub.repos["/".join(name)].objects[oid] = self.body
-                return self.json({})
-            case ["lfs", *name, oid, "verify"]:
-                if oid not in self.repo("/".join(name)).objects:
-                    raise Refused(404, "the upload did not arrive")
-                return self.json({})
+                return _json({})
             case ["api", "validate-yaml"]:
-                return self.json({"errors": [], "warnings": []})
+                return _json({"errors": [], "warnings": []})
             case ["api", "repos", "create"]:
                 return self.create(json.loads(self.body))
             case ["api", "models" | "spaces" as kind, owner, name, *rest]:
@@ -325,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.repos:
             raise Refused(409, "You already created this model repo")
         self.hub.repos[repo_id] = Repo(payload.get("visibility") == "private")
-        return self.json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
+        return _json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
 
     def repo_api(self, repo_id: str, owner: str, rest: list[str]) -> Answer:
         repo = self.repo(repo_id)
@@ -337,23 +317,18 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("", "revision"):
             commit = repo.resolve(revision or "main")
             siblings = [{"rfilename": path} for path in repo.files(commit)]
-            info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repo.private, "tags": []}
-            return self.json({**info, "gated": False, "disabled": False, "siblings": siblings})
+            return _json({"id": repo_id, "sha": commit, "private": repo.private, "siblings": siblings})
         if verb == "refs":
             found: dict[str, list[dict[str, str]]] = {"heads": [], "tags": [], "pr": []}
             for ref, commit in repo.refs.items():
                 _, kind, name = ref.split("/", 2)
                 found[kind].append({"name": name, "ref": ref, "targetCommit": commit})
-            return self.json({"branches": found["heads"], "converts": [], "tags": found["tags"]})
+            return _json({"branches": found["heads"], "converts": [], "tags": found["tags"]})
         if verb == "discussions":
             common = {"author": {"name": "user"}, "createdAt": "2024-01-01T00:00:00.000Z", "status": "open"}
             common |= {"repo": {"name": repo_id, "type": "model"}, "isPullRequest": True}
-            pulls = [
-                {"title": repo.titles[commit], "num": int(name.removeprefix("refs/pr/")), **common}
-                for name, commit in repo.refs.items()
-                if name.startswith("refs/pr/")
-            ]
-            return self.json({"discussions": pulls, "count": len(pulls), "start": 0})
+            pulls = [{"title": title, "num": number, **common} for number, title in repo.pulls().items()]
+            return _json({"discussions": pulls, "count": len(pulls), "start": 0})
         if verb == "tree":
             return self.tree(repo, revision, "/".join(rest[2:]))
         raise Refused(404, f"no such route here: {self.command} {self.path}", "EntryNotFound")
@@ -362,36 +337,37 @@ class _Handler(BaseHTTPRequestHandler):
         """All files below a folder; the client asks for folders too, and does without."""
         entries = []
         for path, oid in sorted(repo.files(revision).items()):
-            if path.startswith(f"{folder}/" if folder else ""):
-                size = len(repo.content(oid))
-                large = {"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if len(oid) == 64 else {}
+            size = len(repo.objects[oid])
+            large = {"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if len(oid) == 64 else {}
+            if path.startswith(folder):
                 entries.append({"type": "file", "oid": oid, "size": size, "path": path, **large})
         if folder and not entries:
             raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
-        return self.json(entries)
+        return _json(entries)
 
     def change(self, repo_id: str, repo: Repo, verb: str, name: str) -> Answer:
         if verb == "commit":
             lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
             oid, number = repo.apply(name, lines, self.query.get("create_pr") == "1")
-            url = None if number is None else f"{self.hub.url}/{repo_id}/discussions/{number}"
-            commit_url = f"{self.hub.url}/{repo_id}/commit/{oid}"
-            return self.json({"success": True, "commitOid": oid, "commitUrl": commit_url, "pullRequestUrl": url})
+            page = f"{self.hub.url}/{repo_id}"
+            pull = None if number is None else f"{page}/discussions/{number}"
+            return _json({"commitOid": oid, "commitUrl": f"{page}/commit/{oid}", "pullRequestUrl": pull})
         payload = json.loads(self.body)
         if verb in ("branch", "tag"):
-            start = payload.get("startingPoint", "main") if verb == "branch" else name
-            ref = f"refs/heads/{name}" if verb == "branch" else f"refs/tags/{payload['tag']}"
+            ref, start = f"refs/heads/{name}", payload.get("startingPoint", "main")
+            if verb == "tag":
+                ref, start = f"refs/tags/{payload['tag']}", name
             if ref in repo.refs:
-                raise Refused(409, "Tag reference exists already" if verb == "tag" else "Reference already exists")
+                raise Refused(409, "Reference already exists")
             repo.refs[ref] = repo.resolve(start)
-            return self.json({})
+            return _json({})
         remote, files = repo.files(name), []
-        ignored = repo.content(remote[".gitignore"]).decode().split() if ".gitignore" in remote else []
+        ignored = repo.read(name, ".gitignore").decode().split() if ".gitignore" in remote else []
         for path in (file["path"] for file in payload["files"]):
             mode = "lfs" if path.endswith(LARGE) else "regular"
             skip = any(fnmatch(path, pattern) for pattern in ignored)
             files.append({"path": path, "uploadMode": mode, "shouldIgnore": skip, "oid": remote.get(path)})
-        return self.json({"files": files})
+        return _json({"files": files})
 
     def lfs_batch(self, repo_id: str) -> Answer:
         repo = self.repo(repo_id)
@@ -401,17 +377,17 @@ class _Handler(BaseHTTPRequestHandler):
         for item in json.loads(self.body)["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in repo.objects:
-                href = f"{self.hub.url}/lfs/{repo_id}/{item['oid']}"
-                entry["actions"] = {"upload": {"href": f"{href}?signature=1"}, "verify": {"href": f"{href}/verify"}}
+                href = f"{self.hub.url}/lfs/{repo_id}/{item['oid']}?signature=1"
+                entry["actions"] = {"upload": {"href": href}}
             objects.append(entry)
-        return self.json({"transfer": "basic", "objects": objects})
+        return _json({"transfer": "basic", "objects": objects})
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Answer:
         commit = repo.resolve(revision)
         oid = repo.files(commit).get(path)
         if oid is None:
             raise Refused(404, "Entry not found", "EntryNotFound")
-        content = repo.content(oid)
+        content = repo.objects[oid]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{oid}"'}
         if len(oid) == 64:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}

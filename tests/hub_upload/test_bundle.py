@@ -1,4 +1,4 @@
-"""The whole way of a model: trained, evaluated, pushed to a Hub, loaded by its id by a stranger, used."""
+"""The whole way of a model: trained, evaluated, verified, pushed to a Hub, loaded by its id by a stranger, used."""
 
 import copy
 import json
@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from skin import skin_image
 from transformers import AutoModel
 
-from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling
-from ham10000.hub_upload.commands import push
+from ham10000.hub_upload import bundle as bundle_module
+from ham10000.hub_upload.bundle import assemble_bundle, describe_tree, read_sibling, verify_checkpoint
+from ham10000.hub_upload.commands import push, verify
+from ham10000.hub_upload.export_onnx import fixed_inputs
 from ham10000.hub_upload.publish import is_owned
 from ham10000.hub_upload.run_files import read_run
-from ham10000.modeling import LABELS, MODALITIES, Ham10000Error
+from ham10000.modeling import LABELS, MODALITIES, Ham10000Config, Ham10000Error, create_processor
 from ham10000.training.data.split import load_split
 from ham10000.training.evaluation.__main__ import main as evaluate
 from ham10000.training.inference.prediction import load_checkpoint, predict
@@ -201,12 +203,56 @@ def test_dry_run_uploads_nothing(runs: dict[str, Path], tmp_path: Path, capsys, 
     assert "exists; give --output_dir a folder that does not" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_message(runs: dict[str, Path], capsys) -> None:
-    for arguments, message in (
-        (["--repo_id", "user/x", "--tag", "../v1"], "tag '../v1'"),
-        (["--repo_id", "user/x", "--sibling", "nowhere"], "'nowhere/config.json' does not exist"),
-    ):
-        assert push(["--checkpoint", str(runs["metadata"]), "--dry_run", *arguments]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert len(error.strip().splitlines()) == 1
+@pytest.fixture
+def copied(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_checkpoints["fusion"], tmp_path / "copy")
+
+
+def test_a_clean_process_gives_the_same_bits_and_has_no_token(copied: Path, capsys, monkeypatch) -> None:
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+    for name in names:
+        monkeypatch.setenv(name, "secret")
+    code = copied / "modeling_ham10000.py"
+    code.write_text(f"{code.read_text()}\nimport os\n\nassert not set(os.environ) & {set(names)}\n")
+    assert verify([str(copied)]) == 0
+    assert "42 logits equal to the last bit" in capsys.readouterr().out  # 3 inputs, 7 classes, 2 Auto classes
+
+
+def test_code_in_the_folder_that_computes_something_else_is_noticed(copied: Path) -> None:
+    """So the clean process does run the folder's code, and the comparison does compare."""
+    code = copied / "modeling_ham10000.py"
+    text = code.read_text()
+    assert text.count("/ self.config.temperature") == 1
+    code.write_text(text.replace("/ self.config.temperature", "/ self.config.temperature * 1.001"))
+    with pytest.raises(Ham10000Error, match=r"Logits of AutoModel\w* .* differ by up to"):
+        verify_checkpoint(copied)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pipeline_ham10000.py", "image_processing_ham10000.py"])
+def test_a_missing_code_file_is_noticed(name: str, copied: Path) -> None:
+    (copied / name).unlink()
+    with pytest.raises(Ham10000Error, match=f"(?s)does not load without this package.*{name.removesuffix('.py')}"):
+        verify_checkpoint(copied)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
+def test_a_missing_file_is_one_message_before_any_process_starts(name: str, copied: Path, monkeypatch, capsys) -> None:
+    (copied / name).unlink()
+    monkeypatch.setattr(bundle_module.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    assert verify([str(copied)]) == 2
+    reason = "holds no config.json" if name == "config.json" else "is no complete checkpoint folder"
+    assert f"error: {str(copied)!r} {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields", [["age", "sex", "localization"], ["localization"], ["sex", "age"]])
+def test_the_fixed_inputs_are_seeded_and_hold_missing_values(fields: list) -> None:
+    words = {"sex_vocabulary": ["f", "m", "x"], "localization_vocabulary": ["arm", "leg"]}  # of somebody's own data
+    config = Ham10000Config(backbone="test_vit", metadata_fields=fields, **words)
+    processor = create_processor(config, image_size=(32, 48))
+    pixels, missing = (fixed_inputs(processor)[name] for name in ("pixel_values", "metadata"))
+    assert (pixels.shape, missing.shape) == ((3, 3, 32, 48), (3, len(fields)))
+    assert missing.isnan()[2].any()
+    assert not missing.isnan()[0].any()
+    assert torch.equal(pixels, fixed_inputs(processor)["pixel_values"])
+    assert not torch.equal(pixels, fixed_inputs(processor, seed=1)["pixel_values"])
