@@ -310,6 +310,8 @@ def train(config: TrainConfig, accelerator: Accelerator, data: Data | None = Non
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
+    if data is None and not config.data:
+        load_configured(config)  # says what is missing, before there is a folder
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
