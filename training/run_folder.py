@@ -17,15 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.utils.files import (
-    atomic_path,
-    atomic_write_json,
-    read_json,
-    remove_leftovers,
-    restore_mode,
-    scratch_folder,
-    writing,
-)
+from ham10000.training.utils import files
 
 
 class RunFile:
@@ -73,7 +65,7 @@ _DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Locks a run's folder for this process; the lock ends with the process, however that ends."""
-    with writing(directory):
+    with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(directory / "run.lock").acquire(timeout=0)
@@ -98,7 +90,7 @@ def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
 
 def tidy_output_dir(directory: Path) -> None:
     """Removes what a killed or failed run left half done in its folder, whose lock the caller holds."""
-    remove_leftovers(directory)
+    files.remove_leftovers(directory)
     shutil.rmtree(directory / _UNSAVED, ignore_errors=True)
 
 
@@ -113,7 +105,7 @@ def ended_before_saving(directory: Path) -> bool:
 
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
-    training = read_json(directory / RunFile.TRAINING, optional=True)
+    training = files.read_json(directory / RunFile.TRAINING, optional=True)
     saved = (directory / _SAVED, directory / RunFile.HISTORY, *training_states(directory))
     return training is not None and not training.get("finished") and not any(path.exists() for path in saved)
 
@@ -127,7 +119,7 @@ def begin_run(directory: Path, config: dict[str, Any]) -> Path:
     """
     has_results = any(path for pattern in _RESULTS for path in directory.glob(pattern))
     place = directory / _UNSAVED if has_results else directory
-    atomic_write_json(place / RunFile.TRAINING, {"config": config, "finished": False})
+    files.atomic_write_json(place / RunFile.TRAINING, {"config": config, "finished": False})
     return place
 
 
@@ -138,7 +130,7 @@ def replace_run(directory: Path) -> None:
     next to train.
     """
     unsaved, saved = directory / _UNSAVED, directory / _SAVED
-    with writing(directory):
+    with files.writing(directory):
         if unsaved.exists():
             unsaved.rename(saved)
         if not saved.exists():
@@ -174,12 +166,12 @@ def save_checkpoint(
         Ham10000Error: If the folder cannot be written or is full; an earlier checkpoint in it stays whole.
     """
     directory = Path(directory)
-    with writing(directory, SafetensorError), scratch_folder(directory) as scratch:
+    with files.writing(directory, SafetensorError), files.scratch_folder(directory) as scratch:
         save_model(scratch, model, dtype=dtype)
         processor.save_pretrained(scratch)
         # The weights last: a folder with weights always has the config that explains them.
         for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            restore_mode(path)
+            files.restore_mode(path)
             path.replace(directory / path.name)
 
 
@@ -240,7 +232,7 @@ def save_training_state(
         values |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     tensors = {name: value.detach().contiguous() for name, value in values.items()}
     path = Path(directory) / RunFile.STATES.replace("*", f"{step:08d}")
-    with writing(path, SafetensorError), atomic_path(path) as temporary:
+    with files.writing(path, SafetensorError), files.atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
     for older in training_states(directory)[keep:]:
         older.unlink(missing_ok=True)
