@@ -25,8 +25,7 @@ Protocol = Literal["lesion-grouped", "image-stratified"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
-# What a field of a number must have in a file, by its type.
-_NUMBERS = {int: "a whole number", float: "a number"}
+_NUMBERS = {int: "a whole number", float: "a number"}  # what a file must have for a field of this type
 
 
 def _option(default: Any, text: str, *, group: str | None = None) -> Any:
@@ -90,9 +89,7 @@ class TrainConfig:
     resizer: Literal["pillow", "torch"] = _option("torch", "what resizes images: torch is faster, pillow is timm's")
 
     epochs: int = _option(14, "epochs at most", group="schedule")
-    patience: int | None = _option(
-        None, "keep the epoch of the lowest validation loss, not the last, and stop after so many without a lower one"
-    )
+    patience: int | None = _option(None, "keep the epoch of the lowest validation loss, and stop so many after it")
     batch_size: int = _option(32, "samples per optimiser step, over all processes")
     gradient_accumulation_steps: int = _option(1, "micro-batches the batch is cut into on each process")
     learning_rate: float = _option(5e-4, "peak learning rate of the backbone")
@@ -247,14 +244,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
     for name in ("loader", "dataloader_workers"):  # of earlier versions; they never changed a result
         values.pop(name, None)
-    known = [item.name for item in dataclasses.fields(TrainConfig)]
+    known = {item.name: item.type for item in dataclasses.fields(TrainConfig)}
     if unknown := [key for key in values if key not in known]:
         raise input_error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
-    for item in dataclasses.fields(TrainConfig):
-        kind = next((kind for kind in get_args(item.type) or [item.type] if kind in _NUMBERS), None)
-        value = values.get(item.name)
+    for name, value in values.items():
+        kind = next((kind for kind in get_args(known[name]) or [known[name]] if kind in _NUMBERS), None)
         if kind is None or value is None:
             continue
         try:
@@ -262,8 +258,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             numbers = [kind(str(number)) for number in (value if isinstance(value, list) else [value])]
         except ValueError as error:
             # As a default of argparse it would be refused without the name of the file.
-            raise input_error(f"{path}: {item.name} must be {_NUMBERS[kind]}, got {value!r}.") from error
-        values[item.name] = numbers if isinstance(value, list) else numbers[0]
+            raise input_error(f"{path}: {name} must be {_NUMBERS[kind]}, got {value!r}.") from error
+        values[name] = numbers if isinstance(value, list) else numbers[0]
     return values
 
 
@@ -282,14 +278,11 @@ def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
     return settings
 
 
-class _Switch(argparse.Action):
-    """`--x`, `--x true`, `--x false` and `--no_x`."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        given = str(True if values is None else values).lower()
-        if given not in ("true", "false"):
-            parser.error(f"argument {option_string}: expected true or false, got {values!r}")
-        setattr(namespace, self.dest, (given == "true") != option_string.startswith("--no_"))
+def _switch(text: str) -> bool:
+    """The value of `--x true` and `--x false`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -310,19 +303,20 @@ def build_parser() -> argparse.ArgumentParser:
         shown = " ".join(str(value) for value in (default if isinstance(default, list) else [default]))
         text = item.metadata["help"] + ("" if shown in ("", "None", "False") else f" (default: {shown})")
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        names, kind = [f"--{item.name}"], cast(Any, item.type)
+        kind = cast(Any, item.type)
         if isinstance(kind, types.UnionType):  # `int | None`: left out, it is None
             kind = get_args(kind)[0]
         if get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         elif kind is bool:
-            options |= {"action": _Switch, "nargs": "?", "metavar": "true|false"}
-            names += [f"--no_{item.name}"] if default else []
+            options |= {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
         else:
             if get_origin(kind) is list:
                 options["nargs"], kind = "+", get_args(kind)[0]
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
-        group.add_argument(*names, **options)
+        group.add_argument(f"--{item.name}", **options)
+        if default is True:
+            group.add_argument(f"--no_{item.name}", dest=item.name, action="store_false", help="the same as false")
     return parser
 
 
