@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -36,8 +35,7 @@ _COLUMNS = {
     "accuracy": ("validation_accuracy", ".4f"),
     "images/s": ("images_per_second", ".0f"),
 }
-# Steps between two looks at the loss, each of which waits for the device.
-_READ_EVERY = 20
+_READ_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
 def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor:
@@ -88,7 +86,7 @@ class ClassificationLoss:
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Scalar float32 sum of the weighted losses of (batch, classes) logits and (batch,) labels."""
         logits = logits.float() + self.offset
-        return F.cross_entropy(
+        return nn.functional.cross_entropy(
             logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
 
@@ -242,7 +240,7 @@ class Engine:
         )
 
     def _train_epoch(self) -> None:
-        progress, config = self.progress, self.config
+        progress, config, steps = self.progress, self.config, self.train_loader.steps_per_epoch
         self.wrapped.train()
         if config.freeze_backbone:
             # Its batch norm keeps the statistics it came with, and drop path does not drop what cannot adapt.
@@ -252,23 +250,18 @@ class Engine:
         loss_sum = torch.tensor(progress.loss_sum, dtype=dtype, device=device)
         start = time.perf_counter() - progress.seconds  # as if the steps before a resumption had just been done
         unread: list[torch.Tensor] = []
+        bar_style = {"desc": f"Epoch {progress.epoch + 1}/{config.epochs}", "unit": "step", "leave": False}
+        is_hidden = not self.accelerator.is_local_main_process
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
-        with progress_bar(
-            total=self.train_loader.steps_per_epoch,
-            initial=progress.step,
-            desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
-            unit="step",
-            disable=not self.accelerator.is_local_main_process,
-            leave=False,
-        ) as bar:
+        with progress_bar(total=steps, initial=progress.step, disable=is_hidden, **bar_style) as bar:
             for labels, micro_batches in self.train_loader.epoch(progress.epoch, progress.step):
-                number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
+                number = progress.epoch * steps + progress.step
                 unread.append(self._step(number, labels, micro_batches))
                 loss_sum += unread[-1]
                 progress.step += 1
                 bar.update()
                 # Reading the loss waits for the device, so it is read now and then.
-                is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
+                is_read = progress.step % _READ_EVERY == 0 or progress.step == steps
                 signum = self._agreed_signal(is_read)
                 is_saved = signum or (config.save_every_steps and progress.step % config.save_every_steps == 0)
                 if is_read or is_saved:
@@ -317,12 +310,9 @@ class Engine:
             is_last = index == len(micro_batches) - 1
             targets: Targets = [(batch.labels, 1.0)]
             if batch.pixel_values is not None:
+                seed = mix_seeds(config.seed, number, index)
                 batch.pixel_values, targets = mix_batch(
-                    batch.pixel_values,
-                    batch.labels,
-                    mixup=config.mixup,
-                    cutmix=config.cutmix,
-                    seed=mix_seeds(config.seed, number, index),
+                    batch.pixel_values, batch.labels, mixup=config.mixup, cutmix=config.cutmix, seed=seed
                 )
             # Gradients are exchanged once a step, with the last micro-batch.
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
@@ -350,13 +340,10 @@ class Engine:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         scores = {}
-        if self.validation_loader is not None:
-            logits = predict_logits(
-                model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
-            )
+        if (loader := self.validation_loader) is not None:
+            logits = predict_logits(model, loader, accelerator=self.accelerator, autocast=self.accelerator.autocast)
             probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
-            labels = self.validation_loader.samples.labels.numpy()
-            metrics = compute_metrics(labels, probabilities, model.config.label_names)
+            metrics = compute_metrics(loader.samples.labels.numpy(), probabilities, model.config.label_names)
             names = ("macro_f1", "balanced_accuracy", "accuracy")
             scores = {"validation_loss": metrics["nll"], **{f"validation_{name}": metrics[name] for name in names}}
         steps = self.train_loader.steps_per_epoch

@@ -24,6 +24,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
+from ham10000.training import run_folder
 from ham10000.training.config import TrainConfig, parse_arguments
 from ham10000.training.data import loader
 from ham10000.training.data.augment import Augment
@@ -32,15 +33,7 @@ from ham10000.training.data.split import Split, apply_split, leakage_text, load_
 from ham10000.training.engine import ClassificationLoss, Engine, Progress, answered_prior, logit_offset
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.run_folder import (
-    RunFile,
-    begin_run,
-    ended_before_saving,
-    image_origin,
-    only_writer,
-    prepare_output_dir,
-    tidy_output_dir,
-)
+from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import lost_processes_explained, run_cli
 from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment, keep_freed_memory, resolve_precision
@@ -54,11 +47,9 @@ FREE_TO_CHANGE |= {"save_every_steps", "keep_checkpoints", "resume", "overwrite"
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
     """The model at the beginning of a run, from the run's seed; an error if there is no such backbone or weights."""
     set_seed(config.seed)
-    pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
-    # Resuming overwrites the weights anyway, and must not need the network or the file again.
-    return create_model(
-        config.model_config(labels), pretrained=False if config.resume or config.init_from else pretrained
-    )
+    # What is overwritten anyway must not need the network or the file.
+    given = "none" if config.resume or config.init_from else config.pretrained
+    return create_model(config.model_config(labels), pretrained={"timm": True, "none": False}.get(given, given))
 
 
 def start_from(model: Ham10000ForImageClassification, checkpoint: str, config: TrainConfig) -> JsonObject:
@@ -103,12 +94,9 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, config: T
 
 
 def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
-    """What a checkpoint was trained on: `HAM10000`, `synthetic`, the name of other data, or None where not known.
-
-    Where that was synthetic, what its own base model was trained on.
-    """
+    """The data of a checkpoint, or of the base model of a synthetic one: `HAM10000`, `synthetic`, a name, or None."""
     training = read_json(checkpoint / RunFile.TRAINING, optional=True) or {}
-    data = image_origin(checkpoint / RunFile.SPLIT)
+    data = run_folder.image_origin(checkpoint / RunFile.SPLIT)
     if data != "synthetic" and (data is None or set(labels) != set(LABELS)):
         data = Path(training["config"]["data"]).name if "config" in training else None
     earlier = training.get("base_model") or training.get("pretrained_from")
@@ -195,11 +183,8 @@ def build_engine(
     parts = apply_split(dataset, split)
     trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
     caching: JsonObject = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
-    common: JsonObject = {
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "channels_last": config.channels_last,
-    }
+    common: JsonObject = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    common["channels_last"] = config.channels_last
     validation_loader = None
     with accelerator.main_process_first():
         frames = loader.open_images(
@@ -291,14 +276,14 @@ def train(config: TrainConfig, accelerator: Accelerator, data: Data | None = Non
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
-    if config.resume and ended_before_saving(directory):
+    if config.resume and run_folder.ended_before_saving(directory):
         accelerator.print(f"note: {config.output_dir!r} was ended before it had saved a step; starting it again")
         config = dataclasses.replace(config, resume=False, overwrite=True)
     with lost_processes_explained(config.output_dir), contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(only_writer(directory))
-            prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
-            stack.callback(tidy_output_dir, directory)  # of a run that has failed before it replaced an earlier one
+            stack.enter_context(run_folder.only_writer(directory))
+            run_folder.prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
+            stack.callback(run_folder.tidy_output_dir, directory)  # of one that fails before it replaces another
         accelerator.wait_for_everyone()
         return _train(config, accelerator, data)
 
@@ -339,7 +324,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, data: Data | None) -> 
         base = start_from(model, config.init_from, config) if config.init_from else None
         origin = {"base_model": base, **weights_origin(config)}
     check_forward(model, config, accelerator.num_processes)
-    begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
+    is_new = accelerator.is_main_process and not config.resume
+    begun = run_folder.begin_run(directory, config.to_dict()) if is_new else directory
     engine = build_engine(config, accelerator, dataset, split, model)
     engine.folder = begun
     if config.resume:
@@ -428,12 +414,12 @@ def main(argv: Sequence[str]) -> None:
     run(parse_arguments(argv))
 
 
+_WRAPPER = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
+
+
 def _titled(title: str, text: str) -> str:
     """A few words on one subject, in lines of 80 characters; a non-breaking space keeps two words together."""
-    first, others = f"{title:<10}", " " * 10
-    return textwrap.fill(
-        text, 80, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
-    ).replace("\xa0", " ")
+    return _WRAPPER.fill(f"{title:<10}{text}").replace("\xa0", " ")
 
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
