@@ -25,8 +25,7 @@ Protocol = Literal["lesion-grouped", "image-stratified"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 # Options of `load_data` that change or drop rows; nothing is dropped unless one is named.
 DATA_FIXES = ("drop_unreadable", "drop_duplicates", "drop_unknown_labels", "invalid_to_missing")
-# What a field of a number must have in a file, by its type.
-_NUMBERS = {int: "a whole number", float: "a number"}
+_NUMBERS = {int: "a whole number", float: "a number"}  # what a file must have for a field of this type
 
 
 def _option(default: Any, text: str, *, group: str | None = None) -> Any:
@@ -52,31 +51,23 @@ class TrainConfig:
     """
 
     data: str = _option(
-        "",
-        "a csv above or next to its images, a folder (HAM10000, ISIC, imagefolder, Parquet), Hub id or 'synthetic'",
-        group="data",
+        "", "a csv by its images, a folder (HAM10000, ISIC, imagefolder, Parquet), Hub id or 'synthetic'", group="data"
     )
     columns: list[str] = _option([], tables.COLUMNS_HELP)
     labels: list[str] = _option([], tables.LABELS_HELP)
     label_map: list[str] = _option([], tables.LABEL_MAP_HELP)
-    malignant_labels: list[str] | None = _option(
-        None, "the labels that count as malignant, or 'none' (default: mel, bcc and akiec as far as they are labels)"
-    )
+    malignant_labels: list[str] | None = _option(None, "malignant labels, or 'none' (default: of mel, bcc and akiec)")
     group_by: str | None = _option(None, tables.GROUP_BY_HELP)
     data_fixes: list[str] = _option([], f"what to do about bad rows, any of {', '.join(DATA_FIXES)}")
     cache_dir: str | None = _option(None, "folder of the uint8 image cache (default: ~/.cache/ham10000)")
-    cache_size: int | None = _option(
-        None, "shorter side of the cached images in pixels (default: twice the training size, at most the images' own)"
-    )
+    cache_size: int | None = _option(None, "shorter side of cached images in pixels (default: twice training's)")
 
     protocol: Protocol = _option("lesion-grouped", "how the data is split")
     split_seed: int = _option(42, "seed of the split; the training seed does not change it")
     folds: int | None = _option(None, "number of folds (default: the protocol's own split)")
     fold: int = _option(0, "which fold is the test set; the next one is the validation set")
     split_file: str | None = _option(None, "split.csv of an earlier run, used instead of making a split")
-    train_on_validation: bool = _option(
-        False, "train on the validation images too, for a model to publish: the last epoch is kept, nothing is chosen"
-    )
+    train_on_validation: bool = _option(False, "train on the validation images too, and choose no epoch by them")
     train_on_all: bool = _option(False, "train on every image, the test images too: nothing is left to score it on")
 
     modality: Literal["image", "metadata", "fusion"] = _option("fusion", "variant of the model", group="model")
@@ -84,8 +75,7 @@ class TrainConfig:
     backbone_kwargs: str = _option('{"drop_path_rate": 0.1}', "further timm.create_model arguments, as JSON")
     init_from: str | None = _option(
         None,
-        "fine-tune a checkpoint of this package, a folder or Hub id: its network, image size and weights, and its "
-        "classifier where the labels are the same; --pretrained is not read",
+        "fine-tune a checkpoint, a folder or Hub id: network, image size, weights, classifier of equal labels",
     )
     pretrained: str = _option("timm", "'timm' (weights from the Hub), 'torchvision', 'none', or a .safetensors file")
     fusion: str = _option("concat", "how embeddings are joined, such as concat, gated or film")
@@ -95,19 +85,11 @@ class TrainConfig:
     classifier_dropout: float = _option(0.2, "dropout before the classifier")
     freeze_backbone: bool = _option(False, "train the rest only, on a backbone that stays as it was loaded")
     image_size: list[int] = _option([224], "side, or height and width, in pixels")
-    train_scales: list[float] = _option(
-        [1.0, 1.0], "training images' sides in the first and last epoch, as shares of image_size, linear in between"
-    )
-    resizer: Literal["pillow", "torch"] = _option(
-        "torch", "what resizes images, in training and in the checkpoint: torch is faster, pillow exactly timm's"
-    )
+    train_scales: list[float] = _option([1.0, 1.0], "share of image_size in the first and last epoch of training")
+    resizer: Literal["pillow", "torch"] = _option("torch", "what resizes images: torch is faster, pillow is timm's")
 
     epochs: int = _option(14, "epochs at most", group="schedule")
-    patience: int | None = _option(
-        None,
-        "keep the epoch of the lowest validation loss, and stop after this many without a lower one; left out, all "
-        "epochs are trained and the last is kept",
-    )
+    patience: int | None = _option(None, "keep the epoch of the lowest validation loss, and stop so many after it")
     batch_size: int = _option(32, "samples per optimiser step, over all processes")
     gradient_accumulation_steps: int = _option(1, "micro-batches the batch is cut into on each process")
     learning_rate: float = _option(5e-4, "peak learning rate of the backbone")
@@ -116,20 +98,12 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = _option("cosine", "learning rate after the warm-up")
     warmup_fraction: float = _option(0.1, "share of all steps with a linearly rising learning rate")
     max_gradient_norm: float | None = _option(None, "clip gradients to this norm")
-    ema_decay: float = _option(
-        0.998, "moving average of the weights: their mean at first, exponential after 1 / (1 - decay) steps; 0 is off"
-    )
+    ema_decay: float = _option(0.998, "moving average of the weights, their mean for 1 / (1 - decay) steps; 0 is off")
 
-    class_weights: Literal["none", "sqrt", "balanced"] = _option(
-        "sqrt", "class weights of the loss, from train counts", group="loss"
-    )
+    class_weights: Literal["none", "sqrt", "balanced"] = _option("sqrt", "class weights by train counts", group="loss")
     label_smoothing: float = _option(0.05, "label smoothing")
-    sampling: Literal["natural", "sqrt"] = _option(
-        "natural", "how often a class is drawn; sqrt: by the square root of its size, instead of class weights"
-    )
-    logit_adjustment: float = _option(
-        0.0, "tau of logit adjustment (Menon et al. 2021) for the classes as drawn; 1 is the balanced softmax"
-    )
+    sampling: Literal["natural", "sqrt"] = _option("natural", "draw classes by their size, or its square root")
+    logit_adjustment: float = _option(0.0, "tau of logit adjustment (Menon et al. 2021); 1 is the balanced softmax")
 
     mixup: float = _option(0.0, "alpha of mixup (Zhang et al. 2018); 0 is off", group="augmentation")
     cutmix: float = _option(0.0, "alpha of CutMix (Yun et al. 2019); 0 is off, with mixup each takes every other step")
@@ -147,9 +121,7 @@ class TrainConfig:
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
 
     output_dir: str = _option("runs/run", "the run's folder: checkpoint, config, split, history, logs", group="output")
-    save_dtype: Literal["float32", "float16"] = _option(
-        "float32", "how the checkpoint stores its weights; read back, both compute in float32"
-    )
+    save_dtype: Literal["float32", "float16"] = _option("float32", "type of stored weights; they compute in float32")
     save_every_steps: int | None = _option(None, "save the training state every so many steps, not only each epoch")
     keep_checkpoints: int = _option(2, "training states to keep: a damaged one is passed over for the one before it")
     trackers: list[str] = _option(["tensorboard"], "Accelerate trackers, or 'none'")
@@ -174,9 +146,8 @@ class TrainConfig:
         has_weights = self.modality != "metadata" and self.pretrained != "none"
         expected = "false for a model without a backbone, or with a random one"
         self._require("freeze_backbone", has_weights or not self.freeze_backbone, expected)
-        self._require(
-            "train_on_all", not self.train_on_all or self.train_on_validation, "given with train_on_validation"
-        )
+        is_allowed = self.train_on_validation or not self.train_on_all
+        self._require("train_on_all", is_allowed, "given with train_on_validation")
         self._require("data_fixes", set(self.data_fixes) <= set(DATA_FIXES), f"any of {list(DATA_FIXES)}")
         for name in ("save_every_steps", "max_gradient_norm", "cache_size", "patience"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or left out")
@@ -273,14 +244,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise input_error(f"The config file {str(path)!r} must hold `name: value` lines, got {type(values).__name__}.")
     for name in ("loader", "dataloader_workers"):  # of earlier versions; they never changed a result
         values.pop(name, None)
-    known = [item.name for item in dataclasses.fields(TrainConfig)]
+    known = {item.name: item.type for item in dataclasses.fields(TrainConfig)}
     if unknown := [key for key in values if key not in known]:
         raise input_error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(known)}.")
     if isinstance(values.get("backbone_kwargs"), dict):
         values["backbone_kwargs"] = json.dumps(values["backbone_kwargs"])
-    for item in dataclasses.fields(TrainConfig):
-        kind = next((kind for kind in get_args(item.type) or [item.type] if kind in _NUMBERS), None)
-        value = values.get(item.name)
+    for name, value in values.items():
+        kind = next((kind for kind in get_args(known[name]) or [known[name]] if kind in _NUMBERS), None)
         if kind is None or value is None:
             continue
         try:
@@ -288,8 +258,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             numbers = [kind(str(number)) for number in (value if isinstance(value, list) else [value])]
         except ValueError as error:
             # As a default of argparse it would be refused without the name of the file.
-            raise input_error(f"{path}: {item.name} must be {_NUMBERS[kind]}, got {value!r}.") from error
-        values[item.name] = numbers if isinstance(value, list) else numbers[0]
+            raise input_error(f"{path}: {name} must be {_NUMBERS[kind]}, got {value!r}.") from error
+        values[name] = numbers if isinstance(value, list) else numbers[0]
     return values
 
 
@@ -308,14 +278,11 @@ def checkpoint_settings(checkpoint: str) -> dict[str, Any]:
     return settings
 
 
-class _Switch(argparse.Action):
-    """`--x`, `--x true`, `--x false` and `--no_x`."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        given = str(True if values is None else values).lower()
-        if given not in ("true", "false"):
-            parser.error(f"argument {option_string}: expected true or false, got {values!r}")
-        setattr(namespace, self.dest, (given == "true") != option_string.startswith("--no_"))
+def _switch(text: str) -> bool:
+    """The value of `--x true` and `--x false`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -326,32 +293,30 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a HAM10000 model: image-only, metadata-only or fusion.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML or JSON file with any of these options; the command line wins"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of these options; the command line wins")
     add_debug_argument(parser)
     group: Any = parser
     for item in dataclasses.fields(TrainConfig):
         if item.metadata["group"]:
             group = parser.add_argument_group(item.metadata["group"])
         default: Any = item.default_factory() if callable(item.default_factory) else item.default
-        shown = " ".join(str(value) for value in default) if isinstance(default, list) else default
-        is_said = shown is None or shown is False or shown == ""
-        text = item.metadata["help"] + ("" if is_said else f" (default: {shown})")
+        shown = " ".join(str(value) for value in (default if isinstance(default, list) else [default]))
+        text = item.metadata["help"] + ("" if shown in ("", "None", "False") else f" (default: {shown})")
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        names, kind = [f"--{item.name}"], cast(Any, item.type)
+        kind = cast(Any, item.type)
         if isinstance(kind, types.UnionType):  # `int | None`: left out, it is None
             kind = get_args(kind)[0]
         if get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         elif kind is bool:
-            options |= {"action": _Switch, "nargs": "?", "metavar": "true|false"}
-            names += [f"--no_{item.name}"] if default else []
+            options |= {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
         else:
             if get_origin(kind) is list:
                 options["nargs"], kind = "+", get_args(kind)[0]
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
-        group.add_argument(*names, **options)
+        group.add_argument(f"--{item.name}", **options)
+        if default is True:
+            group.add_argument(f"--no_{item.name}", dest=item.name, action="store_false", help="the same as false")
     return parser
 
 
@@ -385,7 +350,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     # A resumed run's own settings have them already, and must not need the checkpoint again.
     if init_from and not arguments.resume:
         values = checkpoint_settings(init_from) | values
-    if values:
-        parser.set_defaults(**values)
-        arguments = parser.parse_args(given)
+    parser.set_defaults(**values)
+    arguments = parser.parse_args(given)
     return TrainConfig(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(TrainConfig)})

@@ -4,33 +4,26 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
+from ham10000.training import run_folder
 from ham10000.training.config import TrainConfig
 from ham10000.training.data.augment import Targets, mix_batch
 from ham10000.training.data.loader import EvalLoader, TrainLoader, mix_seeds
 from ham10000.training.evaluation.metrics import compute_metrics
 from ham10000.training.inference.prediction import predict_logits
-from ham10000.training.run_folder import (
-    RunFile,
-    load_training_state,
-    replace_run,
-    save_checkpoint,
-    save_training_state,
-)
-from ham10000.training.utils.cli import Interrupted, progress_bar
+from ham10000.training.utils.cli import Interrupted, noted_signals, progress_bar
 from ham10000.training.utils.files import atomic_write_json
+from ham10000.training.utils.hardware import keep_strided_depthwise_fp32
 
 # What is printed of an epoch, in at most 80 characters: name in the history, and format.
 _COLUMNS = {
@@ -42,8 +35,7 @@ _COLUMNS = {
     "accuracy": ("validation_accuracy", ".4f"),
     "images/s": ("images_per_second", ".0f"),
 }
-# Steps between two looks at the loss, each of which waits for the device.
-_READ_EVERY = 20
+_READ_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
 def logit_offset(drawn: np.ndarray, tau: float) -> torch.Tensor:
@@ -94,7 +86,7 @@ class ClassificationLoss:
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Scalar float32 sum of the weighted losses of (batch, classes) logits and (batch,) labels."""
         logits = logits.float() + self.offset
-        return F.cross_entropy(
+        return nn.functional.cross_entropy(
             logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
 
@@ -145,10 +137,8 @@ class Engine:
     Randomness is reseeded from (seed, step) before every step, so dropout and metadata dropout of a resumed run equal
     those of an uninterrupted one without any saved generator state.
 
-    Batch norm is not synchronised between processes: torch's SyncBatchNorm exists for GPUs only, waits for every
-    process in every layer, and would make a run on CPUs another one. In training each process normalises by its own
-    share of the batch; the running statistics that are validated, saved and resumed from are those of the main
-    process. A network without batch norm, such as a ViT or a ConvNeXt, gives the same result on any number of them.
+    Batch norm is not synchronised between processes, for the reasons in `examples/guides/training.md`: in training
+    each normalises by its own share of the batch; validated, saved and resumed are the main process's statistics.
     """
 
     config: TrainConfig
@@ -168,6 +158,10 @@ class Engine:
         self.chooses = config.patience is not None and self.validation_loader is not None
         self.total_steps = config.epochs * self.train_loader.steps_per_epoch
         self.progress = Progress()
+        if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
+            keep_strided_depthwise_fp32(self.model)
+        if config.freeze_backbone:
+            self.model.backbone.requires_grad_(False)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         self.model = self.model.to(self.accelerator.device)
@@ -191,42 +185,49 @@ class Engine:
             return min(history, key=lambda row: row["validation_loss"], default=None)
         return history[-1] if history else None
 
-    def fit(self, stop_signal: Callable[[], int] = lambda: 0) -> Progress:
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are trained, or `patience` epochs have passed since the one that is kept."""
+        epoch, kept, patience = self.progress.epoch, self.kept, self.config.patience
+        is_out_of_patience = patience is not None and kept is not None and epoch - kept["epoch"] >= patience
+        return epoch == self.config.epochs or is_out_of_patience
+
+    def fit(self) -> Progress:
         """Trains all epochs and keeps the last; with `patience` keeps the one of the lowest validation loss.
 
         A fixed schedule chooses nothing: the learning rate has ended, and so the last epoch is the trained model.
         Macro-F1 is never what chooses: with a dozen images of the rarest class it moves by chance.
 
-        `stop_signal` is asked between steps; the number of a signal ends the run there by an Interrupted, with its
-        state saved. A loss that is no longer finite is a Ham10000Error.
+        SIGTERM or SIGINT ends the run after the step by an Interrupted, with its state saved. A loss that is no longer
+        finite is a Ham10000Error.
         """
-        progress = self.progress
-        self.stop_signal = stop_signal
-        if progress.epoch < self.config.epochs:
+        if not self.is_finished:
             validates = self.validation_loader is not None
             shown = [title for title, (name, _) in _COLUMNS.items() if validates or not name.startswith("validation_")]
             self.accelerator.print("  ".join(shown))
-        while progress.epoch < self.config.epochs and not self.out_of_patience():
-            self._train_epoch()
-            row = self._validate()
-            progress.history.append(row)
-            progress.epoch, progress.step = progress.epoch + 1, 0
-            progress.loss_sum, progress.seconds = 0.0, 0.0
-            is_kept = self.kept is row
-            if is_kept and self.accelerator.is_main_process:
-                save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
-            self._save_state()
-            self._write_history()
-            self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
-            cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
-            self.accelerator.print("  ".join([*cells, "kept"] if is_kept and self.chooses else cells))
+        with noted_signals() as self.stop_signal:
+            while not self.is_finished:
+                self._train_epoch()
+                self._end_epoch(self._validate())
         # Killed between the last state and its history, a run has nothing left to do but this.
         self._write_history()
-        return progress
+        return self.progress
+
+    def _end_epoch(self, row: dict[str, Any]) -> None:
+        """Saves and prints an epoch, whose row of the history is given."""
+        self.progress = Progress(self.progress.epoch + 1, history=[*self.progress.history, row])
+        is_kept = self.kept is row
+        if is_kept and self.accelerator.is_main_process:
+            run_folder.save_checkpoint(self.folder, self.published_model, self.processor, dtype=self.config.save_dtype)
+        self._save_state()
+        self._write_history()
+        self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+        cells = [f"{row[name]:{len(title)}{form}}" for title, (name, form) in _COLUMNS.items() if name in row]
+        self.accelerator.print("  ".join([*cells, "kept"] if is_kept and self.chooses else cells))
 
     def restore(self) -> None:
         """Takes up the run in the output folder where its last saved state left it; writes nothing."""
-        state = load_training_state(
+        state = run_folder.load_training_state(
             self.config.output_dir, self.modules, self.optimizer, self.fingerprint, self.accelerator.print
         )
         if self.accelerator.scaler is not None and "scaler" in state:
@@ -239,7 +240,7 @@ class Engine:
         )
 
     def _train_epoch(self) -> None:
-        progress, config = self.progress, self.config
+        progress, config, steps = self.progress, self.config, self.train_loader.steps_per_epoch
         self.wrapped.train()
         if config.freeze_backbone:
             # Its batch norm keeps the statistics it came with, and drop path does not drop what cannot adapt.
@@ -249,39 +250,32 @@ class Engine:
         loss_sum = torch.tensor(progress.loss_sum, dtype=dtype, device=device)
         start = time.perf_counter() - progress.seconds  # as if the steps before a resumption had just been done
         unread: list[torch.Tensor] = []
+        bar_style = {"desc": f"Epoch {progress.epoch + 1}/{config.epochs}", "unit": "step", "leave": False}
+        is_hidden = not self.accelerator.is_local_main_process
         # Closed on the way out of an error as well, whose message would stand on the bar's line otherwise.
-        with progress_bar(
-            total=self.train_loader.steps_per_epoch,
-            initial=progress.step,
-            desc=f"Epoch {progress.epoch + 1}/{config.epochs}",
-            unit="step",
-            disable=not self.accelerator.is_local_main_process,
-            leave=False,
-        ) as bar:
+        with progress_bar(total=steps, initial=progress.step, disable=is_hidden, **bar_style) as bar:
             for labels, micro_batches in self.train_loader.epoch(progress.epoch, progress.step):
-                number = progress.epoch * self.train_loader.steps_per_epoch + progress.step
+                number = progress.epoch * steps + progress.step
                 unread.append(self._step(number, labels, micro_batches))
                 loss_sum += unread[-1]
                 progress.step += 1
                 bar.update()
                 # Reading the loss waits for the device, so it is read now and then.
-                is_read = progress.step % _READ_EVERY == 0 or progress.step == self.train_loader.steps_per_epoch
-                if is_read:
+                is_read = progress.step % _READ_EVERY == 0 or progress.step == steps
+                signum = self._agreed_signal(is_read)
+                is_saved = signum or (config.save_every_steps and progress.step % config.save_every_steps == 0)
+                if is_read or is_saved:
                     self._check_finite(unread)
                     unread.clear()
-                    bar.set_postfix(loss=f"{loss_sum.item() / progress.step:.4f}", refresh=False)
-                signum = self._agreed_signal(is_read)
-                if signum or (config.save_every_steps and progress.step % config.save_every_steps == 0):
-                    self._check_finite(unread)
                     progress.loss_sum, progress.seconds = loss_sum.item(), time.perf_counter() - start
+                    bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", refresh=False)
+                if is_saved:
                     self._save_state()
                 if signum:
                     self._stop(signum)
-        progress.loss_sum, progress.seconds = loss_sum.item(), time.perf_counter() - start
 
     def _stop(self, signum: int) -> None:
-        """Ends the run, whose state is being saved by the main process."""
-        # A launcher ends the others as soon as one process is gone.
+        """Ends the run, after the main process has saved its state: a launcher ends all as soon as one is gone."""
         self.accelerator.wait_for_everyone()
         message = (
             f"Stopped by {signal.Signals(signum).name} in epoch {self.progress.epoch + 1}, after step "
@@ -316,12 +310,9 @@ class Engine:
             is_last = index == len(micro_batches) - 1
             targets: Targets = [(batch.labels, 1.0)]
             if batch.pixel_values is not None:
+                seed = mix_seeds(config.seed, number, index)
                 batch.pixel_values, targets = mix_batch(
-                    batch.pixel_values,
-                    batch.labels,
-                    mixup=config.mixup,
-                    cutmix=config.cutmix,
-                    seed=mix_seeds(config.seed, number, index),
+                    batch.pixel_values, batch.labels, mixup=config.mixup, cutmix=config.cutmix, seed=seed
                 )
             # Gradients are exchanged once a step, with the last micro-batch.
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
@@ -344,19 +335,15 @@ class Engine:
         progress = self.progress
         model = self.published_model.eval()
         if self.accelerator.num_processes > 1:
-            # Data parallelism exchanges gradients, not the running statistics of batch norm: each process follows its
-            # own part of the batch, and its average of the weights with it. Validated as they are, the epochs would be
-            # compared by a mixture of networks, none of which is saved; so all take the buffers of the main process.
+            # Gradients are exchanged, the running statistics of batch norm are not: validated as they are, a mixture
+            # of networks would be judged, none of which is saved. So all take the buffers of the main process.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         scores = {}
-        if self.validation_loader is not None:
-            logits = predict_logits(
-                model, self.validation_loader, accelerator=self.accelerator, autocast=self.accelerator.autocast
-            )
+        if (loader := self.validation_loader) is not None:
+            logits = predict_logits(model, loader, accelerator=self.accelerator, autocast=self.accelerator.autocast)
             probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
-            labels = self.validation_loader.samples.labels.numpy()
-            metrics = compute_metrics(labels, probabilities, model.config.label_names)
+            metrics = compute_metrics(loader.samples.labels.numpy(), probabilities, model.config.label_names)
             names = ("macro_f1", "balanced_accuracy", "accuracy")
             scores = {"validation_loss": metrics["nll"], **{f"validation_{name}": metrics[name] for name in names}}
         steps = self.train_loader.steps_per_epoch
@@ -371,11 +358,6 @@ class Engine:
             "images_per_second": steps * self.train_loader.batch_size / progress.seconds,
         }
 
-    def out_of_patience(self) -> bool:
-        """Whether `patience` epochs have passed since the one that is kept."""
-        patience, kept = self.config.patience, self.kept
-        return patience is not None and kept is not None and self.progress.epoch - kept["epoch"] >= patience
-
     def describe_kept(self) -> str:
         """Which epoch is kept, and why, as text."""
         kept = self.kept
@@ -387,7 +369,7 @@ class Engine:
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
-            atomic_write_json(self.folder / RunFile.HISTORY, self.progress.history)
+            atomic_write_json(self.folder / run_folder.RunFile.HISTORY, self.progress.history)
 
     def _check_finite(self, losses: list[torch.Tensor]) -> None:
         """Raises for the first of the last steps' losses that is not finite, and names its images."""
@@ -408,6 +390,6 @@ class Engine:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             step = self.progress.epoch * self.train_loader.steps_per_epoch + self.progress.step
             keep = self.config.keep_checkpoints
-            save_training_state(self.folder, state, self.modules, self.optimizer, step=step, keep=keep)
+            run_folder.save_training_state(self.folder, state, self.modules, self.optimizer, step=step, keep=keep)
             self.folder = Path(self.config.output_dir)
-            replace_run(self.folder)
+            run_folder.replace_run(self.folder)

@@ -17,52 +17,36 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
-from ham10000.training.utils.files import (
-    atomic_path,
-    atomic_write_json,
-    read_json,
-    remove_leftovers,
-    restore_mode,
-    scratch_folder,
-    writing,
-)
+from ham10000.training.utils import files
 
 
 class RunFile:
     """The files of a run, by their names in its folder: `folder / RunFile.TRAINING`."""
 
-    # What the model is; with the code (*.py), it loads without this package.
-    CONFIG = "config.json"
+    CONFIG = "config.json"  # the model; with the next two and the code (*.py), it loads without this package
     PROCESSOR = "processor_config.json"
     WEIGHTS = "model.safetensors"
-    # The division of the data, with a hash.
-    SPLIT = "split.csv"
-    SPLIT_RECORD = "split.json"
-    # The resolved configuration, environment and result; and one row per epoch.
-    TRAINING = "train_config.json"
-    HISTORY = "history.json"
-    # Model, optimiser and average after so many steps, to resume from (a pattern).
-    STATES = "training_state-*.safetensors"
-    # What evaluation, calibration, the study and export add.
+    SPLIT = "split.csv"  # the division of the data
+    SPLIT_RECORD = "split.json"  # its hash, sizes and leakage
+    TRAINING = "train_config.json"  # the resolved configuration, environment and result
+    HISTORY = "history.json"  # one row per epoch
+    STATES = "training_state-*.safetensors"  # model, optimiser and average after so many steps, to resume from
     EVALUATION = "eval_results.json"
     PREDICTIONS = "predictions.csv"
     CALIBRATION = "calibration.json"
-    OUT_OF_FOLD = "out_of_fold.parquet"
+    OUT_OF_FOLD = "out_of_fold.parquet"  # of a run of a study
     ONNX = "onnx/model.onnx"
-    # In place of the training files: where converted weights come from.
-    CONVERSION = "conversion.json"
+    CONVERSION = "conversion.json"  # in place of the training files: where converted weights come from
 
 
-# What would be read as the next run's.
-_RESULTS = (
+_RESULTS = (  # what would be read as the next run's
     *(RunFile.STATES, RunFile.HISTORY, RunFile.WEIGHTS, RunFile.PREDICTIONS, RunFile.CALIBRATION, RunFile.OUT_OF_FOLD),
     *(RunFile.ONNX, RunFile.CONVERSION, RunFile.EVALUATION, f"evaluation_*/{RunFile.EVALUATION}", "figures/*.png"),
 )
 # Inside the folder of a run that is replaced: the new run until it has saved a state, and under its second name from
 # then on, until its files have moved. Not named as a temporary file: an evaluation of the old run removes those.
 _UNSAVED, _SAVED = ".new_run.unsaved", ".new_run"
-# Settings that are places on somebody's machine.
-_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained", "init_from")
+_PLACES = ("data", "output_dir", "cache_dir", "split_file", "pretrained", "init_from")  # on somebody's machine
 _SYNTHETIC_ID = "SYN_"  # how the image ids of `ham10000.training.data.synthetic` begin
 # The ids of the 10,015 images of HAM10000 (10.7910/DVN/DBW86T) are all those from the first to the last.
 _HAM10000_FIRST, _HAM10000_LAST = "ISIC_0024306", "ISIC_0034320"
@@ -73,7 +57,7 @@ _DIRECTORIES = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":,;]
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Locks a run's folder for this process; the lock ends with the process, however that ends."""
-    with writing(directory):
+    with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(directory / "run.lock").acquire(timeout=0)
@@ -98,7 +82,7 @@ def prepare_output_dir(directory: Path, *, may_have_run: bool) -> None:
 
 def tidy_output_dir(directory: Path) -> None:
     """Removes what a killed or failed run left half done in its folder, whose lock the caller holds."""
-    remove_leftovers(directory)
+    files.remove_leftovers(directory)
     shutil.rmtree(directory / _UNSAVED, ignore_errors=True)
 
 
@@ -113,7 +97,7 @@ def ended_before_saving(directory: Path) -> bool:
 
     False where there is no run, or results that a fresh start would destroy: `load_training_state` says so.
     """
-    training = read_json(directory / RunFile.TRAINING, optional=True)
+    training = files.read_json(directory / RunFile.TRAINING, optional=True)
     saved = (directory / _SAVED, directory / RunFile.HISTORY, *training_states(directory))
     return training is not None and not training.get("finished") and not any(path.exists() for path in saved)
 
@@ -121,13 +105,12 @@ def ended_before_saving(directory: Path) -> bool:
 def begin_run(directory: Path, config: dict[str, Any]) -> Path:
     """Records a new run's settings, and says where it writes until it has saved a state.
 
-    In an empty folder that is the folder; from here on `--resume` goes on with the run, even if it is killed while it
-    builds the image cache. Where an earlier run has results, it is a hidden folder inside: the earlier run stays as
-    it is until `replace_run`, and a new one that fails or is killed before that changes nothing.
+    That is the folder, or a hidden one inside where an earlier run has results, which stay as they are until
+    `replace_run`. From here on `--resume` goes on with the run, even if it is killed while it builds the image cache.
     """
     has_results = any(path for pattern in _RESULTS for path in directory.glob(pattern))
     place = directory / _UNSAVED if has_results else directory
-    atomic_write_json(place / RunFile.TRAINING, {"config": config, "finished": False})
+    files.atomic_write_json(place / RunFile.TRAINING, {"config": config, "finished": False})
     return place
 
 
@@ -138,16 +121,15 @@ def replace_run(directory: Path) -> None:
     next to train.
     """
     unsaved, saved = directory / _UNSAVED, directory / _SAVED
-    with writing(directory):
+    with files.writing(directory):
         if unsaved.exists():
             unsaved.rename(saved)
         if not saved.exists():
             return
         # The settings move first: as long as they are here, whatever the folder has is the old run's.
         if (saved / RunFile.TRAINING).exists():
-            for pattern in _RESULTS:
-                for path in directory.glob(pattern):
-                    path.unlink()
+            for path in [path for pattern in _RESULTS for path in directory.glob(pattern)]:
+                path.unlink()
             (saved / RunFile.TRAINING).replace(directory / RunFile.TRAINING)
         # The weights last, as in `save_checkpoint`.
         for path in sorted(saved.iterdir(), key=lambda path: path.name == RunFile.WEIGHTS):
@@ -174,12 +156,12 @@ def save_checkpoint(
         Ham10000Error: If the folder cannot be written or is full; an earlier checkpoint in it stays whole.
     """
     directory = Path(directory)
-    with writing(directory, SafetensorError), scratch_folder(directory) as scratch:
+    with files.writing(directory, SafetensorError), files.scratch_folder(directory) as scratch:
         save_model(scratch, model, dtype=dtype)
         processor.save_pretrained(scratch)
         # The weights last: a folder with weights always has the config that explains them.
         for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            restore_mode(path)
+            files.restore_mode(path)
             path.replace(directory / path.name)
 
 
@@ -240,7 +222,7 @@ def save_training_state(
         values |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     tensors = {name: value.detach().contiguous() for name, value in values.items()}
     path = Path(directory) / RunFile.STATES.replace("*", f"{step:08d}")
-    with writing(path, SafetensorError), atomic_path(path) as temporary:
+    with files.writing(path, SafetensorError), files.atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
     for older in training_states(directory)[keep:]:
         older.unlink(missing_ok=True)
@@ -268,10 +250,6 @@ def load_training_state(
         Ham10000Error: If there is no state, all are damaged, or it was saved with other settings or data.
     """
     paths = training_states(directory)
-    if not paths:
-        raise Ham10000Error(
-            f"Nothing to resume: {str(directory)!r} has no {RunFile.STATES}. Start again with `--overwrite`."
-        )
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
@@ -281,10 +259,10 @@ def load_training_state(
         except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             warn(f"warning: {str(path)!r} is damaged ({error}) and passed over")
     else:
-        raise Ham10000Error(
-            f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}. Start again with "
-            "`--overwrite`."
-        )
+        problem = f"Nothing to resume: {str(directory)!r} has no {RunFile.STATES}"
+        if paths:
+            problem = f"Every saved state in {str(directory)!r} is damaged: {[path.name for path in paths]}"
+        raise Ham10000Error(f"{problem}. Start again with `--overwrite`.")
     # Before any tensor: other settings may make other modules and parameters.
     for name, value in fingerprint.items():
         if (saved := state["fingerprint"].get(name)) != value:

@@ -24,38 +24,19 @@ from huggingface_hub import try_to_load_from_cache
 
 from ham10000.modeling import LABELS, Ham10000Error, Ham10000ForImageClassification, create_model, create_processor
 from ham10000.modeling.image_statistics_ham10000 import fit_image_statistics
+from ham10000.training import run_folder
 from ham10000.training.config import TrainConfig, parse_arguments
+from ham10000.training.data import loader
 from ham10000.training.data.augment import Augment
-from ham10000.training.data.loader import (
-    EvalLoader,
-    Samples,
-    TrainLoader,
-    class_shares,
-    features_of_images,
-    open_images,
-)
 from ham10000.training.data.sources import DataReport, label_names, load_data
 from ham10000.training.data.split import Split, apply_split, leakage_text, load_split, make_split
 from ham10000.training.engine import ClassificationLoss, Engine, Progress, answered_prior, logit_offset
 from ham10000.training.evaluation.plots import plot_training_curves
 from ham10000.training.inference.prediction import load_checkpoint
-from ham10000.training.run_folder import (
-    RunFile,
-    begin_run,
-    ended_before_saving,
-    image_origin,
-    only_writer,
-    prepare_output_dir,
-    tidy_output_dir,
-)
-from ham10000.training.utils.cli import lost_processes_explained, noted_signals, run_cli
+from ham10000.training.run_folder import RunFile
+from ham10000.training.utils.cli import lost_processes_explained, run_cli
 from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
-from ham10000.training.utils.hardware import (
-    environment,
-    keep_freed_memory,
-    keep_strided_depthwise_fp32,
-    resolve_precision,
-)
+from ham10000.training.utils.hardware import environment, keep_freed_memory, resolve_precision
 
 Data = tuple[datasets.Dataset, DataReport]
 # What may differ between a run and its resumption without changing the result: places, and equal paths to the data.
@@ -63,22 +44,12 @@ FREE_TO_CHANGE = {"data", "pretrained", "init_from", "output_dir", "cache_dir", 
 FREE_TO_CHANGE |= {"save_every_steps", "keep_checkpoints", "resume", "overwrite"}
 
 
-def choose_split(config: TrainConfig, dataset: datasets.Dataset) -> Split:
-    """The split of the run: its own when resuming, a given file's, or a new one."""
-    own = Path(config.output_dir) / RunFile.SPLIT
-    if saved := own if config.resume and own.is_file() else config.split_file:
-        return load_split(saved)
-    return make_split(dataset, protocol=config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
-
-
 def build_model(config: TrainConfig, labels: Sequence[str] = LABELS) -> Ham10000ForImageClassification:
     """The model at the beginning of a run, from the run's seed; an error if there is no such backbone or weights."""
     set_seed(config.seed)
-    pretrained: bool | str = {"timm": True, "none": False}.get(config.pretrained, config.pretrained)
-    # Resuming overwrites the weights anyway, and must not need the network or the file again.
-    return create_model(
-        config.model_config(labels), pretrained=False if config.resume or config.init_from else pretrained
-    )
+    # What is overwritten anyway must not need the network or the file.
+    given = "none" if config.resume or config.init_from else config.pretrained
+    return create_model(config.model_config(labels), pretrained={"timm": True, "none": False}.get(given, given))
 
 
 def start_from(model: Ham10000ForImageClassification, checkpoint: str, config: TrainConfig) -> JsonObject:
@@ -123,12 +94,9 @@ def start_from(model: Ham10000ForImageClassification, checkpoint: str, config: T
 
 
 def data_behind(checkpoint: Path, labels: Sequence[str]) -> str | None:
-    """What a checkpoint was trained on: `HAM10000`, `synthetic`, the name of other data, or None where not known.
-
-    Where that was synthetic, what its own base model was trained on.
-    """
+    """The data of a checkpoint, or of the base model of a synthetic one: `HAM10000`, `synthetic`, a name, or None."""
     training = read_json(checkpoint / RunFile.TRAINING, optional=True) or {}
-    data = image_origin(checkpoint / RunFile.SPLIT)
+    data = run_folder.image_origin(checkpoint / RunFile.SPLIT)
     if data != "synthetic" and (data is None or set(labels) != set(LABELS)):
         data = Path(training["config"]["data"]).name if "config" in training else None
     earlier = training.get("base_model") or training.get("pretrained_from")
@@ -210,35 +178,28 @@ def build_engine(
         model: Result of `build_model`; None builds it.
     """
     model = build_model(config, split.labels) if model is None else model
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        keep_strided_depthwise_fp32(model)
-    if config.freeze_backbone:
-        model.backbone.requires_grad_(False)
     device = accelerator.device
     processor = create_processor(model.config, image_size=config.size, resizer=config.resizer)
     parts = apply_split(dataset, split)
     trained_on = datasets.concatenate_datasets([parts[part] for part in config.train_parts])
     caching: JsonObject = {"cache_dir": config.cache_dir, "progress": accelerator.is_main_process}
-    common: JsonObject = {
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "channels_last": config.channels_last,
-    }
+    common: JsonObject = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    common["channels_last"] = config.channels_last
     validation_loader = None
     with accelerator.main_process_first():
-        frames = open_images(
+        frames = loader.open_images(
             dataset, processor, device, train_size=config.largest_train_size, short_side=config.cache_size, **caching
         )
         if not config.train_on_validation:
-            images = open_images(parts["validation"], processor, device, **caching)
-            samples = Samples.from_dataset(parts["validation"], processor)
-            validation_loader = EvalLoader(
+            images = loader.open_images(parts["validation"], processor, device, **caching)
+            samples = loader.Samples.from_dataset(parts["validation"], processor)
+            validation_loader = loader.EvalLoader(
                 samples, images, processor, device, batch_size=config.eval_batch_size, **common
             )
     if model.config.uses_image and accelerator.is_main_process:  # which saves it
-        processor.image_processor.image_statistics = fit_image_statistics(features_of_images(trained_on))
-    train_loader = TrainLoader(
-        Samples.from_dataset(trained_on, processor),
+        processor.image_processor.image_statistics = fit_image_statistics(loader.features_of_images(trained_on))
+    train_loader = loader.TrainLoader(
+        loader.Samples.from_dataset(trained_on, processor),
         frames,
         processor,
         device,
@@ -250,7 +211,7 @@ def build_engine(
         seed=config.seed,
         **common,
     )
-    drawn = class_shares(split.counts(config.train_parts), config.sampling)
+    drawn = loader.class_shares(split.counts(config.train_parts), config.sampling)
     weights = split.class_weights(config.class_weights, config.train_parts)
     model.config.class_prior = answered_prior(drawn, weights, config.logit_adjustment).tolist()
     loss = ClassificationLoss(
@@ -283,7 +244,7 @@ def run_summary(config: TrainConfig, split: Split, engine: Engine, start: JsonOb
         "class_weights": dict(zip(split.labels, weights, strict=True)),
         "data_notes": start["notes"],
         "parameters": engine.model.num_parameters(),
-        "finished": progress.epoch == config.epochs or engine.out_of_patience(),
+        "finished": engine.is_finished,
         "epochs_trained": progress.epoch,
         # The epoch that the checkpoint has; named so by earlier versions.
         "best": engine.kept,
@@ -310,17 +271,19 @@ def train(config: TrainConfig, accelerator: Accelerator, data: Data | None = Non
             that do not fit, or a loss that is no longer finite.
         Interrupted: After SIGTERM or SIGINT between two steps, with the state saved.
     """
+    if data is None and not config.data:
+        load_configured(config)  # says what is missing, before there is a folder
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     directory = Path(config.output_dir)
-    if config.resume and ended_before_saving(directory):
+    if config.resume and run_folder.ended_before_saving(directory):
         accelerator.print(f"note: {config.output_dir!r} was ended before it had saved a step; starting it again")
         config = dataclasses.replace(config, resume=False, overwrite=True)
     with lost_processes_explained(config.output_dir), contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(only_writer(directory))
-            prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
-            stack.callback(tidy_output_dir, directory)  # of a run that has failed before it replaced an earlier one
+            stack.enter_context(run_folder.only_writer(directory))
+            run_folder.prepare_output_dir(directory, may_have_run=config.resume or config.overwrite)
+            stack.callback(run_folder.tidy_output_dir, directory)  # of one that fails before it replaces another
         accelerator.wait_for_everyone()
         return _train(config, accelerator, data)
 
@@ -339,7 +302,11 @@ def _train(config: TrainConfig, accelerator: Accelerator, data: Data | None) -> 
     start: JsonObject = {"time": time.perf_counter(), "environment": environment()}
     directory = Path(config.output_dir)
     dataset, report = load_configured(config) if data is None else data
-    split = choose_split(config, dataset)
+    own_split = directory / RunFile.SPLIT
+    if saved := own_split if config.resume and own_split.is_file() else config.split_file:
+        split = load_split(saved)
+    else:
+        split = make_split(dataset, config.protocol, seed=config.split_seed, folds=config.folds, fold=config.fold)
     if split.labels != label_names(dataset):
         raise Ham10000Error(
             f"The split has the labels {split.labels}, the data {label_names(dataset)}; give --labels in the order of "
@@ -357,7 +324,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, data: Data | None) -> 
         base = start_from(model, config.init_from, config) if config.init_from else None
         origin = {"base_model": base, **weights_origin(config)}
     check_forward(model, config, accelerator.num_processes)
-    begun = begin_run(directory, config.to_dict()) if accelerator.is_main_process and not config.resume else directory
+    is_new = accelerator.is_main_process and not config.resume
+    begun = run_folder.begin_run(directory, config.to_dict()) if is_new else directory
     engine = build_engine(config, accelerator, dataset, split, model)
     engine.folder = begun
     if config.resume:
@@ -380,8 +348,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, data: Data | None) -> 
     if accelerator.is_main_process:
         split.save(engine.folder)
         atomic_write_json(engine.folder / RunFile.TRAINING, run_summary(config, split, engine, start))
-    with noted_signals() as stop_signal:
-        progress = engine.fit(stop_signal)
+    progress = engine.fit()
     if accelerator.is_main_process:
         ended = run_summary(config, split, engine, start)
         atomic_write_json(engine.folder / RunFile.TRAINING, ended)
@@ -447,12 +414,12 @@ def main(argv: Sequence[str]) -> None:
     run(parse_arguments(argv))
 
 
+_WRAPPER = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
+
+
 def _titled(title: str, text: str) -> str:
     """A few words on one subject, in lines of 80 characters; a non-breaking space keeps two words together."""
-    first, others = f"{title:<10}", " " * 10
-    return textwrap.fill(
-        text, 80, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
-    ).replace("\xa0", " ")
+    return _WRAPPER.fill(f"{title:<10}{text}").replace("\xa0", " ")
 
 
 def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
@@ -475,19 +442,14 @@ def describe_run(config: TrainConfig, split: Split, engine: Engine) -> str:
 
 def describe_result(config: TrainConfig, kept: str, summary: JsonObject) -> str:
     """The last words of a run: which epoch is kept, at what cost (by its `run_summary`), and what to do next."""
-    facts = summary["environment"]
-    memory = f"peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
-    if facts["peak_cuda_mib"]:
-        memory += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
+    facts, folder = summary["environment"], config.output_dir
     speed = f"median {summary['median_images_per_second']:,.1f} training images/s"
-    lines = [
-        _titled("Result", kept),
-        _titled("Cost", f"{summary['session_seconds']:,.0f} s, {speed}, {memory}"),
-        # Not wrapped: to be copied.
-        f"Saved     {config.output_dir}",
-        f"Next      ham10000-evaluate --checkpoint {config.output_dir} --data {config.data}",
-    ]
-    return "\n".join(lines)
+    cost = f"{summary['session_seconds']:,.0f} s, {speed}, peak resident memory {facts['peak_rss_mib']:,.0f} MiB"
+    if facts["peak_cuda_mib"]:
+        cost += f", peak GPU memory {facts['peak_cuda_mib']:,.0f} MiB"
+    # Not wrapped: to be copied.
+    last = f"Saved     {folder}\nNext      ham10000-evaluate --checkpoint {folder} --data {config.data}"
+    return "\n".join([_titled("Result", kept), _titled("Cost", cost), last])
 
 
 if __name__ == "__main__":

@@ -79,6 +79,14 @@ def trained(commands: Commands) -> Path:
     return folder
 
 
+def test_a_run_stopped_by_ctrl_c_says_how_to_go_on(commands: Commands, tmp_path: Path) -> None:
+    child = commands.killed_after(tmp_path / "run", 1, "--epochs", "40", signum=signal.SIGINT)
+    assert child.wait() == 130, child.text
+    message = child.text.strip().splitlines()[-1]
+    assert re.match(f"Stopped by SIGINT in epoch .* Continue with --resume --output_dir {tmp_path}/run$", message)
+    assert "Traceback" not in child.text
+
+
 def test_one_folder_has_one_writer_and_a_dead_one_is_none(commands, trained, tmp_path, capsys) -> None:
     folder = tmp_path / "run"
     child = commands.killed_after(folder, 2, "--epochs", "40", signum=signal.SIGSTOP)
