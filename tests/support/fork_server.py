@@ -8,6 +8,7 @@ import atexit
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -55,21 +56,21 @@ class ForkServer:
         return json.loads(self.process.stdout.readline())
 
     def start(self, command: str, argv: Sequence[str], **options: Any) -> Child:
-        """Starts `train`, `evaluate` or `study`; `options` are those of `_run`."""
+        """Starts `train`, `evaluate`, `study` or the `script` that `argv` names; `options` are those of `_run`."""
         self.count += 1
         output = self.folder / f"{self.count}.txt"
         request = {"command": command, "argv": [str(item) for item in argv], "output": str(output), **options}
         return Child(self, self.ask({"start": request}), output)
 
-    def start_ranks(self, world_size: int, argv: Sequence[str]) -> list[Child]:
-        """Starts a training in several processes that know each other, as a launcher does."""
+    def start_ranks(self, world_size: int, argv: Sequence[str], command: str = "train") -> list[Child]:
+        """Starts a command in several processes that know each other, as a launcher does."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size))
         ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(world_size)]
-        return [self.start("train", argv, environment=common | rank) for rank in ranks]
+        return [self.start(command, argv, environment=common | rank) for rank in ranks]
 
     def run(self, command: str, argv: Sequence[str], **options: Any) -> Child:
         """Starts a command line and waits for its end."""
@@ -134,6 +135,9 @@ def _run(
     os.environ.update(environment or {})
     if watched:
         _kill_at_file_operation(watched, file_operation, counter)
+    if command == "script":
+        runpy.run_path(argv[0], run_name="__main__")
+        return 0
     from ham10000.training import run_folder, train
     from ham10000.training.data import loader
     from ham10000.training.evaluation import __main__ as evaluation
