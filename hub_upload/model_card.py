@@ -77,8 +77,7 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
     if run.modality == "metadata":
         return None
     if given is None and run.training and run.training["config"]["pretrained"] == "timm":
-        pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
-        return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
+        return getattr(timm.get_pretrained_cfg(run.config["backbone"]), "hf_hub_id", None)
     return given
 
 
@@ -263,7 +262,6 @@ def _training_context(run: RunFiles) -> dict[str, object]:
     parts = ("train", "validation", "test")[: 3 if settings.get("train_on_all") else 1 + run.trained_on_validation]
     counts = [split["class_counts"][part] for part in parts]
     return {
-        "settings": settings,
         "training_counts": {label: sum(count[label] for count in counts) for label in run.training["class_weights"]},
         "split_sizes": [f"{_count(size)} {escape(part)}" for part, size in split["sizes"].items()],
         "reproduce": fence("bash", reproduce_command(run.training, ham10000=run.ham10000_training)),
