@@ -87,11 +87,6 @@ class DemoModel:
     processor: Ham10000Processor
     run: RunFiles | None = None
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether its files say that it was trained on this package's synthetic images."""
-        return self.run is not None and self.run.synthetic_training
-
     def shown(self, label: str) -> str:
         """A class by its plain name, with its label in brackets."""
         description = (self.model.config.label_descriptions or {}).get(label, label)
@@ -168,16 +163,15 @@ def read_upload(path: str | None) -> Chosen:
     if path is None:
         return Chosen()
     name = Path(path).name
-    shown = name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
     try:
-        return Chosen(load_image(Path(path).read_bytes()), shown)
+        return Chosen(load_image(Path(path).read_bytes()), name)
     except Ham10000Error as error:
         unknown = isinstance(error.__cause__, UnidentifiedImageError)
         reason = "not an image, or of a kind that cannot be read here" if unknown else "damaged or cut off"
         advice = "Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
-        return Chosen(error=f"“{shown}” cannot be shown: it is {reason}. {advice}")
+        return Chosen(error=f"“{name}” cannot be shown: it is {reason}. {advice}")
     except OSError:
-        return Chosen(error=f"“{shown}” did not arrive. Choose it again.")
+        return Chosen(error=f"“{name}” did not arrive. Choose it again.")
 
 
 def answer(
@@ -222,7 +216,7 @@ def summary(shown: DemoModel, answered: Answer, *, warned: bool = False) -> str:
         chosen_set = prediction_sets(row, saved_thresholds(config.conformal_thresholds, coverage))[0]
         names = [escape(label) for label, inside in zip(effects.labels, chosen_set, strict=True) if inside]
         lines.append(f"{coverage:.0%} prediction set: {words(names) if names else 'empty, unlike every class'}")
-    if shown.synthetic:
+    if shown.run is not None and shown.run.synthetic_training:
         lines.append("Trained on SYNTHETIC images: its numbers mean nothing about skin")
     return bullets([*lines, _misses(shown), f"Probabilities: {escape(calibration_of(shown.model))}"])
 
@@ -306,7 +300,7 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     readers = [shown.processor for shown in models if shown.model.config.uses_metadata] or [first.processor]
     sexes = dict.fromkeys(name for one in readers for name in one.sex_vocabulary)
     sites = dict.fromkeys(name for one in readers for name in one.localization_vocabulary)
-    synthetic = [escape(shown.name) for shown in models if shown.synthetic]
+    synthetic = [escape(shown.name) for shown in models if shown.run and shown.run.synthetic_training]
 
     def sample(name: str) -> tuple[Chosen, None]:
         return Chosen(samples[name], f"Synthetic sample, drawn as {name}"), None
