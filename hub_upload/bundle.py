@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -78,17 +78,14 @@ if __name__ == "__main__":
 '''
 
 
-def requirements(packages: Iterable[str] = _PACKAGES) -> str:
+def requirements(packages: Sequence[str] = _PACKAGES) -> str:
     """Returns a `requirements.txt` of packages by their index names, with the floors this package was tested with."""
-    declared: dict[str, str] = {}
-    for line in importlib.metadata.requires("ham10000") or []:
-        if match := re.match(r"([\w.-]+)[^;\[]*", line):
-            # What is always needed is declared before what extras add.
-            declared.setdefault(match[1].lower(), match[0].strip())
-    names = list(packages)
-    if missing := sorted(set(names) - set(declared)):
+    lines = reversed(importlib.metadata.requires("ham10000") or [])
+    # What is always needed is declared before what extras add, and counts where both name a package.
+    declared = {match[1].lower(): match[0].strip() for line in lines if (match := re.match(r"([\w.-]+)[^;\[]*", line))}
+    if missing := sorted(set(packages) - set(declared)):
         raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
-    return "".join(f"{declared[name]}\n" for name in names)
+    return "".join(f"{declared[name]}\n" for name in packages)
 
 
 def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
@@ -151,10 +148,9 @@ def assemble_bundle(
 
 def describe_tree(folder: Path) -> str:
     """Returns the files of a folder with their sizes, the last line with the total, as shown before an upload."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = [path.stat().st_size for path in paths]
-    lines = [f"  {size:>13,}  {path.relative_to(folder).as_posix()}" for path, size in zip(paths, sizes, strict=True)]
-    return "\n".join([*lines, f"  {sum(sizes):>13,}  bytes in {len(paths)} files"])
+    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    lines = [f"  {size:>13,}  {path.relative_to(folder).as_posix()}" for path, size in sizes.items()]
+    return "\n".join([*lines, f"  {sum(sizes.values()):>13,}  bytes in {len(sizes)} files"])
 
 
 def verify_checkpoint(checkpoint: str | Path) -> int:
