@@ -53,7 +53,7 @@ _ADVICE = {
 }
 _FAULT = "The Hub has a fault: wait a few minutes (https://status.huggingface.co)"
 # Where the same command would fail again.
-_FINAL = {
+_FINAL: dict[int | None, str] = {
     402: "The plan of this account does not include that: see https://huggingface.co/pricing.",
     501: "This Hub does not support the request, and trying again will not help. If it was a pull request, publish "
     "without --create_pr, to a branch of your own.",
