@@ -26,9 +26,7 @@ from ham10000.hub_upload.run_files import RunFiles, read_run
 from ham10000.modeling import (
     LABEL_DESCRIPTIONS,
     LABELS,
-    LOCALIZATIONS,
     MODALITIES,
-    SEXES,
     Ham10000Error,
     Ham10000ForImageClassification,
     Ham10000Processor,
@@ -36,22 +34,13 @@ from ham10000.modeling import (
 )
 from ham10000.training.data.synthetic import Lesion, render
 from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
-from ham10000.training.inference.explanation import (
-    ALL_FIELDS,
-    SWEEP_AGES,
-    UNKNOWN,
-    EncodedImage,
-    MetadataEffects,
-    encode_image,
-    explain,
-    metadata_effects,
-)
+from ham10000.training.inference import explanation
 from ham10000.training.inference.explanation_figure import overlay_heatmap
 from ham10000.training.inference.output import DISCLAIMER, points
 from ham10000.training.inference.prediction import SHIPPED_CHECKPOINTS, calibration_of, load_checkpoint
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 from ham10000.training.utils.files import JsonObject
-from ham10000.training.utils.markdown_text import bullets, escape, join, percent, table, words
+from ham10000.training.utils.markdown_text import bullets, escape, join, percent, plain, table, words
 
 try:
     import gradio as gr
@@ -59,21 +48,18 @@ except ImportError as missing:
     raise SystemExit(f"error: The demo needs gradio ({missing}): `pip install ham10000[app]`.") from missing
 
 MOST_PROBABLE = "the most probable one"
-_REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # Files that say what a model was trained on; the weights come through `load_checkpoint`.
 _RUN_FILES = ["config.json", "processor_config.json", "train_config.json", "split.csv", "eval_results.json"]
 _FIELDS = {"age": "age", "sex": "sex", "site": "localization"}
-_TITLES = {field: title for title, field in _FIELDS.items()} | {ALL_FIELDS: "all of them"}
-# Uploaded images, and their traces, are deleted after this many seconds.
-_KEEP_SECONDS = 3600
+_TITLES = {field: title for title, field in _FIELDS.items()} | {explanation.ALL_FIELDS: "all of them"}
 # What Gradio's theme cannot say: the notice stays in view, the thumbnails in the buttons are large enough to see.
 _CSS = """
 #ham-notice { position: fixed; inset: 0 0 auto 0; z-index: 1000; padding: .5rem 1rem; background: #7a1f00; }
 #ham-notice * { color: #fff; margin: 0; text-align: center; font-weight: 600; }
 .gradio-container > .main { padding-top: 3.4rem !important; }
 #ham-samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); gap: .5rem; }
-#ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; line-height: 1.2; }
-#ham-samples button { font-size: .68rem; font-weight: 400; }
+#ham-samples button { flex-direction: column; gap: .2rem; padding: .3rem; font: 400 .68rem/1.2 system-ui; }
 #ham-samples img { width: 100%; height: auto; margin: 0; }
 [id^=ham-model] :is(th, td) { padding: .35rem .5rem !important; word-break: normal; overflow-wrap: normal; }
 @media (max-width: 600px) { #ham-notice * { font-size: .75rem; line-height: 1.3; } }
@@ -101,11 +87,6 @@ class DemoModel:
     processor: Ham10000Processor
     run: RunFiles | None = None
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether its files say that it was trained on this package's synthetic images."""
-        return self.run is not None and self.run.synthetic_training
-
     def shown(self, label: str) -> str:
         """A class by its plain name, with its label in brackets."""
         description = (self.model.config.label_descriptions or {}).get(label, label)
@@ -115,7 +96,7 @@ class DemoModel:
 class Answer(NamedTuple):
     """What one model says: effects, the heat map of the class `label` on the image, and why something is missing."""
 
-    effects: MetadataEffects | None = None
+    effects: explanation.MetadataEffects | None = None
     overlay: Image.Image | None = None
     label: str = ""
     note: str = ""
@@ -131,7 +112,7 @@ class Chosen:
     image: Image.Image | None = None
     name: str = ""
     error: str = ""
-    encoded: dict[int, EncodedImage] = field(default_factory=dict, compare=False, repr=False)
+    encoded: dict[int, explanation.EncodedImage] = field(default_factory=dict, compare=False, repr=False)
 
 
 def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
@@ -152,15 +133,14 @@ def load_models(references: Sequence[str] = ()) -> list[DemoModel]:
         )
     models: list[DemoModel] = []
     for reference in references:
-        match = None if Path(reference).exists() else _REFERENCE.fullmatch(reference)
-        if match is None and reference.count("/") == 1 and not Path(reference).exists():
-            pinned = f"{reference.partition('@')[0]}@v1.0"
-            advice = f"For a model on the Hub, pin a revision you have read: {pinned!r}."
-            raise Ham10000Error(f"There is no folder {reference!r}. {advice}")
+        match = None if Path(reference).exists() else _HUB_ID.fullmatch(reference)
         repo_id, revision = match.groups() if match else (reference, None)
+        if match and revision is None:
+            advice = f"For a model on the Hub, pin a revision you have read: {f'{repo_id}@v1.0'!r}."
+            raise Ham10000Error(f"There is no folder {reference!r}. {advice}")
         model, processor = load_checkpoint(repo_id, revision)
-        labels, first = model.config.label_names, models[0].model.config.label_names if models else None
-        if first not in (None, labels):
+        labels = model.config.label_names
+        if models and labels != (first := models[0].model.config.label_names):
             expected = "only models of one label set are shown side by side"
             raise Ham10000Error(f"{reference!r} has the labels {labels}, the first model {first}; {expected}.")
         run = None
@@ -183,20 +163,19 @@ def read_upload(path: str | None) -> Chosen:
     if path is None:
         return Chosen()
     name = Path(path).name
-    shown = name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
     try:
-        return Chosen(load_image(Path(path).read_bytes()), shown)
+        return Chosen(load_image(Path(path).read_bytes()), name)
     except Ham10000Error as error:
         unknown = isinstance(error.__cause__, UnidentifiedImageError)
-        reason = "it is not an image, or of a kind that cannot be read here" if unknown else "it is damaged or cut off"
+        reason = "not an image, or of a kind that cannot be read here" if unknown else "damaged or cut off"
         advice = "Choose a complete JPEG, PNG, TIFF, WEBP or BMP file."
-        return Chosen(error=f"“{shown}” cannot be shown: {reason}. {advice}")
+        return Chosen(error=f"“{name}” cannot be shown: it is {reason}. {advice}")
     except OSError:
-        return Chosen(error=f"“{shown}” did not arrive. Choose it again.")
+        return Chosen(error=f"“{name}” did not arrive. Choose it again.")
 
 
 def answer(
-    shown: DemoModel, image: EncodedImage | None, metadata: Mapping[str, object], label: str | None = None
+    shown: DemoModel, image: explanation.EncodedImage | None, metadata: Mapping[str, object], label: str | None = None
 ) -> Answer:
     """Predicts with one model and explains a class, by default the most probable one.
 
@@ -210,10 +189,10 @@ def answer(
     image, note = (image, "") if config.uses_image else (None, "This model reads no image.")
     given, heatmaps = (shown.model, shown.processor, image, row), {}
     try:
-        explained = explain(*given, label=label, unknown_values="missing")
+        explained = explanation.explain(*given, label=label, unknown_values="missing")
         effects, heatmaps = explained.effects, explained.heatmaps
     except Ham10000Error as error:  # such as a backbone without a spatial feature map; a wrong age is raised again
-        effects, note = metadata_effects(*given, unknown_values="missing"), f"No heat map: {error}"
+        effects, note = explanation.metadata_effects(*given, unknown_values="missing"), f"No heat map: {error}"
     label = label or effects.labels[int(effects.baseline.argmax())]
     overlay = overlay_heatmap(image.image, heatmaps[label]) if image is not None and label in heatmaps else None
     return Answer(effects, overlay, label, note)
@@ -237,32 +216,31 @@ def summary(shown: DemoModel, answered: Answer, *, warned: bool = False) -> str:
         chosen_set = prediction_sets(row, saved_thresholds(config.conformal_thresholds, coverage))[0]
         names = [escape(label) for label, inside in zip(effects.labels, chosen_set, strict=True) if inside]
         lines.append(f"{coverage:.0%} prediction set: {words(names) if names else 'empty, unlike every class'}")
-    if shown.synthetic:
+    if shown.run is not None and shown.run.synthetic_training:
         lines.append("Trained on SYNTHETIC images: its numbers mean nothing about skin")
-    return bullets([*lines, *_misses(shown), f"Probabilities: {escape(calibration_of(shown.model))}"])
+    return bullets([*lines, _misses(shown), f"Probabilities: {escape(calibration_of(shown.model))}"])
 
 
-def _misses(shown: DemoModel) -> list[str]:
-    """How many images of each malignant class the evaluation called something else; nothing without one."""
+def _misses(shown: DemoModel) -> str:
+    """How many images of each malignant class the evaluation called something else; empty without one."""
     if shown.run is None or shown.run.evaluation is None:
-        return []
-    evaluation, labels = shown.run.evaluation, shown.model.config.label_names
-    parts = []
+        return ""
+    evaluation, labels, parts = shown.run.evaluation, shown.model.config.label_names, []
     # Melanoma first, which costs the most.
     for label in sorted(shown.model.config.malignant_labels or (), key=lambda name: name != "mel"):
         row = evaluation["metrics"]["confusion_matrix"][labels.index(label)]
         total, missed = sum(row), sum(row) - row[labels.index(label)]
         if total:
             parts.append(f"{escape(label)} {missed} of {total} ({percent(missed / total, 0)})")
-    return [f"**Missed** on its {escape(evaluation['split']['name'])} images: {', '.join(parts)}"] if parts else []
+    return f"**Missed** on its {escape(evaluation['split']['name'])} images: {', '.join(parts)}" if parts else ""
 
 
-def effects_table(effects: MetadataEffects | None, label: str, field: str) -> str:
+def effects_table(effects: explanation.MetadataEffects | None, label: str, field: str) -> str:
     """What the metadata changed, and what other values of one field would change, as Markdown."""
     if effects is None or not effects.given:
         return ""
-    without = [name for name, value in effects.given.items() if value != UNKNOWN]
-    without += [ALL_FIELDS] * (len(without) > 1)
+    without = [name for name, value in effects.given.items() if value != explanation.UNKNOWN]
+    without += [explanation.ALL_FIELDS] * (len(without) > 1)
     index = effects.labels.index(label)
 
     def cells(probabilities: np.ndarray) -> list[str]:
@@ -272,7 +250,7 @@ def effects_table(effects: MetadataEffects | None, label: str, field: str) -> st
         return [percent(now) + (f" ({points(100 * (now - given))})" if changed else "") for now, given in shares]
 
     rows = [["**as given**", *cells(effects.baseline)]]
-    unknown = [row for row in effects.rows if row.value == UNKNOWN and row.field in without]
+    unknown = [row for row in effects.rows if row.value == explanation.UNKNOWN and row.field in without]
     for row in [*unknown, *effects.varied(field)]:
         name = f"{_TITLES[row.field]} {escape(row.value)}"
         rows.append([f"**{name}**" if effects.given.get(row.field) == row.value else name, *cells(row.probabilities)])
@@ -285,14 +263,14 @@ def results(
 ) -> list[object]:
     """Image and warning, then per model probabilities, summary, heat map and effects, by the values of the page."""
     given = {"age": age, "sex": sex, "localization": site}
-    metadata = {name: None if value in (None, UNKNOWN, "") else value for name, value in given.items()}
+    metadata = {name: None if value in (None, explanation.UNKNOWN, "") else value for name, value in given.items()}
     names = {models[0].shown(name): name for name in models[0].model.config.label_names}
     updates: list[object] = []
     unlike, error, images = None, chosen.error, chosen.encoded
     try:
         for place, shown in enumerate(models):
             if chosen.image is not None and shown.model.config.uses_image and place not in images:
-                encoded = encode_image(shown.model, shown.processor, chosen.image)
+                encoded = explanation.encode_image(shown.model, shown.processor, chosen.image)
                 images[place] = replace(encoded, image=chosen.image)  # one copy of the pixels for all models
         unlike = next((image.warning for image in images.values() if image.warning), None)
         for place, shown in enumerate(models):
@@ -319,15 +297,16 @@ def results(
 def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
     """Builds the page for at least one model; `serve` adds theme and style."""
     first, samples = models[0], sample_images()
-    readers = [shown.processor for shown in models if shown.model.config.uses_metadata]
-    sexes = list(dict.fromkeys(name for one in readers for name in one.sex_vocabulary)) or list(SEXES)
-    sites = list(dict.fromkeys(name for one in readers for name in one.localization_vocabulary)) or list(LOCALIZATIONS)
-    synthetic = [escape(shown.name) for shown in models if shown.synthetic]
+    readers = [shown.processor for shown in models if shown.model.config.uses_metadata] or [first.processor]
+    sexes = dict.fromkeys(name for one in readers for name in one.sex_vocabulary)
+    sites = dict.fromkeys(name for one in readers for name in one.localization_vocabulary)
+    synthetic = [escape(shown.name) for shown in models if shown.run and shown.run.synthetic_training]
 
     def sample(name: str) -> tuple[Chosen, None]:
         return Chosen(samples[name], f"Synthetic sample, drawn as {name}"), None
 
-    with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, _KEEP_SECONDS)) as page:
+    # Uploaded images, and their traces, are deleted after an hour.
+    with gr.Blocks(title="HAM10000 models, side by side", delete_cache=(600, 3600)) as page:
         gr.Markdown(DISCLAIMER, elem_id="ham-notice")
         gr.Markdown("# HAM10000 models, side by side")
         gr.Markdown("One dermatoscopic image, and what models say that read the image, the metadata, or both.")
@@ -346,13 +325,14 @@ def build_page(models: Sequence[DemoModel]) -> gr.Blocks:
                         picture.resize((160, 120)).save(icon)
                         buttons[name] = gr.Button(LABEL_DESCRIPTIONS[name], icon=icon, size="sm", min_width=90)
                 preview = gr.Image(interactive=False, buttons=["fullscreen"])
-                ages = [UNKNOWN, *map(str, SWEEP_AGES)]
                 # Not filterable: typing would add to the word "unknown"; the arrow keys choose.
-                age = gr.Dropdown(ages, value=UNKNOWN, label="Age in years, in steps of 5", filterable=False)
-                sex = gr.Dropdown([UNKNOWN, *sexes], value=UNKNOWN, label="Sex", filterable=False)
-                site = gr.Dropdown([UNKNOWN, *sites], value=UNKNOWN, label="Site on the body", filterable=False)
+                choose = functools.partial(gr.Dropdown, filterable=False)
+                ages = [explanation.UNKNOWN, *map(str, explanation.SWEEP_AGES)]
+                age = choose(ages, label="Age in years, in steps of 5")
+                sex = choose([explanation.UNKNOWN, *sexes], label="Sex")
+                site = choose([explanation.UNKNOWN, *sites], label="Site on the body")
                 classes = [MOST_PROBABLE, *map(first.shown, first.model.config.label_names)]
-                label = gr.Dropdown(classes, value=MOST_PROBABLE, label="Class to explain", filterable=False)
+                label = choose(classes, label="Class to explain")
                 varied = gr.Radio(list(_FIELDS), value="age", label="Field to vary")
             with gr.Column(scale=3, min_width=320):
                 outputs: list[gr.blocks.Block] = [preview, gr.HTML(elem_id="ham-warning")]
@@ -395,15 +375,12 @@ def serve(page: gr.Blocks, *, port: int | None = None, host: str | None = None, 
     """
     # Fonts of the visitor's machine: Gradio's own are fetched from another server.
     theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    options: JsonObject = {"share": False, "ssr_mode": False, "enable_monitoring": False}
-    options |= {"prevent_thread_lock": True, "quiet": True}
+    options: JsonObject = {"share": False, "ssr_mode": False, "enable_monitoring": False, "footer_links": []}
+    options |= {"prevent_thread_lock": True, "quiet": True, "max_file_size": "25mb", "theme": theme, "css": _CSS}
     try:
-        _, address, _ = page.queue(max_size=32).launch(
-            server_name=host, server_port=port, max_file_size="25mb", theme=theme, css=_CSS, footer_links=[], **options
-        )
+        _, address, _ = page.queue(max_size=32).launch(server_name=host, server_port=port, **options)
     except OSError as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise Ham10000Error(f"The demo cannot be served: {reason[:200]} Give another --port.") from error
+        raise Ham10000Error(f"The demo cannot be served: {plain(error)[:200]} Give another --port.") from error
     if wait:
         print(f"Open      {address}  (Ctrl-C ends it)\nnote: {DISCLAIMER}", flush=True)
         page.block_thread()

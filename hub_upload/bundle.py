@@ -12,13 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import torch
 from huggingface_hub import SpaceCardData
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -34,6 +33,8 @@ from ham10000.training.run_folder import RunFile, save_model, stored_dtype
 from ham10000.training.utils.files import JsonObject, atomic_write_json, atomic_write_text, restore_mode
 from ham10000.training.utils.markdown_text import bullets, code, join
 
+# The folder of this package.
+_ROOT = Path(ham10000.modeling.__path__[0]).parent
 # What the code files of a bundle import, by the names the package index knows.
 _PACKAGES = ("huggingface-hub", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 _COPIED = (RunFile.SPLIT, RunFile.SPLIT_RECORD, RunFile.EVALUATION, RunFile.HISTORY, RunFile.CONVERSION)
@@ -45,7 +46,7 @@ import sys
 sys.modules["ham10000"] = None
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
 
 folder, inputs_file, outputs_file = sys.argv[1:]
 inputs = load_file(inputs_file)
@@ -54,12 +55,10 @@ for auto_class in (AutoModel, AutoModelForImageClassification):
     model = auto_class.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     with torch.inference_mode():
         logits[auto_class.__name__] = model(**inputs).logits
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "ham10000"
 assert AutoProcessor.from_pretrained(folder, trust_remote_code=True).model_input_names == sorted(inputs, reverse=True)
 AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 save_file(logits, outputs_file)
 """
-
 # The Hub's token, or its place: an offline process needs neither, and code from the folder should not have them.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 _DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -79,17 +78,14 @@ if __name__ == "__main__":
 '''
 
 
-def requirements(packages: Iterable[str] = _PACKAGES) -> str:
+def requirements(packages: Sequence[str] = _PACKAGES) -> str:
     """Returns a `requirements.txt` of packages by their index names, with the floors this package was tested with."""
-    declared: dict[str, str] = {}
-    for line in importlib.metadata.requires("ham10000") or []:
-        if match := re.match(r"([\w.-]+)[^;\[]*", line):
-            # What is always needed is declared before what extras add.
-            declared.setdefault(match[1].lower(), match[0].strip())
-    names = list(packages)
-    if missing := sorted(set(names) - set(declared)):
+    lines = reversed(importlib.metadata.requires("ham10000") or [])
+    # What is always needed is declared before what extras add, and counts where both name a package.
+    declared = {match[1].lower(): match[0].strip() for line in lines if (match := re.match(r"([\w.-]+)[^;\[]*", line))}
+    if missing := sorted(set(packages) - set(declared)):
         raise Ham10000Error(f"The installed ham10000 declares no requirement on {missing}; install it again.")
-    return "".join(f"{declared[name]}\n" for name in names)
+    return "".join(f"{declared[name]}\n" for name in packages)
 
 
 def read_sibling(argument: str, run: RunFiles, repo_id: str) -> Sibling:
@@ -134,36 +130,27 @@ def assemble_bundle(
     save_model(folder, model, dtype=stored_dtype(checkpoint), **sharding)
     Ham10000Processor.from_pretrained(checkpoint, local_files_only=True).save_pretrained(folder)
     private = () if publishes_split(run, stated) else (RunFile.SPLIT, RunFile.SPLIT_RECORD)
-    for name in _COPIED:
+    for name in (*_COPIED, *(f"figures/{name}" for name in run.figures)):
         if (checkpoint / name).is_file() and name not in private:
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint / name, folder / name)
     if run.training is not None:
         atomic_write_json(folder / RunFile.TRAINING, run.training)
-    for name in run.figures:
-        source, target = (place / "figures" / name for place in (checkpoint, folder))
-        target.parent.mkdir(exist_ok=True)
-        try:  # a palette of 256 colours: less than half the bytes, and nothing that the eye would miss
-            with Image.open(source) as image:
-                image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
-        except OSError:  # not an image that Pillow reads; it is published as it is
-            shutil.copyfile(source, target)
     shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
     atomic_write_text(folder / "requirements.txt", requirements())
     if onnx:
         export_onnx(folder)
     card = render_model_card(run, repo_id=repo_id, revision=revision, siblings=siblings, has_onnx=onnx, stated=stated)
     atomic_write_text(folder / "README.md", seal_card(card))
-    for path in folder.rglob("*"):
-        if path.is_file():
-            restore_mode(path)
+    for path in folder.glob("*.safetensors"):
+        restore_mode(path)
 
 
 def describe_tree(folder: Path) -> str:
     """Returns the files of a folder with their sizes, the last line with the total, as shown before an upload."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = [path.stat().st_size for path in paths]
-    lines = [f"  {size:>13,}  {path.relative_to(folder).as_posix()}" for path, size in zip(paths, sizes, strict=True)]
-    return "\n".join([*lines, f"  {sum(sizes):>13,}  bytes in {len(paths)} files"])
+    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    lines = [f"  {size:>13,}  {path.relative_to(folder).as_posix()}" for path, size in sizes.items()]
+    return "\n".join([*lines, f"  {sum(sizes.values()):>13,}  bytes in {len(sizes)} files"])
 
 
 def verify_checkpoint(checkpoint: str | Path) -> int:
@@ -210,9 +197,8 @@ def needed_modules() -> tuple[dict[str, Path], set[str]]:
 
     First the modules of this package by full name, then the top names of other packages, standard library left out.
     """
-    (folder,) = ham10000.modeling.__path__
     finder = ModuleFinder(path=[])  # where it finds no package but ours
-    vars(finder.add_module("ham10000"))["__path__"] = [str(Path(folder).parent)]
+    vars(finder.add_module("ham10000"))["__path__"] = [str(_ROOT)]
     finder.import_hook("ham10000.hub_upload.app")
     files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
     others = {name.split(".")[0] for name in finder.badmodules} - set(sys.stdlib_module_names) - {"ham10000"}
@@ -232,14 +218,12 @@ def assemble_space(
         check_names(repo_id, tag=None, revision=revision)
         chosen.append((repo_id, revision))
     files, imported = needed_modules()
-    for name, file in files.items():
-        target = folder.joinpath(*name.split("."))
-        target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-        # Constants that a module reads from beside itself bear its name.
-        if file.with_suffix(".json").is_file():
-            shutil.copyfile(file.with_suffix(".json"), target.with_suffix(".json"))
+    for file in files.values():
+        for source in (file, file.with_suffix(".json")):  # constants that a module reads from beside itself
+            if source.is_file():
+                target = folder / "ham10000" / source.relative_to(_ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
     # A package proper: in a Space the copy beside app.py counts, even where another is installed.
     atomic_write_text(folder / "ham10000" / "__init__.py", "")
     atomic_write_text(folder / "app.py", _SPACE_APP.format(models="".join(f'    "{model}",\n' for model in models)))

@@ -5,16 +5,13 @@ need not wait.
 """
 
 import argparse
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ham10000.training.utils.cli import add_debug_argument, run_cli
-
-if TYPE_CHECKING:
-    from ham10000.hub_upload.publish import Release
 
 
 def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -38,14 +35,20 @@ def _publishing_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release":
-    """Refuses, before minutes of work, what cannot be published."""
+@contextlib.contextmanager
+def _release(arguments: argparse.Namespace, repo_type: str, message: str, try_it: str) -> Iterator[Path]:
+    """Yields a new folder, and shows, keeps and publishes what was written there, as the options ask.
+
+    What cannot be published is refused before the minutes that the writing takes. In `try_it` `{}` is the kept folder.
+    """
     from huggingface_hub import HfApi
+    from transformers.utils import logging
 
+    from ham10000.hub_upload.bundle import describe_tree
     from ham10000.hub_upload.publish import Release, find_token, limit_waiting
-    from ham10000.modeling.configuration_ham10000 import Ham10000Error
+    from ham10000.modeling import Ham10000Error
 
-    _hide_progress()
+    logging.disable_progress_bar()
     limit_waiting()
     api = HfApi(library_name="ham10000")
     release = Release(api, arguments.repo_id, arguments.tag, arguments.revision, repo_type)
@@ -53,31 +56,21 @@ def _prepare_release(arguments: argparse.Namespace, repo_type: str) -> "Release"
         raise Ham10000Error(f"{str(arguments.output_dir)!r} exists; give --output_dir a folder that does not.")
     if not arguments.dry_run:
         find_token(api)
-    return release
-
-
-def _hide_progress() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _deliver(folder: Path, release: "Release", arguments: argparse.Namespace, message: str, try_it: str) -> None:
-    """Shows a finished folder, keeps it and publishes it, as the options ask; in `try_it` `{}` is the kept folder."""
-    from ham10000.hub_upload.bundle import describe_tree
-
-    print(describe_tree(folder))
-    if arguments.output_dir is not None:
-        shutil.copytree(folder, arguments.output_dir)
-        print(f"Saved     {arguments.output_dir}; {try_it.format(arguments.output_dir)}")
-    if arguments.dry_run:
-        print("Dry run   nothing was uploaded")
-        return
-    if not arguments.replace_card:
-        release.keep_edited_card(folder)
-    options = {"private": arguments.private, "create_pr": arguments.create_pr}
-    published = release.publish(folder, commit_message=arguments.message or message, **options)
-    print(f"Published {published.url}")
+    with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
+        folder = Path(scratch, "release")
+        yield folder
+        print(describe_tree(folder))
+        if arguments.output_dir is not None:
+            shutil.copytree(folder, arguments.output_dir)
+            print(f"Saved     {arguments.output_dir}; {try_it.format(arguments.output_dir)}")
+        if arguments.dry_run:
+            print("Dry run   nothing was uploaded")
+            return
+        if not arguments.replace_card:
+            release.keep_edited_card(folder)
+        options = {"private": arguments.private, "create_pr": arguments.create_pr}
+        published = release.publish(folder, commit_message=arguments.message or message, **options)
+        print(f"Published {published.url}")
 
 
 @run_cli
@@ -110,12 +103,10 @@ def push(argv: Sequence[str]) -> None:
     from ham10000.hub_upload.run_files import read_run
     from ham10000.modeling import MODALITIES
 
-    release, run = _prepare_release(arguments, "model"), read_run(arguments.checkpoint)
-    names = ("dataset_name", "license", "base_model", "publish_split")
-    stated = Stated(**{name: getattr(arguments, name) for name in names})
-    siblings = [read_sibling(argument, run, arguments.repo_id) for argument in arguments.sibling]
-    with tempfile.TemporaryDirectory(prefix="ham10000-push-") as scratch:
-        bundle = Path(scratch, "bundle")
+    with _release(arguments, "model", f"Publish {arguments.tag}", "the card: {}/README.md") as bundle:
+        run = read_run(arguments.checkpoint)
+        stated = Stated(**{name: getattr(arguments, name) for name in Stated._fields})
+        siblings = [read_sibling(argument, run, arguments.repo_id) for argument in arguments.sibling]
         print(f"Assemble  {arguments.checkpoint}", flush=True)
         assemble_bundle(
             arguments.checkpoint,
@@ -131,7 +122,6 @@ def push(argv: Sequence[str]) -> None:
             note = "split.csv stays here, as it names your images and lesions or patients; --publish_split adds it"
             print(f"note: {note}")
         print(f"Verify    loads without this package; {verify_checkpoint(bundle)} logits equal to the last bit")
-        _deliver(bundle, release, arguments, f"Publish {arguments.tag}", "the card: {}/README.md")
 
 
 def _publish_space(argv: Sequence[str]) -> None:
@@ -145,11 +135,8 @@ def _publish_space(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     from ham10000.hub_upload.bundle import assemble_space
 
-    release = _prepare_release(arguments, "space")
-    with tempfile.TemporaryDirectory(prefix="ham10000-space-") as scratch:
-        folder = Path(scratch, "space")
+    with _release(arguments, "space", "Publish the demo", "try it: python {}/app.py") as folder:
         assemble_space(folder, arguments.model, title=arguments.title, licence=arguments.license)
-        _deliver(folder, release, arguments, "Publish the demo", "try it: python {}/app.py")
 
 
 space = run_cli(_publish_space)
@@ -178,10 +165,12 @@ def convert(argv: Sequence[str]) -> None:
     parser.add_argument("--output_dir", required=True, help="folder to write, new or empty")
     parser.add_argument("--backbone", help="name of the timm network (default: torchvision's EfficientNetV2-S)")
     arguments = parser.parse_args(argv)
+    from transformers.utils import logging
+
     from ham10000.hub_upload.convert_checkpoint import convert_checkpoint
     from ham10000.modeling import LABELS
 
-    _hide_progress()
+    logging.disable_progress_bar()
     record = convert_checkpoint(arguments.checkpoint, arguments.output_dir, backbone=arguments.backbone)
     print(f"Source    {record['source_file']} ({record['format']}), sha256 {record['source_sha256']}")
     print(f"Note      the seven outputs are taken as {', '.join(LABELS)}, the baseline's alphabetical order")
@@ -198,8 +187,10 @@ def export(argv: Sequence[str]) -> None:
     parser.add_argument("checkpoint", help="checkpoint folder")
     parser.add_argument("--output", help="file to write (default: onnx/model.onnx in the checkpoint)")
     arguments = parser.parse_args(argv)
+    from transformers.utils import logging
+
     from ham10000.hub_upload.export_onnx import export_onnx
 
-    _hide_progress()
+    logging.disable_progress_bar()
     file = export_onnx(arguments.checkpoint, arguments.output)
     print(f"Saved     {file} ({file.stat().st_size / 2**20:.1f} MiB)")

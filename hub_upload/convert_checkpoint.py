@@ -1,9 +1,7 @@
 """Converts a published baseline, torchvision's EfficientNetV2-S or a network of timm, into a checkpoint folder.
 
-DIR/
-    config.json, processor_config.json, *.py   the image variant, with the baseline's preprocessing
-    model.safetensors                          the same weights under this package's names, float32
-    conversion.json                            where they came from: file, sha256, format, versions
+It is the image variant with the baseline's preprocessing and the same weights, float32, under this package's names;
+`conversion.json` says where they came from.
 """
 
 import hashlib
@@ -17,18 +15,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import efficientnet_v2_s
 
 from ham10000.hub_upload.export_onnx import fixed_inputs
-from ham10000.modeling import (
-    LABELS,
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    Ham10000Processor,
-    create_processor,
-)
+from ham10000.modeling import LABELS, Ham10000Config, Ham10000Error, Ham10000ForImageClassification, create_processor
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.files import atomic_write_json, restore_mode, scratch_folder, writing
 from ham10000.training.utils.hardware import environment
@@ -109,23 +100,6 @@ def _check_class_order(entries: Mapping[str, object], path: Path) -> None:
             )
 
 
-def _build_networks(backbone: str | None) -> tuple[nn.Module, Ham10000ForImageClassification, Ham10000Processor]:
-    """The network that the weights come from, and this one with its processor: untrained, in evaluation mode."""
-    if backbone is not None:
-        config = Ham10000Config(modality="image", backbone=backbone, backbone_kwargs={})
-        processor = create_processor(config)
-        reference = timm.create_model(backbone, pretrained=False, num_classes=len(LABELS))
-    else:
-        kwargs = {"bn_eps": 1e-3}  # torchvision's; timm's default is 1e-5
-        config = Ham10000Config(
-            modality="image", backbone="efficientnetv2_s", backbone_kwargs=kwargs, classifier_dropout=0.2
-        )
-        processor = create_processor(config, image_size=224)
-        processor.image_processor.resample = int(Image.Resampling.BILINEAR)  # by the default of torchvision's Resize
-        reference = efficientnet_v2_s(weights=None, num_classes=len(LABELS))
-    return reference.eval(), Ham10000ForImageClassification(config).eval(), processor
-
-
 def convert_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, *, backbone: str | None = None
 ) -> dict[str, object]:
@@ -139,8 +113,19 @@ def convert_checkpoint(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise Ham10000Error(f"{str(output_dir)!r} exists and is not an empty folder; choose another --output_dir.")
     weights, form = read_weights(checkpoint)
-    architecture = "torchvision efficientnet_v2_s" if backbone is None else f"timm {backbone}"
-    reference, model, processor = _build_networks(backbone)
+    if backbone is not None:
+        architecture = f"timm {backbone}"
+        config = Ham10000Config(modality="image", backbone=backbone, backbone_kwargs={})
+        processor = create_processor(config)
+        reference = timm.create_model(backbone, pretrained=False, num_classes=len(LABELS)).eval()
+    else:
+        architecture, name = "torchvision efficientnet_v2_s", "efficientnetv2_s"
+        kwargs = {"bn_eps": 1e-3}  # torchvision's; timm's default is 1e-5
+        config = Ham10000Config(modality="image", backbone=name, backbone_kwargs=kwargs, classifier_dropout=0.2)
+        processor = create_processor(config, image_size=224)
+        processor.image_processor.resample = int(Image.Resampling.BILINEAR)  # by the default of torchvision's Resize
+        reference = efficientnet_v2_s(weights=None, num_classes=len(LABELS)).eval()
+    model = Ham10000ForImageClassification(config).eval()
     try:
         reference.load_state_dict(weights)
         # Both networks register the same layers in the same order; the order of the file is not used.

@@ -4,7 +4,7 @@ Inputs are `pixel_values` and/or `metadata` (NaN is missing), the output is `log
 """
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -56,12 +56,8 @@ def export_onnx(checkpoint: str | Path, output: str | Path | None = None) -> Pat
         Ham10000Error: If the optional packages are missing, the checkpoint cannot be loaded, its backbone cannot be
             exported, the file cannot be written, or its logits differ by more than 1e-4.
     """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            needed = f"ONNX export needs {name}, which is not installed: pip install ham10000[onnx]"
-            raise Ham10000Error(needed) from error
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise Ham10000Error(f"ONNX export needs {missing[0]}, which is not installed: pip install ham10000[onnx]")
     checkpoint = Path(checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise Ham10000Error(f"There is no folder {str(checkpoint)!r}; give a checkpoint folder on this machine.")

@@ -14,14 +14,8 @@ from PIL import Image
 
 from ham10000.hub_upload.run_files import RunFiles, Sibling
 from ham10000.training.config import TrainConfig
+from ham10000.training.evaluation import report
 from ham10000.training.evaluation.metrics import SENSITIVITY
-from ham10000.training.evaluation.report import (
-    SUMMARY_METRICS,
-    at_chance,
-    interval_metrics,
-    metric_title,
-    published_baseline,
-)
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import escape, fence, leaves_out_zero, markdown_template, percent, plain
 
@@ -44,7 +38,6 @@ _TASKS = {
     "metadata": ("tabular-classification", "Tabular classification"),
 }
 _SHORT_TITLES = {"auroc_macro": "AUROC", "ece": "ECE"}
-_EXAMPLE_ROW = {"age": 60, "sex": "male", "localization": "back"}
 # Settings that say where and how a run was watched, not what it computed.
 _NOT_REPRODUCED = ("data", "output_dir", "cache_dir", "split_file", "trackers", "resume", "overwrite")
 
@@ -60,17 +53,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _example(config: JsonObject, field: str) -> object:
-    """A value of a metadata field that the checkpoint's own vocabulary has."""
-    value, vocabulary = _EXAMPLE_ROW[field], config.get(f"{field}_vocabulary")
-    return value if vocabulary is None or value in vocabulary else vocabulary[0]
-
-
 def _setting(value: object) -> str:
     """A setting of a run as the table of all settings shows it, not escaped."""
-    if value is None or value == [] or value == "":
-        return "not set"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "not set" if text in ("", "None") else text
 
 
 def _reading(difference: JsonObject, metric: str, this: str, *, chance: bool = False) -> str:
@@ -91,8 +77,7 @@ def _base_model(run: RunFiles, given: str | None) -> str | None:
     if run.modality == "metadata":
         return None
     if given is None and run.training and run.training["config"]["pretrained"] == "timm":
-        pretrained_cfg = timm.get_pretrained_cfg(run.config["backbone"])
-        return pretrained_cfg.hf_hub_id if pretrained_cfg is not None else None
+        return getattr(timm.get_pretrained_cfg(run.config["backbone"]), "hf_hub_id", None)
     return given
 
 
@@ -144,11 +129,11 @@ def _eval_results(run: RunFiles, stated: Stated) -> list[EvalResult]:
             dataset_config=protocol,
             dataset_split=plain(split["name"]),
             metric_type="sensitivity" if name.endswith(SENSITIVITY) else _HUB_METRICS.get(name, (name, None))[0],
-            metric_name=metric_title(name),
+            metric_name=report.metric_title(name),
             metric_value=metrics[name],
             metric_args=_HUB_METRICS.get(name, (name, None))[1],
         )
-        for name in interval_metrics(run.evaluation)
+        for name in report.interval_metrics(run.evaluation)
         if metrics.get(name) is not None
     ]
 
@@ -196,9 +181,7 @@ def _count_results(metrics: JsonObject, malignant_labels: Sequence[str]) -> Json
         "false_alarms": int(matrix[benign][:, malignant].sum()),
         "best": max(recall, key=recall.__getitem__),
         "worst": min(recall, key=recall.__getitem__),
-        "overlooked": [
-            f"{label} ({percent(recall[label], 0)})" for label in malignant_labels if recall.get(label, 1) < 0.8
-        ],
+        "overlooked": [f"{one} ({percent(recall[one], 0)})" for one in malignant_labels if recall.get(one, 1) < 0.8],
     }
 
 
@@ -214,7 +197,8 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
     """An evaluated model compared with its siblings and the published baseline; None where there are none."""
     siblings = [one for one in siblings if one.run.evaluation and one.run.config["id2label"] == run.config["id2label"]]
     # A result on other images has nothing to do with a published one.
-    with_published = run.ham10000_training and run.ham10000_evaluation and not run.synthetic
+    synthetic = run.synthetic_training or run.synthetic_evaluation
+    with_published = run.ham10000_training and run.ham10000_evaluation and not synthetic
     if run.evaluation is None or not (siblings or with_published):
         return None
     # The study's own verdict, over its seeds and corrected for its family, is in the card.
@@ -228,10 +212,10 @@ def _compare(run: RunFiles, siblings: Sequence[Sibling]) -> JsonObject | None:
         row = {"name": _variant_name(other), "repo_id": repo_id, "intervals": other.evaluation["intervals"]}
         rows.append(row | {"protocol": split.get("protocol", "none"), "leak": leak})
         if comparison is not None and not in_study:
-            paired.append((other.modality, comparison, at_chance(other.evaluation)))
+            paired.append((other.modality, comparison, report.at_chance(other.evaluation)))
     return {
         "others": ["its siblings"] * bool(siblings) + ["the published baseline"] * with_published,
-        "rows": rows + [published_baseline() | {"repo_id": None}] * with_published,
+        "rows": rows + [report.published_baseline() | {"repo_id": None}] * with_published,
         "with_published": with_published,
         "same_images": len(scored_on) == 1,  # by the same protocol
         "paired": paired,
@@ -278,7 +262,6 @@ def _training_context(run: RunFiles) -> dict[str, object]:
     parts = ("train", "validation", "test")[: 3 if settings.get("train_on_all") else 1 + run.trained_on_validation]
     counts = [split["class_counts"][part] for part in parts]
     return {
-        "settings": settings,
         "training_counts": {label: sum(count[label] for count in counts) for label in run.training["class_weights"]},
         "split_sizes": [f"{_count(size)} {escape(part)}" for part, size in split["sizes"].items()],
         "reproduce": fence("bash", reproduce_command(run.training, ham10000=run.ham10000_training)),
@@ -297,8 +280,11 @@ def render_model_card(
     """Renders the README.md of a model repository; sections without data vanish, and examples pin `revision`."""
     config = run.config
     labels = [label for _, label in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
-    shown = interval_metrics(run.evaluation) if run.evaluation else []
+    shown = report.interval_metrics(run.evaluation) if run.evaluation else []
     image = run.processor.get("image_processor")
+    # Words that the checkpoint's own vocabularies have.
+    usual = {"age": 60, "sex": "male", "localization": "back"}
+    known = {name: config.get(f"{name}_vocabulary", [usual[name]]) for name in config["metadata_fields"]}
     filters = {"count": _count, "duration": _duration, "json": json.dumps, "md": escape, "number": "{:g}".format}
     template = markdown_template(_TEMPLATE, **filters, reading=_reading, setting=_setting)
     card = template.render(
@@ -311,12 +297,12 @@ def render_model_card(
         labels=labels,
         malignant=config["malignant_labels"],
         sensitivity=next((name for name in shown if name.endswith(SENSITIVITY)), None),
-        metric_title=metric_title,
-        summary_titles={n: _SHORT_TITLES.get(n, metric_title(n)) for n in SUMMARY_METRICS if n in shown},
+        metric_title=report.metric_title,
+        summary_titles={n: _SHORT_TITLES.get(n, report.metric_title(n)) for n in report.SUMMARY_METRICS if n in shown},
         license=_weights_license(run, stated),
         dataset=_dataset_name(run, stated),
         has_split=publishes_split(run, stated),
-        example_row={name: _example(config, name) for name in config["metadata_fields"]},
+        example_row={name: usual[name] if usual[name] in words else words[0] for name, words in known.items()},
         backbone_kwargs=", ".join(f"{name}={value}" for name, value in config["backbone_kwargs"].items()),
         resample=Image.Resampling(image["resample"]).name.lower() if image else None,
         results=run.evaluation and _count_results(run.evaluation["metrics"], config["malignant_labels"]),

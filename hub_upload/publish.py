@@ -39,25 +39,25 @@ _BRANCH = re.compile(r"(?!refs/|.*(?:\.\.|//))\w[\w.+/-]{0,99}(?<![./])(?<!\.loc
 # What huggingface_hub raises: its own errors are OSErrors, large files fail with RuntimeErrors, unusable answers with
 # ValueErrors (JSON) and LookupErrors.
 _FAILURES = (httpx2.HTTPError, OIDCError, OSError, RuntimeError, ValueError, LookupError)
-_AGAIN = "run the same command again"
+# What to do before the same command is run again, by the status of the answer; None where there was none.
 _ADVICE = {
-    400: f"Correct what the Hub complains about, then {_AGAIN}.",
-    401: "The token is missing, wrong or expired: log in with `hf auth login` or set HF_TOKEN to a token with write "
-    f"access, then {_AGAIN}.",
+    None: "Check the network",
+    400: "Correct what the Hub complains about",
+    401: "The token is missing, wrong or expired: log in with `hf auth login`, or set HF_TOKEN to one that may write",
+    403: "This token may not do that: take a token with write access (https://huggingface.co/settings/tokens)",
+    404: "There is no such repository or revision, or not for this token: check the repository id and the token",
+    409: "Something else is changing the repository: wait a minute",
+    412: "Somebody else pushed in the meantime, and nothing of theirs was overwritten: look at their commit",
+    413: "The upload is too large for the Hub: split the weights into smaller shards",
+    429: "The Hub limits the rate of requests: wait a few minutes",
+}
+_FAULT = "The Hub has a fault: wait a few minutes (https://status.huggingface.co)"
+# Where the same command would fail again.
+_FINAL: dict[int | None, str] = {
     402: "The plan of this account does not include that: see https://huggingface.co/pricing.",
-    403: "This token may not do that: take a token with write access to the repository "
-    f"(https://huggingface.co/settings/tokens), then {_AGAIN}.",
-    404: "The repository or revision does not exist or this token may not see it: check the repository id and the "
-    f"token, then {_AGAIN}.",
-    409: f"Something else is changing the repository: wait a minute, then {_AGAIN}.",
-    412: "Somebody else pushed in the meantime, and nothing of theirs was overwritten: look at their commit, then "
-    f"{_AGAIN} to put this release on top of it.",
-    413: f"The upload is too large for the Hub: split the weights into smaller shards, then {_AGAIN}.",
-    429: f"The Hub limits the rate of requests: wait a few minutes, then {_AGAIN}.",
     501: "This Hub does not support the request, and trying again will not help. If it was a pull request, publish "
     "without --create_pr, to a branch of your own.",
 }
-_SERVER_ERROR = f"The Hub has a fault: wait a few minutes (https://status.huggingface.co), then {_AGAIN}."
 
 
 class Published(NamedTuple):
@@ -72,12 +72,12 @@ class Published(NamedTuple):
 def check_names(repo_id: str, *, tag: str | None, revision: str) -> None:
     """Raises `Ham10000Error` for a repository id, a tag or a branch that is wrong without asking the Hub."""
     try:
+        if "/" not in repo_id:
+            raise HFValidationError("the user's or organisation's name is missing")
         validate_repo_id(repo_id)
-        problem = "" if repo_id.count("/") == 1 else "the user's or organisation's name is missing"
     except HFValidationError as error:
-        problem = str(error).rstrip(".")
-    if problem:
-        raise Ham10000Error(f"repo_id {repo_id!r}: {problem}. Expected 'user/name', such as 'user/ham10000-fusion'.")
+        expected = "Expected 'user/name', such as 'user/ham10000-fusion'."
+        raise Ham10000Error(f"repo_id {repo_id!r}: {str(error).rstrip('.')}. {expected}") from error
     if tag is not None and ("/" in tag or not _BRANCH.fullmatch(tag)):
         raise Ham10000Error(f"tag {tag!r} is not a valid name; expected one such as 'v1.0'.")
     if not _BRANCH.fullmatch(revision):
@@ -102,9 +102,8 @@ def limit_waiting() -> None:
     """Gives every request of huggingface_hub in this process a time limit, for a Hub that never answers."""
 
     def limit(request: httpx2.Request) -> None:
-        given = request.extensions.get("timeout", {})
-        kinds = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = {kind: given.get(kind) or _TIMEOUT for kind in kinds}
+        given = {kind: seconds for kind, seconds in request.extensions.get("timeout", {}).items() if seconds}
+        request.extensions["timeout"] = httpx2.Timeout(_TIMEOUT).as_dict() | given
 
     # A hook, because the client's own limit would not reach calls that say None; next to the library's hooks.
     hooks = get_session().event_hooks
@@ -152,8 +151,8 @@ def explain(error: BaseException, token: str) -> str:
         words = f"the Hub did not answer ({words})"
     elif isinstance(cause, json.JSONDecodeError):
         words = "the Hub's answer is not JSON; a proxy or login page may stand in between"
-    advice = f"Check the network, then {_AGAIN}." if status is None else _ADVICE.get(status, _SERVER_ERROR)
-    rerun = "" if status == 501 else ", and a rerun completes a release"
+    advice = _FINAL.get(status, f"{_ADVICE.get(status, _FAULT)}, then run the same command again.")
+    rerun = "" if status in _FINAL else ", and a rerun completes a release"
     return f"{context}{words}. A commit arrives complete or not at all{rerun}. {advice}"
 
 
@@ -266,11 +265,10 @@ class Release:
                 print(f"{self.repo_id} is private, and stays so")
             return self._publish(files, tag, commit_message, create_pr)
 
-    def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The commits of the branches and of the tags, by name."""
+    def _refs(self) -> tuple[dict[str, str], ...]:
+        """The commits of the branches, and those of the tags, by name."""
         refs = self.api.list_repo_refs(**self._where)
-        branches, tags = ({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
-        return branches, tags
+        return tuple({ref.name: ref.target_commit for ref in found} for found in (refs.branches, refs.tags))
 
     def _publish(self, files: dict[str, Path], tag: str | None, commit_message: str, create_pr: bool) -> Published:
         api, where, repo_id, revision = self.api, self._where, self.repo_id, self.revision

@@ -49,11 +49,6 @@ class RunFiles:
     # run's own data where they are neither, and a base model's that are not known.
     sources: set[str | None]
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether any number of the run rests on synthetic data."""
-        return self.synthetic_training or self.synthetic_evaluation
-
 
 class Sibling(NamedTuple):
     """Another variant to compare with, its Hub id, and `compare_predictions` of the card's model minus this one."""
