@@ -20,7 +20,7 @@ from .configuration_ham10000 import (
 )
 from .factory import create_model, create_processor
 from .image_processing_ham10000 import Ham10000ImageProcessor, load_image
-from .modeling_ham10000 import Ham10000ForImageClassification, Ham10000Model, Ham10000ModelOutput, Ham10000Output
+from .modeling_ham10000 import Ham10000ForImageClassification, Ham10000Model, Ham10000Output
 from .pipeline_ham10000 import PIPELINE_TASK, Ham10000Pipeline
 from .processing_ham10000 import Ham10000Processor
 
@@ -83,7 +83,6 @@ __all__ = [
     "Ham10000ForImageClassification",
     "Ham10000ImageProcessor",
     "Ham10000Model",
-    "Ham10000ModelOutput",
     "Ham10000Output",
     "Ham10000Pipeline",
     "Ham10000Processor",

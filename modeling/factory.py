@@ -158,6 +158,3 @@ def _file_weights(path: Path) -> dict[str, Tensor]:
     if any(name.startswith(prefix) for name in state_dict):
         return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     return state_dict
-
-
-__all__ = ["create_model", "create_processor"]

@@ -1,5 +1,7 @@
 """The registered pipeline, and the copy of it that a saved folder carries for those without this package."""
 
+import base64
+import io
 import json
 import socket
 import warnings
@@ -14,10 +16,11 @@ import torch
 from PIL import Image
 from skin import skin_image
 from strangers import run_alone
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import logging as transformers_logging
 
+from ham10000.hub_upload.handler import EndpointHandler
 from ham10000.modeling import (
     LABELS,
     MODALITIES,
@@ -30,6 +33,7 @@ from ham10000.modeling import (
     create_model,
     create_processor,
 )
+from ham10000.training.inference.prediction import load_checkpoint, predict
 
 ROW = {"age": 60, "sex": "male", "localization": "back"}
 
@@ -194,23 +198,18 @@ def test_a_url_is_not_fetched(pipelines: dict[str, Any]) -> None:
             server.accept()
 
 
-def test_a_model_in_training_mode_answers_the_same(folders: dict, pipelines: dict, pictures: list) -> None:
-    given = {"image": str(pictures[0]), **ROW}
-    expected = pipelines["fusion"](given)
-    model: Any = Ham10000ForImageClassification.from_pretrained(folders["fusion"]).train()
-    processor = Ham10000Processor.from_pretrained(folders["fusion"])
-    assert pipeline(PIPELINE_TASK, model=model, processor=processor)(given) == expected  # type: ignore[call-overload]
-
-
 def test_a_saved_pipeline_is_a_full_checkpoint(folders: dict, pipelines: dict, pictures: list, tmp_path: Path) -> None:
-    """Also: a config that was loaded and saved again still names the pipeline."""
+    """Also: a config that was loaded and saved again names the pipeline, and a model in training mode is taken out."""
     pipelines["fusion"].save_pretrained(tmp_path)
     original = Path(folders["fusion"])
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in original.iterdir()}
     for name in ("config.json", "processor_config.json", "pipeline_ham10000.py"):
         assert (tmp_path / name).read_text() == (original / name).read_text(), name
     given = {"image": str(pictures[0]), **ROW}
-    assert pipeline(PIPELINE_TASK, model=str(tmp_path))(given) == pipelines["fusion"](given)  # type: ignore[call-overload]
+    model: Any = Ham10000ForImageClassification.from_pretrained(tmp_path).train()
+    processor = Ham10000Processor.from_pretrained(tmp_path)
+    for parts in ({"model": str(tmp_path)}, {"model": model, "processor": processor}):
+        assert pipeline(PIPELINE_TASK, **parts)(given) == pipelines["fusion"](given)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -288,3 +287,39 @@ def test_both_pipelines_answer_in_the_given_labels(modality: str, names: list, p
         assert as_dict(ranked) == pytest.approx(scores, abs=1e-6)
         assert plain(form, top_k=1) == ranked[:1] == sorted(ranked, key=lambda row: -row["score"])[:1]
     assert len(plain([str(path) for path in pictures], top_k=1)) == len(pictures)
+
+
+@pytest.mark.parametrize(("fusion", "temperature"), [("film", 1.7), ("metablock", 0.4), ("gated", 0.4)])
+@torch.no_grad()
+def test_all_loaders_divide_by_the_temperature_once(fusion: str, temperature: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Ham10000Config(backbone="test_efficientnet", fusion=fusion, temperature=temperature)
+    model = create_model(config).eval()
+    for name, value in model.named_parameters():
+        if name.startswith(("fusion", "classifier")):  # FiLM starts as the identity
+            value.add_(0.3 * torch.randn_like(value))
+    model.save_pretrained(tmp_path)
+    image, processor = skin_image(3), create_processor(config, image_size=64)
+    processor.save_pretrained(tmp_path)
+
+    # The probabilities: the classifier's own outputs, divided by the temperature here.
+    inputs, seen = dict(processor(images=image, metadata=ROW)), []
+    model.classifier.register_forward_hook(lambda module, given, output: seen.append(output[0].double()))
+    model(**inputs)
+    expected = (seen[0] / temperature).softmax(-1)
+    assert (expected - seen[0].softmax(-1)).abs().max() > 0.02  # it matters
+    pixels, missing = inputs["pixel_values"], torch.full_like(inputs["metadata"], float("nan"))
+    for changed in ({"pixel_values": -pixels}, {"metadata": missing}):  # and so do both inputs
+        assert (expected - model(**(inputs | changed)).logits.softmax(-1)[0]).abs().max() > 1e-4
+
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    request = {"inputs": {"image": base64.b64encode(stream.getvalue()).decode(), **ROW}}
+    classify: Any = pipeline(PIPELINE_TASK, model=str(tmp_path))
+    for answer in (classify({"image": image, **ROW}), EndpointHandler(tmp_path)(request)):
+        assert as_dict(answer) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-6)
+    answers = [predict(*load_checkpoint(tmp_path), [image], [ROW])[0]]
+    for auto_class in (AutoModel, AutoModelForImageClassification):
+        answers.append(auto_class.from_pretrained(tmp_path)(**inputs).logits.softmax(-1)[0].numpy())
+    for probabilities in answers:
+        np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)

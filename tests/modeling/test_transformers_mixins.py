@@ -1,4 +1,4 @@
-"""transformers' own common tests, run on our models and, as the peer, on TimmWrapper.
+"""transformers' own common tests, run on our models, configurations and processors.
 
 They are in its source distribution, not in the wheel: CONTRIBUTING.md says how to unpack and run them.
 """
@@ -7,7 +7,6 @@ import atexit
 import copy
 import importlib
 import inspect
-import json
 import os
 import shutil
 import sys
@@ -18,20 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import transformers.utils
 from PIL import Image
-from transformers import (
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    TimmWrapperImageProcessor,
-    TimmWrapperModel,
-    ViTImageProcessor,
-    ViTImageProcessorPil,
-    pipeline,
-)
+from tiny_models import make_inputs
 
 from ham10000.modeling import (
     Ham10000Config,
@@ -47,7 +37,7 @@ if not SOURCE:
 pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
 
 
-def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]:
+def load_mixins(folder: Path, picture: Path) -> tuple[types.ModuleType, ...]:
     """transformers' modules of common tests; what the source distribution leaves out stands empty."""
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(folder)]
@@ -59,56 +49,19 @@ def load_mixins(folder: Path, checkpoints: Path) -> tuple[types.ModuleType, ...]
         "transformers_tests.generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
         "transformers_tests.utils": {},
         "transformers_tests.utils.test_configuration_utils": {"config_common_kwargs": COMMON_KWARGS},
-        "fetch_hub_objects_for_ci": {"url_to_local_path": lambda _: str(checkpoints / "image.png")},
-        "pipeline_tasks": {"ImageClassification": ImageClassification, "ImageFeatures": ImageFeatures},
+        "fetch_hub_objects_for_ci": {"url_to_local_path": lambda _: str(picture)},
     }
     for name, values in stubs.items():
         module = types.ModuleType(name)
         module.__path__ = []
         vars(module).update(values)
         sys.modules[module.__name__] = module
-    Image.radial_gradient("L").convert("RGB").save(checkpoints / "image.png")
-    # The pipelines' mixin loads tiny models by their names in a list.
-    (checkpoints / "reports").mkdir()
-    (checkpoints / "reports" / "tiny_model_summary.json").write_text(json.dumps(TINY_MODELS))
-    ours = types.SimpleNamespace(
-        Ham10000ImageProcessor=Ham10000ImageProcessor, TimmWrapperImageProcessor=TimmWrapperImageProcessor
-    )
+    Image.radial_gradient("L").convert("RGB").save(picture)
+    ours = types.SimpleNamespace(Ham10000ImageProcessor=Ham10000ImageProcessor)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRANSFORMERS_TINY_MODEL_PATH", str(checkpoints))
         patch.setattr(transformers.utils, "direct_transformers_import", lambda *_: ours)
         names = ("modeling_common", "configuration_common", "image_processing_common", "processing_common")
-        modules = [importlib.import_module(f"transformers_tests.test_{name}") for name in (*names, "pipeline_mixin")]
-    modules[-1].pipeline_test_mapping = {  # type: ignore[attr-defined]
-        "image-classification": {"test": "pipeline_tasks.ImageClassification"},
-        "image-feature-extraction": {"test": "pipeline_tasks.ImageFeatures"},
-    }
-    return tuple(modules)
-
-
-class ImageClassification:
-    """Gives the pipelines' mixin a pipeline, inputs, and what to expect; transformers' own is not distributed."""
-
-    task = "image-classification"
-
-    def get_test_pipeline(self, model: Any, tokenizer: None, dtype: str, **processors: Any) -> tuple[Any, list]:
-        random = np.random.default_rng(0)
-        images = [Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)) for _ in range(2)]
-        return pipeline(self.task, model=model, dtype=dtype, **processors), images
-
-    def run_pipeline_test(self, classify: Any, images: list[Image.Image]) -> None:
-        for row in (*classify(images[0], top_k=2), *classify(images, top_k=2)[1]):
-            assert row["label"] in classify.model.config.label2id
-            assert 0 <= row["score"] <= 1
-
-
-class ImageFeatures(ImageClassification):
-    task = "image-feature-extraction"
-
-    def run_pipeline_test(self, extract: Any, images: list[Image.Image]) -> None:
-        features = extract(images)
-        assert np.shape(features[0]) == np.shape(features[1])
-        assert np.isfinite(features[0]).all()
+        return tuple(importlib.import_module(f"transformers_tests.test_{name}") for name in names)
 
 
 # Every field of PreTrainedConfig at a value that is not its default, where our config takes another at all.
@@ -122,38 +75,10 @@ COMMON_KWARGS = {
     "label2id": {"label": 0, "other": 1},
     "problem_type": "single_label_classification",
 }
-TINY_MODELS = {
-    f"{library}{head}": {"tokenizer_classes": [], "processor_classes": [f"{library}ImageProcessor"]}
-    for library in ("Ham10000", "TimmWrapper")
-    for head in ("Model", "ForImageClassification")
-}
-CHECKPOINTS = Path(tempfile.mkdtemp())
-atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
-MODELS, CONFIGS, IMAGE_PROCESSING, PROCESSING, PIPELINES = load_mixins(Path(SOURCE) / "tests", CHECKPOINTS)
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+MODELS, CONFIGS, IMAGE_PROCESSING, PROCESSING = load_mixins(Path(SOURCE) / "tests", FOLDER / "image.png")
 ModelTesterMixin, ConfigTester = MODELS.ModelTesterMixin, CONFIGS.ConfigTester
-
-
-class Tester:
-    """Gives the mixin a small config and inputs."""
-
-    is_training = True
-
-    def __init__(self, config_class: Any, **kwargs: Any):
-        self.config_class = config_class
-        self.kwargs = kwargs
-        self.batch_size = 3
-
-    def get_config(self) -> Any:
-        return self.config_class(**self.kwargs)
-
-    def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        inputs = {
-            "pixel_values": torch.rand(self.batch_size, 3, 64, 64, generator=generator),
-            "metadata": torch.tensor([[60.0, 1, 2], [35, 0, 13], [80, 1, 0]]),
-        }
-        unused = {"image": ["metadata"], "metadata": ["pixel_values"]}.get(self.kwargs.get("modality", "image"), [])
-        return self.get_config(), {name: value for name, value in inputs.items() if name not in unused}
 
 
 def not_run(reason: str) -> Any:
@@ -162,15 +87,22 @@ def not_run(reason: str) -> Any:
 
 
 class Common:
-    """What the four classes share."""
+    """What the three classes share."""
 
+    all_model_classes = (Ham10000Model, Ham10000ForImageClassification)
     test_resize_embeddings = False
     has_attentions = False
 
     def setUp(self) -> None:
-        self.model_tester = Tester(self.config_class, **self.kwargs)
+        kwargs = {"backbone": "test_efficientnet", "fusion": "metablock", "modality": self.modality}
+        self.model_tester = types.SimpleNamespace(
+            is_training=True,
+            batch_size=3,
+            get_config=lambda: Ham10000Config(**kwargs),
+            prepare_config_and_inputs_for_common=lambda: (Ham10000Config(**kwargs), make_inputs(self.modality, 3)),
+        )
         self.config_tester = ConfigTester(
-            self, config_class=self.config_class, has_text_modality=False, common_properties=[], **self.kwargs
+            self, config_class=Ham10000Config, has_text_modality=False, common_properties=[], **kwargs
         )
 
     def test_config(self) -> None:
@@ -185,37 +117,23 @@ class Common:
 
     test_hidden_states_output = not_run("counts layers by config.num_hidden_layers, which a backbone does not have")
     test_model_get_set_embeddings = not_run("a model of images has no token embeddings")
+    test_model_weights_reload_no_missing_tied_weights = not_run("loads a checkpoint without weights, an error here")
 
     def test_forward_signature(self) -> None:
         for cls in self.all_model_classes:
             assert list(inspect.signature(cls.forward).parameters)[:2] == ["self", "pixel_values"]
 
 
-class Ours(Common):
-    """Where we differ from transformers on purpose."""
-
-    test_model_weights_reload_no_missing_tied_weights = not_run("loads a checkpoint without weights, an error here")
+class TestImage(Common, ModelTesterMixin, unittest.TestCase):
+    modality = "image"
 
 
-OURS = (Ham10000Model, Ham10000ForImageClassification)
-FUSION = {"backbone": "test_efficientnet", "fusion": "metablock"}
+class TestMetadata(Common, ModelTesterMixin, unittest.TestCase):
+    modality = "metadata"
 
 
-class TestImage(Ours, ModelTesterMixin, unittest.TestCase):
-    config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "image"}
-
-
-class TestMetadata(Ours, ModelTesterMixin, unittest.TestCase):
-    config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "metadata"}
-
-
-class TestFusion(Ours, ModelTesterMixin, unittest.TestCase):
-    config_class, all_model_classes, kwargs = Ham10000Config, OURS, {**FUSION, "modality": "fusion"}
-
-
-class TestTimmWrapper(Common, ModelTesterMixin, unittest.TestCase):
-    config_class, kwargs = TimmWrapperConfig, {"architecture": "test_efficientnet"}
-    all_model_classes = (TimmWrapperModel, TimmWrapperForImageClassification)
+class TestFusion(Common, ModelTesterMixin, unittest.TestCase):
+    modality = "fusion"
 
 
 class TestImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.TestCase):  # type: ignore[name-defined]
@@ -233,21 +151,6 @@ class TestImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.Tes
     test_image_processor_from_dict_with_kwargs_has_attributes = not_run("passes other processors' settings")
     test_call_numpy_4_channels = not_run("pictures are always made RGB, and a setting at a call is refused")
     test_new_models_require_torchvision_backend = not_run("one class has both backends, by its setting `resizer`")
-
-
-class TestViTImageProcessor(IMAGE_PROCESSING.ImageProcessingTestMixin, unittest.TestCase):  # type: ignore[name-defined]
-    """The peer with the same steps: resize to a fixed size, normalise."""
-
-    class image_processor_tester_class(IMAGE_PROCESSING.ImageProcessingTester):  # type: ignore[name-defined]
-        size, image_mean, image_std = {"height": 18, "width": 18}, [0.5] * 3, [0.5] * 3
-        do_resize = do_normalize = True
-
-        def _get_image_processing_classes(self) -> dict[str, type]:
-            return {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
-
-        def prepare_image_processor_dict(self) -> dict[str, Any]:
-            names = ("size", "image_mean", "image_std", "do_resize", "do_normalize")
-            return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
 
 class TestProcessor(PROCESSING.ProcessorTesterMixin, unittest.TestCase):  # type: ignore[name-defined]
@@ -271,31 +174,3 @@ class TestProcessor(PROCESSING.ProcessorTesterMixin, unittest.TestCase):  # type
     test_call_arguments_not_in_processor_kwargs = not_run("likewise: a misspelled argument is an error")
     test_save_load_pretrained_additional_features = not_run("passes do_normalize=False, which is refused")
     test_flat_kwarg_applied_when_modality_dict_lacks_it = not_run("passes settings for text, which are refused")
-
-
-class PipelineTests(PIPELINES.PipelineTesterMixin):  # type: ignore[name-defined]
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Saves what the mixin would download from the Hub."""
-        for model_class in cls.pipeline_model_mapping.values():
-            folder = CHECKPOINTS / cls.config.model_type / model_class.__name__
-            model_class(cls.config).save_pretrained(folder)
-            cls.image_processor.save_pretrained(folder)
-
-
-class TestPipeline(PipelineTests, unittest.TestCase):
-    config = Ham10000Config(modality="image", backbone="test_efficientnet")
-    image_processor = Ham10000ImageProcessor(size=64)
-    pipeline_model_mapping = {
-        "image-classification": Ham10000ForImageClassification,
-        "image-feature-extraction": Ham10000Model,
-    }
-
-
-class TestTimmWrapperPipeline(PipelineTests, unittest.TestCase):
-    config = TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg={"input_size": [3, 64, 64]})
-    image_processor = TimmWrapperImageProcessor({"input_size": [3, 64, 64]})
-    pipeline_model_mapping = {
-        "image-classification": TimmWrapperForImageClassification,
-        "image-feature-extraction": TimmWrapperModel,
-    }

@@ -74,15 +74,7 @@ class Ham10000Error(ValueError):
 
 
 def find_misspelt(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Names the unknown keys of a saved file that look like a known one, and that one; keys of libraries do not.
-
-    Args:
-        unknown: Keys that were read and mean nothing here.
-        known: Keys that have a meaning.
-
-    Returns:
-        Text such as `'temprature' (is 'temperature' meant?)`, empty where there are none.
-    """
+    """Unknown keys that look like a known one, as `'temprature' (is 'temperature' meant?)`; empty without any."""
     pairs = ((key, difflib.get_close_matches(key, known, n=1, cutoff=0.8)) for key in unknown)
     return ", ".join(f"{key!r} (is {close[0]!r} meant?)" for key, close in pairs if close)
 
@@ -93,6 +85,24 @@ def _whole_numbers(name: str, ids: Any) -> list[int]:
     if not all(type(number) is int for number in numbers):
         raise Ham10000Error(f"`{name}` needs whole numbers as class ids, such as 0 or '0', got {list(ids)}.")
     return numbers
+
+
+def check_metadata_schema(fields: Any, sex_vocabulary: Any, localization_vocabulary: Any) -> None:
+    """Refuses columns that are unknown or tell the diagnosis, and vocabularies that inputs cannot be compared with."""
+    vocabularies = {"sex_vocabulary": sex_vocabulary, "localization_vocabulary": localization_vocabulary}
+    for name, values in ({"metadata_fields": fields} | vocabularies).items():
+        names: list[Any] = list(values) if isinstance(values, (list, tuple)) else [None]
+        if not all(isinstance(value, str) and value == value.strip().lower() != "" for value in names):
+            raise Ham10000Error(f"`{name}` must be a list of lower-case names, got {values!r}.")
+        if len(set(names)) != len(names):
+            raise Ham10000Error(f"`{name}` has a name twice: {values!r}.")
+        if name in vocabularies and (not names or "unknown" in names):
+            raise Ham10000Error(f"`{name}` needs values, none of them 'unknown' (missing has its own state): {names}.")
+    for name in fields:
+        if name in FORBIDDEN_FIELDS:
+            raise Ham10000Error(f"`metadata_fields`: {name!r} can never be a model input: {FORBIDDEN_FIELDS[name]}.")
+        if name not in METADATA_FIELDS:
+            raise Ham10000Error(f"`metadata_fields`: unknown {name!r}; expected some of {list(METADATA_FIELDS)}.")
 
 
 @strict
@@ -230,17 +240,10 @@ class Ham10000Config(PreTrainedConfig):
         """
         config_dict = {"transformers_version": __version__, **config_dict}
         maps = ("id2label", "label2id", "num_labels")
-        given = {name: kwargs.pop(name) for name in maps if name in kwargs}
-        given = {name: value for name, value in given.items() if value is not None}
-        saved = cls(**{name: config_dict[name] for name in maps if name in config_dict}).label_names
-        if given and given != {"num_labels": len(saved)}:
-            fitted = {"temperature", "class_prior", "conformal_thresholds"}
-            stale = {*maps, *fitted, "malignant_labels", "label_descriptions"}
-            if (names := cls(**given).label_names) == saved:
-                stale = set(maps)
-            elif set(names) == set(saved):
-                stale = {*maps, *fitted}
-            config_dict = {name: value for name, value in config_dict.items() if name not in stale} | given
+        given = {name: value for name in maps if (value := kwargs.pop(name, None)) is not None}
+        saved = cls(**{name: config_dict[name] for name in maps if name in config_dict})
+        if given and given != {"num_labels": saved.num_labels}:
+            kwargs = {"id2label": cls(**given).id2label, **kwargs}  # assigned first, see `__setattr__`
         loaded: Any = super().from_dict(config_dict, **kwargs)
         # transformers assigns the overrides one by one, which checks types but runs no validator.
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
@@ -282,23 +285,9 @@ class Ham10000Config(PreTrainedConfig):
 
     def validate_metadata_schema(self) -> None:
         """The metadata tensor is (batch, len(metadata_fields)), so its columns must be known and harmless."""
-        for name in self.metadata_fields:
-            if name in FORBIDDEN_FIELDS:
-                raise ValueError(f"`{name}` can never be a model input: {FORBIDDEN_FIELDS[name]}.")
-            if name not in METADATA_FIELDS:
-                raise ValueError(f"Unknown metadata field {name!r}; expected some of {list(METADATA_FIELDS)}.")
-        if len(set(self.metadata_fields)) != len(self.metadata_fields):
-            raise ValueError(f"`metadata_fields` names a field twice: {self.metadata_fields}.")
+        check_metadata_schema(self.metadata_fields, self.sex_vocabulary, self.localization_vocabulary)
         if self.modality != "image" and not self.metadata_fields:
             raise ValueError(f"`metadata_fields` is empty, but modality={self.modality!r} needs at least one.")
-        for name in ("sex_vocabulary", "localization_vocabulary"):
-            vocabulary = getattr(self, name)
-            if not vocabulary or len(set(vocabulary)) != len(vocabulary) or "unknown" in vocabulary:
-                raise ValueError(f"`{name}` needs distinct values without 'unknown' (missing has its own state).")
-            if any(value != value.strip().lower() for value in vocabulary):
-                raise ValueError(
-                    f"`{name}` needs lower-case values, as inputs are compared in lower case: {vocabulary}."
-                )
 
     def validate_numbers(self) -> None:
         """Ranges of the numeric fields."""
@@ -337,18 +326,3 @@ class Ham10000Config(PreTrainedConfig):
     def uses_metadata(self) -> bool:
         """Whether the model reads `metadata`."""
         return self.modality != "image"
-
-
-__all__ = [
-    "FORBIDDEN_FIELDS",
-    "FUSIONS",
-    "LABELS",
-    "LABEL_DESCRIPTIONS",
-    "LOCALIZATIONS",
-    "MALIGNANT",
-    "METADATA_FIELDS",
-    "MODALITIES",
-    "SEXES",
-    "Ham10000Config",
-    "Ham10000Error",
-]

@@ -19,36 +19,17 @@ from .pipeline_ham10000 import CUSTOM_PIPELINES
 
 @dataclass
 class Ham10000Output(ModelOutput):
-    """Output of `Ham10000ForImageClassification`.
+    """Output of `Ham10000ForImageClassification` and of `Ham10000Model`.
 
     Attributes:
         loss: Scalar cross-entropy, when `labels` were given.
+        pooler_output: (batch, features), what the classifier reads; of `Ham10000Model` only. Without labels it is the
+            first output, which transformers' feature extraction takes for the features.
         logits: (batch, labels), divided by the calibration temperature; columns in the order of `config.id2label`.
         hidden_states: With `output_hidden_states=True`, the feature maps of the backbone's stages or blocks, as timm's
             `forward_intermediates` gives them; for the metadata variant the outputs of the MLP's layers.
         image_embedding: (batch, backbone features), pooled; None for the metadata variant.
         metadata_embedding: (batch, metadata_hidden_sizes[-1]); None for the image variant.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    image_embedding: torch.Tensor | None = None
-    metadata_embedding: torch.Tensor | None = None
-
-
-@dataclass
-class Ham10000ModelOutput(ModelOutput):
-    """Output of `Ham10000Model`: that of `Ham10000ForImageClassification`, and before the logits the features.
-
-    Attributes:
-        loss: As in `Ham10000Output`.
-        pooler_output: (batch, features), what the classifier reads. Without labels it is the first output, which
-            transformers' feature extraction takes for the features.
-        logits: As in `Ham10000Output`.
-        hidden_states: As in `Ham10000Output`.
-        image_embedding: As in `Ham10000Output`.
-        metadata_embedding: As in `Ham10000Output`.
     """
 
     loss: torch.Tensor | None = None
@@ -98,14 +79,7 @@ class MetadataEncoder(nn.Module):
         self.output_size = width
 
     def encode(self, metadata: torch.Tensor) -> torch.Tensor:
-        """Turns raw values into the MLP's input.
-
-        Args:
-            metadata: (batch, fields) float; age in years, vocabulary indices, NaN where missing.
-
-        Returns:
-            (batch, width) of the same dtype: per field its value or one-hot columns, then the missing flag.
-        """
+        """(batch, fields) raw to (batch, width): a field's value or one-hot columns, then its missing flag."""
         missing = torch.isnan(metadata)
         values = torch.where(missing, torch.zeros_like(metadata), metadata)
         columns = []
@@ -137,17 +111,9 @@ def _identity(features: torch.Tensor) -> torch.Tensor:
 
 
 def build_backbone(config: Ham10000Config) -> Any:
-    """Builds the timm backbone of a config with timm's own random weights and without a classifier.
+    """Builds a config's timm model, which gives pooled features, with timm's own random weights.
 
-    Args:
-        config: The model's configuration; only `backbone` and `backbone_kwargs` are read.
-
-    Returns:
-        A timm model that gives pooled features.
-
-    Raises:
-        Ham10000Error: If timm knows no such model, the model takes no such keyword argument, gives no pooled features,
-            or cannot be saved because it has weights under several names.
+    A model that timm cannot build, that gives no pooled features or cannot be saved is a `Ham10000Error`.
     """
     name = f"the backbone {config.backbone!r} with backbone_kwargs={config.backbone_kwargs}"
     try:
@@ -420,6 +386,7 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
     metadata_encoder: Any
     fusion: Any
     config: Ham10000Config
+    _returns_features = False
 
     def __init__(self, config: Ham10000Config):
         super().__init__(config)
@@ -575,9 +542,9 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
             features = self.fuse(image_embedding, metadata_embedding)
         logits = self.classifier(self.dropout(features)) / self.config.temperature  # (B, labels)
 
-        output = self._output(
-            features,
+        output = Ham10000Output(
             loss=None if labels is None else F.cross_entropy(logits.float(), labels.to(logits.device)),
+            pooler_output=features if self._returns_features else None,
             logits=logits,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
             image_embedding=image_embedding,
@@ -585,9 +552,6 @@ class Ham10000ForImageClassification(Ham10000PreTrainedModel):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
-        return Ham10000Output(**parts)
 
     def _check_inputs(self, pixel_values: torch.Tensor | None, metadata: torch.Tensor | None) -> None:
         modality = self.config.modality
@@ -620,15 +584,4 @@ class Ham10000Model(Ham10000ForImageClassification):
         torch.Size([2, 256])
     """
 
-    def _output(self, features: torch.Tensor, **parts: Any) -> ModelOutput:
-        return Ham10000ModelOutput(pooler_output=features, **parts)
-
-
-__all__ = [
-    "Ham10000ForImageClassification",
-    "Ham10000Model",
-    "Ham10000ModelOutput",
-    "Ham10000Output",
-    "Ham10000PreTrainedModel",
-    "build_backbone",
-]
+    _returns_features = True

@@ -117,18 +117,7 @@ class Ham10000Pipeline(Pipeline):
         return preprocess, {}, postprocess
 
     def preprocess(self, input_: Any, unknown_values: str = "error") -> dict[str, Any]:  # type: ignore[override]
-        """One input to tensors with a batch dimension of 1, the same keys for every input of a checkpoint.
-
-        Args:
-            input_: A dict as the class describes it.
-            unknown_values: Passed to the processor.
-
-        Returns:
-            `pixel_values` (1, 3, height, width) and `metadata` (1, fields), float32, as far as the variant reads them.
-
-        Raises:
-            Ham10000Error: Naming the input and what is wrong with it.
-        """
+        """One input to what the variant reads of `pixel_values` (1, 3, height, width) and `metadata` (1, fields)."""
         name, row = "The input", input_
         if isinstance(input_, _Numbered):
             name, row = f"Input {input_.number}", input_.row
@@ -169,15 +158,7 @@ class Ham10000Pipeline(Pipeline):
         return {"logits": self.model(**input_tensors).logits}
 
     def postprocess(self, model_outputs: Any, top_k: int | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
-        """(1, labels) logits to labels with scores.
-
-        Args:
-            model_outputs: `logits` of one input.
-            top_k: Number of labels; None for all.
-
-        Returns:
-            `{"label": str, "score": float}`, highest score first.
-        """
+        """(1, labels) logits to `{"label": str, "score": float}` of `top_k` labels, highest score first."""
         scores = model_outputs["logits"][0].double().softmax(-1).tolist()
         labels = [self.model.config.id2label[index] for index in range(len(scores))]
         ranked = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
@@ -192,5 +173,3 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-
-__all__ = ["CUSTOM_PIPELINES", "PIPELINE_TASK", "Ham10000Pipeline"]

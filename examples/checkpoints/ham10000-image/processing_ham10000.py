@@ -16,6 +16,7 @@ from .configuration_ham10000 import (
     MODALITIES,
     SEXES,
     Ham10000Error,
+    check_metadata_schema,
 )
 from .image_processing_ham10000 import Ham10000ImageProcessor
 
@@ -57,13 +58,10 @@ class Ham10000Processor(ProcessorMixin):
             other = type(self.image_processor).__name__
             raise Ham10000Error(f"The image processor must be a Ham10000ImageProcessor, got {other}.")
         self.modality = modality
-        self.metadata_fields = _checked_names("metadata_fields", metadata_fields)
-        for name in self.metadata_fields:
-            if name not in METADATA_FIELDS:
-                reason = FORBIDDEN_FIELDS.get(name, f"expected some of {list(METADATA_FIELDS)}")
-                raise Ham10000Error(f"`metadata_fields` cannot hold {name!r}: {reason}.")
-        self.sex_vocabulary = _checked_names("sex_vocabulary", sex_vocabulary)
-        self.localization_vocabulary = _checked_names("localization_vocabulary", localization_vocabulary)
+        check_metadata_schema(metadata_fields, sex_vocabulary, localization_vocabulary)
+        self.metadata_fields = list(metadata_fields)
+        self.sex_vocabulary = list(sex_vocabulary)
+        self.localization_vocabulary = list(localization_vocabulary)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -161,15 +159,6 @@ class Ham10000Processor(ProcessorMixin):
         return torch.tensor(encoded, dtype=torch.float32)
 
 
-def _checked_names(name: str, values: Any) -> list[str]:
-    names: list[Any] = list(values) if isinstance(values, (list, tuple)) else [None]
-    if not all(isinstance(value, str) and value == value.strip().lower() != "" for value in names):
-        raise Ham10000Error(f"`{name}` must be a list of lower-case names, got {values!r}.")
-    if len(set(names)) != len(names):
-        raise Ham10000Error(f"`{name}` has a name twice: {values!r}.")
-    return names
-
-
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip().lower() in MISSING_VALUES
@@ -207,6 +196,3 @@ def _encode_category(value: Any, name: str, vocabulary: list[str], number: int, 
         f"Metadata row {number}: unknown {name} {value!r}; expected one of {', '.join(vocabulary)}, or None. "
         "Pass unknown_values='missing' to treat it as missing."
     )
-
-
-__all__ = ["MAX_AGE", "MISSING_VALUES", "Ham10000Processor"]

@@ -42,9 +42,9 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, (str, Path)):
         if str(image).startswith(("http://", "https://")):
             raise Ham10000Error(f"URLs are not fetched, got {str(image)!r}: download the image and pass its path.")
-        return _decode(image, f"image file {str(image)!r}")
+        return _to_rgb(image, f"image file {str(image)!r}")
     if isinstance(image, (bytes, bytearray)):
-        return _decode(io.BytesIO(image), f"image of {len(image)} bytes")
+        return _to_rgb(io.BytesIO(image), f"image of {len(image)} bytes")
     if isinstance(image, Image.Image):
         return _to_rgb(image, f"PIL image of mode {image.mode}")
     if isinstance(image, torch.Tensor):
@@ -60,48 +60,41 @@ def load_image(image: Any) -> Image.Image:
     )
 
 
-def _decode(source: Any, name: str) -> Image.Image:
+def _to_rgb(source: Any, name: str) -> Image.Image:
+    """An opened image, or a path or stream of an encoded one, as RGB; the name is for messages."""
     try:
+        if isinstance(source, Image.Image):
+            return _convert(source)
         with Image.open(source, formats=IMAGE_FORMATS) as image:
-            return _to_rgb(image, name)
-    except Ham10000Error:
-        raise
+            return _convert(image)
+    except Ham10000Error as error:
+        raise Ham10000Error(f"The {name} cannot be used: {error}") from error
     except Exception as error:  # by format and damage, Pillow raises a dozen types: struct.error, IndexError, ...
-        raise _unreadable(name, error) from error
+        reason = str(error) or type(error).__name__
+        raise Ham10000Error(
+            f"Cannot read {name}: {reason}. Expected a complete JPEG, PNG or similar image."
+        ) from error
 
 
-def _unreadable(name: str, error: Exception) -> Ham10000Error:
-    reason = str(error) or type(error).__name__
-    return Ham10000Error(f"Cannot read {name}: {reason}. Expected a complete JPEG, PNG or similar image.")
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        if 0 in image.size:
-            raise Ham10000Error(f"The {name} is empty: {image.width} x {image.height} pixels.")
-        if getattr(image, "n_frames", 1) > 1:
-            image.seek(0)
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "RGB":
-            return image if image.info.get("transparency") is None else _flatten(image)
-        if image.mode.startswith("I;16") or image.mode == "I":
-            # Pillow clips 16-bit grey values at 255 instead of scaling them.
-            values = np.asarray(image).astype(np.int64)
-            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-                raise Ham10000Error(f"The {name} holds values outside 0..65535; convert it to 8 or 16 bits.")
-            return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-        if image.mode == "F":
-            try:
-                return _array_to_pil(np.asarray(image)).convert("RGB")
-            except Ham10000Error as error:
-                raise Ham10000Error(f"The {name} cannot be used: {error}") from error
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            return _flatten(image)
-        return image.convert("RGB")
-    except Ham10000Error:
-        raise
-    except Exception as error:  # as in `_decode`; an opened PIL image decodes only here
-        raise _unreadable(name, error) from error
+def _convert(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise Ham10000Error(f"it is empty: {image.width} x {image.height} pixels.")
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image if image.info.get("transparency") is None else _flatten(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey values at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise Ham10000Error("it holds values outside 0..65535; convert it to 8 or 16 bits.")
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return _array_to_pil(np.asarray(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _flatten(image)
+    return image.convert("RGB")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -176,15 +169,13 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             raise Ham10000Error(f"`resample` must be one of {sorted(_RESAMPLES)}, got {resample!r}.")
         self.resample = int(resample)
         self.image_mean = _three_numbers("image_mean", [0.485, 0.456, 0.406] if image_mean is None else image_mean)
-        self.image_std = _three_numbers("image_std", [0.229, 0.224, 0.225] if image_std is None else image_std)
+        self.image_std = _three_numbers("image_std", [0.229, 0.224, 0.225] if image_std is None else image_std, 0)
         self.resizer = resizer
         if resizer not in ("pillow", "torch") or (resizer == "torch" and self.resample not in _TORCH_MODES):
             raise Ham10000Error(
                 f"`resizer` must be 'pillow', or 'torch' with a resample of {sorted(_TORCH_MODES)}, got {resizer!r} "
                 f"with resample {resample}."
             )
-        if min(self.image_std) <= 0:
-            raise Ham10000Error(f"`image_std`: expected 3 positive standard deviations, got {image_std}.")
         if image_statistics is not None:
             check_image_statistics(image_statistics)
         self.image_statistics = image_statistics
@@ -245,33 +236,28 @@ class Ham10000ImageProcessor(BaseImageProcessor):
             images = [images]
         if not images:
             raise Ham10000Error("`images` is empty; expected at least one image.")
-        resized = torch.from_numpy(np.stack([self.resize(image) for image in images]))  # (B, H, W, 3) uint8
-        pixel_values = self.normalize_pixels(resized.permute(0, 3, 1, 2)).contiguous()
+        resized = np.stack([self.resize_planes(image) for image in images])  # (B, 3, H, W) uint8
+        pixel_values = self.normalize_pixels(torch.from_numpy(resized))
         return BatchFeature({"pixel_values": pixel_values.numpy() if return_tensors == "np" else pixel_values})
 
 
 def _checked_size(size: Any) -> dict[str, int]:
-    sides = {"height": size, "width": size} if isinstance(size, int) else size
     try:
-        sides = dict(sides)
-        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides.values())
+        sides = {"height": size, "width": size} if isinstance(size, int) else dict(size)
     except (TypeError, ValueError):
-        sides, whole = {}, False
-    if set(sides) != {"height", "width"} or not whole or not all(1 <= side <= MAX_SIDE for side in sides.values()):
+        sides = {}
+    if set(sides) != {"height", "width"} or not all(type(s) is int and 1 <= s <= MAX_SIDE for s in sides.values()):
         raise Ham10000Error(
             f"`size` must be a positive int or {{'height': h, 'width': w}}, at most {MAX_SIDE}, got {size!r}."
         )
     return sides
 
 
-def _three_numbers(name: str, values: Any) -> list[float]:
+def _three_numbers(name: str, values: Any, above: float = -math.inf) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         numbers = []
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    if len(numbers) != 3 or not all(above < number < math.inf for number in numbers):
         raise Ham10000Error(f"`{name}`: expected 3 means and 3 positive standard deviations, got {values!r}.")
     return numbers
-
-
-__all__ = ["MAX_SIDE", "IMAGE_FORMATS", "Ham10000ImageProcessor", "load_image"]

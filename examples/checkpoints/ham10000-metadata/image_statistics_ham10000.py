@@ -19,27 +19,12 @@ from .configuration_ham10000 import Ham10000Error
 # JPEG artefacts hardly count.
 STATISTICS_SIZE = (96, 72)
 QUANTILE = 0.99
-FEATURES = (
-    "mean L",
-    "mean a",
-    "mean b",
-    "log SD L",
-    "log SD a",
-    "log SD b",
-    "centre minus border L",
-    "centre minus border a",
-    "centre minus border b",
-    "log SD L of the border",
-    "log fine gradient of L",
-    "log coarse gradient of L",
-    "log fine gradient of a and b",
-    "share of almost flat pixels",
-)
+N_FEATURES = 14
 # Differences of a and b below this are not counted: nobody sees them (a just noticeable difference is about 2.3; Mahy,
 # Van Eycken & Oosterlinck, Color Research & Application 19:105, 1994), and cameras and JPEG decide about them.
 _COLOUR_FLOOR = 1.5
 # A covariance needs several images per statistic.
-_LEAST_IMAGES = 10 * len(FEATURES)
+_LEAST_IMAGES = 10 * N_FEATURES
 # CIE 1931 XYZ of the sRGB primaries (IEC 61966-2-1), and the white of D65.
 _XYZ = np.array(
     ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
@@ -51,7 +36,7 @@ class ImageStatistics(TypedDict):
     """The colours and textures of training images, as JSON.
 
     Attributes:
-        mean: (14,) in the order of `FEATURES`.
+        mean: (14,) in the order of `image_features`.
         precision: (14, 14), the inverse of the covariance.
         threshold: Distance below which 99 % of the images are.
     """
@@ -72,7 +57,7 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def image_features(image: Image.Image) -> np.ndarray:
-    """Statistics of colour and texture of an RGB image: (14,) float64 in the order of `FEATURES`, always finite."""
+    """Statistics of colour and texture of an RGB image: (14,) float64, always finite."""
     if image.height > image.width:  # HAM10000 is landscape throughout; a turned camera changes nothing
         image = image.transpose(Image.Transpose.ROTATE_90)
     lab = rgb_to_lab(np.asarray(image.resize(STATISTICS_SIZE, Image.Resampling.BOX)))
@@ -84,7 +69,7 @@ def image_features(image: Image.Image) -> np.ndarray:
     fine = _gradient(lab[..., 0])
     return np.array(
         [
-            *lab.mean(axis=(0, 1)),
+            *lab.mean(axis=(0, 1)),  # of L, a and b
             _log(lab[..., 0].std()),
             *_log(lab[..., 1:].std(axis=(0, 1)), _COLOUR_FLOOR),
             *(centre.mean(axis=0) - border.mean(axis=0)),
@@ -92,7 +77,7 @@ def image_features(image: Image.Image) -> np.ndarray:
             _log(fine.mean()),
             _log(_gradient(coarse).mean()),
             _log(_gradient(lab[..., 1]).mean() + _gradient(lab[..., 2]).mean(), _COLOUR_FLOOR / 3),
-            (fine < 0.25).mean(),
+            (fine < 0.25).mean(),  # the share of almost flat pixels
         ]
     )
 
@@ -130,13 +115,8 @@ def distances(features: np.ndarray, statistics: ImageStatistics) -> np.ndarray:
 
 
 def check_image_statistics(statistics: ImageStatistics) -> None:
-    """Refuses what `fit_image_statistics` has not made.
-
-    Raises:
-        Ham10000Error: For other keys, shapes, or numbers that are not finite.
-    """
-    width = len(FEATURES)
-    shapes = {"mean": (width,), "precision": (width, width), "threshold": ()}
+    """Refuses what `fit_image_statistics` has not made: other keys, shapes, or numbers that are not finite."""
+    shapes = {"mean": (N_FEATURES,), "precision": (N_FEATURES, N_FEATURES), "threshold": ()}
     try:
         arrays = {name: np.array(dict(statistics)[name], dtype=np.float64) for name in shapes}
         right = set(statistics) == set(shapes) and all(
@@ -146,8 +126,8 @@ def check_image_statistics(statistics: ImageStatistics) -> None:
         right = False
     if not right:
         raise Ham10000Error(
-            f"`image_statistics` must have a mean ({width}), a precision ({width} x {width}) and a threshold, as "
-            "training writes them; leave it out for no warning of unlike images."
+            f"`image_statistics` must have a mean ({N_FEATURES}), a precision ({N_FEATURES} x {N_FEATURES}) and a "
+            "threshold, as training writes them; leave it out for no warning of unlike images."
         )
 
 
@@ -164,6 +144,3 @@ def unlike_warning(image: Image.Image, statistics: ImageStatistics) -> str | Non
         f"{distance:.1f}, and {QUANTILE:.0%} of the training images are within {threshold:.1f}. What the model says "
         "about it means nothing."
     )
-
-
-__all__ = ["FEATURES", "ImageStatistics", "distances", "fit_image_statistics", "image_features", "rgb_to_lab"]
