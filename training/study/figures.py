@@ -29,7 +29,7 @@ from ham10000.training.evaluation.plots import (
 )
 from ham10000.training.study.analysis import ProtocolResult
 from ham10000.training.study.crossfit import CrossFitted
-from ham10000.training.study.report import TITLES, Study, check_study, gaps, lead, subgroup
+from ham10000.training.study.report import TITLES, Study, all_scores, check_study, gaps, lead, subgroup
 from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import leaves_out_zero, words
@@ -51,16 +51,14 @@ def _style(variant: str) -> tuple[str, str]:
     return _STYLES.get(variant, (OKABE_ITO["sky"], "X"))
 
 
-def _say(axes: Axes, y: float, text: str) -> None:
-    """Says why there is no interval, so that a gap is not read as zero."""
-    axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center")
-
-
 def _interval(
-    axes: Axes, value: Mapping[str, object], y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
+    axes: Axes, value: JsonObject | None, y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
 ) -> None:
-    if not draw_interval(axes, dict(value) | ({} if seeds else {"per_seed": []}), y, *style, markersize=size):
-        _say(axes, y, "undefined")
+    """Draws an interval, or says why there is none, so that a gap is not read as zero."""
+    shown = (value or {}) | ({} if seeds else {"per_seed": []})
+    if not draw_interval(axes, shown, y, *style, markersize=size):
+        text, transform = "answers only" if value is None else "undefined", axes.get_yaxis_transform()
+        axes.text(0.02, y, text, transform=transform, color=GREY, fontsize=9, va="center")
 
 
 def _panel_title(axes: Axes, text: str) -> None:
@@ -77,20 +75,14 @@ def _points(names: Sequence[str], linestyle: str = "none") -> list[Line2D]:
 
 
 def _readers(study: Study) -> JsonObject:
-    """Shortcuts of the variants that read metadata, fusion first."""
+    """Shortcuts of the variants that read metadata."""
     return {name: lead(study)["variants"][name]["shortcuts"] for name in ("fusion", "metadata")}
 
 
 def results(study: Study) -> Figure:
     """Four scores of every variant and baseline, with intervals and seeds."""
-    rows = [
-        (protocol, name, scores)
-        for protocol, values in study["protocols"].items()
-        for name, scores in [
-            *((name, variant["metrics"]) for name, variant in values["variants"].items()),
-            *((row["name"], row["scores"]) for row in values["baselines"]),
-        ]
-    ]
+    protocols = study["protocols"].items()
+    rows = [(protocol, *row) for protocol, values in protocols for row in all_scores(values).items()]
     figure, grid = panels(len(_RESULTS), 0.9 + 0.3 * len(rows), extra=0.5)
     positions = spaced_rows([protocol for protocol, _, _ in rows], 0.6)
     names = [
@@ -99,10 +91,7 @@ def results(study: Study) -> Figure:
     ]
     for place, (axes, key) in enumerate(zip(grid, _RESULTS, strict=True)):
         for y, (_, name, scores) in zip(positions, rows, strict=True):
-            if key in scores:
-                _interval(axes, scores[key], y, _style(name))
-            else:
-                _say(axes, y, "answers only")
+            _interval(axes, scores.get(key), y, _style(name))
         name_rows(axes, positions, [""] * len(rows) if place % 2 else names, xlabel=f"Score, with {_INTERVAL}")
         _panel_title(axes, TITLES[key])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -182,25 +171,25 @@ def class_changes(study: Study) -> Figure:
 
 def shortcuts(study: Study) -> Figure:
     """Macro-F1 lost by shuffling and by hiding each field."""
-    ways = {"shuffled": ((_WORSE, "o"), -0.17), "unknown": ((_BETTER, "s"), 0.17)}
+    ways = {
+        "shuffled": ("shuffled among the images", (_WORSE, "o"), -0.17),
+        "unknown": ("set to unknown", (_BETTER, "s"), 0.17),
+    }
     found = _readers(study)
     figure, grid = panels(len(found), 1.15 + 0.42 * max(len(values["fields"]) for values in found.values()))
     for axes, (name, values) in zip(grid, found.items(), strict=True):
         for place, field in enumerate(values["fields"].values()):
-            for way, (style, offset) in ways.items():
+            for way, (_, style, offset) in ways.items():
                 _interval(axes, field[way]["drop"], place + offset, style, seeds=False)
         names = ["all together" if field == "all" else plain(field) for field in values["fields"]]
         name_rows(axes, range(len(names)), names, xlabel=f"Macro-F1 lost, with {_INTERVAL}")
         axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         _panel_title(axes, name)
-    name, values = next(iter(found.items()))
-    named = [plain(field) for field in values["named"]]
+    named = [plain(field) for field in found["fusion"]["named"]]
     set_title(
-        figure, f"{name} reads {words(named)}" if named else f"No single field could be shown to matter to {name}"
+        figure, f"fusion reads {words(named)}" if named else "No single field could be shown to matter to fusion"
     )
-    labels = ("shuffled among the images", "set to unknown")
-    points = zip(labels, ways.values(), strict=True)
-    legend_below(figure, [legend_point(label, *style, linestyle="-") for label, (style, _) in points])
+    legend_below(figure, [legend_point(label, *style, linestyle="-") for label, style, _ in ways.values()])
     return figure
 
 
@@ -208,8 +197,8 @@ def sweeps(study: Study) -> Figure:
     """Mean melanoma probability over the age and over the site given, the image fixed."""
     found = _readers(study)
     figure, (left, right) = panels(2, 4.6)
-    name, first = next(iter(found.items()))
-    site_names, means = first["site_sweep"]["values"], [row["estimate"] for row in first["site_sweep"]["melanoma"]]
+    fusion = found["fusion"]
+    site_names, means = fusion["site_sweep"]["values"], [row["estimate"] for row in fusion["site_sweep"]["melanoma"]]
     order = sorted(range(len(means)), key=lambda k: (means[k], site_names[k]), reverse=True)
     for place, (variant, values) in enumerate(found.items()):
         draw_band(left, values["age_sweep"]["values"], values["age_sweep"]["melanoma"], *_style(variant))
@@ -221,11 +210,11 @@ def sweeps(study: Study) -> Figure:
     name_rows(right, range(len(order)), [plain(site_names[k]) for k in order], xlabel="Mean melanoma probability")
     right.set_xlim(left=0)
     right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    slope, text = first["age_sweep"]["change"], "no trend of melanoma probability over age beyond chance"
+    slope, text = fusion["age_sweep"]["change"], "no trend of melanoma probability over age beyond chance"
     if leaves_out_zero(slope):
         way = "rises" if slope["estimate"] > 0 else "falls"
         text = f"melanoma probability {way} by {abs(slope['estimate']):.3f} per decade of age"
-    set_title(figure, f"{name}, same image: {text}")
+    set_title(figure, f"fusion, same image: {text}")
     legend_below(figure, _points(list(found), "-"), 3)
     return figure
 
@@ -234,18 +223,16 @@ def missing(study: Study) -> Figure:
     """Macro-F1 and flips against the share of fields missing at random."""
     found = _readers(study)
     figure, grid = panels(2, 3.0)
-    for axes, (key, title, factor) in zip(
-        grid, (("macro_f1", "Macro-F1", 1), ("flips", "Images that flip (%)", 100)), strict=True
-    ):
+    kinds = (("macro_f1", "Macro-F1", 1), ("flips", "Images that flip (%)", 100))
+    for axes, (key, title, factor) in zip(grid, kinds, strict=True):
         for name, values in found.items():
-            shares, rows = [100 * row["share"] for row in values["missing"]], [row[key] for row in values["missing"]]
+            shares, rows = zip(*((100 * row["share"], row[key]) for row in values["missing"]), strict=True)
             draw_band(axes, shares, rows, *_style(name), scale=factor)
         style_axes(axes, xlabel="Fields missing at random (%)", ylabel=title)
         axes.set_xlim(-3, 103)
         axes.set_ylim(bottom=0)
-    name, values = next(iter(found.items()))
-    full, none = (values["missing"][k]["macro_f1"]["estimate"] for k in (0, -1))
-    set_title(figure, f"{name} without any metadata: macro-F1 {none:.3f}, with all of it {full:.3f}")
+    full, none = (found["fusion"]["missing"][k]["macro_f1"]["estimate"] for k in (0, -1))
+    set_title(figure, f"fusion without any metadata: macro-F1 {none:.3f}, with all of it {full:.3f}")
     legend_below(figure, _points(list(found), "-"), 3)
     return figure
 
@@ -263,24 +250,21 @@ def subgroups(study: Study) -> Figure:
         for place, (name, values) in enumerate(variants.items()):
             found = subgroup(values, field, row["group"])["malignant_sensitivity"]
             _interval(axes, found, y + _offset(place, len(variants)), _style(name), 6)
-    names = [subgroup_name(field, row) for field, row in groups]
-    xlabel = f"Share of malignant images found, with {_INTERVAL}"
+    names, xlabel = [subgroup_name(*group) for group in groups], f"Share of malignant images found, with {_INTERVAL}"
     name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
     axes.set_xlim(0, 1)
     text = "Too few groups with enough malignant lesions to compare"
     if found := gaps(variants["fusion"]):
         field = max(found, key=lambda field: found[field]["difference"]["estimate"])
-        ends = [found[field][end] for end in ("lowest", "highest")]
-        low, high = (subgroup(variants["fusion"], field, end)["malignant_sensitivity"]["estimate"] for end in ends)
-        text = (
-            f"fusion finds {low:.0%} of malignant images at {field} {plain(ends[0])}, {high:.0%} at {plain(ends[1])}"
-        )
+        low, high = (subgroup(variants["fusion"], field, found[field][end]) for end in ("lowest", "highest"))
+        shares = [f"{row['malignant_sensitivity']['estimate']:.0%}" for row in (low, high)]
+        text = f"fusion finds {shares[0]} of malignant images at {field} {plain(low['group'])}, "
+        text += f"{shares[1]} at {plain(high['group'])}"
     set_title(figure, text)
     legend_below(figure, _points(list(variants)), 3)
     return figure
 
 
-# Each draws the file of its name.
 DRAW = (results, calibration, comparisons, class_changes, shortcuts, sweeps, missing, subgroups)
 
 

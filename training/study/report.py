@@ -49,6 +49,12 @@ def lead(study: Study) -> ProtocolResult:
     return next(iter(study["protocols"].values()))
 
 
+def all_scores(protocol: ProtocolResult) -> JsonObject:
+    """Every variant, and then every baseline, to its scores."""
+    scores = {name: values["metrics"] for name, values in protocol["variants"].items()}
+    return scores | {row["name"]: row["scores"] for row in protocol["baselines"]}
+
+
 def cell(value: Mapping[str, object] | None, *, signed: bool = False) -> str:
     """`estimate ± SD [low, high]`, without what is undefined."""
     text = md.interval(value, signed=signed)
@@ -128,7 +134,7 @@ def study_markdown(study: Study) -> str:
     check_study(study)
     protocol = lead(study)
     template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
-    functions = (comparison_sentence, gaps, largest_fall, moved_malignant, study_command, subgroup)
+    functions = (all_scores, comparison_sentence, gaps, largest_fall, moved_malignant, study_command, subgroup)
     markdown = template.render(
         {function.__name__: function for function in functions},
         TITLES=TITLES,
@@ -168,9 +174,8 @@ def results_table(study: Study) -> str:
     published = published_baseline()
     rows = [(published["name"], published["protocol"], published["intervals"])] * of_ham10000(study)
     for name, protocol in study["protocols"].items():
-        found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
-        found |= {baseline["name"]: baseline["scores"] for baseline in protocol["baselines"]}
-        rows += [(title, name, scores) for title, scores in found.items()]
+        titles = {key: f"ours: {title}" for key, title in VARIANT_TITLES.items()}
+        rows += [(titles.get(key, key), name, scores) for key, scores in all_scores(protocol).items()]
     # They fit a page only if an interval may be broken.
     cells = [
         [md.escape(title), md.escape(name)]
