@@ -33,17 +33,11 @@ _WHITE = _XYZ.sum(axis=1)
 
 
 class ImageStatistics(TypedDict):
-    """The colours and textures of training images, as JSON.
+    """The colours and textures of training images, as JSON."""
 
-    Attributes:
-        mean: (14,) in the order of `image_features`.
-        precision: (14, 14), the inverse of the covariance.
-        threshold: Distance below which 99 % of the images are.
-    """
-
-    mean: list[float]
-    precision: list[list[float]]
-    threshold: float
+    mean: list[float]  # (14,) in the order of `image_features`
+    precision: list[list[float]]  # (14, 14), the inverse of the covariance
+    threshold: float  # the distance within which 99 % of the images are
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
