@@ -81,8 +81,8 @@ class Ham10000Pipeline(Pipeline):
         """Numbers the inputs on their way to `preprocess`, so that its errors can say which one is wrong."""
         numbered: Any = ({"number": number, "row": row} for number, row in enumerate(inputs))
         if isinstance(inputs, Sized) and not isinstance(inputs, IterableDataset):
-            numbers: Any = range(len(inputs))
-            numbered = StackDataset(number=numbers, row=inputs)  # reads nothing before it is asked for
+            columns: Any = {"number": range(len(inputs)), "row": inputs}
+            numbered = StackDataset(**columns)  # reads no row before it is asked for
         return super().get_iterator(numbered, *args, **kwargs)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
