@@ -80,10 +80,7 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
 def fit_protocol(
     image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
 ) -> tuple[dict[str, CrossFitted], Inputs]:
-    """Fits and calibrates the variants of one protocol from its image logits and `read_metadata`'s frame.
-
-    Returns variant to calibrated logits, and what their analysis reads.
-    """
+    """The variants of one protocol, fitted and calibrated, and what their analysis reads, with its metadata."""
     _require_ham10000_labels(image.classes)
     config = TrainConfig(modality="metadata").model_config()
     processor = create_processor(config)

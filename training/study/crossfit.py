@@ -88,11 +88,7 @@ def cross_calibrate(
 def cross_fit_heads(
     image: Predictions, metadata: torch.Tensor, config: Ham10000Config, settings: HeadSettings
 ) -> dict[str, CrossFitted]:
-    """Fits every head on the other folds and applies it to its own; its seed is that of the image run.
-
-    `metadata` are the images' raw ones (N, fields), NaN where missing. Returns each of `HEAD_VARIANTS` to its
-    calibrated out-of-fold logits; raises a `Ham10000Error` without folds, or if the other folds lack a class.
-    """
+    """Each of `HEAD_VARIANTS` fitted to raw metadata (N, fields) of the other folds, with the image run's seed."""
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")

@@ -24,8 +24,6 @@ from ham10000.training.train import load_configured, train
 from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment
 
-# The image model last: its own calibration must not enter the fusion.
-RELEASED = ("metadata", "fusion", "image")
 ESTIMATED_BY = "cross-validation"
 
 
@@ -50,7 +48,7 @@ def write_release(
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)
-    for variant in RELEASED:
+    for variant in ("metadata", "fusion", "image"):  # the image model last: its calibration must not enter fusion
         model, processor, start = image_model, image_processor, time.perf_counter()
         if variant != "image":
             given = (image.logits[0], inputs.metadata, image.labels, inputs.model)

@@ -158,9 +158,8 @@ def baseline_rows(
 
     Returns the baselines that anyone may use, and the regressions with those forbidden columns that tell images apart.
     """
-    needed = [*METADATA_FIELDS, *FORBIDDEN]
-    if missing := sorted(set(needed) - set(frame.columns)):
-        raise Ham10000Error(f"The data lack the column(s) {missing}; baselines need {needed}.")
+    if missing := sorted({*METADATA_FIELDS, *FORBIDDEN} - set(frame.columns)):
+        raise Ham10000Error(f"The data lack the column(s) {missing}, which baselines need.")
     metadata = list(METADATA_FIELDS)
     seen = np.log(np.maximum(softmax(image.logits[0]), _LOWEST_PROBABILITY))
     unseen = seen[:, :0]
