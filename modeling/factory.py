@@ -16,9 +16,9 @@ from .image_processing_ham10000 import Ham10000ImageProcessor
 from .modeling_ham10000 import Ham10000ForImageClassification, build_backbone
 from .processing_ham10000 import Ham10000Processor
 
+_RANDOM = "To train from random weights, say so (pretrained=False, or --pretrained none)."
 # timm's names of the networks that are torchvision's, and torchvision's.
 _TORCHVISION = {f"efficientnetv2_{size}": f"efficientnet_v2_{size}" for size in "sml"}
-_TORCHVISION_EPSILON = 1e-3
 
 
 def create_model(config: Ham10000Config, *, pretrained: bool | str | Path = False) -> Ham10000ForImageClassification:
@@ -79,12 +79,12 @@ def create_processor(
     Returns:
         The processor that `save_pretrained` stores with the checkpoint.
     """
+    image_processor = Ham10000ImageProcessor()
     if config.uses_image:
         data_config = resolve_data_config(model=build_backbone(config))
         # A backbone built for another size than its pretraining, such as a ViT with `img_size`, reads that size.
-        size = image_size
-        if size is None:
-            size = config.backbone_kwargs.get("img_size", data_config["input_size"][1:])
+        usual = config.backbone_kwargs.get("img_size", data_config["input_size"][1:])
+        size = usual if image_size is None else image_size
         height, width = (size, size) if isinstance(size, int) else size
         image_processor = Ham10000ImageProcessor(
             size={"height": height, "width": width},
@@ -93,8 +93,6 @@ def create_processor(
             image_std=list(data_config["std"]),
             resizer=resizer,
         )
-    else:
-        image_processor = Ham10000ImageProcessor()
     return Ham10000Processor(
         image_processor,
         modality=config.modality,
@@ -106,28 +104,23 @@ def create_processor(
 
 def _timm_weights(config: Ham10000Config) -> dict[str, Tensor]:
     try:
-        return timm.create_model(
-            config.backbone, pretrained=True, num_classes=0, **config.backbone_kwargs
-        ).state_dict()
+        published = timm.create_model(config.backbone, pretrained=True, num_classes=0, **config.backbone_kwargs)
     except Exception as error:  # timm and the Hub client raise a dozen types here: offline, not found, no such weights
         raise Ham10000Error(
             f"No pretrained weights for the backbone {config.backbone!r}: {type(error).__name__}: {error} -- Two ways "
             "out: (1) connect to the internet once, so that timm can download them to its cache; (2) pass the path of "
-            "a local safetensors file with the backbone's weights under timm's names. To train from random weights, "
-            "say so (pretrained=False, or --pretrained none)."
+            f"a local safetensors file with the backbone's weights under timm's names. {_RANDOM}"
         ) from error
+    return published.state_dict()
 
 
 def _torchvision_weights(config: Ham10000Config, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Torchvision's weights under timm's names.
-
-    Both networks are the same tensor for tensor, in the same order; torchvision's batch norm has an epsilon of 1e-3.
-    """
+    """Under timm's names: both networks are the same tensor for tensor, in the same order."""
     epsilon = config.backbone_kwargs.get("bn_eps")
-    if config.backbone not in _TORCHVISION or epsilon != _TORCHVISION_EPSILON:
+    if config.backbone not in _TORCHVISION or epsilon != 1e-3:  # that of torchvision's batch norm
         raise Ham10000Error(
             f"torchvision has no weights for the backbone {config.backbone!r} with bn_eps={epsilon}: expected one of "
-            f"{', '.join(_TORCHVISION)} with backbone_kwargs={{'bn_eps': {_TORCHVISION_EPSILON}}}."
+            f"{', '.join(_TORCHVISION)} with backbone_kwargs={{'bn_eps': 0.001}}."
         )
     weights = torchvision.models.get_model_weights(_TORCHVISION[config.backbone])["IMAGENET1K_V1"]
     try:
@@ -136,7 +129,7 @@ def _torchvision_weights(config: Ham10000Config, own: dict[str, Tensor]) -> dict
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise Ham10000Error(
             f"Cannot download torchvision's weights {weights.url}: {error}. Connect to the internet once, or put that "
-            f"file at {cached}. To train from random weights, say so (pretrained=False, or --pretrained none)."
+            f"file at {cached}. {_RANDOM}"
         ) from error
     theirs = {name: value for name, value in theirs.items() if not name.startswith("classifier.")}
     return dict(zip(own, theirs.values(), strict=True))
@@ -155,6 +148,5 @@ def _file_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise Ham10000Error(f"Cannot read {str(path)!r} as safetensors: {error}. Download it again.") from error
     prefix = "backbone."
-    if any(name.startswith(prefix) for name in state_dict):
-        return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    return state_dict
+    ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    return ours or state_dict

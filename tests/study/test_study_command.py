@@ -149,8 +149,8 @@ def test_runs_of_another_recipe_or_study_are_refused(root: Path, tmp_path: Path,
     for change, others, message in (
         ({}, [root / "plain"], "are the same run"),
         ({"seed": 5}, [], "this study does not have"),
-        ({"train_on_validation": False}, [], "--train_on_"),
-        ({"train_on_all": True}, [], "was trained on all images, those of its test fold too"),
+        ({"train_on_validation": False}, [], "was not trained with train_on_validation True"),
+        ({"train_on_all": True}, [], "was not trained with train_on_all False"),
     ):
         (tmp_path / "train_config.json").write_text(json.dumps(summary | {"config": summary["config"] | change}))
         with pytest.raises(Ham10000Error, match=message):

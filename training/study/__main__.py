@@ -49,22 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="the study: see examples/configs/study.yaml")
-    parser.add_argument(
-        "--runs", nargs="+", default=[], metavar="DIR", help="finished image runs of ham10000-train, taken as they are"
-    )
-    parser.add_argument(
-        "--predictions", metavar="FILE", help="report from this predictions.parquet; no run and no image is read"
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="train only these, such as lesion-grouped/image-seed0-fold1",
-    )
-    parser.add_argument("--tables", metavar="DIR", help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper")
-    parser.add_argument("--output_dir", default="runs/study", help="folder of the study")
+    add = parser.add_argument
+    add("--config", required=True, metavar="YAML", help="the study: see examples/configs/study.yaml")
+    add("--runs", nargs="+", default=[], metavar="DIR", help="finished image runs of ham10000-train, used as they are")
+    add("--predictions", metavar="FILE", help="report from this predictions.parquet; no run and no image is read")
+    add("--only", nargs="+", default=[], metavar="RUN", help="train only these, as lesion-grouped/image-seed0-fold1")
+    add("--tables", metavar="DIR", help="of `report`: also csv, LaTeX, PDF and SVG files, for a paper")
+    add("--output_dir", default="runs/study", help="folder of the study")
     add_debug_argument(parser)
     return parser
 

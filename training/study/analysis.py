@@ -30,7 +30,6 @@ PROBABILITY_METRICS = ("auroc_macro", "melanoma_sensitivity_at_95_specificity", 
 METRICS = ANSWER_METRICS + PROBABILITY_METRICS
 _PER_CLASS = ("recall", "f1")
 
-
 # Parts of study.json; the functions that return them write their keys down.
 VariantResult = JsonObject
 Comparison = JsonObject
@@ -61,9 +60,7 @@ def analyse_protocol(variants: dict[str, CrossFitted], inputs: Inputs) -> Protoc
         "n_lesions": len(np.unique(image.groups)),
         "class_counts": {name: int(rows.sum()) for name, rows in members.items()},
         "class_lesions": {name: len(np.unique(image.groups[rows])) for name, rows in members.items()},
-        "variants": {
-            name: _variant(name, fitted, samples[name], inputs, bootstrap) for name, fitted in variants.items()
-        },
+        "variants": {name: _variant(name, one, samples[name], inputs, bootstrap) for name, one in variants.items()},
         "comparisons": _compare(variants, samples, bootstrap, inputs.study),
         "baselines": baselines,
         "forbidden": forbidden,
@@ -116,12 +113,10 @@ def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> JsonObj
     hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
     # A mean over one class's images is the ratio of two means over all of them.
     members = predictions.labels == np.arange(len(predictions.classes))[:, None]  # (K, N)
-    hits, shares = bootstrap.means(hit * members), bootstrap.means(members.astype(float))
+    means = (bootstrap.means(values) for values in (hit * members, members.astype(float)))
     return {
         "coverage": coverage,
-        "per_class": _summaries(
-            {name: hits[k] / share for k, (name, share) in enumerate(zip(predictions.classes, shares, strict=True))}
-        ),
+        "per_class": _summaries({name: hits / n for name, hits, n in zip(predictions.classes, *means, strict=True)}),
         "size": bootstrap.means(sizes.mean(axis=0)[None])[0].summary(),
         "empty": float((sizes == 0).mean()),
         "single": float((sizes == 1).mean()),

@@ -79,11 +79,7 @@ def read_metadata(base: TrainConfig) -> pd.DataFrame:
 def fit_protocol(
     image: Predictions, frame: pd.DataFrame, study: StudyConfig, *, with_heads: bool
 ) -> tuple[dict[str, CrossFitted], Inputs]:
-    """Fits and calibrates the variants of one protocol from its image logits and `read_metadata`'s frame.
-
-    Heads need folds. Returns variant to calibrated logits, and what their analysis reads; raises a `Ham10000Error` for
-    labels other than HAM10000's, and as `matching_rows`.
-    """
+    """The variants of one protocol, fitted and calibrated, and what their analysis reads, with its metadata."""
     _require_ham10000_labels(image.classes)
     config = TrainConfig(modality="metadata").model_config()
     processor = create_processor(config)
@@ -105,9 +101,8 @@ def report(
 ) -> Study:
     """Fits, calibrates and analyses, and writes predictions.parquet, study.json, study.md and figures/.
 
-    `predictions` are the image variant's by protocol, `frame` is from `read_metadata`, `recipe` what the image runs'
-    `train_config.json` says, if they are at hand, and `tables` a folder for the same as files for a paper. Returns the
-    content of study.json; raises a `Ham10000Error` as `fit_protocol`, and without the first protocol's predictions.
+    `predictions` are the image variant's by protocol, `frame` is from `read_metadata`, `recipe` an image run's
+    `train_config.json`, and `tables` a folder for files for a paper. Returns the content of study.json.
     """
     first = next(iter(study.protocols))
     if first not in predictions:
@@ -120,17 +115,15 @@ def report(
         "origin": origin_of_ids([str(name) for name in predictions[first].image_ids]),
         "protocols": {},
     }
-    rows: list[pd.DataFrame] = []
-    variants_of: dict[str, dict[str, CrossFitted]] = {}
+    fitted: dict[str, dict[str, CrossFitted]] = {}
     for name in study.protocols:
         if name not in predictions:
             print(f"note: no predictions of {name}; it is left out")
             continue
         print(f"Analysing {name}", flush=True)
-        variants, inputs = fit_protocol(predictions[name], frame, study, with_heads=name == first)
-        rows += [fitted.predictions.frame(name, variant) for variant, fitted in variants.items()]
-        found["protocols"][name] = analyse_protocol(variants, inputs)
-        variants_of[name] = variants
+        fitted[name], inputs = fit_protocol(predictions[name], frame, study, with_heads=name == first)
+        found["protocols"][name] = analyse_protocol(fitted[name], inputs)
+    rows = [one.predictions.frame(name, key) for name, variants in fitted.items() for key, one in variants.items()]
     # First what took minutes; the rest is rendered from it.
     directory.mkdir(parents=True, exist_ok=True)
     write_predictions(directory / "predictions.parquet", pd.concat(rows, ignore_index=True))
@@ -138,17 +131,14 @@ def report(
     plot_study(found, directory / "figures")
     atomic_write_text(directory / "study.md", study_markdown(found))
     if tables is not None:
-        write_study_tables(found, variants_of[first], tables)
+        write_study_tables(found, fitted[first], tables)
     return found
 
 
 def read_answer(directory: Path) -> list[str]:
     """The statements at the top of a study's report, as plain text."""
-    path = directory / "study.json"
-    if not path.is_file():
-        raise Ham10000Error(
-            f"{str(path)!r} does not exist, and the cards repeat its answer: run `ham10000-study report` first."
-        )
+    if not (path := directory / "study.json").is_file():
+        raise Ham10000Error(f"{str(path)!r}, whose answer the cards repeat, is missing: run `ham10000-study report`.")
     return [paragraph.replace("**", "") for paragraph in short_answer(read_json(path))]
 
 
@@ -207,16 +197,15 @@ def run_study(options: argparse.Namespace, study: StudyConfig, base: TrainConfig
             predictions, recipe = complete_predictions(places, base, accelerator)
         frame = read_metadata(base)
         if options.step == "release":
-            answer, to = read_answer(directory), directory / "release"
-            run = train_on_all(study, base, to, accelerator)
+            config, data = (Path(name).name for name in (options.config, base.data))
+            about = {"data": data, "study": {"answer": read_answer(directory)}}
+            run = train_on_all(study, base, directory / "release", accelerator)
             if accelerator.is_main_process:
-                names = [Path(options.config).name, "--data", Path(base.data).name]
-                made_by = shlex.join(["ham10000-study", "release", "--config", *names])
-                variants, inputs = fit_protocol(predictions[first], frame, study, with_heads=True)
-                for folder in write_release(variants, inputs, run, to, data=base.data, made_by=made_by, answer=answer):
+                made_by = shlex.join(["ham10000-study", "release", "--config", config, "--data", data])
+                fitted = fit_protocol(predictions[first], frame, study, with_heads=True)
+                for folder in write_release(*fitted, run, made_by, about):
                     print(f"Saved     {folder}")
-            return
-        if accelerator.is_main_process:
+        elif accelerator.is_main_process:
             found = report(predictions, frame, study, recipe, directory, options.tables)
             for comparison in lead(found)["comparisons"]:
                 print(comparison_sentence(comparison, found))

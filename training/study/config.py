@@ -65,11 +65,10 @@ def read_study_config(path: str | Path) -> StudyConfig:
     """Reads a study's YAML file; `recipe` becomes a path that can be opened, and an unknown key is an error."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         known = {item.name for item in dataclasses.fields(StudyConfig)}
-        if not isinstance(values, dict) or set(values) - known:
-            unknown = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
-            raise Ham10000Error(f"{path}: unknown key(s) {unknown}. Known keys: {', '.join(sorted(known))}.")
+        if unknown := sorted(set(values) - known):
+            raise Ham10000Error(f"unknown key(s) {unknown}. Known keys: {', '.join(sorted(known))}.")
         if "protocols" in values:
             values["protocols"] = {
                 name: ProtocolPlan(**{**plan, "seeds": tuple(plan.get("seeds", (0,)))})
@@ -80,6 +79,6 @@ def read_study_config(path: str | Path) -> StudyConfig:
         for name in {"comparisons", "coverages"} & set(values):
             values[name] = tuple(tuple(item) if isinstance(item, list) else item for item in values[name])
         config = StudyConfig(**values)
-    except (AttributeError, OSError, RecursionError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (AttributeError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
         raise Ham10000Error(f"Cannot read the study's file {str(path)!r}: {error}") from error
     return dataclasses.replace(config, recipe=str(path.parent / config.recipe))

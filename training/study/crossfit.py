@@ -49,14 +49,17 @@ class CrossFitted:
 
     def head_logits(self, tables: torch.Tensor) -> np.ndarray:
         """(S, M, N, K) logits of the heads for M other metadata (M, N, fields), each image by its own fold's head."""
-        seeds, *shape = self.image.logits.shape
-        logits = np.empty((seeds, len(tables), *shape), dtype=np.float32)
-        for s, heads in enumerate(self.heads):
-            for fold, head in heads.items():
-                rows = self.image.folds == fold
-                for m, table in enumerate(tables):
-                    logits[s, m, rows] = head.predict(self.image.logits[s, rows], table[torch.from_numpy(rows)])
-        return logits
+        return np.stack([_head_logits(self.image, self.heads, table) for table in tables], axis=1)
+
+
+def _head_logits(image: Predictions, heads: Sequence[dict[int, Head]], metadata: torch.Tensor) -> np.ndarray:
+    """(S, N, K) logits for metadata (N, fields)."""
+    logits = np.empty_like(image.logits)
+    for s, of_seed in enumerate(heads):
+        for fold, head in of_seed.items():
+            rows = image.folds == fold
+            logits[s, rows] = head.predict(image.logits[s, rows], metadata[torch.from_numpy(rows)])
+    return logits
 
 
 def calibration_of(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -75,45 +78,32 @@ def cross_calibrate(
     folds = predictions.folds
     if len(np.unique(folds)) == 1:
         folds = np.unique(predictions.groups, return_inverse=True)[1] % _PARTS_WITHOUT_FOLDS
-    labels, n_classes = predictions.labels, len(predictions.classes)
-    fitted = [
-        [calibration_of(logits[folds != fold], labels[folds != fold]) for fold in np.unique(folds)]
-        for logits in predictions.logits
-    ]
-    return CrossFitted(
-        predictions,
-        folds,
-        np.array([[temperature for temperature, _ in of_seed] for of_seed in fitted]),
-        np.array([[biases for _, biases in of_seed] for of_seed in fitted]),
-        np.bincount(labels, minlength=n_classes) / len(labels),
-        image,
-        heads,
-    )
+    labels, others = predictions.labels, [folds != fold for fold in np.unique(folds)]
+    fitted = [[calibration_of(logits[rows], labels[rows]) for rows in others] for logits in predictions.logits]
+    temperatures, biases = (np.array([[pair[k] for pair in of_seed] for of_seed in fitted]) for k in (0, 1))
+    prior = np.bincount(labels, minlength=len(predictions.classes)) / len(labels)
+    return CrossFitted(predictions, folds, temperatures, biases, prior, image, heads)
 
 
 def cross_fit_heads(
     image: Predictions, metadata: torch.Tensor, config: Ham10000Config, settings: HeadSettings
 ) -> dict[str, CrossFitted]:
-    """Fits every head on the other folds and applies it to its own; its seed is that of the image run.
-
-    `metadata` are the images' raw ones (N, fields), NaN where missing. Returns each of `HEAD_VARIANTS` to its
-    calibrated out-of-fold logits; raises a `Ham10000Error` without folds, or if the other folds lack a class.
-    """
+    """Each of `HEAD_VARIANTS` fitted to raw metadata (N, fields) of the other folds, with the image run's seed."""
     folds = [int(fold) for fold in np.unique(image.folds)]
     if len(folds) < 2:
         raise Ham10000Error("Heads are fitted on other folds, but these predictions have one fold only; give folds.")
-    found = {name: dataclasses.replace(image, logits=np.empty_like(image.logits)) for name in HEAD_VARIANTS}
     heads: dict[str, list[dict[int, Head]]] = {variant: [{} for _ in image.seeds] for variant in HEAD_VARIANTS}
     plan = list(itertools.product(HEAD_VARIANTS, enumerate(image.seeds), folds))
     for variant, (s, seed), fold in tqdm(plan, desc="Fitting heads", unit="head", leave=False):
-        test, rows = image.folds == fold, image.logits[s]
-        mask = torch.from_numpy(test)
-        others = (rows[~test], metadata[~mask], image.labels[~test])
-        head = fit_variant(variant, *others, config, settings=settings, seed=seed)
-        hidden = torch.full_like(metadata[mask], float("nan"))
-        found[variant].logits[s, test] = head.predict(rows[test], hidden if variant == "control" else metadata[mask])
-        heads[variant][s][fold] = head
-    return {name: cross_calibrate(found[name], image, heads[name]) for name in HEAD_VARIANTS}
+        others = image.folds != fold
+        data = (image.logits[s, others], metadata[torch.from_numpy(others)], image.labels[others])
+        heads[variant][s][fold] = fit_variant(variant, *data, config, settings=settings, seed=seed)
+    found = {}
+    for variant, fitted in heads.items():
+        shown = torch.full_like(metadata, float("nan")) if variant == "control" else metadata
+        logits = _head_logits(image, fitted, shown)
+        found[variant] = cross_calibrate(dataclasses.replace(image, logits=logits), image, fitted)
+    return found
 
 
 def cross_conformal(fitted: CrossFitted, coverage: float) -> np.ndarray:

@@ -1,11 +1,12 @@
 """The figures of a study from its study.json, each with its finding as title, and its tables for a paper."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,23 +14,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling import MALIGNANT
+from ham10000.training.evaluation import plots
 from ham10000.training.evaluation.bootstrap import cluster_weights
 from ham10000.training.evaluation.paper import FORMATS, N_RESAMPLES, targets, write_curves, write_latex_table
-from ham10000.training.evaluation.plots import (
-    draw_band,
-    draw_interval,
-    legend_below,
-    legend_point,
-    name_rows,
-    panels,
-    say_too_few,
-    set_title,
-    spaced_rows,
-    subgroup_name,
-)
 from ham10000.training.study.analysis import ProtocolResult
 from ham10000.training.study.crossfit import CrossFitted
-from ham10000.training.study.report import TITLES, Study, check_study, gaps, lead, subgroup
+from ham10000.training.study.report import TITLES, Study, all_scores, check_study, gaps, lead, subgroup
 from ham10000.training.utils.figures import GREY, OKABE_ITO, plain, save_figure, style_axes
 from ham10000.training.utils.files import JsonObject
 from ham10000.training.utils.markdown_text import leaves_out_zero, words
@@ -51,16 +41,14 @@ def _style(variant: str) -> tuple[str, str]:
     return _STYLES.get(variant, (OKABE_ITO["sky"], "X"))
 
 
-def _say(axes: Axes, y: float, text: str) -> None:
-    """Says why there is no interval, so that a gap is not read as zero."""
-    axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="center")
-
-
 def _interval(
-    axes: Axes, value: Mapping[str, object], y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
+    axes: Axes, value: JsonObject | None, y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
 ) -> None:
-    if not draw_interval(axes, dict(value) | ({} if seeds else {"per_seed": []}), y, *style, markersize=size):
-        _say(axes, y, "undefined")
+    """Draws an interval, or says why there is none, so that a gap is not read as zero."""
+    shown = (value or {}) | ({} if seeds else {"per_seed": []})
+    if not plots.draw_interval(axes, shown, y, *style, markersize=size):
+        text, transform = "answers only" if value is None else "undefined", axes.get_yaxis_transform()
+        axes.text(0.02, y, text, transform=transform, color=GREY, fontsize=9, va="center")
 
 
 def _panel_title(axes: Axes, text: str) -> None:
@@ -72,42 +60,40 @@ def _offset(place: int, count: int) -> float:
     return 0.7 * ((place + 0.5) / count - 0.5)
 
 
-def _points(names: Sequence[str], linestyle: str = "none") -> list[Line2D]:
-    return [legend_point(name, *_style(name), linestyle=linestyle) for name in names]
+def _points(names: Iterable[str], linestyle: str = "none") -> list[Line2D]:
+    return [plots.legend_point(name, *_style(name), linestyle=linestyle) for name in names]
+
+
+def _finished(figure: Figure, finding: str, handles: Sequence[Artist]) -> Figure:
+    """The figure with its finding above and its legend below."""
+    plots.set_title(figure, finding)
+    plots.legend_below(figure, handles, 3)
+    return figure
 
 
 def _readers(study: Study) -> JsonObject:
-    """Shortcuts of the variants that read metadata, fusion first."""
+    """Shortcuts of the variants that read metadata."""
     return {name: lead(study)["variants"][name]["shortcuts"] for name in ("fusion", "metadata")}
 
 
 def results(study: Study) -> Figure:
     """Four scores of every variant and baseline, with intervals and seeds."""
-    rows = [
-        (protocol, name, scores)
-        for protocol, values in study["protocols"].items()
-        for name, scores in [
-            *((name, variant["metrics"]) for name, variant in values["variants"].items()),
-            *((row["name"], row["scores"]) for row in values["baselines"]),
-        ]
-    ]
-    figure, grid = panels(len(_RESULTS), 0.9 + 0.3 * len(rows), extra=0.5)
-    positions = spaced_rows([protocol for protocol, _, _ in rows], 0.6)
+    protocols = study["protocols"].items()
+    rows = [(protocol, *row) for protocol, values in protocols for row in all_scores(values).items()]
+    figure, grid = plots.panels(len(_RESULTS), 0.9 + 0.3 * len(rows), extra=0.5)
+    positions = plots.spaced_rows([protocol for protocol, _, _ in rows], 0.6)
     names = [
         plain(name.replace(" on metadata", "") + ("" if protocol == rows[0][0] else f" ({protocol})"))
         for protocol, name, _ in rows
     ]
     for place, (axes, key) in enumerate(zip(grid, _RESULTS, strict=True)):
         for y, (_, name, scores) in zip(positions, rows, strict=True):
-            if key in scores:
-                _interval(axes, scores[key], y, _style(name))
-            else:
-                _say(axes, y, "answers only")
-        name_rows(axes, positions, [""] * len(rows) if place % 2 else names, xlabel=f"Score, with {_INTERVAL}")
+            _interval(axes, scores.get(key), y, _style(name))
+        plots.name_rows(axes, positions, [""] * len(rows) if place % 2 else names, xlabel=f"Score, with {_INTERVAL}")
         _panel_title(axes, TITLES[key])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     macro_f1 = {n: values["metrics"]["macro_f1"]["estimate"] or 0.0 for n, values in lead(study)["variants"].items()}
-    set_title(figure, "Macro-F1: " + ", ".join(f"{name} {score:.3f}" for name, score in macro_f1.items()))
+    plots.set_title(figure, "Macro-F1: " + ", ".join(f"{name} {score:.3f}" for name, score in macro_f1.items()))
     return figure
 
 
@@ -115,26 +101,25 @@ def calibration(study: Study) -> Figure:
     """The ECE of every variant before and after calibration, and its floor."""
     variants = lead(study)["variants"]
     before, after = (OKABE_ITO["orange"], "o"), (_BETTER, "s")
-    figure, (axes,) = panels(1, 0.9 + 0.55 * len(variants))
+    figure, (axes,) = plots.panels(1, 0.9 + 0.55 * len(variants))
     for y, values in enumerate(variants.values()):
         _interval(axes, values["uncalibrated"]["ece"], y - 0.2, before, seeds=False)
         _interval(axes, values["metrics"]["ece"], y + 0.1, after, seeds=False)
         axes.plot([values["ece_floor"]], [y + 0.1], "|", color=_WORSE, markersize=16, markeredgewidth=2)
     xlabel = f"Expected calibration error (share), with {_INTERVAL}; 0 is best"
-    name_rows(axes, range(len(variants)), list(variants), xlabel=xlabel)
+    plots.name_rows(axes, range(len(variants)), list(variants), xlabel=xlabel)
     axes.set_xlim(left=0)
     ece, floor = variants["fusion"]["metrics"]["ece"]["estimate"] or 0.0, variants["fusion"]["ece_floor"]
-    set_title(figure, f"Calibrated fusion: ECE {ece:.3f}; a perfectly calibrated model of this size shows {floor:.3f}")
-    handles = [legend_point("before", *before), legend_point("after calibration", *after)]
-    floor_mark = legend_point("floor: a perfectly calibrated model", _WORSE, "|", markersize=12, markeredgewidth=2)
-    legend_below(figure, [*handles, floor_mark], 3)
-    return figure
+    finding = f"Calibrated fusion: ECE {ece:.3f}; a perfectly calibrated model of this size shows {floor:.3f}"
+    points = [plots.legend_point("before", *before), plots.legend_point("after calibration", *after)]
+    mark = plots.legend_point("floor: a perfectly calibrated model", _WORSE, "|", markersize=12, markeredgewidth=2)
+    return _finished(figure, finding, [*points, mark])
 
 
 def comparisons(study: Study) -> Figure:
     """Paired differences of the primary metric with intervals, and what could have been detected."""
     rows, primary = lead(study)["comparisons"], study["study"]["primary"]
-    figure, (axes,) = panels(1, 0.9 + 0.5 * len(rows))
+    figure, (axes,) = plots.panels(1, 0.9 + 0.5 * len(rows))
     for y, item in enumerate(rows):
         least = item["smallest_detectable"]
         axes.barh(y, 2 * least, left=-least, height=0.62, color="#E8E8E8", edgecolor="none", zorder=0)
@@ -143,20 +128,20 @@ def comparisons(study: Study) -> Figure:
     axes.margins(x=0.06)
     axes.autoscale()
     names = [f"{item['model']} - {item['other']}" for item in rows]
-    name_rows(axes, range(len(rows)), names, xlabel=f"Difference in {TITLES[primary]}, with {_INTERVAL}")
+    plots.name_rows(axes, range(len(rows)), names, xlabel=f"Difference in {TITLES[primary]}, with {_INTERVAL}")
     estimate, verdict = rows[0]["metrics"][primary]["estimate"]["estimate"] or 0.0, rows[0]["verdict"]
     said = verdict if verdict.startswith("no") else f"it {verdict}"
-    set_title(figure, f"{names[0]}: {estimate:+.3f} {TITLES[primary]}, {said}")
+    finding = f"{names[0]}: {estimate:+.3f} {TITLES[primary]}, {said}"
     shown = {item["verdict"] for item in rows}
-    points = [legend_point(name, colour, linestyle="-") for name, colour in _VERDICTS.items() if name in shown]
-    legend_below(figure, [*points, Patch(color="#E8E8E8", label="smaller than detectable with 80 % power")], 3)
-    return figure
+    points = [plots.legend_point(name, colour, linestyle="-") for name, colour in _VERDICTS.items() if name in shown]
+    bar = Patch(color="#E8E8E8", label="smaller than detectable with 80 % power")
+    return _finished(figure, finding, [*points, bar])
 
 
 def class_changes(study: Study) -> Figure:
     """Lesions that each second-stage variant corrects and breaks, by class."""
     rows = lead(study)["comparisons"][:2]
-    figure, grid = panels(len(rows), 2.9)
+    figure, grid = plots.panels(len(rows), 2.9)
     ways = (("lesions_gained", _BETTER, 1, "left"), ("lesions_lost", _WORSE, -1, "right"))
     largest = max([1, *(row[way] for item in rows for row in item["changes"].values() for way, *_ in ways)])
     for axes, item in zip(grid, rows, strict=True):
@@ -167,7 +152,7 @@ def class_changes(study: Study) -> Figure:
             for y, count in enumerate(counts):
                 write(f"{count:,}", (sign * count, y), (4 * sign, 0))
         names = [f"{label} ({row['lesions']:,})" for label, row in item["changes"].items()]
-        name_rows(axes, range(len(names)), names, xlabel="Lesions", ylabel="Class (lesions)")
+        plots.name_rows(axes, range(len(names)), names, xlabel="Lesions", ylabel="Class (lesions)")
         axes.axvline(0, color=GREY, linewidth=1.2)
         axes.set_xlim(-1.5 * largest, 1.5 * largest)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -175,109 +160,100 @@ def class_changes(study: Study) -> Figure:
         _panel_title(axes, f"{item['model']}, against {item['other']}")
     first = rows[0]
     gained, lost = (sum(row[way] for row in first["changes"].values()) for way, *_ in ways)
-    set_title(figure, f"{first['model']} corrects {gained:,} lesions and breaks {lost:,}, against {first['other']}")
-    legend_below(figure, [Patch(color=_WORSE, label="broken (to the left)"), Patch(color=_BETTER, label="corrected")])
-    return figure
+    finding = f"{first['model']} corrects {gained:,} lesions and breaks {lost:,}, against {first['other']}"
+    bars = ((_WORSE, "broken (to the left)"), (_BETTER, "corrected"))
+    return _finished(figure, finding, [Patch(color=colour, label=label) for colour, label in bars])
 
 
 def shortcuts(study: Study) -> Figure:
     """Macro-F1 lost by shuffling and by hiding each field."""
-    ways = {"shuffled": ((_WORSE, "o"), -0.17), "unknown": ((_BETTER, "s"), 0.17)}
+    ways = {
+        "shuffled": ("shuffled among the images", (_WORSE, "o"), -0.17),
+        "unknown": ("set to unknown", (_BETTER, "s"), 0.17),
+    }
     found = _readers(study)
-    figure, grid = panels(len(found), 1.15 + 0.42 * max(len(values["fields"]) for values in found.values()))
+    figure, grid = plots.panels(len(found), 1.15 + 0.42 * max(len(values["fields"]) for values in found.values()))
     for axes, (name, values) in zip(grid, found.items(), strict=True):
         for place, field in enumerate(values["fields"].values()):
-            for way, (style, offset) in ways.items():
+            for way, (_, style, offset) in ways.items():
                 _interval(axes, field[way]["drop"], place + offset, style, seeds=False)
         names = ["all together" if field == "all" else plain(field) for field in values["fields"]]
-        name_rows(axes, range(len(names)), names, xlabel=f"Macro-F1 lost, with {_INTERVAL}")
+        plots.name_rows(axes, range(len(names)), names, xlabel=f"Macro-F1 lost, with {_INTERVAL}")
         axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         _panel_title(axes, name)
-    name, values = next(iter(found.items()))
-    named = [plain(field) for field in values["named"]]
-    set_title(
-        figure, f"{name} reads {words(named)}" if named else f"No single field could be shown to matter to {name}"
-    )
-    labels = ("shuffled among the images", "set to unknown")
-    points = zip(labels, ways.values(), strict=True)
-    legend_below(figure, [legend_point(label, *style, linestyle="-") for label, (style, _) in points])
-    return figure
+    named = [plain(field) for field in found["fusion"]["named"]]
+    finding = f"fusion reads {words(named)}" if named else "No single field could be shown to matter to fusion"
+    points = [plots.legend_point(label, *style, linestyle="-") for label, style, _ in ways.values()]
+    return _finished(figure, finding, points)
 
 
 def sweeps(study: Study) -> Figure:
     """Mean melanoma probability over the age and over the site given, the image fixed."""
     found = _readers(study)
-    figure, (left, right) = panels(2, 4.6)
-    name, first = next(iter(found.items()))
-    site_names, means = first["site_sweep"]["values"], [row["estimate"] for row in first["site_sweep"]["melanoma"]]
+    figure, (left, right) = plots.panels(2, 4.6)
+    fusion = found["fusion"]
+    site_names, means = fusion["site_sweep"]["values"], [row["estimate"] for row in fusion["site_sweep"]["melanoma"]]
     order = sorted(range(len(means)), key=lambda k: (means[k], site_names[k]), reverse=True)
     for place, (variant, values) in enumerate(found.items()):
-        draw_band(left, values["age_sweep"]["values"], values["age_sweep"]["melanoma"], *_style(variant))
+        plots.draw_band(left, values["age_sweep"]["values"], values["age_sweep"]["melanoma"], *_style(variant))
         for y, k in enumerate(order):
             row, height = values["site_sweep"]["melanoma"][k], y + _offset(place, len(found))
             _interval(right, row, height, _style(variant), 4, seeds=False)
     style_axes(left, xlabel="Age given to the model (years)", ylabel="Mean melanoma probability")
     left.set_ylim(bottom=0)
-    name_rows(right, range(len(order)), [plain(site_names[k]) for k in order], xlabel="Mean melanoma probability")
+    sites = [plain(site_names[k]) for k in order]
+    plots.name_rows(right, range(len(sites)), sites, xlabel="Mean melanoma probability")
     right.set_xlim(left=0)
     right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    slope, text = first["age_sweep"]["change"], "no trend of melanoma probability over age beyond chance"
+    slope, text = fusion["age_sweep"]["change"], "no trend of melanoma probability over age beyond chance"
     if leaves_out_zero(slope):
         way = "rises" if slope["estimate"] > 0 else "falls"
         text = f"melanoma probability {way} by {abs(slope['estimate']):.3f} per decade of age"
-    set_title(figure, f"{name}, same image: {text}")
-    legend_below(figure, _points(list(found), "-"), 3)
-    return figure
+    return _finished(figure, f"fusion, same image: {text}", _points(found, "-"))
 
 
 def missing(study: Study) -> Figure:
     """Macro-F1 and flips against the share of fields missing at random."""
     found = _readers(study)
-    figure, grid = panels(2, 3.0)
-    for axes, (key, title, factor) in zip(
-        grid, (("macro_f1", "Macro-F1", 1), ("flips", "Images that flip (%)", 100)), strict=True
-    ):
+    figure, grid = plots.panels(2, 3.0)
+    kinds = (("macro_f1", "Macro-F1", 1), ("flips", "Images that flip (%)", 100))
+    for axes, (key, title, factor) in zip(grid, kinds, strict=True):
         for name, values in found.items():
-            shares, rows = [100 * row["share"] for row in values["missing"]], [row[key] for row in values["missing"]]
-            draw_band(axes, shares, rows, *_style(name), scale=factor)
+            shares, rows = zip(*((100 * row["share"], row[key]) for row in values["missing"]), strict=True)
+            plots.draw_band(axes, shares, rows, *_style(name), scale=factor)
         style_axes(axes, xlabel="Fields missing at random (%)", ylabel=title)
         axes.set_xlim(-3, 103)
         axes.set_ylim(bottom=0)
-    name, values = next(iter(found.items()))
-    full, none = (values["missing"][k]["macro_f1"]["estimate"] for k in (0, -1))
-    set_title(figure, f"{name} without any metadata: macro-F1 {none:.3f}, with all of it {full:.3f}")
-    legend_below(figure, _points(list(found), "-"), 3)
-    return figure
+    full, none = (found["fusion"]["missing"][k]["macro_f1"]["estimate"] for k in (0, -1))
+    finding = f"fusion without any metadata: macro-F1 {none:.3f}, with all of it {full:.3f}"
+    return _finished(figure, finding, _points(found, "-"))
 
 
 def subgroups(study: Study) -> Figure:
     """Sensitivity to malignancy in every subgroup, of the image model and fusion."""
     variants = {name: lead(study)["variants"][name] for name in ("image", "fusion")}
     groups = [(field, row) for field, rows in variants["image"]["subgroups"]["fields"].items() for row in rows]
-    figure, (axes,) = panels(1, 1.2 + len(groups) * (0.22 + 0.1 * len(variants)))
-    positions = spaced_rows([field for field, _ in groups], 0.5)
+    figure, (axes,) = plots.panels(1, 1.2 + len(groups) * (0.22 + 0.1 * len(variants)))
+    positions = plots.spaced_rows([field for field, _ in groups], 0.5)
     for y, (field, row) in zip(positions, groups, strict=True):
         if row["too_few"]:
-            say_too_few(axes, y, row)
+            plots.say_too_few(axes, y, row)
             continue
         for place, (name, values) in enumerate(variants.items()):
             found = subgroup(values, field, row["group"])["malignant_sensitivity"]
             _interval(axes, found, y + _offset(place, len(variants)), _style(name), 6)
-    names = [subgroup_name(field, row) for field, row in groups]
+    names = [plots.subgroup_name(*group) for group in groups]
     xlabel = f"Share of malignant images found, with {_INTERVAL}"
-    name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
+    plots.name_rows(axes, positions, names, xlabel=xlabel, ylabel="Group (malignant images / images)")
     axes.set_xlim(0, 1)
-    text = "Too few groups with enough malignant lesions to compare"
+    finding = "Too few groups with enough malignant lesions to compare"
     if found := gaps(variants["fusion"]):
         field = max(found, key=lambda field: found[field]["difference"]["estimate"])
-        ends = [found[field][end] for end in ("lowest", "highest")]
-        low, high = (subgroup(variants["fusion"], field, end)["malignant_sensitivity"]["estimate"] for end in ends)
-        text = (
-            f"fusion finds {low:.0%} of malignant images at {field} {plain(ends[0])}, {high:.0%} at {plain(ends[1])}"
-        )
-    set_title(figure, text)
-    legend_below(figure, _points(list(variants)), 3)
-    return figure
+        low, high = (subgroup(variants["fusion"], field, found[field][end]) for end in ("lowest", "highest"))
+        least, most = (f"{row['malignant_sensitivity']['estimate']:.0%}" for row in (low, high))
+        of_low, of_high = plain(low["group"]), plain(high["group"])
+        finding = f"fusion finds {least} of malignant images at {field} {of_low}, {most} at {of_high}"
+    return _finished(figure, finding, _points(variants))
 
 
 # Each draws the file of its name.

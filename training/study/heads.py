@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification
@@ -95,9 +96,7 @@ def fit_variant(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(config, n_classes, uses_image=variant != "metadata").train()
-        decayed = [p for name, p in head.named_parameters() if p.ndim > 1 and not name.startswith("image")]
-        others = [p for name, p in head.named_parameters() if p.ndim <= 1 or name.startswith("image")]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = param_groups_weight_decay(head, settings.weight_decay, no_weight_decay_list=["image.weight"])
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         steps = settings.epochs * math.ceil(len(targets) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

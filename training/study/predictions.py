@@ -51,12 +51,7 @@ def write_predictions(path: str | os.PathLike[str], rows: pd.DataFrame) -> None:
 
 
 def read_logits(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Predictions]:
-    """Protocol to the image variant's predictions, from one table or the joined tables of several runs.
-
-    Rows of other variants are left out, since heads are fitted again. Raises a `Ham10000Error` for a missing column,
-    an image that is scored twice or lacks in a seed, an image with two labels, folds or lesions, or, with
-    lesion-grouped, a lesion in two folds.
-    """
+    """Protocol to the image variant's predictions, from one or several tables; other variants' rows are left out."""
     table = pd.concat([_read_table(Path(path)) for path in paths], ignore_index=True)
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     if len(twice := table[table.duplicated(["protocol", "seed", "image_id"])]):

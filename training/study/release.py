@@ -24,8 +24,6 @@ from ham10000.training.train import load_configured, train
 from ham10000.training.utils.files import JsonObject, atomic_write_json, read_json
 from ham10000.training.utils.hardware import environment
 
-# The image model last: its own calibration must not enter the fusion.
-RELEASED = ("metadata", "fusion", "image")
 ESTIMATED_BY = "cross-validation"
 
 
@@ -33,8 +31,7 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
     """Trains the image model on every image by the recipe, once, with the first seed; returns the run's folder."""
     protocol, plan = next(iter(study.protocols.items()))
     directory = folder / "image-run"
-    config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory)
-    config = dataclasses.replace(config, train_on_all=True)
+    config = ImageRun(protocol, plan.folds, 0, plan.seeds[0]).config(base, directory, train_on_all=True)
     if not is_trained(directory, config):
         train(config, accelerator, load_configured(base))
         accelerator.free_memory()
@@ -42,23 +39,16 @@ def train_on_all(study: StudyConfig, base: TrainConfig, folder: Path, accelerato
 
 
 def write_release(
-    variants: dict[str, CrossFitted],
-    inputs: Inputs,
-    run: Path,
-    to: Path,
-    *,
-    data: str,
-    made_by: str,
-    answer: list[str],
+    variants: dict[str, CrossFitted], inputs: Inputs, run: Path, made_by: str, about: JsonObject
 ) -> list[Path]:
     """Assembles the three checkpoints, each with calibration, prior, prediction sets and its estimated results.
 
     `variants` and `inputs` are those of the first protocol, `run` is the image model trained on all images. The cards
-    name the data, the command `made_by`, and repeat the study's answer word for word. Returns the folders.
+    name the command `made_by`, and from `about` the data and the study's answer. Returns the folders, beside the run.
     """
     study, image, folders = inputs.study, variants["image"].predictions, []
     image_model, image_processor = load_checkpoint(run)
-    for variant in RELEASED:
+    for variant in ("metadata", "fusion", "image"):  # the image model last: its calibration must not enter fusion
         model, processor, start = image_model, image_processor, time.perf_counter()
         if variant != "image":
             given = (image.logits[0], inputs.metadata, image.labels, inputs.model)
@@ -74,11 +64,10 @@ def write_release(
             f"{coverage:g}": fit_thresholds(image.labels, fitted.probabilities()[0], coverage).tolist()
             for coverage in study.coverages
         }
-        directory, seconds = to / f"ham10000-{variant}", time.perf_counter() - start
+        directory, seconds = run.parent / f"ham10000-{variant}", time.perf_counter() - start
         save_checkpoint(directory, model, processor, dtype="float16")
         _describe(directory, run, model, study, made_by, seconds)
-        told = {"data": Path(data).name, "study": {"answer": answer}, "temperature": model.config.temperature}
-        _write_results(directory, run, fitted, inputs, told)
+        _write_results(directory, run, fitted, inputs, about | {"temperature": model.config.temperature})
         folders.append(directory)
     return folders
 

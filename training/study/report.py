@@ -12,7 +12,6 @@ from ham10000.training.utils import markdown_text as md
 from ham10000.training.utils.files import JsonObject
 
 STUDY_FORMAT = 2
-_TEMPLATE = Path(__file__).with_name("study_report.md.jinja")
 TITLES = METRIC_TITLES | {"auroc_macro": "AUROC", "ece": "ECE", "nll": "NLL (nats)"}
 # What a variant is, where it is named first.
 VARIANT_TITLES = {
@@ -21,8 +20,6 @@ VARIANT_TITLES = {
     "fusion": "image and metadata",
     "control": "fusion's network with metadata always hidden",
 }
-SUBGROUP_TITLES = {"age": "age", "sex": "sex", "site": "site", "photographs": "photographs of the lesion"}
-
 
 # A study.json: `format`, the settings in `study`, the `recipe` of the image runs, the machine in `environment`, the
 # `origin` of the images, which earlier files of HAM10000 lack, and each protocol's results in `protocols`.
@@ -47,6 +44,12 @@ def check_study(study: Study) -> None:
 def lead(study: Study) -> ProtocolResult:
     """The first protocol, the only one with heads."""
     return next(iter(study["protocols"].values()))
+
+
+def all_scores(protocol: ProtocolResult) -> JsonObject:
+    """Every variant, and then every baseline, to its scores."""
+    scores = {name: values["metrics"] for name, values in protocol["variants"].items()}
+    return scores | {row["name"]: row["scores"] for row in protocol["baselines"]}
 
 
 def cell(value: Mapping[str, object] | None, *, signed: bool = False) -> str:
@@ -92,10 +95,7 @@ def subgroup(variant: VariantResult, field: str, group: str) -> JsonObject:
 
 
 def largest_fall(protocol: ProtocolResult) -> JsonObject | None:
-    """The age band whose share of malignant images found falls most from control to fusion; None where none falls.
-
-    Its `group`, the shares `before` and `after`, and the numbers of malignant `images` and `lesions`.
-    """
+    """The age band whose share of malignant images found falls most from control to fusion; None where none falls."""
     fallen, variants = [], [protocol["variants"][name] for name in ("control", "fusion")]
     for row in variants[0]["subgroups"]["fields"]["age"]:
         pair = [subgroup(variant, "age", row["group"])["malignant_sensitivity"]["estimate"] for variant in variants]
@@ -126,13 +126,12 @@ def study_markdown(study: Study) -> str:
         Ham10000Error: For a study of another format, or without a protocol.
     """
     check_study(study)
-    protocol = lead(study)
-    template = md.markdown_template(_TEMPLATE, thousands="{:,}".format, cell=cell)
-    functions = (comparison_sentence, gaps, largest_fall, moved_malignant, study_command, subgroup)
+    protocol, path = lead(study), Path(__file__).with_name("study_report.md.jinja")
+    template = md.markdown_template(path, thousands="{:,}".format, cell=cell)
+    functions = (all_scores, comparison_sentence, gaps, largest_fall, moved_malignant, study_command, subgroup)
     markdown = template.render(
         {function.__name__: function for function in functions},
         TITLES=TITLES,
-        SUBGROUP_TITLES=SUBGROUP_TITLES,
         VARIANT_TITLES=VARIANT_TITLES,
         study=study,
         settings=study["study"],
@@ -167,10 +166,9 @@ def results_table(study: Study) -> str:
     check_study(study)
     published = published_baseline()
     rows = [(published["name"], published["protocol"], published["intervals"])] * of_ham10000(study)
+    titles = {key: f"ours: {title}" for key, title in VARIANT_TITLES.items()}
     for name, protocol in study["protocols"].items():
-        found = {f"ours: {VARIANT_TITLES.get(key, key)}": row["metrics"] for key, row in protocol["variants"].items()}
-        found |= {baseline["name"]: baseline["scores"] for baseline in protocol["baselines"]}
-        rows += [(title, name, scores) for title, scores in found.items()]
+        rows += [(titles.get(key, key), name, scores) for key, scores in all_scores(protocol).items()]
     # They fit a page only if an interval may be broken.
     cells = [
         [md.escape(title), md.escape(name)]

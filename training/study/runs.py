@@ -42,15 +42,14 @@ class ImageRun:
         """The run's folder below the study's."""
         return f"{self.protocol}/image-seed{self.seed}" + ("" if self.folds is None else f"-fold{self.fold}")
 
-    def config(self, base: TrainConfig, directory: Path) -> TrainConfig:
+    def config(self, base: TrainConfig, directory: Path, *, train_on_all: bool = False) -> TrainConfig:
         """The recipe as this run's configuration, which resumes if the folder has a state to resume from."""
         return dataclasses.replace(
             base,
             **dataclasses.asdict(self),
             modality="image",
             train_on_validation=True,
-            # A recipe may be the train_config.json of a run that saw its test images.
-            train_on_all=False,
+            train_on_all=train_on_all,  # a recipe may be the train_config.json of a run that saw its test images
             split_file=None,
             save_dtype="float32",
             output_dir=str(directory),
@@ -88,10 +87,9 @@ def locate_runs(
             )
         if run in places:
             raise Ham10000Error(f"{str(folder)!r} and {str(places[run])!r} are the same run; give one of them.")
-        if not settings.get("train_on_validation"):
-            raise Ham10000Error(f"{str(folder)!r} was not trained with --train_on_validation, as a study's runs are.")
-        if settings.get("train_on_all"):
-            raise Ham10000Error(f"{str(folder)!r} was trained on all images, those of its test fold too.")
+        for name, value in (("train_on_validation", True), ("train_on_all", False)):
+            if settings.get(name, False) != value:
+                raise Ham10000Error(f"{str(folder)!r} was not trained with {name} {value}, as a study's runs are.")
         places[run] = folder
     names = [run.name for run in plan]
     if unknown := sorted(set(only) - set(names)):

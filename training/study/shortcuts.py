@@ -7,6 +7,7 @@ nothing here can save a model, and `Ham10000Config` refuses both columns as inpu
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -37,10 +38,8 @@ _AGE_STEP = 5  # years; the ages of HAM10000 are multiples of it
 def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields names and changed metadata (M, N, fields), one at a time.
 
-    Shuffling a field breaks its tie to the class and keeps its distribution (permutation importance: Breiman 2001,
-    10.1023/A:1010933404324, section 10).
-
     They are `shuffled:FIELD` and `unknown:FIELD`, both also for `all`, `missing:SHARE`, `age_sweep` and `site_sweep`.
+    Shuffling is permutation importance (Breiman 2001, 10.1023/A:1010933404324, section 10).
     """
 
     def generator(name: str) -> np.random.Generator:
@@ -157,19 +156,17 @@ def baseline_rows(
 ) -> tuple[list[JsonObject], list[JsonObject]]:
     """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
 
-    `frame` has the images' metadata in the same order, with the forbidden columns. Returns the baselines that anyone
-    may use, and the regressions with those forbidden columns that tell images apart, if any does; raises a
-    `Ham10000Error` for a missing column.
+    Returns the baselines that anyone may use, and the regressions with those forbidden columns that tell images apart.
     """
-    needed = [*METADATA_FIELDS, *FORBIDDEN]
-    if missing := sorted(set(needed) - set(frame.columns)):
-        raise Ham10000Error(f"The data lack the column(s) {missing}; baselines need {needed}.")
+    if missing := sorted({*METADATA_FIELDS, *FORBIDDEN} - set(frame.columns)):
+        raise Ham10000Error(f"The data lack the column(s) {missing}, which baselines need.")
     metadata = list(METADATA_FIELDS)
     seen = np.log(np.maximum(softmax(image.logits[0]), _LOWEST_PROBABILITY))
+    unseen = seen[:, :0]
     majority = np.bincount(image.labels).argmax()
     answers = {
         f"always {image.classes[majority]}": np.full(len(image.labels), majority),
-        "logistic regression on metadata": _regression(image, frame, metadata),
+        "logistic regression on metadata": _regression(image, frame, metadata, unseen),
         "gradient boosting on metadata": _boosting(image, frame),
     }
     allowed = [_row(name, ids, bootstrap) for name, ids in answers.items()]
@@ -180,8 +177,8 @@ def baseline_rows(
     single: list[tuple[str, ...]] = [(name,) for name in known] if len(known) > 1 else []
     forbidden = []
     for base, columns, extra, added in (
-        ("age, sex, site", metadata, None, ((), *single, known)),
-        ("", [], None, (known,)),
+        ("age, sex, site", metadata, unseen, ((), *single, known)),
+        ("", [], unseen, (known,)),
         ("image", [], seen, ((), known)),
     ):
         reference: np.ndarray | None = None
@@ -213,18 +210,15 @@ def _out_of_fold(image: Predictions, features: np.ndarray, make: Callable[[], Cl
     return ids
 
 
-def _regression(
-    image: Predictions, frame: pd.DataFrame, columns: Sequence[str], extra: np.ndarray | None = None
-) -> np.ndarray:
+def _regression(image: Predictions, frame: pd.DataFrame, columns: Sequence[str], extra: np.ndarray) -> np.ndarray:
     """Multinomial logistic regression on one-hot columns (age in steps, missing a value of its own) and more."""
-    parts = [] if extra is None else [extra]
-    if columns:
-        table = frame[list(columns)].copy()
-        if "age" in table:
-            steps = table["age"].astype(float) // _AGE_STEP * _AGE_STEP
-            table["age"] = [f"{age:g}" if age == age else "unknown" for age in steps]
-        parts.append(pd.get_dummies(table.fillna("unknown").astype(str)).to_numpy(dtype=float))
-    return _out_of_fold(image, np.hstack(parts), lambda: LogisticRegression(max_iter=2000))
+    table = frame[list(columns)].copy()
+    if "age" in table:
+        steps = table["age"].astype(float) // _AGE_STEP * _AGE_STEP
+        table["age"] = [f"{age:g}" if age == age else "unknown" for age in steps]
+    one_hot = pd.get_dummies(table.fillna("unknown").astype(str)) if columns else table
+    features = np.hstack([extra, one_hot.to_numpy(dtype=float)])
+    return _out_of_fold(image, features, lambda: LogisticRegression(max_iter=2000))
 
 
 def _boosting(image: Predictions, frame: pd.DataFrame) -> np.ndarray:
@@ -234,5 +228,5 @@ def _boosting(image: Predictions, frame: pd.DataFrame) -> np.ndarray:
         frame[name].astype(float) if name == "age" else pd.factorize(frame[name].fillna("unknown"))[0]
         for name in METADATA_FIELDS
     ]
-    settings = {"categorical_features": categorical, "random_state": 0}
-    return _out_of_fold(image, np.column_stack(table), lambda: HistGradientBoostingClassifier(**settings))
+    make = partial(HistGradientBoostingClassifier, categorical_features=categorical, random_state=0)
+    return _out_of_fold(image, np.column_stack(table), make)

@@ -33,17 +33,11 @@ _WHITE = _XYZ.sum(axis=1)
 
 
 class ImageStatistics(TypedDict):
-    """The colours and textures of training images, as JSON.
+    """The colours and textures of training images, as JSON."""
 
-    Attributes:
-        mean: (14,) in the order of `image_features`.
-        precision: (14, 14), the inverse of the covariance.
-        threshold: Distance below which 99 % of the images are.
-    """
-
-    mean: list[float]
-    precision: list[list[float]]
-    threshold: float
+    mean: list[float]  # (14,) in the order of `image_features`
+    precision: list[list[float]]  # (14, 14), the inverse of the covariance
+    threshold: float  # the distance within which 99 % of the images are
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -118,11 +112,10 @@ def check_image_statistics(statistics: ImageStatistics) -> None:
     """Refuses what `fit_image_statistics` has not made: other keys, shapes, or numbers that are not finite."""
     shapes = {"mean": (N_FEATURES,), "precision": (N_FEATURES, N_FEATURES), "threshold": ()}
     try:
-        arrays = {name: np.array(dict(statistics)[name], dtype=np.float64) for name in shapes}
-        right = set(statistics) == set(shapes) and all(
-            arrays[name].shape == shape and np.isfinite(arrays[name]).all() for name, shape in shapes.items()
-        )
-    except (KeyError, TypeError, ValueError):
+        arrays = {name: np.array(value, dtype=np.float64) for name, value in dict(statistics).items()}
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        right = finite and {name: array.shape for name, array in arrays.items()} == shapes
+    except (TypeError, ValueError):
         right = False
     if not right:
         raise Ham10000Error(

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, StackDataset
 from transformers import Pipeline
 
 from .configuration_ham10000 import METADATA_FIELDS, Ham10000Error, logger
@@ -12,26 +12,6 @@ from .image_processing_ham10000 import load_image
 
 PIPELINE_TASK = "image-metadata-classification"
 _KEYS = ("image", *METADATA_FIELDS)
-
-
-class _Numbered(NamedTuple):
-    """An input with its position among those of one call, for messages."""
-
-    number: int
-    row: Any
-
-
-class _NumberedInputs:
-    """Numbers a list or a map-style dataset without reading it."""
-
-    def __init__(self, rows: Any):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> _Numbered:
-        return _Numbered(number, self.rows[number])
 
 
 class Ham10000Pipeline(Pipeline):
@@ -99,8 +79,10 @@ class Ham10000Pipeline(Pipeline):
 
     def get_iterator(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Numbers the inputs on their way to `preprocess`, so that its errors can say which one is wrong."""
-        has_positions = isinstance(inputs, Sized) and not isinstance(inputs, IterableDataset)
-        numbered = _NumberedInputs(inputs) if has_positions else (_Numbered(*pair) for pair in enumerate(inputs))
+        numbered: Any = ({"number": number, "row": row} for number, row in enumerate(inputs))
+        if isinstance(inputs, Sized) and not isinstance(inputs, IterableDataset):
+            columns: Any = {"number": range(len(inputs)), "row": inputs}
+            numbered = StackDataset(**columns)  # reads no row before it is asked for
         return super().get_iterator(numbered, *args, **kwargs)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -119,8 +101,8 @@ class Ham10000Pipeline(Pipeline):
     def preprocess(self, input_: Any, unknown_values: str = "error") -> dict[str, Any]:  # type: ignore[override]
         """One input to what the variant reads of `pixel_values` (1, 3, height, width) and `metadata` (1, fields)."""
         name, row = "The input", input_
-        if isinstance(input_, _Numbered):
-            name, row = f"Input {input_.number}", input_.row
+        if isinstance(input_, dict) and input_.keys() == {"number", "row"}:  # from `get_iterator`
+            name, row = f"Input {input_['number']}", input_["row"]
         try:
             return self._encode(name, row, unknown_values)
         # Not Ham10000Error: loaded from a folder, the processor raises a class of that name from another module.
