@@ -120,7 +120,7 @@ def test_every_resample_of_seeds_and_lesions_equals_brute_force(seeds: int) -> N
     ("changes", "message"),
     [
         ({"statistics": ["acuracy"]}, r"Unknown statistic\(s\) \['acuracy'\]"),
-        ({"predictions": np.zeros(20, int), "statistics": ["ece"]}, "ece need"),
+        ({"predictions": np.zeros(20, int), "statistics": ["ece"]}, r"\['ece'\] of class ids"),
         ({"predictions": np.zeros(19, int)}, "20 labels, 19 predictions"),
         ({"clusters": ["a"] * 20}, "at least two"),
         ({"clusters": ["a", None] * 10}, "missing values"),

@@ -36,6 +36,7 @@ def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
     return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
 
 
+# Those that class ids are enough for.
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 
@@ -96,13 +97,12 @@ class _Ranking:
 class WeightedMetrics:
     """Evaluates metrics under weights on clusters of images, a block of weight vectors at a time.
 
-    Everything that is a function of sums over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per
-    cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
-    the weights. A weight of 2 means that the cluster counts twice.
+    What is a sum over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per cluster once, and a block of
+    weights then costs one matrix product; ranking metrics sort once and cumulate the weights.
 
     Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and the macro metrics average the classes
-    that are there: the 0 of `zero_division=0` would say that the model missed images which were never shown to it. A
-    class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which weights of 1 repeat.
+    that are there. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which
+    weights of 1 repeat.
 
     Takes class ids (N,), probabilities (N, K) or, where no statistic needs them, predicted class ids (N,), the
     clusters of the same images, and some of `statistics_of(label_names)`.
@@ -116,49 +116,41 @@ class WeightedMetrics:
         names: Iterable[str],
         label_names: Sequence[str],
     ) -> None:
-        self.names, self.label_names = tuple(names), list(label_names)
-        index, n_clusters = clusters.index, clusters.n_clusters
-        n_classes, known = len(self.label_names), statistics_of(label_names)
-        if unknown := sorted(set(self.names) - set(known)):
-            raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
-        labels = validate_labels(labels, n_classes)
+        self.names, self.label_names, n_classes = tuple(names), list(label_names), len(label_names)
+        self._index, n_clusters, known = clusters.index, clusters.n_clusters, statistics_of(label_names)
+        labels, given = validate_labels(labels, n_classes), "probabilities (N, K)"
         probabilities = None
         if np.ndim(predictions) == 1:
-            predicted = validate_labels(predictions, n_classes)
-            if needy := [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]:
-                raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {n_classes}), got class ids (N,).")
+            predicted, given = validate_labels(predictions, n_classes), "class ids (N,)"
+            known = tuple(name for name in known if name.partition(":")[0] in _FROM_CONFUSION)
         else:
             probabilities = validate_probabilities(predictions, len(labels), n_classes)
             predicted = probabilities.argmax(axis=1)
-        if not len(labels) == len(predicted) == len(index):
-            raise Ham10000Error(
-                f"Got {len(labels)} labels, {len(predicted)} predictions and {len(index)} clusters; expected one each."
-            )
-        self._index = index
+        if unknown := sorted(set(self.names) - set(known)):
+            raise Ham10000Error(f"Unknown statistic(s) {unknown} of {given}; expected some of {', '.join(known)}.")
+        if len(set(lengths := (len(labels), len(predicted), len(self._index)))) > 1:
+            raise Ham10000Error("Got {} labels, {} predictions and {} clusters; expected one each.".format(*lengths))
         self._complete = np.bincount(labels, minlength=n_classes).all()
-        self._confusion = np.bincount(
-            index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
-        ).reshape(n_clusters, n_classes**2)  # (C, K * K)
+        cells = (self._index * n_classes + labels) * n_classes + predicted
+        self._confusion = np.bincount(cells, minlength=n_clusters * n_classes**2).reshape(n_clusters, -1)  # (C, K * K)
         self._sums: dict[str, np.ndarray] = {}
         self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
         if probabilities is None:
             return
         for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores)):
             values = per_image(labels, probabilities)
-            self._sums[name] = np.bincount(index, weights=values, minlength=n_clusters)  # (C,)
-        bins = index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
+            self._sums[name] = np.bincount(self._index, weights=values, minlength=n_clusters)
+        bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
         self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
-        wanted = {
-            *self.names,
-            *(f"{name.removesuffix('_macro')}:{label}" for name in self.names for label in label_names),
-        }
         for k, label in enumerate(self.label_names):
             ranking = _Ranking(labels == k, probabilities[:, k])
-            self._ranked[f"auroc:{label}"] = ranking.auroc
-            self._ranked[f"average_precision:{label}"] = ranking.average_precision
-            self._ranked[sensitivity_metric(label)] = ranking.sensitivity_at_95_specificity
-        self._ranked = {name: statistic for name, statistic in self._ranked.items() if name in wanted}
+            if {"auroc_macro", f"auroc:{label}"} & set(self.names):
+                self._ranked[f"auroc:{label}"] = ranking.auroc
+            if AVERAGE_PRECISION in self.names:
+                self._ranked[f"average_precision:{label}"] = ranking.average_precision
+            if (name := sensitivity_metric(label)) in self.names:
+                self._ranked[name] = ranking.sensitivity_at_95_specificity
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Statistic to values (B,), NaN where undefined, under B weight vectors (B, C) of clusters, none all 0."""
@@ -174,12 +166,9 @@ class WeightedMetrics:
             "macro_f1": _nan_mean(tables["f1"]),
             "weighted_f1": (f1 * support).sum(axis=1) / totals,
             "balanced_accuracy": _nan_mean(tables["recall"]),
-            **{
-                f"{name}:{label}": table[:, k]
-                for name, table in tables.items()
-                for k, label in enumerate(self.label_names)
-            },
         }
+        for name, table in tables.items():
+            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
         if self._sums:
             values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
             values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
@@ -235,10 +224,9 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
     """Draws clusters with replacement, as many as there are, `n_resamples` times.
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
-    Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names and the seed, not on the order of the rows, and serve any number of
-    bootstraps over the same rows. Takes the cluster of each image (N,), such as its lesion group; a missing one, or
-    fewer than two, is a `Ham10000Error`.
+    Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x). The draws
+    depend on the set of cluster names and the seed, not on the order of the rows. Takes the cluster of each image
+    (N,), such as its lesion group; a missing one, or fewer than two, is a `Ham10000Error`.
     """
     names = np.asarray(clusters)
     if names.ndim != 1 or pd.isna(names).any():
@@ -260,9 +248,8 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 def percentile_interval(estimate: float, values: np.ndarray, *, metric: str = "", lowest: float = 0.0) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
-    That of an ECE is moved by its bias. A resample repeats images, which looks like miscalibration, so its plain
-    interval lies too high, at times above its estimate. The bias is the mean of the resamples minus the estimate
-    (chapter 10). The moved interval always contains the estimate. Like the estimate it still has the bias of one
+    That of an ECE is moved by its bias, the mean of the resamples minus the estimate (chapter 10): a resample repeats
+    images, which looks like miscalibration. It always contains the estimate, and like it still has the bias of one
     sample's size, so it is read next to `ece_floor`.
 
     Takes the figure on the full sample and in each resample (R,), of which NaN entries are left out and counted, and
@@ -291,8 +278,7 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    Takes what `WeightedMetrics` takes, with weights of the same rows. For a paired comparison call it once for each
-    model with the same weights, and subtract.
+    Takes what `WeightedMetrics` takes. Models whose values are to be subtracted need the same weights.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -304,24 +290,6 @@ def bootstrap_distribution(
         {name: float(full[name][0]) for name in metrics.names},
         {name: np.concatenate([values[name] for values in resampled]) for name in metrics.names},
     )
-
-
-def cluster_bootstrap(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    clusters: ArrayLike,
-    statistics: Iterable[str],
-    n_resamples: int = 2000,
-    seed: int = 0,
-    label_names: Sequence[str] = LABELS,
-) -> dict[str, Interval]:
-    """Intervals of metrics, in the order given, resampling whole clusters (lesions) with replacement.
-
-    Takes what `cluster_weights` and `bootstrap_distribution` take; the same seed gives the same intervals.
-    """
-    weights = cluster_weights(clusters, n_resamples, seed)
-    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
-    return {name: percentile_interval(estimates[name], values[name], metric=name) for name in estimates}
 
 
 # Over lesions and training seeds
@@ -364,15 +332,11 @@ class Sample:
 
     def summary(self) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = self.interval()
-        several = len(self.per_seed) > 1 and interval["estimate"] is not None
-        return {
-            "estimate": interval["estimate"],
-            "low": interval["low"],
-            "high": interval["high"],
-            "sd": float(self.per_seed.std(ddof=1)) if several else None,
-            "per_seed": [None if np.isnan(value) else float(value) for value in self.per_seed],
-        }
+        found, several = self.interval(), len(self.per_seed) > 1
+        sd = float(self.per_seed.std(ddof=1)) if several and found["estimate"] is not None else None
+        per_seed = [None if np.isnan(value) else float(value) for value in self.per_seed]
+        low, high = found["low"], found["high"]
+        return {"estimate": found["estimate"], "low": low, "high": high, "sd": sd, "per_seed": per_seed}
 
 
 def mean_sample(samples: Sequence[Sample]) -> Sample:
@@ -392,8 +356,16 @@ class Bootstrap:
     Takes class ids and lesions, known duplicates merged, both (N,).
     """
 
-    def __init__(self, labels: np.ndarray, groups: np.ndarray, n_seeds: int, n_resamples: int, seed: int = 0):
-        self.labels = labels
+    def __init__(
+        self,
+        labels: np.ndarray,
+        groups: ArrayLike,
+        n_seeds: int,
+        n_resamples: int,
+        seed: int = 0,
+        label_names: Sequence[str] = LABELS,
+    ) -> None:
+        self.labels, self.label_names = labels, label_names
         self.weights = cluster_weights(groups, n_resamples, seed)
         # A stream of its own: the lesions drawn stay those of every other bootstrap with this seed.
         self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
@@ -403,7 +375,8 @@ class Bootstrap:
 
         With one row for several seeds (1, …) the same predictions stand for every seed.
         """
-        runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
+        options = (self.weights, metrics, self.label_names)
+        runs = [bootstrap_distribution(self.labels, rows, *options) for rows in predictions]
         found = {}
         for name in metrics:
             values = np.stack([resampled[name] for _, resampled in runs])
@@ -415,3 +388,17 @@ class Bootstrap:
         """(M, N) values of images to M samples of their means; nothing here varies by seed."""
         resampled = self.weights.sums(values) / self.weights.sums(np.ones((1, values.shape[1])))  # (R, M)
         return [Sample(np.array([mean]), row) for mean, row in zip(values.mean(axis=1), resampled.T, strict=True)]
+
+
+def cluster_bootstrap(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    clusters: ArrayLike,
+    statistics: Sequence[str],
+    n_resamples: int = 2000,
+    seed: int = 0,
+    label_names: Sequence[str] = LABELS,
+) -> dict[str, Interval]:
+    """Intervals of metrics, in the order given, of one model's class ids (N,) or probabilities (N, K)."""
+    bootstrap = Bootstrap(labels, clusters, 1, n_resamples, seed, label_names)
+    return {name: sample.interval() for name, sample in bootstrap.scores(predictions[None], statistics).items()}

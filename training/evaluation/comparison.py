@@ -1,6 +1,5 @@
 """Compares groups of images, and two models on the same images: intervals, p-values, and detectable effects."""
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -12,11 +11,10 @@ from scipy.stats import binom, norm
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
     CONFIDENCE,
+    Bootstrap,
     ClusterWeights,
     Sample,
-    bootstrap_distribution,
     cluster_weights,
-    percentile_interval,
     statistics_of,
 )
 from ham10000.training.evaluation.report import SUMMARY_METRICS, predicted_labels, read_predictions
@@ -159,23 +157,15 @@ def compare_predictions(
         )
     if (differs := labels != other_labels).any():
         raise Ham10000Error(f"{path} and {other_path} disagree on the dx of image {ids[differs][0]!r}.")
-    weights = cluster_weights(table["lesion_group"], n_resamples)
+    bootstrap = Bootstrap(labels, table["lesion_group"], 1, n_resamples, label_names=names)
     metrics = [name for name in SUMMARY_METRICS if name in statistics_of(names)]
-    (estimate, values), (other_estimate, other_values) = (
-        bootstrap_distribution(labels, rows, weights, metrics, names) for rows in (probabilities, other_probabilities)
-    )
-    differences = {
-        name: percentile_interval(
-            estimate[name] - other_estimate[name], values[name] - other_values[name], metric=name, lowest=-math.inf
-        )
-        for name in metrics
-    }
+    ours, others = (bootstrap.scores(rows[None], metrics) for rows in (probabilities, other_probabilities))
     return {
         "n_images": len(ids),
-        "n_lesions": weights.n_clusters,
+        "n_lesions": bootstrap.weights.n_clusters,
         "n_resamples": n_resamples,
         "confidence": CONFIDENCE,
-        "differences": differences,
+        "differences": {name: (ours[name] - others[name]).interval() for name in metrics},
     }
 
 
