@@ -119,30 +119,27 @@ class WeightedMetrics:
         self.names, self.label_names, n_classes = tuple(names), list(label_names), len(label_names)
         self._index, n_clusters, known = clusters.index, clusters.n_clusters, statistics_of(label_names)
         labels, given = validate_labels(labels, n_classes), "probabilities (N, K)"
-        probabilities = None
         if np.ndim(predictions) == 1:
-            predicted, given = validate_labels(predictions, n_classes), "class ids (N,)"
+            predictions, given = np.eye(n_classes)[validate_labels(predictions, n_classes)], "class ids (N,)"
             known = tuple(name for name in known if name.partition(":")[0] in _FROM_CONFUSION)
-        else:
-            probabilities = validate_probabilities(predictions, len(labels), n_classes)
-            predicted = probabilities.argmax(axis=1)
         if unknown := sorted(set(self.names) - set(known)):
             raise Ham10000Error(f"Unknown statistic(s) {unknown} of {given}; expected some of {', '.join(known)}.")
-        if len(set(lengths := (len(labels), len(predicted), len(self._index)))) > 1:
-            raise Ham10000Error("Got {} labels, {} predictions and {} clusters; expected one each.".format(*lengths))
+        if not len(labels) == len(predictions) == len(self._index):
+            lengths = f"{len(labels)} labels, {len(predictions)} predictions and {len(self._index)} clusters"
+            raise Ham10000Error(f"Got {lengths}; expected one each.")
+        probabilities = validate_probabilities(predictions, len(labels), n_classes)
         self._complete = np.bincount(labels, minlength=n_classes).all()
-        cells = (self._index * n_classes + labels) * n_classes + predicted
+        cells = (self._index * n_classes + labels) * n_classes + probabilities.argmax(axis=1)
         self._confusion = np.bincount(cells, minlength=n_clusters * n_classes**2).reshape(n_clusters, -1)  # (C, K * K)
-        self._sums: dict[str, np.ndarray] = {}
-        self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
-        if probabilities is None:
-            return
-        for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores)):
-            values = per_image(labels, probabilities)
-            self._sums[name] = np.bincount(self._index, weights=values, minlength=n_clusters)
         bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
-        self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
+        self._gaps = gaps.reshape(n_clusters, ECE_BINS)
+        self._sums = {
+            name: np.bincount(self._index, weights=per_image(labels, probabilities), minlength=n_clusters)
+            for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores))
+            if name in self.names
+        }
+        self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
         for k, label in enumerate(self.label_names):
             ranking = _Ranking(labels == k, probabilities[:, k])
             if {"auroc_macro", f"auroc:{label}"} & set(self.names):
@@ -169,9 +166,9 @@ class WeightedMetrics:
         }
         for name, table in tables.items():
             values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
-        if self._sums:
-            values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
-            values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
+        values |= {name: weights @ sums / totals for name, sums in self._sums.items()}
+        if "ece" in self.names:
+            values["ece"] = np.abs(weights @ self._gaps).sum(axis=1) / totals
         images = weights[:, self._index] if self._ranked else weights
         values |= {name: statistic(images) for name, statistic in self._ranked.items()}
         for name in {"auroc_macro", AVERAGE_PRECISION} & set(self.names):
