@@ -51,35 +51,27 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
     return _divide(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
-def _cumulated(weights: np.ndarray) -> np.ndarray:
-    """(B, N) to (B, N + 1): the weight below each position."""
-    return np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights, axis=1)], axis=1)
-
-
 class _Ranking:
     """One class's images sorted by score, with ties; its statistics take weights (B, N) of the images."""
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
-        self.order = np.argsort(scores, kind="stable")  # (N,), ascending
-        ranked = scores[self.order]
-        self.positive = positive[self.order]
-        self.starts = np.searchsorted(ranked, ranked[self.positive], side="left")  # of each positive's tied run
-        self.ends = np.searchsorted(ranked, ranked[self.positive], side="right")
-        self.thresholds = np.append(np.unique(ranked, return_index=True)[1], len(ranked))  # positions, ascending
+        thresholds = np.append(np.unique(scores), np.inf)  # (T + 1,), of which nothing reaches the last
+        self.kinds = []  # for positives and negatives, their rows by score, and how many are below each threshold
+        for rows in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+            rows = rows[np.argsort(scores[rows])]
+            self.kinds.append((rows, np.searchsorted(scores[rows], thresholds)))
+
+    def _flagged(self, weights: np.ndarray) -> Iterator[np.ndarray]:
+        """Weight of positives, then of negatives, from each threshold on, (B, T + 1), falling to 0 at the last one."""
+        for rows, places in self.kinds:
+            below = np.pad(np.cumsum(weights[:, rows], axis=1), [(0, 0), (1, 0)])
+            yield below[:, -1:] - below[:, places]
 
     def auroc(self, weights: np.ndarray) -> np.ndarray:
         """Weighted share of (positive, negative) pairs in the right order, ties counting half."""
-        weights = weights[:, self.order]
-        below, positives = _cumulated(np.where(self.positive, 0.0, weights)), weights[:, self.positive]
-        pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
-        return _divide(pairs, positives.sum(axis=1) * below[:, -1])
-
-    def _flagged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weight of positives and of negatives from each threshold on, (B, T), falling to 0 at the last one."""
-        kinds = (self.positive, ~self.positive)
-        below = (_cumulated(np.where(kind, weights[:, self.order], 0.0)) for kind in kinds)
-        found, false = (part[:, -1:] - part[:, self.thresholds] for part in below)
-        return found, false
+        found, false = self._flagged(weights)
+        lower = false[:, :1] - (false[:, :-1] + false[:, 1:]) / 2  # negatives below each score
+        return _divide((-np.diff(found, axis=1) * lower).sum(axis=1), found[:, 0] * false[:, 0])
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Area under the precision-recall steps, as scikit-learn's `average_precision_score`."""
@@ -381,21 +373,11 @@ class Bootstrap:
             found[name] = Sample(np.array([estimate[name] for estimate, _ in runs]), drawn, name)
         return found
 
+    def intervals(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Interval]:
+        """The intervals of one model's class ids (N,) or probabilities (N, K)."""
+        return {name: sample.interval() for name, sample in self.scores(predictions[None], metrics).items()}
+
     def means(self, values: np.ndarray) -> list[Sample]:
         """(M, N) values of images to M samples of their means; nothing here varies by seed."""
         resampled = self.weights.sums(values) / self.weights.sums(np.ones((1, values.shape[1])))  # (R, M)
         return [Sample(np.array([mean]), row) for mean, row in zip(values.mean(axis=1), resampled.T, strict=True)]
-
-
-def cluster_bootstrap(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    clusters: ArrayLike,
-    statistics: Sequence[str],
-    n_resamples: int = 2000,
-    seed: int = 0,
-    label_names: Sequence[str] = LABELS,
-) -> dict[str, Interval]:
-    """Intervals of metrics, in the order given, of one model's class ids (N,) or probabilities (N, K)."""
-    bootstrap = Bootstrap(labels, clusters, 1, n_resamples, seed, label_names)
-    return {name: sample.interval() for name, sample in bootstrap.scores(predictions[None], statistics).items()}
