@@ -73,10 +73,7 @@ def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarr
 
 
 def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
-    """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2.
-
-    Another shape, NaN, values outside [0, 1] and rows that do not sum to 1 are a `Ham10000Error`.
-    """
+    """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2."""
     try:
         array = np.asarray(probabilities, dtype=np.float64)
     except ValueError as error:
@@ -155,10 +152,9 @@ def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """The largest sensitivity among all thresholds that keep at least 95 % of the negatives unflagged.
+    """The largest sensitivity among all thresholds that keep at least 95 % of the negatives below them.
 
-    Takes whether each image is of the class (N,), and its probability (N,); an image is flagged at or above the
-    threshold. None without positives or without negatives.
+    None without positives or without negatives.
     """
     if positive.all() or not positive.any():
         return None
