@@ -134,9 +134,8 @@ def ece_floor(probabilities: np.ndarray) -> float:
     The ECE of a finite sample is biased upwards; its floor, the mean over 200 sets of labels that are drawn by the
     probabilities themselves, says by how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
     """
-    generator, cumulated = np.random.default_rng(0), np.cumsum(probabilities, axis=1)
-    last = probabilities.shape[1] - 1
-    draws = (np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(200))
+    generator, cumulated = np.random.default_rng(0), np.cumsum(probabilities, axis=1)[:, :-1]
+    draws = ((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1) for _ in range(200))
     return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
 
 
@@ -193,13 +192,10 @@ def compute_metrics(
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     predicted = probabilities.argmax(axis=1)
-    class_ids = list(range(len(label_names)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=class_ids, zero_division=0
-    )
+    ids = list(range(len(label_names)))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
     aurocs = [
-        float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None
-        for k in class_ids
+        float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None for k in ids
     ]
     unranked = [label for label, auroc in zip(label_names, aurocs, strict=True) if auroc is None]
     undefined = {"auroc_macro": f"no images, or no others, of {', '.join(unranked)}"} if unranked else {}
@@ -224,7 +220,7 @@ def compute_metrics(
         "nll": float(negative_log_likelihoods(labels, probabilities).mean()),
         "brier": float(brier_scores(labels, probabilities).mean()),
         **sensitivity,
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=class_ids).tolist(),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=ids).tolist(),
         "per_class": {label: dict(zip(names, row, strict=True)) for label, row in zip(label_names, rows, strict=True)},
         "undefined": undefined,
     }
