@@ -31,9 +31,8 @@ AVERAGE_PRECISION = "average_precision_macro"
 
 def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
     """The names of all statistics of a label set; a sensitivity at 95 % specificity for each label."""
-    sensitivities = [sensitivity_metric(label) for label in label_names]
     per_class = [f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in label_names]
-    return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
+    return (*headline_metrics(None), AVERAGE_PRECISION, *map(sensitivity_metric, label_names), *per_class)
 
 
 # Those that class ids are enough for.
@@ -93,8 +92,7 @@ class WeightedMetrics:
     weights then costs one matrix product; ranking metrics sort once and cumulate the weights.
 
     Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and the macro metrics average the classes
-    that are there. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which
-    weights of 1 repeat.
+    that are there. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`.
 
     Takes class ids (N,), probabilities (N, K) or, where no statistic needs them, predicted class ids (N,), the
     clusters of the same images, and some of `statistics_of(label_names)`.
@@ -204,8 +202,7 @@ class ClusterWeights:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(M, N) values of images to their sums in every resample (R, M)."""
-        of_cluster = [np.bincount(self.index, weights=row, minlength=self.n_clusters) for row in values]
-        totals = np.stack(of_cluster, axis=1)  # (C, M)
+        totals = np.stack([np.bincount(self.index, weights=row, minlength=self.n_clusters) for row in values], axis=1)
         return np.concatenate([block @ totals for block in self.blocks()])
 
 

@@ -19,16 +19,14 @@ from ham10000.training.evaluation.bootstrap import Bootstrap
 from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
-from ham10000.training.evaluation.report import (
-    DECISION_METRICS,
-    evaluate_predictions,
-    predictions_table,
-    write_evaluation,
-)
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json
 from ham10000.training.utils.hardware import environment
+
+# What a decision rule changes.
+DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 
 def _rows_to_score(

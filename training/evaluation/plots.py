@@ -65,8 +65,7 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
 def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
     """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
-    The value has `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several. The
-    options are those of the point, such as `markerfacecolor`.
+    The value has `estimate`, `low`, `high` and perhaps `per_seed`, small dots if several; the options are the point's.
     """
     estimate = value.get("estimate")
     if not defined(estimate):

@@ -27,7 +27,6 @@ from ham10000.training.utils.files import (
     read_json,
     remove_leftovers,
     restore_cell,
-    restore_mode,
     scratch_folder,
     to_json,
     write_table,
@@ -39,8 +38,6 @@ _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per
 _STALE_SECONDS = 600.0
 # What tables and comparisons of several models show.
 SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", HEADLINE_METRICS[-1])
-# What a decision rule changes; `ham10000-evaluate` shows them for each rule.
-DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 
 def metric_title(name: str) -> str:
@@ -184,7 +181,6 @@ def write_evaluation(output_dir: str | os.PathLike[str], results: JsonObject, pr
         (output_dir / last.name).unlink(missing_ok=True)
         (output_dir / "figures").mkdir(exist_ok=True)
         for path in [scratch / RunFile.PREDICTIONS, *figures.iterdir(), last]:
-            restore_mode(path)
             path.replace(output_dir / path.relative_to(scratch))
     return output_dir / last.name
 
@@ -207,7 +203,7 @@ def format_results(results: JsonObject) -> str:
         lines.append(f"  (macro-F1 and balanced accuracy average the classes with images; none of {absent})")
     lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
     for rule, found in results.get("decisions", {}).items():
-        cells = [f"{METRIC_TITLES[name]} {_cell(found[name])}" for name in DECISION_METRICS]
+        cells = [f"{METRIC_TITLES[name]} {_cell(interval)}" for name, interval in found.items()]
         lines.append(f"  rule {rule}: {', '.join(cells)}")
     width = max(6, *map(len, metrics["per_class"]))
     lines.append(f"  {'class':<{width}} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
