@@ -12,8 +12,8 @@ from ham10000.training.evaluation.bootstrap import (
     AVERAGE_PRECISION,
     PER_CLASS_STATISTICS,
     Bootstrap,
+    Interval,
     bootstrap_distribution,
-    cluster_bootstrap,
     cluster_weights,
     percentile_interval,
     statistics_of,
@@ -29,6 +29,10 @@ def make_data(n: int, n_clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     # Repeated rows make ties between images of different classes, which the ranking metrics must survive.
     probabilities[n // 2 :] = probabilities[draws.integers(0, n // 2, size=n - n // 2)]
     return labels, probabilities, np.array([f"HAM_{i:07d}" for i in draws.integers(0, n_clusters, size=n)])
+
+
+def intervals(labels, predictions, clusters, statistics, n_resamples: int) -> dict[str, Interval]:
+    return Bootstrap(labels, clusters, 1, n_resamples).intervals(predictions, statistics)
 
 
 def reference(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float]:
@@ -68,7 +72,7 @@ def test_weights_are_reproducible_and_independent_of_the_row_order() -> None:
     np.testing.assert_array_equal(weights.counts, cluster_weights(data[2], 100, seed=7).counts)
     assert (weights.counts != cluster_weights(data[2], 100, seed=8).counts).any()
     order = np.random.default_rng(0).permutation(200)
-    ours, shuffled = (cluster_bootstrap(*parts, STATISTICS, 100) for parts in (data, [part[order] for part in data]))
+    ours, shuffled = (intervals(*parts, STATISTICS, 100) for parts in (data, [part[order] for part in data]))
     for name in STATISTICS:
         assert ours[name] == pytest.approx(shuffled[name], abs=1e-12)
 
@@ -83,7 +87,7 @@ def test_an_interval_ends_at_two_percentiles_and_is_none_where_the_figure_is_und
     labels, probabilities, clusters = make_data(100, 60)
     kept = (labels != 4) & ((labels != 6) | (np.cumsum(labels == 6) <= 2))
     names = ["recall:mel", "auroc_macro", "recall:vasc"]
-    result = cluster_bootstrap(labels[kept], probabilities[kept], clusters[kept], names, 200)
+    result = intervals(labels[kept], probabilities[kept], clusters[kept], names, 200)
     nothing = {"estimate": None, "low": None, "high": None, "n_defined": 0}
     assert result["recall:mel"] == result["auroc_macro"] == nothing
     # A rare class is missing from some resamples, and the interval says on how many it rests.
@@ -120,7 +124,7 @@ def test_every_resample_of_seeds_and_lesions_equals_brute_force(seeds: int) -> N
     ("changes", "message"),
     [
         ({"statistics": ["acuracy"]}, r"Unknown statistic\(s\) \['acuracy'\]"),
-        ({"predictions": np.zeros(20, int), "statistics": ["ece"]}, "ece need"),
+        ({"predictions": np.zeros(20, int), "statistics": ["ece"]}, r"\['ece'\] of class ids"),
         ({"predictions": np.zeros(19, int)}, "20 labels, 19 predictions"),
         ({"clusters": ["a"] * 20}, "at least two"),
         ({"clusters": ["a", None] * 10}, "missing values"),
@@ -132,4 +136,4 @@ def test_bad_input_is_named(changes: dict, message: str) -> None:
     labels, probabilities = predictions(20)
     arguments = {"labels": labels, "predictions": probabilities, "clusters": range(20), "statistics": ["accuracy"]}
     with pytest.raises(Ham10000Error, match=message):
-        cluster_bootstrap(**(arguments | {"n_resamples": 5} | changes))
+        intervals(**(arguments | {"n_resamples": 5} | changes))

@@ -23,9 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=_SPLITS, default="test", help="part to score; all needs no split")
     parser.add_argument("--split_file", help="split.csv to use (default: the checkpoint's own)")
     parser.add_argument("--output_dir", help="default: the checkpoint for test, its evaluation_<split> for others")
-    parser.add_argument(
-        "--views", type=int, choices=_VIEWS, default=1, help="test-time augmentation: flips to average"
-    )
+    parser.add_argument("--views", type=int, choices=_VIEWS, default=1, help="flips to average at test time")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
@@ -33,9 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--cache_dir", help="folder of the uint8 image cache (default: ~/.cache/ham10000)")
     parser.add_argument("--isic_submission", metavar="FILE", help="also write the table that ISIC 2018, task 3, takes")
-    parser.add_argument(
-        "--tables", metavar="DIR", help="also tables as csv and LaTeX, figures as PDF and SVG, and a checklist"
-    )
+    parser.add_argument("--tables", metavar="DIR", help="also csv and LaTeX tables, PDF and SVG figures, a checklist")
     fixes = f"any of {', '.join(DATA_FIXES)}"
     parser.add_argument("--data_fixes", nargs="*", choices=DATA_FIXES, default=[], metavar="FIX", help=fixes)
     add_data_arguments(parser)
@@ -94,16 +90,14 @@ def main(argv: Sequence[str]) -> None:
             print("note: config.json has no class_prior, so the submission is not adjusted to balanced accuracy")
         else:
             probabilities = balanced_probabilities(probabilities, model.config.class_prior)
-        submission = format_submission(table["image_id"].tolist(), probabilities, labels)
-        atomic_write_text(arguments.isic_submission, submission)
+        ids = table["image_id"].tolist()
+        atomic_write_text(arguments.isic_submission, format_submission(ids, probabilities, labels))
     training = read_json(checkpoint / RunFile.TRAINING, optional=True)
     if arguments.tables:
         write_paper(arguments.tables, results, predictions, model.config.malignant_labels or [], training)
     split = results["split"]
     if known := images_trained_on(checkpoint, table["image_id"]):
-        print(
-            f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good for new ones"
-        )
+        print(f"warning: the checkpoint was trained on {known:,} of these images; the scores are too good")
     base = (training or {}).get("base_model")
     if base and base.get("data") != "synthetic":
         print(f"warning: it was fine-tuned from {base['name']}, which may have been trained on these images")

@@ -31,11 +31,11 @@ AVERAGE_PRECISION = "average_precision_macro"
 
 def statistics_of(label_names: Sequence[str]) -> tuple[str, ...]:
     """The names of all statistics of a label set; a sensitivity at 95 % specificity for each label."""
-    sensitivities = [sensitivity_metric(label) for label in label_names]
     per_class = [f"{name}:{label}" for name in PER_CLASS_STATISTICS for label in label_names]
-    return (*headline_metrics(None), AVERAGE_PRECISION, *sensitivities, *per_class)
+    return (*headline_metrics(None), AVERAGE_PRECISION, *map(sensitivity_metric, label_names), *per_class)
 
 
+# Those that class ids are enough for.
 _FROM_CONFUSION = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "precision", "recall", "f1"}
 
 
@@ -50,35 +50,27 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
     return _divide(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
-def _cumulated(weights: np.ndarray) -> np.ndarray:
-    """(B, N) to (B, N + 1): the weight below each position."""
-    return np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights, axis=1)], axis=1)
-
-
 class _Ranking:
     """One class's images sorted by score, with ties; its statistics take weights (B, N) of the images."""
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
-        self.order = np.argsort(scores, kind="stable")  # (N,), ascending
-        ranked = scores[self.order]
-        self.positive = positive[self.order]
-        self.starts = np.searchsorted(ranked, ranked[self.positive], side="left")  # of each positive's tied run
-        self.ends = np.searchsorted(ranked, ranked[self.positive], side="right")
-        self.thresholds = np.append(np.unique(ranked, return_index=True)[1], len(ranked))  # positions, ascending
+        thresholds = np.append(np.unique(scores), np.inf)  # (T + 1,), of which nothing reaches the last
+        self.kinds = []  # for positives and negatives, their rows by score, and how many are below each threshold
+        for rows in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+            rows = rows[np.argsort(scores[rows])]
+            self.kinds.append((rows, np.searchsorted(scores[rows], thresholds)))
+
+    def _flagged(self, weights: np.ndarray) -> Iterator[np.ndarray]:
+        """Weight of positives, then of negatives, from each threshold on, (B, T + 1), falling to 0 at the last one."""
+        for rows, places in self.kinds:
+            below = np.pad(np.cumsum(weights[:, rows], axis=1), [(0, 0), (1, 0)])
+            yield below[:, -1:] - below[:, places]
 
     def auroc(self, weights: np.ndarray) -> np.ndarray:
         """Weighted share of (positive, negative) pairs in the right order, ties counting half."""
-        weights = weights[:, self.order]
-        below, positives = _cumulated(np.where(self.positive, 0.0, weights)), weights[:, self.positive]
-        pairs = (positives * 0.5 * (below[:, self.starts] + below[:, self.ends])).sum(axis=1)
-        return _divide(pairs, positives.sum(axis=1) * below[:, -1])
-
-    def _flagged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weight of positives and of negatives from each threshold on, (B, T), falling to 0 at the last one."""
-        kinds = (self.positive, ~self.positive)
-        below = (_cumulated(np.where(kind, weights[:, self.order], 0.0)) for kind in kinds)
-        found, false = (part[:, -1:] - part[:, self.thresholds] for part in below)
-        return found, false
+        found, false = self._flagged(weights)
+        lower = false[:, :1] - (false[:, :-1] + false[:, 1:]) / 2  # negatives below each score
+        return _divide((-np.diff(found, axis=1) * lower).sum(axis=1), found[:, 0] * false[:, 0])
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Area under the precision-recall steps, as scikit-learn's `average_precision_score`."""
@@ -96,13 +88,11 @@ class _Ranking:
 class WeightedMetrics:
     """Evaluates metrics under weights on clusters of images, a block of weight vectors at a time.
 
-    Everything that is a function of sums over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per
-    cluster once, and a block of weights then costs one matrix product; ranking metrics sort once and cumulate
-    the weights. A weight of 2 means that the cluster counts twice.
+    What is a sum over images (the confusion matrix, ECE's bins, NLL, Brier) is summed per cluster once, and a block of
+    weights then costs one matrix product; ranking metrics sort once and cumulate the weights.
 
     Where a class has weight 0 its recall, F1 and AUROC are undefined (NaN), and the macro metrics average the classes
-    that are there: the 0 of `zero_division=0` would say that the model missed images which were never shown to it. A
-    class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`, which weights of 1 repeat.
+    that are there. A class that the full sample lacks leaves macro AUROC undefined, as in `compute_metrics`.
 
     Takes class ids (N,), probabilities (N, K) or, where no statistic needs them, predicted class ids (N,), the
     clusters of the same images, and some of `statistics_of(label_names)`.
@@ -116,49 +106,38 @@ class WeightedMetrics:
         names: Iterable[str],
         label_names: Sequence[str],
     ) -> None:
-        self.names, self.label_names = tuple(names), list(label_names)
-        index, n_clusters = clusters.index, clusters.n_clusters
-        n_classes, known = len(self.label_names), statistics_of(label_names)
-        if unknown := sorted(set(self.names) - set(known)):
-            raise Ham10000Error(f"Unknown statistic(s) {unknown}; expected some of {', '.join(known)}.")
-        labels = validate_labels(labels, n_classes)
-        probabilities = None
+        self.names, self.label_names, n_classes = tuple(names), list(label_names), len(label_names)
+        self._index, n_clusters, known = clusters.index, clusters.n_clusters, statistics_of(label_names)
+        labels, given = validate_labels(labels, n_classes), "probabilities (N, K)"
         if np.ndim(predictions) == 1:
-            predicted = validate_labels(predictions, n_classes)
-            if needy := [name for name in self.names if name.partition(":")[0] not in _FROM_CONFUSION]:
-                raise Ham10000Error(f"{', '.join(needy)} need(s) probabilities (N, {n_classes}), got class ids (N,).")
-        else:
-            probabilities = validate_probabilities(predictions, len(labels), n_classes)
-            predicted = probabilities.argmax(axis=1)
-        if not len(labels) == len(predicted) == len(index):
-            raise Ham10000Error(
-                f"Got {len(labels)} labels, {len(predicted)} predictions and {len(index)} clusters; expected one each."
-            )
-        self._index = index
+            predictions, given = np.eye(n_classes)[validate_labels(predictions, n_classes)], "class ids (N,)"
+            known = tuple(name for name in known if name.partition(":")[0] in _FROM_CONFUSION)
+        if unknown := sorted(set(self.names) - set(known)):
+            raise Ham10000Error(f"Unknown statistic(s) {unknown} of {given}; expected some of {', '.join(known)}.")
+        if not len(labels) == len(predictions) == len(self._index):
+            lengths = f"{len(labels)} labels, {len(predictions)} predictions and {len(self._index)} clusters"
+            raise Ham10000Error(f"Got {lengths}; expected one each.")
+        probabilities = validate_probabilities(predictions, len(labels), n_classes)
         self._complete = np.bincount(labels, minlength=n_classes).all()
-        self._confusion = np.bincount(
-            index * n_classes**2 + labels * n_classes + predicted, minlength=n_clusters * n_classes**2
-        ).reshape(n_clusters, n_classes**2)  # (C, K * K)
-        self._sums: dict[str, np.ndarray] = {}
-        self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
-        if probabilities is None:
-            return
-        for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores)):
-            values = per_image(labels, probabilities)
-            self._sums[name] = np.bincount(index, weights=values, minlength=n_clusters)  # (C,)
-        bins = index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
+        cells = (self._index * n_classes + labels) * n_classes + probabilities.argmax(axis=1)
+        self._confusion = np.bincount(cells, minlength=n_clusters * n_classes**2).reshape(n_clusters, -1)  # (C, K * K)
+        bins = self._index * ECE_BINS + confidence_bins(probabilities.max(axis=1))
         gaps = np.bincount(bins, weights=calibration_gaps(labels, probabilities), minlength=n_clusters * ECE_BINS)
-        self._sums["ece"] = gaps.reshape(n_clusters, ECE_BINS)
-        wanted = {
-            *self.names,
-            *(f"{name.removesuffix('_macro')}:{label}" for name in self.names for label in label_names),
+        self._gaps = gaps.reshape(n_clusters, ECE_BINS)
+        self._sums = {
+            name: np.bincount(self._index, weights=per_image(labels, probabilities), minlength=n_clusters)
+            for name, per_image in (("nll", negative_log_likelihoods), ("brier", brier_scores))
+            if name in self.names
         }
+        self._ranked: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # statistics of single classes
         for k, label in enumerate(self.label_names):
             ranking = _Ranking(labels == k, probabilities[:, k])
-            self._ranked[f"auroc:{label}"] = ranking.auroc
-            self._ranked[f"average_precision:{label}"] = ranking.average_precision
-            self._ranked[sensitivity_metric(label)] = ranking.sensitivity_at_95_specificity
-        self._ranked = {name: statistic for name, statistic in self._ranked.items() if name in wanted}
+            if {"auroc_macro", f"auroc:{label}"} & set(self.names):
+                self._ranked[f"auroc:{label}"] = ranking.auroc
+            if AVERAGE_PRECISION in self.names:
+                self._ranked[f"average_precision:{label}"] = ranking.average_precision
+            if (name := sensitivity_metric(label)) in self.names:
+                self._ranked[name] = ranking.sensitivity_at_95_specificity
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Statistic to values (B,), NaN where undefined, under B weight vectors (B, C) of clusters, none all 0."""
@@ -174,15 +153,12 @@ class WeightedMetrics:
             "macro_f1": _nan_mean(tables["f1"]),
             "weighted_f1": (f1 * support).sum(axis=1) / totals,
             "balanced_accuracy": _nan_mean(tables["recall"]),
-            **{
-                f"{name}:{label}": table[:, k]
-                for name, table in tables.items()
-                for k, label in enumerate(self.label_names)
-            },
         }
-        if self._sums:
-            values |= {name: weights @ self._sums[name] / totals for name in ("nll", "brier")}
-            values["ece"] = np.abs(weights @ self._sums["ece"]).sum(axis=1) / totals
+        for name, table in tables.items():
+            values |= {f"{name}:{label}": table[:, k] for k, label in enumerate(self.label_names)}
+        values |= {name: weights @ sums / totals for name, sums in self._sums.items()}
+        if "ece" in self.names:
+            values["ece"] = np.abs(weights @ self._gaps).sum(axis=1) / totals
         images = weights[:, self._index] if self._ranked else weights
         values |= {name: statistic(images) for name, statistic in self._ranked.items()}
         for name in {"auroc_macro", AVERAGE_PRECISION} & set(self.names):
@@ -226,8 +202,7 @@ class ClusterWeights:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(M, N) values of images to their sums in every resample (R, M)."""
-        of_cluster = [np.bincount(self.index, weights=row, minlength=self.n_clusters) for row in values]
-        totals = np.stack(of_cluster, axis=1)  # (C, M)
+        totals = np.stack([np.bincount(self.index, weights=row, minlength=self.n_clusters) for row in values], axis=1)
         return np.concatenate([block @ totals for block in self.blocks()])
 
 
@@ -235,10 +210,9 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
     """Draws clusters with replacement, as many as there are, `n_resamples` times.
 
     Every cluster comes with all its images, which keeps the dependence within it (Davison & Hinkley 1997, "Bootstrap
-    Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x).
-    The draws depend on the set of cluster names and the seed, not on the order of the rows, and serve any number of
-    bootstraps over the same rows. Takes the cluster of each image (N,), such as its lesion group; a missing one, or
-    fewer than two, is a `Ham10000Error`.
+    Methods and their Application", section 3.8; Field & Welsh 2007, 10.1111/j.1467-9868.2007.00593.x). The draws
+    depend on the set of cluster names and the seed, not on the order of the rows. Takes the cluster of each image
+    (N,), such as its lesion group; a missing one, or fewer than two, is a `Ham10000Error`.
     """
     names = np.asarray(clusters)
     if names.ndim != 1 or pd.isna(names).any():
@@ -260,9 +234,8 @@ def cluster_weights(clusters: ArrayLike, n_resamples: int = 2000, seed: int = 0)
 def percentile_interval(estimate: float, values: np.ndarray, *, metric: str = "", lowest: float = 0.0) -> Interval:
     """Percentile interval of a bootstrap distribution (Efron & Tibshirani 1993, chapter 13).
 
-    That of an ECE is moved by its bias. A resample repeats images, which looks like miscalibration, so its plain
-    interval lies too high, at times above its estimate. The bias is the mean of the resamples minus the estimate
-    (chapter 10). The moved interval always contains the estimate. Like the estimate it still has the bias of one
+    That of an ECE is moved by its bias, the mean of the resamples minus the estimate (chapter 10): a resample repeats
+    images, which looks like miscalibration. It always contains the estimate, and like it still has the bias of one
     sample's size, so it is read next to `ece_floor`.
 
     Takes the figure on the full sample and in each resample (R,), of which NaN entries are left out and counted, and
@@ -291,8 +264,7 @@ def bootstrap_distribution(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates statistics on the full sample and in every resample.
 
-    Takes what `WeightedMetrics` takes, with weights of the same rows. For a paired comparison call it once for each
-    model with the same weights, and subtract.
+    Takes what `WeightedMetrics` takes. Models whose values are to be subtracted need the same weights.
 
     Returns:
         Name to value on the full sample, and name to values in the resamples (R,); NaN where undefined.
@@ -304,24 +276,6 @@ def bootstrap_distribution(
         {name: float(full[name][0]) for name in metrics.names},
         {name: np.concatenate([values[name] for values in resampled]) for name in metrics.names},
     )
-
-
-def cluster_bootstrap(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    clusters: ArrayLike,
-    statistics: Iterable[str],
-    n_resamples: int = 2000,
-    seed: int = 0,
-    label_names: Sequence[str] = LABELS,
-) -> dict[str, Interval]:
-    """Intervals of metrics, in the order given, resampling whole clusters (lesions) with replacement.
-
-    Takes what `cluster_weights` and `bootstrap_distribution` take; the same seed gives the same intervals.
-    """
-    weights = cluster_weights(clusters, n_resamples, seed)
-    estimates, values = bootstrap_distribution(labels, predictions, weights, statistics, label_names)
-    return {name: percentile_interval(estimates[name], values[name], metric=name) for name in estimates}
 
 
 # Over lesions and training seeds
@@ -364,15 +318,11 @@ class Sample:
 
     def summary(self) -> Estimate:
         """The figure with its interval, as study.json has it."""
-        interval = self.interval()
-        several = len(self.per_seed) > 1 and interval["estimate"] is not None
-        return {
-            "estimate": interval["estimate"],
-            "low": interval["low"],
-            "high": interval["high"],
-            "sd": float(self.per_seed.std(ddof=1)) if several else None,
-            "per_seed": [None if np.isnan(value) else float(value) for value in self.per_seed],
-        }
+        found, several = self.interval(), len(self.per_seed) > 1
+        sd = float(self.per_seed.std(ddof=1)) if several and found["estimate"] is not None else None
+        per_seed = [None if np.isnan(value) else float(value) for value in self.per_seed]
+        low, high = found["low"], found["high"]
+        return {"estimate": found["estimate"], "low": low, "high": high, "sd": sd, "per_seed": per_seed}
 
 
 def mean_sample(samples: Sequence[Sample]) -> Sample:
@@ -392,8 +342,16 @@ class Bootstrap:
     Takes class ids and lesions, known duplicates merged, both (N,).
     """
 
-    def __init__(self, labels: np.ndarray, groups: np.ndarray, n_seeds: int, n_resamples: int, seed: int = 0):
-        self.labels = labels
+    def __init__(
+        self,
+        labels: np.ndarray,
+        groups: ArrayLike,
+        n_seeds: int,
+        n_resamples: int,
+        seed: int = 0,
+        label_names: Sequence[str] = LABELS,
+    ) -> None:
+        self.labels, self.label_names = labels, label_names
         self.weights = cluster_weights(groups, n_resamples, seed)
         # A stream of its own: the lesions drawn stay those of every other bootstrap with this seed.
         self.draws = np.random.default_rng([seed, 1]).integers(0, n_seeds, size=(n_seeds, n_resamples))  # (S, R)
@@ -403,13 +361,18 @@ class Bootstrap:
 
         With one row for several seeds (1, …) the same predictions stand for every seed.
         """
-        runs = [bootstrap_distribution(self.labels, rows, self.weights, metrics) for rows in predictions]
+        options = (self.weights, metrics, self.label_names)
+        runs = [bootstrap_distribution(self.labels, rows, *options) for rows in predictions]
         found = {}
         for name in metrics:
             values = np.stack([resampled[name] for _, resampled in runs])
             drawn = values[0] if len(runs) == 1 else np.take_along_axis(values, self.draws, axis=0).mean(axis=0)
             found[name] = Sample(np.array([estimate[name] for estimate, _ in runs]), drawn, name)
         return found
+
+    def intervals(self, predictions: np.ndarray, metrics: Sequence[str]) -> dict[str, Interval]:
+        """The intervals of one model's class ids (N,) or probabilities (N, K)."""
+        return {name: sample.interval() for name, sample in self.scores(predictions[None], metrics).items()}
 
     def means(self, values: np.ndarray) -> list[Sample]:
         """(M, N) values of images to M samples of their means; nothing here varies by seed."""

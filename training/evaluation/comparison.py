@@ -1,6 +1,5 @@
 """Compares groups of images, and two models on the same images: intervals, p-values, and detectable effects."""
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -12,11 +11,10 @@ from scipy.stats import binom, norm
 from ham10000.modeling.configuration_ham10000 import LABELS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.bootstrap import (
     CONFIDENCE,
+    Bootstrap,
     ClusterWeights,
     Sample,
-    bootstrap_distribution,
     cluster_weights,
-    percentile_interval,
     statistics_of,
 )
 from ham10000.training.evaluation.report import SUMMARY_METRICS, predicted_labels, read_predictions
@@ -105,15 +103,12 @@ def subgroup_results(
             n_lesions = len(np.unique(weights.index[members]))
             row: JsonObject = {"group": name, "n_images": int(members.sum()), "n_lesions": n_lesions}
             if len(malignant_ids):
-                n_malignant_lesions = len(np.unique(weights.index[members & malignant]))
-                row |= {
-                    "n_malignant": int((members & malignant).sum()),
-                    "n_malignant_lesions": n_malignant_lesions,
-                    "too_few": n_malignant_lesions < MIN_MALIGNANT_LESIONS,
-                }
+                found = weights.index[members & malignant]
+                row |= {"n_malignant": len(found), "n_malignant_lesions": len(np.unique(found))}
+                row["too_few"] = row["n_malignant_lesions"] < MIN_MALIGNANT_LESIONS
+                if not row["too_few"] and name != UNKNOWN:
+                    sensitivities[name] = values["malignant_sensitivity"]
             fields[field].append(row | {key: value.interval() for key, value in values.items()})
-            if not row.get("too_few", True) and name != UNKNOWN:
-                sensitivities[name] = values["malignant_sensitivity"]
         if len(malignant_ids):
             gaps[field] = _largest_gap(sensitivities)
     return {"min_malignant_lesions": MIN_MALIGNANT_LESIONS, "fields": fields, "largest_gaps": gaps}
@@ -138,15 +133,11 @@ def compare_predictions(
 ) -> JsonObject:
     """Compares two `predictions.csv` of the same images: differences, model minus other, with intervals.
 
-    Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out; the
-    interval is narrower than two separate ones suggest (Efron & Tibshirani 1993, chapter 8).
-
-    Of `SUMMARY_METRICS` those that the label set has. Files with different label sets, different images, or different
-    labels for one image are a `Ham10000Error`.
+    Both models are scored on the same resampled lesions, so what they share (easy and hard lesions) cancels out (Efron
+    & Tibshirani 1993, chapter 8). Of `SUMMARY_METRICS` those that the label set has. Files with different label sets,
+    different images, or different labels for one image are a `Ham10000Error`.
     """
-    (table, labels, probabilities), (other_table, other_labels, other_probabilities) = (
-        _by_image(file) for file in (path, other_path)
-    )
+    (table, labels, probabilities), (other_table, other_labels, others) = map(_by_image, (path, other_path))
     names, other_names = predicted_labels(table), predicted_labels(other_table)
     if names != other_names:
         raise Ham10000Error(f"{path} has the labels {names}, {other_path} {other_names}; models of one set compare.")
@@ -159,23 +150,15 @@ def compare_predictions(
         )
     if (differs := labels != other_labels).any():
         raise Ham10000Error(f"{path} and {other_path} disagree on the dx of image {ids[differs][0]!r}.")
-    weights = cluster_weights(table["lesion_group"], n_resamples)
+    bootstrap = Bootstrap(labels, table["lesion_group"], 1, n_resamples, label_names=names)
     metrics = [name for name in SUMMARY_METRICS if name in statistics_of(names)]
-    (estimate, values), (other_estimate, other_values) = (
-        bootstrap_distribution(labels, rows, weights, metrics, names) for rows in (probabilities, other_probabilities)
-    )
-    differences = {
-        name: percentile_interval(
-            estimate[name] - other_estimate[name], values[name] - other_values[name], metric=name, lowest=-math.inf
-        )
-        for name in metrics
-    }
+    ours, theirs = (bootstrap.scores(rows[None], metrics) for rows in (probabilities, others))
     return {
         "n_images": len(ids),
-        "n_lesions": weights.n_clusters,
+        "n_lesions": bootstrap.weights.n_clusters,
         "n_resamples": n_resamples,
         "confidence": CONFIDENCE,
-        "differences": differences,
+        "differences": {name: (ours[name] - theirs[name]).interval() for name in metrics},
     }
 
 
@@ -190,9 +173,8 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
     """McNemar's test that two models are right equally often, on the same cases, as a two-sided mid-p-value.
 
     The exact test less half of the observed outcome's probability, which removes its conservatism (Fagerland, Lydersen
-    & Laake 2013, 10.1186/1471-2288-13-91). The cases must be independent: give one photograph per lesion.
-
-    Takes the number of cases that only one of them gets right, of either; 1 where the models never differ.
+    & Laake 2013, 10.1186/1471-2288-13-91). Takes the number of cases that only one of them gets right, of either. The
+    cases must be independent: give one photograph per lesion.
     """
     fewer, total = min(only_first, only_second), only_first + only_second
     if total == 0:
@@ -209,13 +191,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap_p_value(values: np.ndarray) -> float:
-    """Two-sided p-value of a difference being 0, from its bootstrap distribution.
+    """Two-sided p-value of a difference being 0, from its bootstrap distribution; NaN entries are left out.
 
     Twice the smaller of the two shares of resamples on either side of 0, with one more resample counted into each, so
-    that it is never 0 (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.4). A
-    resample at exactly 0 counts on both sides, which is cautious for accuracy, whose differences are often exactly 0.
-    It says the same as the percentile interval: p < 0.05 where the 95 % interval leaves 0 out.
-    NaN entries are left out.
+    that it is never 0 (Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.4). A resample at
+    exactly 0 counts on both sides, which is cautious for accuracy. p < 0.05 where the 95 % interval leaves 0 out.
     """
     smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
     return min(1.0, 2 * (1 + smaller) / (1 + np.count_nonzero(~np.isnan(values))))
@@ -224,7 +204,7 @@ def bootstrap_p_value(values: np.ndarray) -> float:
 def smallest_detectable(standard_error: float, *, confidence: float = CONFIDENCE, power: float = 0.8) -> float:
     """The true difference that a two-sided test finds with the given power: (z_{1-a/2} + z_power) * standard error.
 
-    It is a property of the sample's size and of the pairing, not of the difference that was observed; power computed
-    from the observed difference would only restate the p-value (Hoenig & Heisey 2001, 10.1198/000313001300339897).
+    Not of the observed difference, whose power would only restate the p-value (Hoenig & Heisey 2001,
+    10.1198/000313001300339897).
     """
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error

@@ -14,11 +14,10 @@ COVERAGES = (0.8, 0.9, 0.95)
 
 
 def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | None) -> np.ndarray:
-    """The probabilities if every class were equally frequent: `p / prior`, normalised.
+    """The probabilities (N, K) if every class were equally frequent: `p / prior`, normalised.
 
-    Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities",
-    10.1162/089976602753284446, equation 2.4. Takes probabilities (N, K) and the class shares (K,) that they answer
-    for, `config.class_prior`.
+    Saerens, Latinne & Decaestecker 2002, 10.1162/089976602753284446, equation 2.4. The prior is the class shares (K,)
+    that the probabilities answer for, `config.class_prior`.
     """
     if prior is None:
         raise Ham10000Error(
@@ -35,8 +34,8 @@ def balanced_probabilities(probabilities: np.ndarray, prior: Sequence[float] | N
 def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule: str = "probable") -> np.ndarray:
     """The class ids (N,) of calibrated probabilities (N, K) by one of `RULES`, the first of equal classes.
 
-    The most probable class maximises the expected accuracy; the class with the largest ratio of probability to prior,
-    `argmax(log p - log prior)`, maximises the expected balanced accuracy. Only `balanced` reads the prior.
+    The most probable class maximises the expected accuracy; the one with the largest ratio of probability to prior,
+    which only `balanced` reads, the expected balanced accuracy.
     """
     if rule not in RULES:
         raise Ham10000Error(f"Unknown decision rule {rule!r}; expected one of {list(RULES)}.")
@@ -47,11 +46,10 @@ def decide(probabilities: np.ndarray, prior: Sequence[float] | None = None, rule
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: float) -> np.ndarray:
     """The largest score `1 - p_k` that each class's prediction set accepts (K,), from images not trained on.
 
-    Mondrian (class-conditional) split conformal prediction: Vovk 2012, "Conditional validity of inductive conformal
-    predictors", arXiv:1209.2673; Angelopoulos & Bates 2021, arXiv:2107.07511, section 4.2. A class's threshold is the
-    ceil((n + 1) * coverage)-th smallest score of its n images, or 1, which accepts every image, where there are too
-    few to promise less. Of further images of a class, exchangeable with these, at least `coverage` have their class in
-    their set, whatever the model.
+    Mondrian (class-conditional) split conformal prediction: Vovk 2012, arXiv:1209.2673; Angelopoulos & Bates 2021,
+    arXiv:2107.07511, section 4.2. The ceil((n + 1) * coverage)-th smallest score of a class's n images, or 1, which
+    accepts every image, where they are too few. Of further images of a class, exchangeable with these, at least
+    `coverage` have their class in their set, whatever the model.
     """
     thresholds = np.ones(probabilities.shape[1])
     for k in range(len(thresholds)):
@@ -64,10 +62,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, coverage: floa
 
 
 def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Whether each class is in each image's set, (N, K) bool, by thresholds (K,) of `fit_thresholds`.
-
-    A row may be empty: the image is unlike every class's images that the thresholds were fitted on.
-    """
+    """Whether each class is in each image's set, (N, K) bool; a row that is unlike all calibration images is empty."""
     return 1 - np.asarray(probabilities, dtype=np.float64) <= np.asarray(thresholds, dtype=np.float64)
 
 
@@ -75,6 +70,6 @@ def saved_thresholds(saved: Mapping[str, Sequence[float]] | None, coverage: floa
     """The thresholds (K,) of a coverage in a checkpoint's `config.conformal_thresholds`."""
     known = {float(key): np.asarray(values, dtype=np.float64) for key, values in (saved or {}).items()}
     if coverage not in known:
-        has = f"it has {', '.join(f'{value:g}' for value in sorted(known))}" if known else "it has none at all"
-        raise Ham10000Error(f"The checkpoint has no prediction sets for coverage {coverage:g}; {has}.")
+        has = ", ".join(f"{value:g}" for value in sorted(known)) or "none at all"
+        raise Ham10000Error(f"The checkpoint has no prediction sets for coverage {coverage:g}; it has {has}.")
     return known[coverage]

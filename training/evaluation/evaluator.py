@@ -15,20 +15,18 @@ from ham10000.modeling import Ham10000Config, Ham10000Error
 from ham10000.training.data.loader import EvalLoader, Samples, open_images
 from ham10000.training.data.sources import align_labels, metadata_frame
 from ham10000.training.data.split import SPLITS, apply_split, lesion_groups, load_split
-from ham10000.training.evaluation.bootstrap import cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import Bootstrap
 from ham10000.training.evaluation.comparison import subgroup_results
 from ham10000.training.evaluation.decision import RULES, decide
 from ham10000.training.evaluation.metrics import softmax
-from ham10000.training.evaluation.report import (
-    DECISION_METRICS,
-    evaluate_predictions,
-    predictions_table,
-    write_evaluation,
-)
+from ham10000.training.evaluation.report import evaluate_predictions, predictions_table, write_evaluation
 from ham10000.training.inference.prediction import load_checkpoint, predict_logits
 from ham10000.training.run_folder import RunFile, trained_on_validation
 from ham10000.training.utils.files import JsonObject, read_json
 from ham10000.training.utils.hardware import environment
+
+# What a decision rule changes.
+DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 
 def _rows_to_score(
@@ -158,10 +156,7 @@ def score_predictions(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[JsonObject, pd.DataFrame]:
-    """The results of an evaluation, subgroups and decision rules included, and the table of its predictions.
-
-    The frame has the metadata with the ids.
-    """
+    """The results of an evaluation, and the table of its predictions; the frame has the metadata with the ids."""
     table = predictions_table(frame, labels, probabilities, groups, config.label_names)
     results = evaluate_predictions(table, positive=positive, n_resamples=n_resamples, seed=seed)
     malignant_ids = [config.label_names.index(label) for label in config.malignant_labels or ()]
@@ -169,9 +164,7 @@ def score_predictions(
         frame, labels, probabilities, groups, malignant_ids=malignant_ids, n_resamples=n_resamples, seed=seed
     )
     if config.class_prior is not None:
-        options = (groups, DECISION_METRICS, n_resamples, seed, config.label_names)
-        results["decisions"] = {
-            rule: cluster_bootstrap(labels, decide(probabilities, config.class_prior, rule), *options)
-            for rule in RULES
-        }
+        bootstrap = Bootstrap(labels, np.asarray(groups), 1, n_resamples, seed, config.label_names)
+        answers = {rule: decide(probabilities, config.class_prior, rule) for rule in RULES}
+        results["decisions"] = {rule: bootstrap.intervals(ids, DECISION_METRICS) for rule, ids in answers.items()}
     return results, table

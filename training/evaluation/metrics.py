@@ -73,10 +73,7 @@ def validate_labels(labels: ArrayLike, n_classes: int = len(LABELS)) -> np.ndarr
 
 
 def validate_probabilities(probabilities: ArrayLike, n_rows: int, n_classes: int | None = None) -> np.ndarray:
-    """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2.
-
-    Another shape, NaN, values outside [0, 1] and rows that do not sum to 1 are a `Ham10000Error`.
-    """
+    """Returns probabilities (N, K) as float64, unchanged in value; K is `n_classes`, or any from 2."""
     try:
         array = np.asarray(probabilities, dtype=np.float64)
     except ValueError as error:
@@ -137,9 +134,8 @@ def ece_floor(probabilities: np.ndarray) -> float:
     The ECE of a finite sample is biased upwards; its floor, the mean over 200 sets of labels that are drawn by the
     probabilities themselves, says by how much (consistency resampling: Broecker & Smith 2007, 10.1175/WAF993.1).
     """
-    generator, cumulated = np.random.default_rng(0), np.cumsum(probabilities, axis=1)
-    last = probabilities.shape[1] - 1
-    draws = (np.minimum((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1), last) for _ in range(200))
+    generator, cumulated = np.random.default_rng(0), np.cumsum(probabilities, axis=1)[:, :-1]
+    draws = ((generator.random((len(probabilities), 1)) > cumulated).sum(axis=1) for _ in range(200))
     return float(np.mean([expected_calibration_error(labels, probabilities) for labels in draws]))
 
 
@@ -155,10 +151,9 @@ def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def sensitivity_at_95_specificity(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """The largest sensitivity among all thresholds that keep at least 95 % of the negatives unflagged.
+    """The largest sensitivity among all thresholds that keep at least 95 % of the negatives below them.
 
-    Takes whether each image is of the class (N,), and its probability (N,); an image is flagged at or above the
-    threshold. None without positives or without negatives.
+    None without positives or without negatives.
     """
     if positive.all() or not positive.any():
         return None
@@ -197,13 +192,10 @@ def compute_metrics(
     labels = validate_labels(labels, len(label_names))
     probabilities = validate_probabilities(probabilities, len(labels), len(label_names))
     predicted = probabilities.argmax(axis=1)
-    class_ids = list(range(len(label_names)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=class_ids, zero_division=0
-    )
+    ids = list(range(len(label_names)))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0)
     aurocs = [
-        float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None
-        for k in class_ids
+        float(roc_auc_score(labels == k, probabilities[:, k])) if 0 < support[k] < len(labels) else None for k in ids
     ]
     unranked = [label for label, auroc in zip(label_names, aurocs, strict=True) if auroc is None]
     undefined = {"auroc_macro": f"no images, or no others, of {', '.join(unranked)}"} if unranked else {}
@@ -228,7 +220,7 @@ def compute_metrics(
         "nll": float(negative_log_likelihoods(labels, probabilities).mean()),
         "brier": float(brier_scores(labels, probabilities).mean()),
         **sensitivity,
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=class_ids).tolist(),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=ids).tolist(),
         "per_class": {label: dict(zip(names, row, strict=True)) for label, row in zip(label_names, rows, strict=True)},
         "undefined": undefined,
     }

@@ -91,20 +91,11 @@ def operating_points(all_targets: Sequence[Target], weights: ClusterWeights) -> 
             place = int(np.searchsorted(false, 1 - specificity + 1e-9, side="right") - 1)
             found = percentile_interval(float(true[place]), values[:, round((1 - specificity) * 100)])
             hits, alarms = 1000 * share * true[place], 1000 * (1 - share) * false[place]
-            rows.append(
-                {
-                    "target": target.name,
-                    "least specificity": specificity,
-                    "threshold": float(thresholds[place]),
-                    "sensitivity": found["estimate"],
-                    "low": found["low"],
-                    "high": found["high"],
-                    "found per 1,000": hits,
-                    "missed per 1,000": 1000 * share - hits,
-                    "false alarms per 1,000": alarms,
-                    "flagged per found": (hits + alarms) / hits if hits else float("nan"),
-                }
-            )
+            row: JsonObject = {"target": target.name, "least specificity": specificity}
+            row |= {"threshold": float(thresholds[place]), "sensitivity": found["estimate"]}
+            row |= {"low": found["low"], "high": found["high"], "found per 1,000": hits}
+            row |= {"missed per 1,000": 1000 * share - hits, "false alarms per 1,000": alarms}
+            rows.append(row | {"flagged per found": (hits + alarms) / hits if hits else float("nan")})
     return pd.DataFrame(rows)
 
 
@@ -189,12 +180,12 @@ def _result_tables(results: JsonObject) -> dict[str, pd.DataFrame]:
         {"metric": metric_title(name), **{key: intervals[name][key] for key in ("estimate", "low", "high")}}
         for name in interval_metrics(results)
     ]
-    per_class = []
-    for label, row in metrics["per_class"].items():
-        found = intervals["per_class"][label]
-        ends = {f"{name} {end}": found[name][end] for name in ("recall", "f1") for end in ("low", "high")}
-        scores = {name: row[name] for name in ("recall", "precision", "f1", "auroc")}
-        per_class.append({"class": label, "images": row["support"], **scores, **ends})
+    per_class = [
+        {"class": label, "images": row["support"]}
+        | {name: row[name] for name in ("recall", "precision", "f1", "auroc")}
+        | {f"{n} {end}": intervals["per_class"][label][n][end] for n in ("recall", "f1") for end in ("low", "high")}
+        for label, row in metrics["per_class"].items()
+    ]
     return {"results": pd.DataFrame(headline), "per_class": pd.DataFrame(per_class)}
 
 

@@ -1,6 +1,5 @@
 """Figures of an evaluation: each title states the finding, colours are safe for colour-blind readers."""
 
-import itertools
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from sklearn.calibration import calibration_curve
 
 from ham10000.modeling.configuration_ham10000 import Ham10000Error
 from ham10000.training.evaluation.metrics import ECE_BINS, confidence_bins, expected_calibration_error
@@ -44,10 +44,7 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def panels(count: int, height: float, *, columns: int = 2, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
-    """A figure 8 inches wide, and its panels, row by row.
-
-    A row has `height` inches and at most so many columns; the title and the legend have `extra` inches.
-    """
+    """A figure 8 inches wide, and its panels by rows of `height` inches; title and legend have `extra` inches."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = new_figure(8, extra + rows * height)
@@ -68,8 +65,7 @@ def name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str], *, x
 def draw_interval(axes: Axes, value: JsonObject, y: float, colour: str, shape: str, **options: Any) -> bool:
     """Draws a point with its horizontal interval, as far as they are defined; says whether there was a point.
 
-    The value has `estimate`, `low`, `high` and perhaps `per_seed`, drawn as small dots if there are several. The
-    options are those of the point, such as `markerfacecolor`.
+    The value has `estimate`, `low`, `high` and perhaps `per_seed`, small dots if several; the options are the point's.
     """
     estimate = value.get("estimate")
     if not defined(estimate):
@@ -154,18 +150,16 @@ def plot_confusion_matrix(metrics: JsonObject, path: str | os.PathLike[str]) -> 
 def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, path: str | os.PathLike[str]) -> Path:
     """Draws accuracy against confidence of the top label, and how many images have which confidence.
 
-    The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals (Wilson 1927), which take
-    the images as independent; they show which bins are too small to read.
+    The bins are those of the ECE. Bars on the accuracies are 95 % Wilson intervals, which take the images as
+    independent; they show which bins are too small to read.
     """
     from statsmodels.stats.proportion import proportion_confint  # late: it takes a second to import
 
     confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = confidence_bins(confidence)
-    counts = np.bincount(bins, minlength=ECE_BINS)
+    accuracy, mean_confidence = calibration_curve(hits, confidence, n_bins=ECE_BINS, pos_label=True)
+    counts = np.bincount(confidence_bins(confidence), minlength=ECE_BINS)
     n = counts[counts > 0]
-    mean_confidence, right = (np.bincount(bins, weights=part)[np.unique(bins)] for part in (confidence, hits))
-    mean_confidence, accuracy = mean_confidence / n, right / n
-    low, high = proportion_confint(right, n, method="wilson")
+    low, high = proportion_confint(np.rint(accuracy * n), n, method="wilson")
     gap = float(confidence.mean() - hits.mean())
     finding = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points on average"
     if abs(gap) < 0.01:
@@ -238,20 +232,21 @@ def _plot_scores(
     rows: Sequence[tuple[str, JsonObject]],
     series: Mapping[str, tuple[str, str, str]],
     positions: Sequence[float],
-    *,
     height: float,
-    xlabel: str,
-    ylabel: str,
-) -> tuple[Figure, Axes]:
+    **labels: str,
+) -> Figure:
     """Named rows of two scores in [0, 1] with their intervals; `series` is key to label, colour and marker."""
     figure, (axes,) = panels(1, height)
     for y, (_, row) in zip(positions, rows, strict=True):
         for (key, (_, colour, shape)), offset in zip(series.items(), (-0.15, 0.15), strict=True):
-            draw_interval(axes, row[key], y + offset, OKABE_ITO[colour], shape)
-    name_rows(axes, positions, [name for name, _ in rows], xlabel=xlabel, ylabel=ylabel)
+            if key == "malignant_sensitivity" and row["too_few"]:
+                say_too_few(axes, y + offset, row)
+            else:
+                draw_interval(axes, row[key], y + offset, OKABE_ITO[colour], shape)
+    name_rows(axes, positions, [name for name, _ in rows], **labels)
     axes.set_xlim(0, 1)
     legend_below(figure, [legend_point(text, OKABE_ITO[colour], shape) for text, colour, shape in series.values()])
-    return figure, axes
+    return figure
 
 
 def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
@@ -267,7 +262,7 @@ def plot_per_class(results: JsonObject, path: str | os.PathLike[str]) -> Path:
     rows = [(f"{plain(label)} ({row['support']:,})", intervals[label]) for label, row in metrics.items()]
     series = {"recall": ("recall (sensitivity)", "blue", "o"), "f1": ("F1", "vermilion", "s")}
     text = {"xlabel": "Score, with 95 % interval (bootstrap over lesions)", "ylabel": "Class (images)"}
-    figure, _ = _plot_scores(rows, series, range(len(rows)), height=1.4 + 0.4 * len(rows), **text)
+    figure = _plot_scores(rows, series, range(len(rows)), 1.4 + 0.4 * len(rows), **text)
     set_title(figure, f"The class missed most{among} is {plain(weakest)}: recall {recall['estimate']:.2f}{bounds}")
     return save_figure(figure, path)
 
@@ -276,12 +271,11 @@ def _subgroup_finding(subgroups: JsonObject) -> str:
     gaps = {field: gap for field, gap in subgroups["largest_gaps"].items() if gap}
     if not gaps:
         return "Too few groups with enough malignant lesions to compare"
-    field = max(gaps, key=lambda name: gaps[name]["difference"]["estimate"])
-    rows = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
-    lowest, highest = gaps[field]["lowest"], gaps[field]["highest"]
+    field, gap = max(gaps.items(), key=lambda item: item[1]["difference"]["estimate"])
+    rates = {row["group"]: row["malignant_sensitivity"]["estimate"] for row in subgroups["fields"][field]}
     where = "with {} photograph(s)" if field == "photographs" else f"at {field} {{}}"
-    low, high = where.format(plain(lowest)), where.format(plain(highest))
-    return f"Malignant found: {rows[lowest]:.0%} {low}, {rows[highest]:.0%} {high}"
+    said = [f"{rates[group]:.0%} {where.format(plain(group))}" for group in (gap["lowest"], gap["highest"])]
+    return f"Malignant found: {', '.join(said)}"
 
 
 def subgroup_name(field: str, row: JsonObject) -> str:
@@ -292,8 +286,7 @@ def subgroup_name(field: str, row: JsonObject) -> str:
 
 def spaced_rows(fields: Sequence[str], gap: float) -> list[float]:
     """Heights of rows one below the other, with a gap where the field changes."""
-    breaks = [0.0, *(float(field != before) for before, field in itertools.pairwise(fields))]
-    return [row + gap * total for row, total in enumerate(itertools.accumulate(breaks))]
+    return list(np.arange(len(fields)) + gap * pd.factorize(np.array(fields))[0])
 
 
 def say_too_few(axes: Axes, y: float, row: JsonObject) -> None:
@@ -309,14 +302,10 @@ def plot_subgroups(subgroups: JsonObject, path: str | os.PathLike[str]) -> Path:
         "malignant_sensitivity": ("sensitivity: malignant images called malignant", "vermilion", "o"),
         "malignant_specificity": ("specificity: benign images called benign", "blue", "s"),
     }
-    hidden: JsonObject = {"malignant_sensitivity": {}}
-    rows = [(subgroup_name(field, row), row | hidden if row["too_few"] else row) for field, row in groups]
+    rows = [(subgroup_name(field, row), row) for field, row in groups]
     positions = spaced_rows([field for field, _ in groups], 0.6)
     text = {"xlabel": "Share of images, with 95 % interval", "ylabel": "Group (malignant images / images)"}
-    figure, axes = _plot_scores(rows, series, positions, height=0.7 + 0.36 * len(rows), **text)
-    for y, (_, row) in zip(positions, groups, strict=True):
-        if row["too_few"]:
-            say_too_few(axes, y - 0.15, row)
+    figure = _plot_scores(rows, series, positions, 0.7 + 0.36 * len(rows), **text)
     set_title(figure, _subgroup_finding(subgroups))
     return save_figure(figure, path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ham10000.modeling.configuration_ham10000 import LABELS, METADATA_FIELDS, Ham10000Error
-from ham10000.training.evaluation.bootstrap import CONFIDENCE, Interval, cluster_bootstrap
+from ham10000.training.evaluation.bootstrap import CONFIDENCE, Bootstrap, Interval
 from ham10000.training.evaluation.metrics import (
     HEADLINE_METRICS,
     METRIC_TITLES,
@@ -27,7 +27,6 @@ from ham10000.training.utils.files import (
     read_json,
     remove_leftovers,
     restore_cell,
-    restore_mode,
     scratch_folder,
     to_json,
     write_table,
@@ -39,8 +38,6 @@ _PROBABILITY = "p_"  # begins the names of the columns of probabilities, one per
 _STALE_SECONDS = 600.0
 # What tables and comparisons of several models show.
 SUMMARY_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc_macro", "ece", HEADLINE_METRICS[-1])
-# What a decision rule changes; `ham10000-evaluate` shows them for each rule.
-DECISION_METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 
 def metric_title(name: str) -> str:
@@ -70,20 +67,21 @@ def evaluate_predictions(
     """All metrics of a `predictions_table`, the headline and the per-class ones with lesion-clustered intervals.
 
     Returns `metrics` (see `compute_metrics`), `intervals` (of the headline metrics, and of recall and F1 of each class
-    under `per_class`) and `bootstrap` (how they were made). `positive` is the class of the sensitivity row, by default
-    mel, where the label set has it. A duplicated image, or fewer than two lesions, is a `Ham10000Error`.
+    under `per_class`) and `bootstrap` (how they were made). A duplicated image, or fewer than two lesions, is a
+    `Ham10000Error`.
     """
     ids, lesion_groups = predictions["image_id"], predictions["lesion_group"]
-    if ids.duplicated().any():
+    if len(again := ids[ids.duplicated()]):
         raise Ham10000Error(
-            f"Image {ids[ids.duplicated()].iloc[0]!r} is duplicated ({int(ids.duplicated().sum())} repeated rows): "
-            "padded batches must be trimmed before the evaluation."
+            f"Image {again.iloc[0]!r} is duplicated ({len(again)} repeated rows): padded batches must be trimmed "
+            "before the evaluation."
         )
     label_names, (labels, probabilities) = predicted_labels(predictions), _labels_and_probabilities(predictions)
     metrics = compute_metrics(labels, probabilities, label_names, positive)
     headline = headline_metrics(metrics["positive"])
     names = [*headline, *(f"{name}:{label}" for label in label_names for name in ("recall", "f1"))]
-    found = cluster_bootstrap(labels, probabilities, lesion_groups, names, n_resamples, seed, label_names)
+    bootstrap = Bootstrap(labels, lesion_groups, 1, n_resamples, seed, label_names)
+    found = bootstrap.intervals(probabilities, names)
     per_class = {label: {name: found[f"{name}:{label}"] for name in ("recall", "f1")} for label in label_names}
     return {
         "metrics": metrics,
@@ -92,7 +90,7 @@ def evaluate_predictions(
             "method": "percentile, lesions resampled with replacement; ECE bias-corrected",
             "confidence": CONFIDENCE,
             "n_resamples": n_resamples,
-            "n_lesions": lesion_groups.nunique(),
+            "n_lesions": bootstrap.weights.n_clusters,
             "seed": seed,
             "note": "a resample without a class averages the others",
         },
@@ -152,8 +150,8 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
     )
     names = predicted_labels(table)
     missing = sorted({"image_id", "lesion_group", "dx"} - set(table.columns))
-    if missing or len(names) < 2:
-        missing += [] if len(names) > 1 else [f"{_PROBABILITY}LABEL"]
+    missing += [f"{_PROBABILITY}LABEL"] if len(names) < 2 else []
+    if missing:
         raise Ham10000Error(f"{path} lacks the column(s) {missing}; is it the predictions.csv of an evaluation?")
     if unknown := sorted(set(table["dx"]) - set(names)):
         raise Ham10000Error(f"{path} has unknown dx {unknown}; expected some of {names}.")
@@ -162,19 +160,11 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, np.nda
 
 
 def write_evaluation(output_dir: str | os.PathLike[str], results: JsonObject, predictions: pd.DataFrame) -> Path:
-    """Writes an evaluation, all files first and each in its place then, `eval_results.json` last: it means complete.
+    """Writes `predictions.csv`, the figures in `figures/` and `eval_results.json`, whose path it returns.
 
-        output_dir/
-        ├── eval_results.json           metrics, intervals, bootstrap, and what else the results have
-        ├── predictions.csv             one row per image, probabilities with every digit
-        └── figures/
-            ├── confusion_matrix.png
-            ├── reliability.png
-            ├── per_class.png
-            └── subgroups.png           with subgroups and malignant labels only
-
-    Takes the results of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one, and
-    the `predictions_table`. Returns the path of `eval_results.json`.
+    All are written first and each is put in its place then, `eval_results.json` last: it means complete. Takes the
+    results of `evaluate_predictions`, with that of `subgroup_results` as `subgroups` where there is one, and the
+    `predictions_table`.
     """
     text = to_json(results)  # before anything is written: it must be strict JSON
     output_dir = Path(output_dir)
@@ -191,7 +181,6 @@ def write_evaluation(output_dir: str | os.PathLike[str], results: JsonObject, pr
         (output_dir / last.name).unlink(missing_ok=True)
         (output_dir / "figures").mkdir(exist_ok=True)
         for path in [scratch / RunFile.PREDICTIONS, *figures.iterdir(), last]:
-            restore_mode(path)
             path.replace(output_dir / path.relative_to(scratch))
     return output_dir / last.name
 
@@ -210,13 +199,11 @@ def format_results(results: JsonObject) -> str:
         f"intervals from {bootstrap['n_resamples']:,} bootstrap resamples of lesions"
     ]
     lines += [f"  {title:<{width}}  {_cell(intervals[name])}" for name, title in titles.items()]
-    if absent := metrics.get("absent_classes"):
-        lines.append(
-            f"  (macro-F1 and balanced accuracy average the classes with images; none of {', '.join(absent)})"
-        )
+    if absent := ", ".join(metrics["absent_classes"]):
+        lines.append(f"  (macro-F1 and balanced accuracy average the classes with images; none of {absent})")
     lines += [f"  ({name} is undefined: {reason})" for name, reason in metrics["undefined"].items()]
     for rule, found in results.get("decisions", {}).items():
-        cells = [f"{METRIC_TITLES[name]} {_cell(found[name])}" for name in DECISION_METRICS]
+        cells = [f"{METRIC_TITLES[name]} {_cell(interval)}" for name, interval in found.items()]
         lines.append(f"  rule {rule}: {', '.join(cells)}")
     width = max(6, *map(len, metrics["per_class"]))
     lines.append(f"  {'class':<{width}} {'images':>6}  {'precision':>9}  {'recall':<21}  {'F1':<21}  AUROC")
