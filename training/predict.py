@@ -33,13 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--age", help="years, for every image given; a field left out is unknown")
     add("--sex", help="female or male")
     add("--localization", help="body site, such as back or 'lower extremity'")
-    metadata = (
-        "one row per image: image_id, image, file_name or another name that training reads, and any of age, sex, "
-        "localization (age_approx, gender, site, …); other columns (such as dx) are never used"
-    )
+    metadata = "one row per image; columns as for training: image_id (image, …) and any of age, sex, localization"
     add("--metadata", metavar="CSV", help=metadata)
-    columns = "columns of --metadata that are not recognised"
-    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=columns)
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of --metadata not recognised")
     unknown = "missing: a sex or site outside the vocabulary, and an image without a csv row, count as unknown"
     add("--unknown_values", choices=["error", "missing"], default="error", help=unknown)
     formats = parser.add_mutually_exclusive_group()
@@ -48,29 +44,17 @@ def build_parser() -> argparse.ArgumentParser:
     formats.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
     formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="short for --format csv")
     add("--output", metavar="FILE", help="write there, complete or not at all, instead of to the terminal")
-    decision = (
-        "the answer: the most probable class, or the one with the largest ratio of probability to its prior "
-        "(`class_prior`), for balanced accuracy; default: probable, for --format isic balanced"
-    )
+    decision = "balanced: the largest ratio of probability to class share (default for isic, else the most probable)"
     add("--decision", choices=["probable", "balanced"], help=decision)
-    coverage = (
-        "also list the classes that together contain the true one in this share of images like the training "
-        "data, in every class: 0.8, 0.9 or 0.95"
-    )
+    coverage = "also list the classes that contain the true one in this share of each class's images: 0.8, 0.9 or 0.95"
     add("--coverage", type=float, help=coverage)
     add("--top_k", type=int, metavar="N", help="classes shown (not csv)")
-    explain = (
-        "also draw the image with Grad-CAM and the effects of the metadata; a folder for several images; needs "
-        "`pip install ham10000[explain]`"
-    )
+    explain = "also draw Grad-CAM and the effects of the metadata; needs `pip install ham10000[explain]`"
     add("--explain", metavar="PNG_OR_FOLDER", help=explain)
     add("--explain_class", metavar="LABEL", help="class explained next to the most probable one; default: mel")
     add("--batch_size", type=int, default=32)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    precision = (
-        "fast path for many images, batch norm folded: auto is bf16 where the hardware computes it, which rounds "
-        "probabilities; default: the plain model, bit-identical"
-    )
+    precision = "fast path for many images; auto is bf16, which rounds, on hardware for it (default: the plain model)"
     add("--precision", choices=["fp32", "bf16", "auto"], help=precision)
     backend = "what computes the fast path; openvino is faster on a CPU from some hundred images on, and optional"
     add("--backend", choices=["torch", "openvino"], default="torch", help=backend)
@@ -86,19 +70,17 @@ def main(argv: Sequence[str]) -> None:
     # of these imports datasets, pandas, scikit-learn or matplotlib, which would double the start-up time.
     from transformers.utils import logging
 
-    from ham10000.training.inference.inputs import collect_samples
-    from ham10000.training.inference.output import write_output
+    from ham10000.training.inference import inputs, output
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model, processor = _load(options)
-    samples = collect_samples(processor, options)
+    samples = inputs.collect_samples(processor, options)
     if options.explain is not None:
         # Late, as it imports matplotlib; before the prediction, so that a mistake is reported at once.
-        from ham10000.training.inference.explanation import explain
-        from ham10000.training.inference.explanation_figure import explanation_paths, plot_explanation
+        from ham10000.training.inference import explanation, explanation_figure
 
-        paths = explanation_paths(samples, options.explain)
+        paths = explanation_figure.explanation_paths(samples, options.explain)
     text = _format(_predict(model, processor, samples, options), options)
     if options.explain is not None:
         # By the model as loaded: a folded copy, or one in bf16, would round the gradients.
@@ -106,9 +88,10 @@ def main(argv: Sequence[str]) -> None:
         for sample, path in progress_bar(iterable=drawn, desc="Explaining", unit="image", disable=len(drawn) == 1):
             name = sample.name if sample.image is None else sample.image.name
             asked = {"label": options.explain_class, "name": name, "unknown_values": options.unknown_values}
-            plot_explanation(explain(model, processor, sample.image, sample.metadata, **asked), path)
+            explained = explanation.explain(model, processor, sample.image, sample.metadata, **asked)
+            explanation_figure.plot_explanation(explained, path)
         print(f"wrote {path if len(drawn) == 1 else f'{len(drawn)} figures to {path.parent}'}", file=sys.stderr)
-    write_output(text, options.output)
+    output.write_output(text, options.output)
     if options.format != "table" or options.output:
         print(f"note: {DISCLAIMER}", file=sys.stderr)
 
@@ -120,8 +103,7 @@ def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification,
     """
     from ham10000.modeling import Ham10000Error
     from ham10000.training.evaluation.decision import saved_thresholds
-    from ham10000.training.inference.output import check_submission_labels
-    from ham10000.training.inference.prediction import choose_device, load_checkpoint, shipped_checkpoint
+    from ham10000.training.inference import output, prediction
 
     suffix = Path(options.output or "").suffix
     options.format = options.format or {".json": "json", ".csv": "csv"}.get(suffix, "table")
@@ -130,26 +112,21 @@ def _load(options: argparse.Namespace) -> "tuple[Ham10000ForImageClassification,
     if options.explain is None and options.explain_class:
         raise Ham10000Error("--explain_class says which class --explain draws; give --explain out.png too.")
     if options.checkpoint is None:
-        options.checkpoint = str(shipped_checkpoint())
-        if options.revision is not None:
-            raise Ham10000Error("`--revision` is for Hub ids; give --checkpoint user/name with it.")
+        options.checkpoint = str(prediction.shipped_checkpoint())
         print(f"note: with {Path(options.checkpoint).name}, the model that comes with this package", file=sys.stderr)
-    model, processor = load_checkpoint(options.checkpoint, options.revision, choose_device(options.device))
+    device = prediction.choose_device(options.device)
+    model, processor = prediction.load_checkpoint(options.checkpoint, options.revision, device)
     labels, prior = model.config.label_names, model.config.class_prior
     if options.top_k is not None and not 1 <= options.top_k <= len(labels):
-        raise Ham10000Error(
-            f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, this model's classes."
-        )
+        raise Ham10000Error(f"--top_k {options.top_k}: expected a number from 1 to {len(labels)}, of classes.")
     if options.explain_class not in (None, *labels):
         raise Ham10000Error(f"--explain_class {options.explain_class!r}: expected one of {labels}.")
     if options.format == "isic":
-        check_submission_labels(labels)
+        output.check_submission_labels(labels)
     if options.decision is None:
         options.decision = "balanced" if options.format == "isic" and prior is not None else "probable"
     if options.decision == "balanced" and prior is None:
-        raise Ham10000Error(
-            f"--decision balanced needs `class_prior` in config.json, which {options.checkpoint} lacks; use probable."
-        )
+        raise Ham10000Error(f"--decision balanced: {options.checkpoint} has no `class_prior`; use probable.")
     if options.coverage is not None:
         saved_thresholds(model.config.conformal_thresholds, options.coverage)  # raises where there are none
     return model, processor
@@ -164,9 +141,8 @@ def _predict(
     """Predicts with the plain model or its fast copy; each image is decoded once, for the model and the warning."""
     from ham10000.modeling import load_image
     from ham10000.training.evaluation.decision import decide, prediction_sets, saved_thresholds
-    from ham10000.training.inference.explanation import metadata_effects
+    from ham10000.training.inference import explanation, prediction
     from ham10000.training.inference.output import Predictions
-    from ham10000.training.inference.prediction import calibration_of, predict
 
     fast = model
     if options.precision is not None or options.backend != "torch":
@@ -183,27 +159,22 @@ def _predict(
         return image
 
     config, unknown_values = model.config, options.unknown_values
-    probabilities = predict(
-        fast,
-        processor,
-        samples if config.uses_image else None,
-        [sample.metadata for sample in samples] if config.uses_metadata else None,
-        options.batch_size,
-        unknown_values=unknown_values,
-        progress=True,
-        decode=opened,
+    images = samples if config.uses_image else None
+    rows = [sample.metadata for sample in samples] if config.uses_metadata else None
+    probabilities = prediction.predict(
+        fast, processor, images, rows, options.batch_size, unknown_values=unknown_values, progress=True, decode=opened
     )
     effects, unknown_answer = None, None
     if len(samples) == 1 and config.uses_metadata and options.format == "table":
         given = samples[0].image, samples[0].metadata
-        effects = metadata_effects(fast, processor, *given, unknown_values=unknown_values)
+        effects = explanation.metadata_effects(fast, processor, *given, unknown_values=unknown_values)
         if config.uses_image and (unknown := effects.unknown()) is not None:
             unknown_answer = int(decide(unknown, config.class_prior, options.decision))
     answers, sets = decide(probabilities, config.class_prior, options.decision), None
     if options.coverage is not None:
         inside = prediction_sets(probabilities, saved_thresholds(config.conformal_thresholds, options.coverage))
         sets = [list(itertools.compress(config.label_names, row)) for row in inside]
-    calibration, coverage = calibration_of(model), options.coverage
+    calibration, coverage = prediction.calibration_of(model), options.coverage
     return Predictions(samples, probabilities, answers, config, calibration, sets, coverage, effects, unknown_answer)
 
 
@@ -225,8 +196,8 @@ def _format(predictions: "Predictions", options: argparse.Namespace) -> str:
         paths = [(Path(sample.name or ""), sample.image) for sample in predictions.samples]
         ids = [path.stem if image else without_suffix(path.name) for path, image in paths]
         return output.format_submission(ids, probabilities, config.label_names)
-    terminal = shutil.get_terminal_size((output.DEFAULT_WIDTH, 24)).columns
-    return output.format_table(predictions, options.top_k, output.DEFAULT_WIDTH if options.output else terminal)
+    width = 100 if options.output else shutil.get_terminal_size((100, 24)).columns
+    return output.format_table(predictions, options.top_k, width)
 
 
 if __name__ == "__main__":

@@ -348,7 +348,7 @@ def test_metadata_only(checkpoints, tmp_path: Path, capsys) -> None:
         ("image", "B --checkpoint absent", "There is no folder"),
         ("image", "B --checkpoint ./absent", "There is no folder"),
         ("image", "B --checkpoint a/b/c", "There is no folder"),
-        ("image", "B --checkpoint CONFIG", "is a file"),
+        ("image", "B --checkpoint CONFIG", "There is no folder"),
         ("image", "B --revision main", "`revision` is for Hub ids"),
     ],
 )

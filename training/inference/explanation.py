@@ -1,10 +1,4 @@
-"""Explains a prediction: where the network looks (Grad-CAM, by captum) and what the metadata changes.
-
-    explanation = explain(model, processor, "lesion.jpg", {"age": 60, "sex": "male"})
-    plot_explanation(explanation, "explanation.png")  # of explanation_figure.py
-
-`ham10000-predict lesion.jpg --explain explanation.png` does the same.
-"""
+"""Explains a prediction: where the network looks (Grad-CAM, by captum) and what the metadata changes."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,13 +65,12 @@ class MetadataEffects:
 
 
 def _logits(
-    model: Ham10000ForImageClassification, image: torch.Tensor | None, metadata: torch.Tensor | None
+    model: Ham10000ForImageClassification, features: torch.Tensor | None, metadata: torch.Tensor | None
 ) -> torch.Tensor:
     """Runs the model's forward from the image embedding (batch, features) and the raw metadata (batch, fields) on."""
-    features = image
     if metadata is not None:
-        encoded = model.encode_metadata(metadata)
-        features = encoded if image is None else model.fuse(image, encoded)
+        encoded = model.encode_metadata(metadata.to(model.device))
+        features = encoded if features is None else model.fuse(features, encoded)
     return model.classifier(model.dropout(features)) / model.config.temperature
 
 
@@ -140,17 +133,15 @@ def metadata_effects(
         vocabularies = {"sex": processor.sex_vocabulary, "localization": processor.localization_vocabulary}
         values = {"age": [str(age) for age in SWEEP_AGES], **vocabularies}
         row, fields = metadata or {}, processor.metadata_fields
-        own = processor.encode_metadata([row], unknown_values=unknown_values)
         changes += [(field, UNKNOWN, {**row, field: None}) for field in fields]
         changes += [(ALL_FIELDS, UNKNOWN, {})] if len(fields) > 1 else []
         changes += [(field, value, {**row, field: value}) for field in fields for value in values[field]]
-        changed = processor.encode_metadata([new for _, _, new in changes], unknown_values=unknown_values)
-        for field, value in zip(fields, own[0].tolist(), strict=True):
+        table = processor.encode_metadata([row, *(new for _, _, new in changes)], unknown_values=unknown_values)
+        for field, value in zip(fields, table[0].tolist(), strict=True):
             if math.isnan(value):
                 given[field] = UNKNOWN
             else:
                 given[field] = f"{value:g}" if field == "age" else values[field][int(value)]
-        table = torch.cat([own, changed]).to(model.device)
     with evaluating(model):
         logits = _logits(model, None if embedding is None else embedding.expand(1 + len(changes), -1), table)
     probabilities = logits.cpu().double().softmax(-1).numpy()  # (1 + changes, classes)
@@ -214,19 +205,17 @@ def explain(
         Ham10000Error: For an input the variant does not read or lacks, an unreadable image, an unknown value or label,
             a backbone without a spatial feature map (such as a ViT), or if captum is missing.
     """
-    names = model.config.label_names
+    config, names = model.config, model.config.label_names
     if label is not None and label not in names:
         raise Ham10000Error(f"`label` must be one of {names}, got {label!r}.")
-    label = label or ("mel" if "mel" in names else None)
     encoded = None if image is None else encode_image(model, processor, image)
     effects = metadata_effects(model, processor, encoded, metadata, unknown_values=unknown_values)
     if encoded is None:
         return Explanation(effects, None, {}, name, calibration_of(model), None)
     order = [names[index] for index in np.argsort(-effects.baseline, kind="stable")]
-    chosen = [order[0], order[1] if label in (None, order[0]) else label]
-    row = None
-    if model.config.uses_metadata:
-        row = processor.encode_metadata(metadata or {}, unknown_values=unknown_values)
+    label = label or "mel"
+    chosen = [order[0], label if label in order[1:] else order[1]]
+    row = processor.encode_metadata(metadata or {}, unknown_values=unknown_values) if config.uses_metadata else None
     maps = _grad_cam(model, encoded.feature_map, [names.index(name) for name in chosen], row)
     size = processor.image_processor.size
     maps = nn.functional.interpolate(maps, (size["height"], size["width"]), mode="bilinear")
@@ -256,7 +245,7 @@ def _grad_cam(
     layer = nn.Identity()  # captum takes a module, and timm's feature map is the result of a method
     # An inference tensor can have no gradient; its copy outside of inference mode can.
     with evaluating(model), torch.inference_mode(False):
-        rows = None if metadata is None else metadata.to(model.device).repeat(count, 1)
+        rows = None if metadata is None else metadata.repeat(count, 1)
 
         def score(feature_map: torch.Tensor) -> torch.Tensor:
             """(classes, channels, h, w) to (classes, classes) logits."""

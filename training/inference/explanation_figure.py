@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from ham10000.modeling import Ham10000Error
-from ham10000.training.inference.explanation import ALL_FIELDS, UNKNOWN, Explanation, MetadataEffect, MetadataEffects
+from ham10000.training.inference.explanation import UNKNOWN, Explanation, MetadataEffects
 from ham10000.training.inference.inputs import Sample
 from ham10000.training.inference.output import DISCLAIMER, points, shown_name
 from ham10000.training.utils.figures import GREY, OKABE_ITO, new_figure, plain, save_figure, style_axes
@@ -25,16 +25,8 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 # Where the map is 1 this much of the image is hidden, where it is 0 nothing: cold regions are seen as they are.
 _OPACITY = 0.65
 _HEAT = "viridis"  # blue to yellow, neither of which is a colour of skin, and readable with any colour blindness
-# One colour and marker per class: the malignant ones warm, so that they stand out from the benign ones.
-_STYLES = {
-    "mel": ("vermilion", "o"),
-    "bcc": ("orange", "s"),
-    "akiec": ("purple", "^"),
-    "nv": ("blue", "o"),
-    "bkl": ("sky", "s"),
-    "df": ("green", "^"),
-    "vasc": ("black", "v"),
-}
+# The malignant classes are warm, so that they stand out. No two of up to twelve get the same colour and marker.
+_WARM, _COOL = (["vermilion", "orange", "purple"], "os^v"), (["blue", "sky", "green", "black"], "os^")
 _DIVERGING = LinearSegmentedColormap.from_list("diverging", [OKABE_ITO["blue"], "white", OKABE_ITO["vermilion"]])
 
 
@@ -42,10 +34,9 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
     """Lays a heat map (H, W) in [0, 1] over an image, stretched to its size; an RGB image."""
     heat = Image.fromarray(np.asarray(heatmap, dtype=np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(heat), 0, 1)
-    colours = matplotlib.colormaps[_HEAT](strength)[:, :, :3] * 255
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    opacity = _OPACITY * strength[:, :, None]  # (H, W, 1)
-    return Image.fromarray(np.rint((1 - opacity) * pixels + opacity * colours).astype(np.uint8))
+    colours = Image.fromarray(matplotlib.colormaps[_HEAT](strength, bytes=True)).convert("RGB")
+    mask = Image.fromarray(np.rint(255 * _OPACITY * strength).astype(np.uint8))
+    return Image.composite(colours, image.convert("RGB"), mask)
 
 
 def plot_explanation(explanation: Explanation, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -106,10 +97,7 @@ def _draw_images(part: SubFigure, explanation: Explanation, image: Image.Image) 
         axes.set_xlabel(note, fontsize=10, color=GREY)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    how = (
-        "Grad-CAM: yellow is where the evidence for the class is strongest. Each map is scaled by its own maximum, so "
-        "compare places, not strengths."
-    )
+    how = "Grad-CAM: yellow speaks most for the class. Each map has a scale of its own: compare places, not strengths."
     part.supxlabel(how, x=0.012, ha="left", fontsize=10, color=GREY)
 
 
@@ -149,11 +137,10 @@ def _draw_age_sweep(axes: Axes, effects: MetadataEffects) -> None:
     rows = effects.varied("age")
     ages = [float(row.value) for row in rows]
     table = np.stack([row.probabilities for row in rows])  # (ages, classes)
-    # Other markers than those above, so that no two classes look the same.
-    spare = itertools.cycle(itertools.product("DPX*", [name for name in OKABE_ITO if name != "yellow"]))
-    colours, markers = zip(*(_STYLES.get(label) or next(spare)[::-1] for label in effects.labels), strict=True)
-    axes.set_prop_cycle(color=[OKABE_ITO[colour] for colour in colours], marker=markers)
-    axes.plot(ages, table, label=[plain(label) for label in effects.labels], markersize=4, linewidth=1.6)
+    warm, cool = (zip(*map(itertools.cycle, styles), strict=True) for styles in (_WARM, _COOL))
+    for label, shares in zip(effects.labels, table.T, strict=True):
+        colour, marker = next(warm if label in effects.malignant else cool)
+        axes.plot(ages, shares, f"-{marker}", color=OKABE_ITO[colour], label=plain(label), markersize=4, linewidth=1.6)
     given = effects.given["age"]
     if given != UNKNOWN:
         axes.axvline(float(given), color=GREY, linestyle=":", linewidth=1.6, zorder=1)
@@ -187,19 +174,14 @@ def _draw_changes(axes: Axes, effects: MetadataEffects) -> None:
     style_axes(axes, title="Change of each probability, in percentage points, when one field is changed", grid="none")
     names = [*map(plain, effects.labels), *(["malignant total"] if effects.malignant else [])]
     axes.set_yticks(range(len(names)), names)
-    axes.set_xticks(range(len(columns)), [_column_name(row, effects) for row in columns], rotation=40, ha="right")
-    for tick, effect in zip(axes.get_xticklabels(), columns, strict=True):
-        tick.set(rotation_mode="anchor", fontsize=9.5)
-        if effects.given.get(effect.field) == effect.value:
-            tick.set_fontweight("bold")
+    given = [effects.given.get(row.field) == row.value for row in columns]
+    names = [f"{row.field} unknown" if row.value == UNKNOWN else plain(row.value) for row in columns]
+    names = [f"{name} (given)" if own else name for name, own in zip(names, given, strict=True)]
+    axes.set_xticks(range(len(columns)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9.5)
+    for tick, own in zip(axes.get_xticklabels(), given, strict=True):
+        tick.set_fontweight("bold" if own else "normal")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _column_name(row: MetadataEffect, effects: MetadataEffects) -> str:
-    if row.value == UNKNOWN:
-        return f"{'all' if row.field == ALL_FIELDS else row.field} unknown"
-    return plain(f"{row.value} (given)" if effects.given.get(row.field) == row.value else row.value)
 
 
 def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
@@ -210,16 +192,12 @@ def explanation_paths(samples: Sequence[Sample], target: str) -> list[Path]:
     """
     path = Path(target)
     paths, taken = [], set()
-    if path.suffix and not path.is_dir():
+    if path.is_file() or (path.suffix and not path.is_dir()):
         if len(samples) > 1:
-            raise Ham10000Error(
-                f"--explain {target!r} is one file, but there are {len(samples)} samples; give a folder."
-            )
+            raise Ham10000Error(f"--explain {target!r} is one file for {len(samples)} samples; give a folder.")
         if path.suffix.lower() not in FIGURE_SUFFIXES:
             raise Ham10000Error(f"--explain {target!r}: expected {', '.join(FIGURE_SUFFIXES)}, or a folder.")
         paths.append(path)
-    elif path.is_file():
-        raise Ham10000Error(f"--explain {target!r} is an existing file; give a .png file or a folder.")
     else:
         for number, sample in enumerate(samples, start=1):
             name = sample.name or ""

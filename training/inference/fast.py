@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,7 +18,6 @@ from ham10000.modeling import Ham10000Error, Ham10000ForImageClassification
 from ham10000.training.utils.files import default_cache_dir, scratch_folder
 from ham10000.training.utils.hardware import resolve_precision
 
-PRECISIONS = ("fp32", "bf16", "auto")
 BACKENDS = ("torch", "openvino")
 # Folding rounds once more: the logits of the copy may differ by this much of their own size, or it is not used.
 FOLDING_TOLERANCE = 1e-3
@@ -45,7 +45,7 @@ def optimize_for_inference(
         Ham10000Error: For an unknown precision or backend, a model in training mode, or if OpenVINO is not installed,
             the model is not on the CPU that it computes on, or cannot be converted.
     """
-    for name, value, known in (("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)):
+    for name, value, known in (("backend", backend, BACKENDS), ("precision", precision, ("fp32", "bf16", "auto"))):
         if value not in known:
             raise Ham10000Error(f"`{name}` must be one of {list(known)}, got {value!r}.")
     if model.training:
@@ -57,9 +57,8 @@ def optimize_for_inference(
         return fast
     own_size = fast.backbone.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
     # A network of a fixed size, such as a ViT, may have been built for another one.
-    size = fast.config.backbone_kwargs.get("img_size", own_size)
-    height, width = (size, size) if isinstance(size, int) else size
-    example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(fast.device)
+    size = to_2tuple(fast.config.backbone_kwargs.get("img_size", own_size))
+    example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(fast.device)
     if backend == "openvino":
         fast.backbone = OpenVinoBackbone(fast.backbone, precision, example)
         return fast
@@ -116,9 +115,7 @@ class OpenVinoBackbone(nn.Module):
         try:
             import openvino
         except ImportError as error:
-            raise Ham10000Error(
-                "OpenVINO is not installed; `pip install openvino`, or choose the torch backend."
-            ) from error
+            raise Ham10000Error("OpenVINO is missing: `pip install openvino`, or use the torch backend.") from error
         if example.device.type != "cpu":
             raise Ham10000Error(f"The OpenVINO backend computes on the CPU; the model is on {example.device}.")
         self.pretrained_cfg = backbone.pretrained_cfg
@@ -136,22 +133,18 @@ class OpenVinoBackbone(nn.Module):
 
 def _converted(openvino: Any, backbone: nn.Module, example: torch.Tensor) -> Any:
     """The network as an `openvino.Model`: read from the cache, or converted and, where that can be written, kept."""
-    key = hashlib.sha256(repr((backbone, backbone.pretrained_cfg)).encode())
-    key.update(" ".join((openvino.__version__, torch.__version__, timm.__version__)).encode())
-    for name, value in backbone.state_dict().items():
-        key.update(name.encode())
+    versions = openvino.__version__, torch.__version__, timm.__version__
+    key = hashlib.sha256(repr((backbone, backbone.pretrained_cfg, versions)).encode())
+    for value in backbone.state_dict().values():
         key.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    folder = None
-    with contextlib.suppress(Ham10000Error):  # without a home directory nothing is kept
-        folder = default_cache_dir() / "openvino" / key.hexdigest()[:32]
-    if folder is not None and folder.is_dir():
+    folder = default_cache_dir() / "openvino" / key.hexdigest()[:32]
+    if folder.is_dir():
         with contextlib.suppress(RuntimeError):
             return openvino.Core().read_model(folder / "model.xml")
         shutil.rmtree(folder, ignore_errors=True)  # damaged
     converted = openvino.convert_model(backbone, example_input=example, input=[-1, 3, -1, -1])
-    if folder is not None:
-        # A folder that another process has made meanwhile stays; a full or read-only disk keeps nothing.
-        with contextlib.suppress(OSError, RuntimeError), scratch_folder(folder.parent) as scratch:
-            openvino.save_model(converted, Path(scratch, "new", "model.xml"), compress_to_fp16=False)
-            Path(scratch, "new").replace(folder)
+    # A folder that another process has made meanwhile stays; a full or read-only disk keeps nothing.
+    with contextlib.suppress(OSError, RuntimeError), scratch_folder(folder.parent) as scratch:
+        openvino.save_model(converted, Path(scratch, "new", "model.xml"), compress_to_fp16=False)
+        Path(scratch, "new").replace(folder)
     return converted

@@ -44,15 +44,11 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
     images: list[Path] = []
     for item in inputs:
         path = Path(item)
-        try:
-            exists, is_folder = path.exists(), path.is_dir()
-        except OSError as error:  # such as a name that is too long
-            raise Ham10000Error(f"Cannot look for {str(item)[:100]!r}: {error.strerror}.") from error
-        if is_folder:
+        if path.is_dir():
             images += (found := sorted(map(Path, files_below(path))))
             if not found:
                 raise Ham10000Error(f"The folder {str(path)!r} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
-        elif exists:
+        elif path.exists():
             images.append(path)
         elif str(item).startswith(("http://", "https://")):
             raise Ham10000Error(f"URLs are not fetched, got {str(item)!r}: download the image and give its path.")
@@ -97,15 +93,13 @@ def read_metadata(
             f"warning: {path}: no column for {', '.join(absent)}, which counts as missing; the columns are {header}. "
             f"Where one of them has it, name it: --columns {absent[0]}=COLUMN"
         )
-    written: list[dict[str, str]] = []
     for line, cells in zip(lines, rows, strict=True):
         where = f"{path}, line {line}"
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         if not any(values.values()):
             continue
         name = values[key] if key else f"line {line}"
-        written.append({ours: values[column] for ours, column in matched.items()})
-        row = Sample(name, None, {ours: read_value(ours, text) for ours, text in written[-1].items()}, where)
+        row = Sample(name, None, {ours: read_value(ours, values[column]) for ours, column in matched.items()}, where)
         table.rows.append(row)
         if key is None:
             continue
@@ -122,9 +116,9 @@ def read_metadata(
         # Last, so that they give way to what other rows say of the table's own folder.
         for row in table.rows:
             table.by_image.setdefault(comparable(str(Path(str(row.name)).resolve())), row)
-    for name in matched:
-        said = spelling_notes(name, [texts[name] for texts in written], matched[name])
-        table.notes += [f"note: {path}: {note}" for note in said]
+    for name, column in matched.items():
+        texts = [cells[header.index(column)] for cells in rows]
+        table.notes += [f"note: {path}: {note}" for note in spelling_notes(name, texts, column)]
     return table
 
 
@@ -135,8 +129,7 @@ def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -
     """
     flags = {name: read_value(name, text) for name in METADATA_FIELDS if (text := getattr(options, name)) is not None}
     inputs, table, unknown_values = options.inputs, options.metadata, options.unknown_values
-    uses_image = "pixel_values" in processor.model_input_names
-    uses_metadata = "metadata" in processor.model_input_names
+    uses_image, uses_metadata = processor.modality != "metadata", processor.modality != "image"
     given = ", ".join(f"--{name}" for name in flags)
     name = f"The checkpoint {options.checkpoint!r}"
     if flags and table:
@@ -150,14 +143,16 @@ def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -
     if not uses_image and not flags and not table:
         some = ", ".join(f"--{name}" for name in processor.metadata_fields)
         raise Ham10000Error(f"{name} is metadata-only; give --metadata table.csv, or some of {some}.")
-    images, columns = find_images(inputs), DataOptions.from_texts(options.columns).columns
+    columns = DataOptions.from_texts(options.columns).columns
+    # As text that can be written: file names are bytes, and some are not UTF-8.
+    images = {path: os.fsencode(path).decode("utf-8", "backslashreplace") for path in find_images(inputs)}
     if table:
         rows = read_metadata(table, processor.metadata_fields, columns)
         for note in rows.notes:
             print(note, file=sys.stderr)
         samples = _match(images, rows, unknown_values) if uses_image else rows.rows
     elif uses_image:
-        samples = [Sample(_text(image), image, flags, "command line") for image in images]
+        samples = [Sample(name, path, flags, "command line") for path, name in images.items()]
     else:
         samples = [Sample(None, None, flags, "command line")]
     for sample in samples:
@@ -171,8 +166,8 @@ def collect_samples(processor: Ham10000Processor, options: argparse.Namespace) -
     return samples
 
 
-def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) -> list[Sample]:
-    """Gives every image its row of the table; an image without one is an error, unless unknown values may be."""
+def _match(images: Mapping[Path, str], table: MetadataTable, unknown_values: str) -> list[Sample]:
+    """Gives every image, path to name, its row of the table; one without is an error unless unknown values may be."""
     if not table.by_image:
         raise Ham10000Error(
             f"{table.path} does not say which image a row is of; add one of {', '.join(SYNONYMS['image_id'])}, "
@@ -180,7 +175,7 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
         )
     samples, without = [], []
     taken: dict[str, Path] = {}  # origin of a row to the first image that it is of
-    for image in images:
+    for image, shown in images.items():
         names = (str(image), str(image.resolve()), image.name, image.stem)
         row = next((table.by_image[name] for name in map(comparable, names) if name in table.by_image), None)
         if row is None:
@@ -191,18 +186,10 @@ def _match(images: Sequence[Path], table: MetadataTable, unknown_values: str) ->
                 f"{row.origin}: {row.name!r} may be {str(other)!r} or {str(image)!r}, which differ; give each image a "
                 "row with its path, in a column such as `path`."
             )
-        samples.append(Sample(_text(image), image, row.metadata if row else {}, row.origin if row else ""))
+        samples.append(Sample(shown, image, row.metadata if row else {}, row.origin if row else ""))
     if without:
         problem = f"{table.path}: no row for {len(without)} of {len(images)} images"
         if unknown_values == "error":
-            raise Ham10000Error(
-                f"{problem}, such as {str(without[0])!r}. Add the rows, or pass --unknown_values missing to predict "
-                "these images without metadata."
-            )
+            raise Ham10000Error(f"{problem}, such as {str(without[0])!r}. Add it, or pass --unknown_values missing.")
         print(f"note: {problem}, whose metadata is unknown", file=sys.stderr)
     return samples
-
-
-def _text(path: Path) -> str:
-    """A path as text that can be written: file names are bytes, and some are not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

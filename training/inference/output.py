@@ -20,7 +20,6 @@ from ham10000.training.inference.prediction import Calibration
 from ham10000.training.utils.cli import DISCLAIMER
 from ham10000.training.utils.files import JsonObject, atomic_write_text, escape_cell
 
-DEFAULT_WIDTH = 100
 _NAME_WIDTH = 44
 _LONGEST_BAR, _SHORTEST_BAR, _COMPACT_BAR = 30, 8, 10
 _LEAST_CLASS = 28  # width of a class's name: all but one are shorter
@@ -68,7 +67,7 @@ def shown_name(name: str | None, width: int = _NAME_WIDTH) -> str:
     return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
-def format_table(predictions: Predictions, top_k: int | None = None, width: int = DEFAULT_WIDTH) -> str:
+def format_table(predictions: Predictions, top_k: int | None = None, width: int = 100) -> str:
     """Formats for a reader: bars and the effect of the metadata for one sample, one line each for several.
 
     `top_k` classes are shown, by default all for one sample and the most probable one for several. In a terminal of
@@ -89,9 +88,8 @@ def _one(predictions: Predictions, top_k: int | None, width: int) -> list[str]:
     other_answer = predictions.unknown_answer
     unknown = None if effects is None or other_answer is None else effects.unknown()
     label_width = max(6, *map(len, labels))
-    compared = "" if unknown is None else f"  {'':>8}  {'':>8}"
     # What is left of a line of `  label  name   share  bar  unknown  change` goes to the names first, then to the bar.
-    room = width - len(f"  {'':<{label_width + 1}} {'':>7}  ") - len(compared) - 1
+    room = width - label_width - (14 if unknown is None else 34)
     name_width = max(_LEAST_CLASS, min(max(map(len, descriptions.values())), room - _SHORTEST_BAR))
     bar_width = max(_SHORTEST_BAR, min(_LONGEST_BAR, room - name_width))
     title_width = label_width + 1 + name_width
@@ -217,12 +215,11 @@ def write_output(text: str, path: str | None) -> None:
         atomic_write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
         return
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        text.encode(encoding)
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = text.translate(_ASCII_BLOCKS).encode(encoding, "backslashreplace").decode(encoding)
-    print(text, end="")
+        text = text.translate(_ASCII_BLOCKS)
+    print(text, end="")  # `run_cli` escapes what the encoding still lacks
 
 
 def check_submission_labels(label_names: Sequence[str]) -> None:
@@ -250,16 +247,12 @@ def format_submission(image_ids: Sequence[str], probabilities: np.ndarray, label
 def check_submission_ids(image_ids: Sequence[str]) -> None:
     """Raises a Ham10000Error for an id that is empty, twice there or a formula, which ISIC would not know escaped."""
     seen: set[str] = set()
-    for number, image_id in enumerate(image_ids, start=1):
-        if not image_id or image_id in seen:
-            problem = "is duplicated" if image_id else "is empty"
-            raise Ham10000Error(
-                f"An ISIC submission has one row an image, but the id {image_id!r} (row {number}) {problem}; "
-                "give each image its own name."
-            )
-        if escape_cell(image_id) != image_id:
-            raise Ham10000Error(
-                f"Image id {image_id!r} cannot stand in a submission: a spreadsheet would run it as a formula. ISIC's "
-                "ids have the form ISIC_0024306; give the image another name."
-            )
+    for row, image_id in enumerate(image_ids, start=1):
+        problem = "" if image_id else "is empty"
+        if image_id in seen:
+            problem = "is duplicated"
+        elif escape_cell(image_id) != image_id:
+            problem = "is a formula to a spreadsheet, so it cannot stand in a submission"
+        if problem:
+            raise Ham10000Error(f"ISIC needs one name per image, but the id {image_id!r} (row {row}) {problem}.")
         seen.add(image_id)

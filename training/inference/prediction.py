@@ -14,18 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from PIL import Image
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
-from ham10000.modeling import (
-    Ham10000Config,
-    Ham10000Error,
-    Ham10000ForImageClassification,
-    Ham10000Processor,
-    load_image,
-)
+from ham10000.modeling import Ham10000Config, Ham10000Error, Ham10000ForImageClassification, Ham10000Processor
 from ham10000.training.run_folder import RunFile
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.files import JsonObject, read_json
@@ -34,7 +27,7 @@ from ham10000.training.utils.files import JsonObject, read_json
 SHIPPED_CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 # Dimensions of (batch, 3, height, width) that each view of test-time augmentation flips.
 VIEWS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (2,), (3,), (2, 3)]}
-Decode = Callable[[Any], Image.Image]  # turns an item into an image, in one of several threads
+Decode = Callable[[Any], object]  # turns an item into an image in any form `load_image` reads
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -63,15 +56,13 @@ def calibration_of(model: Ham10000ForImageClassification) -> Calibration:
 
 def _read_calibration(checkpoint: str, revision: str | None, temperature: float) -> Calibration:
     """From `eval_results.json` and `train_config.json`, which a checkpoint need not have."""
-    found: dict[str, JsonObject] = {}
-    for name in (RunFile.EVALUATION, RunFile.TRAINING):
+    records: dict[str, JsonObject] = {RunFile.EVALUATION: {}, RunFile.TRAINING: {}}
+    for name in records:
         # A missing or damaged record is no reason not to predict: the claim is left out.
-        with contextlib.suppress(Ham10000Error, HfHubHTTPError, OSError):
-            path = Path(checkpoint) / name
-            if not Path(checkpoint).is_dir():
-                path = Path(hf_hub_download(checkpoint, name, revision=revision))
-            found[name] = read_json(path, optional=True) or {}
-    evaluation, training = found.get(RunFile.EVALUATION, {}), found.get(RunFile.TRAINING, {})
+        with contextlib.suppress(Ham10000Error, OSError):
+            if path := cached_file(checkpoint, name, revision=revision):
+                records[name] = read_json(path)
+    evaluation, training = records.values()
     ece, part = None, None
     if evaluation.get("temperature") == temperature:
         ece, part = evaluation.get("metrics", {}).get("ece"), evaluation.get("split", {}).get("name")
@@ -126,21 +117,15 @@ def load_checkpoint(
         if not (folder / "config.json").is_file():
             raise Ham10000Error(f"The folder {name!r} has no config.json; expected the output_dir of a training run.")
         _check_index(folder)
-    elif folder.is_file():
-        raise Ham10000Error(f"{name!r} is a file; give the checkpoint's folder.")
     # A path that is mistyped must not be looked for on the Hub, which takes half a minute without a network.
     elif not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
         raise Ham10000Error(f"There is no folder {name!r}; give a checkpoint folder, or a Hub id `user/name`.")
     source = str(folder) if is_folder else name
     where: dict[str, Any] = {"revision": revision or "main", "local_files_only": is_folder}
     try:
-        settings, _ = Ham10000Config.get_config_dict(source, **where)
-        model_type = settings.get("model_type")
-        if model_type != Ham10000Config.model_type:
-            raise Ham10000Error(
-                f"{name!r} has a model of type {model_type!r}, not {Ham10000Config.model_type!r}; "
-                "give a checkpoint of this package."
-            )
+        kind = Ham10000Config.get_config_dict(source, **where)[0].get("model_type")
+        if kind != Ham10000Config.model_type:
+            raise Ham10000Error(f"{name!r} has a model of type {kind!r}; give one of this package, 'ham10000'.")
         model = Ham10000ForImageClassification.from_pretrained(source, dtype=torch.float32, **where)
         processor = Ham10000Processor.from_pretrained(source, **where)
     except (Ham10000Error, StrictDataclassError):
@@ -199,9 +184,7 @@ def _check_match(name: str, model: Ham10000ForImageClassification, processor: Ha
             )
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise Ham10000Error(
-                f"The weights of {name!r} contain NaN or infinite values, in {key!r}: their training failed."
-            )
+            raise Ham10000Error(f"The weights {key!r} of {name!r} are NaN or infinite in part: their training failed.")
 
 
 @contextlib.contextmanager
@@ -227,7 +210,7 @@ def predict(
     *,
     unknown_values: str = "error",
     progress: bool = False,
-    decode: Decode = load_image,
+    decode: Decode | None = None,
 ) -> np.ndarray:
     """Predicts a list of images, of metadata rows, or of both; at most two batches of images are in memory.
 
@@ -239,7 +222,7 @@ def predict(
         batch_size: Samples per step.
         unknown_values: What a sex or site outside the vocabulary is: `"error"` or `"missing"`.
         progress: Whether to show a progress bar on stderr, if there is more than one batch.
-        decode: What turns an item of `images` into an image, in one of several threads.
+        decode: What turns an item of `images` into an image, in one of several threads, where it is not one yet.
 
     Returns:
         (samples, classes) float64 probabilities in the order of `model.config.label_names`, the logits divided by the
@@ -278,7 +261,7 @@ def _batches(
     parts: Sequence[slice],
     model: Ham10000ForImageClassification,
     processor: Ham10000Processor,
-    decode: Decode,
+    decode: Decode | None,
 ) -> Iterator[torch.Tensor]:
     """Yields the normalised images of each part on the model's device; several threads decode.
 
@@ -295,15 +278,13 @@ def _batches(
     waiting: deque[Iterator[np.ndarray]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        try:
-            for part in parts:
-                # `map` submits all of them at once.
-                waiting.append(pool.map(lambda item: image_processor.resize(decode(item)), images[part]))
-                if len(waiting) > lookahead:
-                    yield collect(waiting.popleft())
-            yield from map(collect, waiting)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for part in parts:
+            # `map` submits all of them at once, and cancels the rest where one fails.
+            arrays = pool.map(lambda item: image_processor.resize(decode(item) if decode else item), images[part])
+            waiting.append(arrays)
+            if len(waiting) > lookahead:
+                yield collect(waiting.popleft())
+        yield from map(collect, waiting)
 
 
 @torch.inference_mode()
@@ -348,7 +329,7 @@ def predict_logits(
         many = len(outputs) > 1
         parts.append(torch.stack(outputs).softmax(-1).mean(0).clamp_min(1e-30).log() if many else outputs[0])
     logits = torch.cat(parts) if parts else torch.zeros(0, len(model.config.label_names), device=loader.device)
-    if accelerator is None or accelerator.num_processes == 1:
+    if accelerator is None:
         return logits.cpu().numpy()
     # Ranks have rows r, r + w, …; short ones are padded for the gather and the padding is cut off again.
     padded = accelerator.pad_across_processes(logits)
