@@ -172,25 +172,35 @@ def _places(table: Path) -> tuple[Path, ...]:
 
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
-    """Tables with a row per image, which lies anywhere below the root."""
+    """Tables with a row per image, which lies anywhere below the root; each may name its columns its own way."""
     notes: list[str] = []
-    texts = pd.concat({str(table): _read_with_companions(table, notes) for table in tables}).fillna("")
-    found = select_fields(texts, tables[0] if len(tables) == 1 else source, options)
-    column = "file_name" if "file_name" in texts else found.columns["image_id"]
+    parts: list[RawSource] = []
+    names: list[str] = []  # of the image of each row
+    ids: list[str] = []  # as they are written
     base = _full(root)
+    for table in tables:
+        texts = _read_with_companions(table, notes)
+        part = select_fields(texts, table, options)
+        column = "file_name" if "file_name" in texts else part.columns["image_id"]
+        for line, name in texts[column].items():
+            path = Path(name.replace("\\", "/"))
+            leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
+            if leaves and column != "image_id":  # an id is for `check_rows` to check
+                raise Ham10000Error(
+                    f"{table}, line {line}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+                )
+            names.append(name.removeprefix(f"{base}/"))
+        ids += list(texts[part.columns["image_id"]])
+        parts.append(part)
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
     # In the folders that are a table's own first: others may have files of the same names, such as masks.
-    places = dict.fromkeys((_image_folders(tables[0], root), (root,)))
-    indexes = {folders: ImageFiles(*folders) for folders in places}
-    paths: list[str | None] = []
-    for name, (file, row) in zip(texts[column], texts.index, strict=True):
-        path = Path(name.replace("\\", "/"))
-        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
-        if leaves and column != "image_id":  # an id is for `check_rows` to check
-            raise Ham10000Error(
-                f"{file}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
-            )
-        found_in = (index.find(name.removeprefix(f"{base}/"), Path(file).parent) for index in indexes.values())
-        paths.append(next(filter(None, found_in), None))
+    indexes: dict[tuple[Path, ...], ImageFiles] = {}
+    paths: list[str | None] = [None] * len(names)
+    for folders in dict.fromkeys((_image_folders(tables[0], root), (root,))):
+        if None in paths or not indexes:
+            index = indexes[folders] = ImageFiles(*folders)
+            rows = zip(paths, names, frame["file"], strict=True)
+            paths = [path or index.find(name, Path(file).parent) for path, name, file in rows]
     if copies := sum(index.copies for index in indexes.values()):
         notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
     if unused := next(iter(indexes.values())).unused():
@@ -199,19 +209,22 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
     if len(tables) > 1:
         joined = [str(table.relative_to(root)) for table in tables]
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
-        _ids_over_tables(found.frame, texts[found.columns["image_id"]], paths, root)
+        _ids_over_tables(frame, ids, paths, root)
     return replace(
-        found,
+        parts[0],
         name=source,
+        frame=frame,
+        # A message has our name of a field that they name differently.
+        columns=dict(set(parts[0].columns.items()).intersection(*(part.columns.items() for part in parts))),
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
-        notes=[*notes, *found.notes],
+        notes=list(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)])),
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
 
 
-def _ids_over_tables(frame: pd.DataFrame, names: pd.Series, paths: Sequence[str | None], root: Path) -> None:
+def _ids_over_tables(frame: pd.DataFrame, names: Sequence[str], paths: Sequence[str | None], root: Path) -> None:
     """Makes the ids of file names again, by their paths; copies of one file keep one id, to be found as duplicates."""
     files: dict[int, str] = {}
     seen: dict[str, list[str]] = {}
@@ -391,12 +404,9 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
         frame["image_id"] = _ids_of_files(frame["image_id"])
-    if alone := is_missing(frame["lesion_id"]).sum():
-        without = columns.get("lesion_id", "lesion_id, which has no column,")
-        notes.append(f"{origin}: {alone:,} rows without {without} count as their own lesions")
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
-        notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
+        notes.append(f"columns that are not used: {', '.join(unused)}")
     declared = [name.lower() for name in one_hot]
     frame = frame.rename_axis(["file", "row"]).reset_index()
     return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)

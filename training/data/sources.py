@@ -298,7 +298,11 @@ def check_rows(
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
-    frame["lesion_id"] = frame["lesion_id"].mask(is_missing(frame["lesion_id"]), frame["image_id"])
+    alone = is_missing(frame["lesion_id"])
+    frame["lesion_id"] = frame["lesion_id"].mask(alone, frame["image_id"])
+    if alone.any():
+        column = raw.columns.get("lesion_id", "a lesion_id")
+        report.notes.append(f"{alone.sum():,} rows without {column} count as their own lesions")
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
     report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
