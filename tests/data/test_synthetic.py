@@ -44,7 +44,7 @@ def test_exact_size_and_every_class(size: int) -> None:
 
 
 def test_the_number_of_images() -> None:
-    _, report = load_data("synthetic", synthetic_size=7)
+    _, report = load_data("synthetic:7")
     assert report.rows == 7
     assert "not patients" in " ".join(report.notes)
     with pytest.raises(Ham10000Error, match="6 synthetic images cannot contain 7 classes"):
