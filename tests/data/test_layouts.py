@@ -163,6 +163,15 @@ file_name,label
 > test/metadata.csv
 file_name,label,lesion_id
 1.jpg,scar,""",
+    # Each with other names of the same columns.
+    "two headers": """\
+train/1 test/2
+> train/metadata.csv
+file_name,label,age,old
+1.jpg,scar,40,x
+> test/metadata.csv
+image,dx,age_approx,new
+2.jpg,tattoo,50,y""",
     # Semicolons, umlauts, other words; the disk writes `ä` as two characters, as macOS does.
     "clinic": """\
 Bilder/Nävus_1.JPG Bilder/Melanom_2.tif
@@ -210,7 +219,7 @@ DROPPED, JOINED = "dropped because of drop_unknown_labels; 'ak' is read as 'akie
 NOTES_2020 = "labels from column benign_malignant; read is train.csv; columns that are not used: patient_id"
 GROUPED = "lesions are the rows of one patient_id; target '1' is read as 'mel' in 1 rows"
 ARCHIVE = "1 rows whose image_type is not dermoscopic; labels from column diagnosis_3; copyright_license"
-OLDER = "lesions unknown; lesion_id, which has no column; labels from column diagnosis; 'pigmented benign keratosis'"
+OLDER = "lesions unknown; 2 rows without a lesion_id; labels from column diagnosis; 'pigmented benign keratosis'"
 READ_AS = "Geschlecht 'm' is read as 'male' in 1 rows; because of invalid_to_missing: localization 1 ('Fuß')"
 OWN_WORDS = "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown"
 DERM7PT = "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity"
@@ -240,6 +249,7 @@ LAYOUTS = [
     Layout("derm7pt", DERM7PT, "basal cell carcinoma; blue nevus", says="has a value for age; seven_point_score"),
     Layout("class folders", FOLDERS, says="is the name of its folder; label 'nevus' is read as 'nv' in 2 rows"),
     Layout("two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says="2 tables"),
+    Layout("two headers", "2,tattoo,50,unknown,unknown; 1,scar,40,unknown,unknown", "scar; tattoo", says="used: new"),
     Layout("clinic", OWN_WORDS, says=READ_AS, options=CLINIC, fixes=("invalid_to_missing",)),
 ]
 

@@ -41,7 +41,7 @@ def test_exact_size_and_every_class() -> None:
         assert frame["images"].sum() == size
         assert frame["images"].min() == 1
         assert set(frame["dx"]) == set(LABELS)
-    _, report = load_data("synthetic", synthetic_size=7)
+    _, report = load_data("synthetic:7")
     assert report.rows == 7
     assert "not patients" in " ".join(report.notes)
     with pytest.raises(Ham10000Error, match="6 synthetic images cannot contain 7 classes"):

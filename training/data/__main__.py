@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ham10000.training.config import DATA_FIXES, PROTOCOLS
-from ham10000.training.data.tables import add_data_arguments, data_options
+from ham10000.training.data.tables import DataOptions, add_data_arguments
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 # Within functions, all that imports torch: it takes seconds, which --help and a mistyped option need not wait for.
@@ -70,13 +69,7 @@ def _split_text(split: "Split") -> str:
 
 
 def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") -> Path:
-    """Writes a dataset from `load_data` as HAM10000 is distributed, into a new or empty folder, which is returned.
-
-    Half of the images lie in `HAM10000_images_part_1`, copied as they are stored, and the rest in part 2.
-
-    Raises:
-        Ham10000Error: Where the folder is not empty.
-    """
+    """Writes a dataset as HAM10000 is distributed, images as they are stored, into a new or empty folder."""
     import datasets
 
     from ham10000.modeling import Ham10000Error
@@ -95,10 +88,7 @@ def write_official_layout(directory: str | Path, dataset: "datasets.Dataset") ->
         suffix = Path(image["path"] or "").suffix
         suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         target = parts[2 * index >= len(dataset)] / f"{row['image_id']}{suffix}"
-        if image["bytes"] is None:
-            shutil.copyfile(image["path"], target)
-        else:
-            target.write_bytes(image["bytes"])
+        target.write_bytes(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
     # The table comes last: a folder with one is complete.
     columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
     write_table(metadata_frame(dataset)[columns], folder / "HAM10000_metadata.csv")
@@ -113,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
     from ham10000.training.data.split import make_split
 
     checks = {name: getattr(options, name) for name in ("check_images", *DATA_FIXES)}
-    dataset, report = load_data(options.data, data_options(options), **checks)
+    names = DataOptions.from_texts(options.columns, options.labels, options.label_map, options.group_by)
+    dataset, report = load_data(options.data, names, **checks)
     if not options.json:
         print(f"{report}\n", flush=True)
     if options.export:

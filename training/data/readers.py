@@ -81,10 +81,10 @@ class RawSource:
     looked: str = ""  # where images were looked for
 
 
-def read_source(source: str, options: DataOptions, *, synthetic_size: int | None = None, seed: int = 0) -> RawSource:
+def read_source(source: str, options: DataOptions, *, seed: int = 0) -> RawSource:
     """Reads any kind of source, without decoding an image; the arguments and errors are those of `load_data`."""
-    if source == "synthetic" or source.startswith("synthetic:"):
-        return _read_synthetic(source, synthetic_size, seed)
+    if source.partition(":")[0] == "synthetic":
+        return _read_synthetic(source, seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(source, path, options)
@@ -100,16 +100,15 @@ def read_source(source: str, options: DataOptions, *, synthetic_size: int | None
     raise Ham10000Error(f"There is no folder {source!r}. A source is {_KINDS_OF_SOURCE}.")
 
 
-def _read_synthetic(source: str, size: int | None, seed: int) -> RawSource:
-    _, _, number = source.partition(":")
-    if number and not number.isdecimal():
+def _read_synthetic(source: str, seed: int) -> RawSource:
+    number = source.partition(":")[2] or "800"
+    if not number.isdecimal():
         raise Ham10000Error(f"`{source}`: expected `synthetic:N` with N the number of images, got {number!r}.")
-    n_images = int(number) if number else size or 800
-    rows = make_synthetic(n_images, seed=seed)
+    rows = make_synthetic(int(number), seed=seed)
     images = [row.pop("image") for row in rows]
     frame = as_strings(pd.DataFrame(rows))
     frame["file"], frame["row"] = source, range(1, len(frame) + 1)
-    notes = [f"synthetic data, not patients: {n_images} images, generator seed {seed}"]
+    notes = [f"synthetic data, not patients: {len(rows)} images, generator seed {seed}"]
     return RawSource(source, frame, image_dataset(images), [False] * len(frame), notes, ours=True)
 
 
@@ -132,13 +131,11 @@ def _read_folder(source: str, folder: Path, options: DataOptions) -> RawSource:
         names = [str(table.relative_to(folder)) for table in labelled]
         chosen = [table for table in labelled if len(labelled) == 1 or "train" in table.name.lower()]
         if len(chosen) != 1:
-            raise Ham10000Error(
-                f"{source} has several tables of labels, {names}; give one of these files as the source."
-            )
+            raise Ham10000Error(f"{source} has several tables of labels, {names}; give one of them as the source.")
         raw = _read_tables(source, chosen, folder, options)
-        read = str(chosen[0].relative_to(folder))
-        if others := [name for name in names if name != read]:
-            raw.notes.append(f"read is {read}; to use another, give the file: {', '.join(others)}")
+        if len(labelled) > 1:
+            read = chosen[0].relative_to(folder)
+            raw.notes.append(f"read is {read} of {', '.join(names)}; to use another, give that file")
         return raw
     images = list(files_below(folder))
     labels = {Path(path).parent for path in images}
@@ -172,25 +169,35 @@ def _places(table: Path) -> tuple[Path, ...]:
 
 
 def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataOptions) -> RawSource:
-    """Tables with a row per image, which lies anywhere below the root."""
+    """Tables with a row per image, which lies anywhere below the root; each may name its columns its own way."""
     notes: list[str] = []
-    texts = pd.concat({str(table): _read_with_companions(table, notes) for table in tables}).fillna("")
-    found = select_fields(texts, tables[0] if len(tables) == 1 else source, options)
-    column = "file_name" if "file_name" in texts else found.columns["image_id"]
+    parts: list[RawSource] = []
+    names: list[str] = []  # of the image of each row
+    ids: list[str] = []  # as they are written
     base = _full(root)
+    for table in tables:
+        texts = _read_with_companions(table, notes)
+        part = select_fields(texts, table, options)
+        column = "file_name" if "file_name" in texts else part.columns["image_id"]
+        for line, name in texts[column].items():
+            path = Path(name.replace("\\", "/"))
+            leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
+            if leaves and column != "image_id":  # an id is for `check_rows` to check
+                raise Ham10000Error(
+                    f"{table}, line {line}: {column} {name[:200]!r} must be a path below {root}, without '..'."
+                )
+            names.append(name.removeprefix(f"{base}/"))
+        ids += list(texts[part.columns["image_id"]])
+        parts.append(part)
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
     # In the folders that are a table's own first: others may have files of the same names, such as masks.
-    places = dict.fromkeys((_image_folders(tables[0], root), (root,)))
-    indexes = {folders: ImageFiles(*folders) for folders in places}
-    paths: list[str | None] = []
-    for name, (file, row) in zip(texts[column], texts.index, strict=True):
-        path = Path(name.replace("\\", "/"))
-        leaves = not path.name or ".." in path.parts or (path.is_absolute() and not path.is_relative_to(base))
-        if leaves and column != "image_id":  # an id is for `check_rows` to check
-            raise Ham10000Error(
-                f"{file}, line {row}: {column} {name[:200]!r} must be a path below {root}, without '..'."
-            )
-        found_in = (index.find(name.removeprefix(f"{base}/"), Path(file).parent) for index in indexes.values())
-        paths.append(next(filter(None, found_in), None))
+    indexes: dict[tuple[Path, ...], ImageFiles] = {}
+    paths: list[str | None] = [None] * len(names)
+    for folders in dict.fromkeys((_image_folders(tables[0], root), (root,))):
+        if None in paths or not indexes:
+            index = indexes[folders] = ImageFiles(*folders)
+            rows = zip(paths, names, frame["file"], strict=True)
+            paths = [path or index.find(name, Path(file).parent) for path, name, file in rows]
     if copies := sum(index.copies for index in indexes.values()):
         notes.append(f"{copies} image files are copies of others of the same name in a second folder: counted once")
     if unused := next(iter(indexes.values())).unused():
@@ -199,19 +206,22 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
     if len(tables) > 1:
         joined = [str(table.relative_to(root)) for table in tables]
         notes.append(f"{len(tables)} tables joined, the source's own division is not used: {joined}")
-        _ids_over_tables(found.frame, texts[found.columns["image_id"]], paths, root)
+        _ids_over_tables(frame, ids, paths, root)
     return replace(
-        found,
+        parts[0],
         name=source,
+        frame=frame,
+        # A message has our name of a field that they name differently.
+        columns=dict(set(parts[0].columns.items()).intersection(*(part.columns.items() for part in parts))),
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
-        notes=[*notes, *found.notes],
+        notes=list(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)])),
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
 
 
-def _ids_over_tables(frame: pd.DataFrame, names: pd.Series, paths: Sequence[str | None], root: Path) -> None:
+def _ids_over_tables(frame: pd.DataFrame, names: Sequence[str], paths: Sequence[str | None], root: Path) -> None:
     """Makes the ids of file names again, by their paths; copies of one file keep one id, to be found as duplicates."""
     files: dict[int, str] = {}
     seen: dict[str, list[str]] = {}
@@ -235,7 +245,7 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
         path = place / f"{table.stem.removesuffix('GroundTruth')}{kind}.csv"
         extra = as_strings(read_table(path)) if path.is_file() else pd.DataFrame()
         for name in ("image_id", "lesion_id"):
-            ours, theirs = candidates(name, raw.columns), candidates(name, extra.columns)
+            ours, theirs = candidates(name, raw.columns, (), table), candidates(name, extra.columns, (), path)
             if ours and theirs:
                 break
         else:
@@ -259,11 +269,8 @@ def _read_with_companions(table: Path, notes: list[str]) -> pd.DataFrame:
 
 def _image_folders(table: Path, root: Path) -> tuple[Path, ...]:
     """The folders whose names say that they have a table's images, or the root."""
-    names: tuple[str, ...] = ()
-    if table.stem.endswith("GroundTruth"):
-        names = (table.stem.lower().removesuffix("groundtruth") + "input",)
-    elif table.name in _OFFICIAL_METADATA:
-        names = ("ham10000_images", "images")
+    isic = table.stem.lower().removesuffix("groundtruth") + "input"
+    names = ("ham10000_images", "images") if table.name in _OFFICIAL_METADATA else (isic,)
     found = [path for place in _places(table) for path in place.iterdir() if path.name.lower().startswith(names)]
     return tuple(sorted(path for path in found if path.is_dir())) or (root,)
 
@@ -273,9 +280,7 @@ def _read_class_folders(source: str, folder: Path, paths: list[str], options: Da
     names = [comparable(str(Path(path).relative_to(folder))) for path in paths]
     table = {"file_name": names, "label": [name.split("/")[-2] for name in names]}
     raw = select_fields(pd.DataFrame(table, index=range(1, len(names) + 1), dtype=object), folder, options)
-    raw.notes.append("the label of an image is the name of its folder")
-    if any(name.count("/") > 1 for name in names):
-        raw.notes.append("folders above these are joined; the source's own division is not used")
+    raw.notes.append("the label of an image is the name of its folder; folders above, such as test, are joined")
     images = image_dataset([{"bytes": None, "path": path} for path in paths])
     return replace(raw, name=source, images=images, missing=[False] * len(paths), header=[])
 
@@ -293,10 +298,7 @@ def _read_parquet(source: str, folder: Path, files: list[Path], options: DataOpt
 
 
 def _read_hub(source: str, options: DataOptions) -> RawSource:
-    """Joins the splits of a dataset on the Hub; its own division is not trusted.
-
-    `marmal88/skin_cancer`, the most used copy, has 13,354 rows in its splits for 10,015 photographs.
-    """
+    """Joins a Hub dataset's splits; `marmal88/skin_cancer` repeats images in them: 13,354 rows for 10,015."""
     try:
         splits = datasets.load_dataset(source)
         joined = datasets.concatenate_datasets(list(splits.values()))
@@ -330,7 +332,7 @@ def _from_dataset(
     if len(sizes) > 1:
         parts = _some([f"{name} ({size:,} rows)" for name, size in sizes.items()])
         notes.append(f"{len(sizes)} parts joined, the source's own division is not used: {parts}")
-    if "image_id" not in match_columns(list(raw.columns), options.columns, ("image_id",)):
+    if "image_id" not in match_columns(list(raw.columns), options.columns, source, ("image_id",)):
         raw["image_id"] = [f"{number:06d}" for number in range(1, len(raw) + 1)]
         notes.append(f"{source}: no column for image_id; images are numbered")
     found = select_fields(raw, source, options)
@@ -342,27 +344,15 @@ def _from_dataset(
 
 
 def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -> RawSource:
-    """Finds the column of each field; those a table may lack are filled.
+    """Finds the column of each field, and fills those a table may lack: its rows, still without images.
 
-    Args:
-        raw: The table, indexed by line, or by file and line.
-        origin: Its file, for messages.
-        options: Names of columns, and the column to group by.
-
-    Returns:
-        The rows, still without images.
-
-    Raises:
-        Ham10000Error: Where the image or the label has no column, a column that was named does not exist, or of
-            ISIC's one-hot columns a row names no class, or several, or has a value that is neither 0 nor 1.
+    The table is indexed by line, or by file and line. Errors are an image or a label without a column, a column that
+    was named and does not exist, and of ISIC's one-hot columns a row without one 1 and otherwise 0.
     """
     texts = as_strings(raw if raw.index.nlevels > 1 else pd.concat({str(origin): raw}))
     header, notes = list(texts.columns), []
-    try:
-        columns = match_columns(header, options.columns)
-        labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values())
-    except Ham10000Error as error:
-        raise Ham10000Error(f"{origin}: {error}") from error
+    columns = match_columns(header, options.columns, origin)
+    labels = [] if "dx" in options.columns else candidates("dx", header, options.columns.values(), origin)
     if options.group_by is not None:
         if options.group_by not in header:
             raise Ham10000Error(f"{origin}: there is no column {options.group_by!r} to group by; it has {header}.")
@@ -391,12 +381,9 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
         frame["image_id"] = frame["image_id"].map(without_suffix)
     else:
         frame["image_id"] = _ids_of_files(frame["image_id"])
-    if alone := is_missing(frame["lesion_id"]).sum():
-        without = columns.get("lesion_id", "lesion_id, which has no column,")
-        notes.append(f"{origin}: {alone:,} rows without {without} count as their own lesions")
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
     if unused := [name for name in header if name not in used and name]:
-        notes.append(f"{origin}: columns that are not used: {', '.join(unused)}")
+        notes.append(f"columns that are not used: {', '.join(unused)}")
     declared = [name.lower() for name in one_hot]
     frame = frame.rename_axis(["file", "row"]).reset_index()
     return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
@@ -436,9 +423,7 @@ def _stored_images(
     images. Where the bytes are stored the path is a name only, and may be anything. Others must lie below one of
     `roots`, a relative one below the first; symbolic links in them are followed.
     """
-    if images._indices is not None:  # a selection, whose table still has all rows
-        images = images.flatten_indices()
-    column = images.data.column("image")
+    column = images.with_format("arrow")[:].column("image")
     if not pc.struct_field(column, "bytes").null_count:
         return images, [False] * len(images)
     entries: list[StoredImage] = column.to_pylist()

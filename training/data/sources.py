@@ -15,66 +15,40 @@ from PIL import Image
 
 from ham10000.modeling.configuration_ham10000 import LABELS, LOCALIZATIONS, METADATA_FIELDS, SEXES, Ham10000Error
 from ham10000.modeling.image_processing_ham10000 import IMAGE_FORMATS
-from ham10000.modeling.processing_ham10000 import MAX_AGE
+from ham10000.modeling.processing_ham10000 import MAX_AGE, MISSING_VALUES
 from ham10000.training.data.readers import COLUMNS, IMAGE_FEATURES, RawSource, is_missing, read_source
-from ham10000.training.data.tables import DataOptions, read_labels, read_value, spelling_notes
+from ham10000.training.data.tables import LABEL_SPELLINGS, DataOptions, read_value, spelled, spelling_notes
 from ham10000.training.utils.cli import progress_bar
 from ham10000.training.utils.markdown_text import plain
 
-
-def features_of(labels: Sequence[str] = LABELS) -> datasets.Features:
-    """The columns of every dataset, with `dx` as an index into the labels."""
-    texts = dict.fromkeys(COLUMNS, datasets.Value("string"))
-    others = {"dx": datasets.ClassLabel(names=list(labels)), "age": datasets.Value("float32")}
-    return datasets.Features({**IMAGE_FEATURES, **texts, **others})
-
-
-FEATURES = features_of()
+# The columns of a dataset with HAM10000's labels.
+FEATURES = datasets.Features(
+    {**IMAGE_FEATURES, **dict.fromkeys(COLUMNS, datasets.Value("string"))}
+    | {"dx": datasets.ClassLabel(names=list(LABELS)), "age": datasets.Value("float32")}
+)
 
 
 @dataclass
 class DataReport:
-    """The content of a source, and what was found wrong with it.
+    """What a source has, counted over the rows that were kept, and what was found wrong with any of its rows."""
 
-    The counts are of the rows that were kept; the lists name what was found, kept or not.
-
-    Attributes:
-        source: The source as the user wrote it.
-        rows: Number of images.
-        lesions: Number of lesions; None where the source does not say which images show one lesion.
-        labels: The label set, in the order of the class ids.
-        class_counts: Images per class, in the order of `labels`.
-        images_per_lesion: Number of lesions by their number of images; empty where lesions are unknown.
-        missing: Number of rows without a value, per metadata field.
-        duplicate_image_ids: Image ids that occur more than once.
-        missing_images: Image ids without an image.
-        unreadable_images: Image ids whose image cannot be decoded; None where that was not checked.
-        unknown_labels: Values of dx that are no class, with their counts.
-        unknown_sexes: Values of sex outside the vocabulary, with their counts.
-        unknown_localizations: Values of localization outside the vocabulary, with their counts.
-        invalid_ages: Values of age that are no number in 0..120 years, with their counts.
-        inconsistent_lesions: Lesion ids whose images carry different diagnoses.
-        warnings: What is probably not as the user means it, one sentence each.
-        notes: One sentence for each decision and for each thing that was dropped.
-    """
-
-    source: str
-    rows: int = 0
-    lesions: int | None = None
-    labels: list[str] = field(default_factory=list)
-    class_counts: dict[str, int] = field(default_factory=dict)
-    images_per_lesion: dict[int, int] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
-    duplicate_image_ids: list[str] = field(default_factory=list)
-    missing_images: list[str] = field(default_factory=list)
-    unreadable_images: list[str] | None = None
-    unknown_labels: dict[str, int] = field(default_factory=dict)
-    unknown_sexes: dict[str, int] = field(default_factory=dict)
+    source: str  # as the user wrote it
+    rows: int = 0  # number of images
+    lesions: int | None = None  # None where the source does not say which images show one lesion
+    labels: list[str] = field(default_factory=list)  # in the order of the class ids
+    class_counts: dict[str, int] = field(default_factory=dict)  # images per class, in the order of `labels`
+    images_per_lesion: dict[int, int] = field(default_factory=dict)  # number of lesions by their number of images
+    missing: dict[str, int] = field(default_factory=dict)  # number of rows without a value, per metadata field
+    duplicate_image_ids: list[str] = field(default_factory=list)  # each once
+    missing_images: list[str] = field(default_factory=list)  # image ids
+    unreadable_images: list[str] | None = None  # image ids; None where that was not checked
+    unknown_labels: dict[str, int] = field(default_factory=dict)  # values that are no class, with their counts
+    unknown_sexes: dict[str, int] = field(default_factory=dict)  # values outside the vocabulary, with their counts
     unknown_localizations: dict[str, int] = field(default_factory=dict)
-    invalid_ages: dict[str, int] = field(default_factory=dict)
-    inconsistent_lesions: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    invalid_ages: dict[str, int] = field(default_factory=dict)  # values that are no number in 0..120 years
+    inconsistent_lesions: list[str] = field(default_factory=list)  # lesion ids whose images have different diagnoses
+    warnings: list[str] = field(default_factory=list)  # what is probably not as the user means it, a sentence each
+    notes: list[str] = field(default_factory=list)  # a sentence for each decision and each thing that was dropped
 
     def __str__(self) -> str:
         lesions = ", lesions unknown (no lesion ids)" if self.lesions is None else f" of {self.lesions:,} lesions"
@@ -108,22 +82,20 @@ def load_data(
     drop_unknown_labels: bool = False,
     invalid_to_missing: bool = False,
     check_images: bool = False,
-    synthetic_size: int | None = None,
     seed: int = 0,
 ) -> tuple[datasets.Dataset, DataReport]:
     """Reads and checks a source; nothing is dropped unless an option asks for it, and then a note says so.
 
     Args:
-        source: `synthetic` or `synthetic:N` (N images); a table (csv) above or next to its images; a folder with such
-            a table (HAM10000, ISIC, imagefolder) or with a folder per label; a folder of Parquet files; a Hub dataset
-            id, of which all splits are joined because their division cannot be trusted.
+        source: `synthetic` (800 images) or `synthetic:N`; a table (csv) above or next to its images; a folder with
+            such a table (HAM10000, ISIC, imagefolder) or with a folder per label; a folder of Parquet files; a Hub
+            dataset id, of which all splits are joined because their division cannot be trusted.
         options: Names of columns, the label set, and what to group by, where they are not HAM10000's.
         drop_unreadable: Drop rows whose image is missing or cannot be decoded; implies `check_images`.
         drop_duplicates: Keep the first row of every image id.
         drop_unknown_labels: Drop rows whose label is none of the set: that of the options, else HAM10000's.
         invalid_to_missing: Read an unknown sex or site and an impossible age as missing.
         check_images: Decode every image once and report those that fail.
-        synthetic_size: Number of synthetic images (default 800); `synthetic:N` says the same.
         seed: Seed of the synthetic generator; other sources do not use it.
 
     Returns:
@@ -141,16 +113,16 @@ def load_data(
         >>> print(report)
     """
     options = options or DataOptions()
-    raw = read_source(source, options, synthetic_size=synthetic_size, seed=seed)
+    raw = read_source(source, options, seed=seed)
     unreadable = _unreadable(raw) if check_images or drop_unreadable else None
     asked = {"drop_unreadable": drop_unreadable, "drop_duplicates": drop_duplicates}
     asked |= {"drop_unknown_labels": drop_unknown_labels, "invalid_to_missing": invalid_to_missing}
     fixes = [name for name, is_asked in asked.items() if is_asked]
     rows, keep, report = check_rows(raw, options, unreadable_images=unreadable, fixes=fixes)
     images = raw.images.select(np.flatnonzero(keep))
-    features = datasets.Features({name: features_of(report.labels)[name] for name in COLUMNS})
+    kinds = {name: FEATURES[name] for name in COLUMNS} | {"dx": datasets.ClassLabel(names=report.labels)}
     columns = rows[[*COLUMNS]].replace({np.nan: None}).to_dict("list")
-    table = datasets.Dataset.from_dict(columns, features=features)
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     return datasets.concatenate_datasets([images, table], axis=1), report
 
 
@@ -192,25 +164,20 @@ def metadata_frame(dataset: datasets.Dataset) -> pd.DataFrame:
 
 
 def _unreadable(raw: RawSource) -> np.ndarray:
-    """Finds the images that cannot be decoded, with a progress bar: (rows,) bool.
-
-    Pillow's `verify` passes JPEG files that were cut off in the middle, so every file is decoded; at an eighth of its
-    size that reads all of the data for a fraction of the time.
-    """
+    """Finds the images that cannot be decoded, with a progress bar: (rows,) bool."""
     stored = raw.images.cast_column("image", datasets.Image(decode=False))
 
     def fails(index: int) -> bool:
-        if raw.missing[index]:
-            return False
         image = stored[index]["image"]
         try:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
             with Image.open(source, formats=IMAGE_FORMATS) as picture:
+                # Not `verify`, which passes a JPEG file that was cut off; an eighth of the size is read in full too.
                 picture.draft("L", (picture.width // 8, picture.height // 8))
                 picture.load()
         # Pillow raises OSError, SyntaxError, ValueError or struct.error, by format and kind of damage.
         except Exception:
-            return True
+            return not raw.missing[index]
         return False
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -242,14 +209,14 @@ class _Checks:
 
     def refuse(
         self, bad: np.ndarray, column: str, what: str, expected: str, remedy: str = "", option: str = ""
-    ) -> None:
-        """Drops rows, or reads their values as missing, if `option` is asked for; else shows five as a problem."""
+    ) -> list[str]:
+        """Drops rows, or takes values as missing, if `option` is given, else notes a problem; returns the values."""
         rows, to_missing = self.frame[bad], option == "invalid_to_missing"
-        if rows.empty:
-            return
+        values = list(rows[column])
+        if not values:
+            return []
         if to_missing and option in self.fixes:
-            found = _counted(_counts(rows[column]))
-            self.notes.append(f"read as missing because of {option}: {column} {found}")
+            self.notes.append(f"read as missing because of {option}: {column} {_counted(_counts(values))}")
         elif option in self.fixes:
             examples = _counted(list(rows["image_id"]))
             self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
@@ -266,6 +233,7 @@ class _Checks:
                 where.append(f"    ... and {len(rows) - 5:,} more")
             line = f"- {what} in {len(rows):,} row(s); {expected}. {remedy or advice}"
             self.problems.append("\n".join([line, *where]))
+        return values
 
 
 def lesions_known(rows: pd.DataFrame) -> bool:
@@ -276,20 +244,11 @@ def lesions_known(rows: pd.DataFrame) -> bool:
 def check_rows(
     raw: RawSource, options: DataOptions, *, unreadable_images: np.ndarray | None, fixes: Collection[str] = ()
 ) -> tuple[pd.DataFrame, np.ndarray, DataReport]:
-    """Checks and normalises every row.
+    """Checks and normalises every row: those that are kept, a (rows,) bool mask of them, and the report.
 
-    Args:
-        raw: The rows; its notes come first in the report.
-        options: The label set and its map.
-        unreadable_images: (rows,) bool, whether the image cannot be decoded, or None where that was not checked.
-        fixes: Which of `load_data`'s options to drop rows or read values as missing were given.
-
-    Returns:
-        The normalised rows that were kept (age in years, NaN where missing; sex and localization lower case and
-        "unknown" where missing), a (rows,) bool mask of the kept rows, and the report.
-
-    Raises:
-        Ham10000Error: One error that lists every problem for which no option was given.
+    Age is then in years, NaN where missing; sex and localization are lower case, "unknown" where missing.
+    `unreadable_images` is (rows,) bool, or None where that was not checked; `fixes` are the options of `load_data` to
+    drop rows or read values as missing that were given. One error lists every problem for which none was given.
     """
     source, missing_images = raw.name, np.array(raw.missing, dtype=bool)
     frame = raw.frame.copy()
@@ -298,34 +257,38 @@ def check_rows(
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
-    frame["lesion_id"] = frame["lesion_id"].mask(is_missing(frame["lesion_id"]), frame["image_id"])
+    alone = is_missing(frame["lesion_id"])
+    frame["lesion_id"] = frame["lesion_id"].mask(alone, frame["image_id"])
+    if alone.any():
+        column = raw.columns.get("lesion_id", "a lesion_id")
+        report.notes.append(f"{alone.sum():,} rows without {column} count as their own lesions")
     _check_ids(frame, checks)
     duplicated = frame["image_id"].duplicated().to_numpy()
-    report.duplicate_image_ids = sorted(set(frame["image_id"][duplicated]))
-    column, ours = raw.columns.get("dx", "dx"), raw.ours or "drop_unknown_labels" in fixes
-    report.labels, frame["dx"], notes = read_labels(frame["dx"], options, raw.declared, name=column, ours=ours)
+    ours = raw.ours or "drop_unknown_labels" in fixes
+    report.labels, frame["dx"], notes = _read_labels(raw, options, ours)
     report.notes += notes
     unknown = ~frame["dx"].isin(report.labels).to_numpy()
-    report.unknown_labels = _counts(frame["dx"][unknown])
-    others = ", ".join(map(repr, sorted(report.unknown_labels)[:30]))
+    others = ", ".join(map(repr, sorted(set(frame["dx"][unknown]))[:30]))
     remedy = "--label_map OLD=NEW reads one as another, --labels gives the set"
     expected = f"expected one of {report.labels}, got {others}; {remedy}"
-    checks.refuse(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    values = checks.refuse(unknown, "dx", "unknown label", expected, option="drop_unknown_labels")
+    report.unknown_labels = _counts(values)
     # Copies of one image that disagree cannot be dropped: nobody here knows which of them is right.
     for name in ("dx", "lesion_id"):
         conflict = frame.groupby("image_id")[name].transform("nunique").to_numpy() > 1
         expected = f"all rows of an image id must have the same {name}"
         checks.refuse(conflict, name, f"one image id with different {name}", expected, remedy="Correct the rows.")
-    checks.refuse(duplicated, "image_id", "duplicate image id", "every id must occur once", option="drop_duplicates")
+    expected = "every id must occur once"
+    values = checks.refuse(duplicated, "image_id", "duplicate image id", expected, option="drop_duplicates")
+    report.duplicate_image_ids = sorted(set(values))
     _check_values(frame, checks, report)
 
     expected = "every row needs an image that can be decoded"
     where = f" below {raw.looked}" if raw.looked else ""
-    report.missing_images = list(frame["image_id"][missing_images])
-    checks.refuse(missing_images, "image_id", "no image file", expected + where, option="drop_unreadable")
+    refuse_image = partial(checks.refuse, column="image_id", option="drop_unreadable")
+    report.missing_images = refuse_image(missing_images, what="no image file", expected=expected + where)
     if unreadable_images is not None:
-        report.unreadable_images = list(frame["image_id"][unreadable_images])
-        checks.refuse(unreadable_images, "image_id", "unreadable image file", expected, option="drop_unreadable")
+        report.unreadable_images = refuse_image(unreadable_images, what="unreadable image file", expected=expected)
     if checks.problems:
         raise Ham10000Error(f"{source}: the data has problems\n" + "\n".join(checks.problems))
 
@@ -334,6 +297,47 @@ def check_rows(
         raise Ham10000Error(f"{source}: no row is left. " + "; ".join(report.notes))
     _count(kept, report, raw)
     return kept, checks.keep, report
+
+
+def _read_labels(raw: RawSource, options: DataOptions, ours: bool) -> tuple[list[str], pd.Series, list[str]]:
+    """Reads the labels of a source: the set they form, the label of each row, and a sentence for each decision.
+
+    The set, in the order of the class ids, is HAM10000's seven where `ours`, or where every label can be read as one;
+    otherwise the source's own in lower case, sorted. A label that is not in it stays as it was written. A `label_map`
+    of a label that does not occur is an error.
+    """
+    values, name = raw.frame["dx"], raw.columns.get("dx", "dx")
+    words = values.map(spelled)
+    # ISIC 2019 declares UNK, which no training row has.
+    names = dict.fromkeys([*words, *(spelled(text) for text in raw.declared if text.lower() != "unk")])
+    present = [word for word in names if word not in MISSING_VALUES]
+    mapped = {spelled(old): new for old, new in options.label_map.items()}
+    if absent := sorted(set(mapped) - set(present)):
+        raise Ham10000Error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
+    after = {word: mapped.get(word, word) for word in present}  # still the users' words
+    known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
+    notes: list[str] = []
+    if options.labels:
+        labels = list(options.labels)
+        by_word = {spelled(label): label for label in labels}
+        read = {word: by_word.get(spelled(new), by_word.get(known[word] or "")) for word, new in after.items()}
+    elif ours or all(known.values()):
+        labels, read = list(LABELS), known
+    else:
+        # A new name that the data has already, in whatever case, is that label.
+        kept, texts = set(present) - set(mapped), sorted([*values, *raw.declared], reverse=True)
+        written = {spelled(new): new for new in mapped.values()}
+        written |= {spelled(text): text.strip().lower() for text in texts if spelled(text) in kept}
+        read = {word: written[spelled(new)] for word, new in after.items()}
+        labels = sorted({str(label) for label in read.values()})
+        notes.append(f"the labels are the data's own: {', '.join(labels)}")
+        if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:
+            pairs = " ".join(f"'{label}={LABEL_SPELLINGS[label]}'" for label in offered)
+            notes.append(f"to read labels as HAM10000's: --label_map {pairs}")
+    for word, count in sorted(Counter(words).items()):
+        if (label := read.get(word)) and spelled(label) != word:
+            notes.append(f"{name} {word!r} is read as {label!r} in {count:,} rows")
+    return labels, words.map(read).fillna(values), notes
 
 
 def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
@@ -352,9 +356,8 @@ def _check_ids(frame: pd.DataFrame, checks: _Checks) -> None:
 def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> None:
     years = pd.to_numeric(frame["age"], errors="coerce")
     invalid = ~is_missing(frame["age"]).to_numpy() & ~years.between(0, MAX_AGE).to_numpy()
-    report.invalid_ages = _counts(frame["age"][invalid])
     expected = f"expected years from 0 to {MAX_AGE}, or nothing if unknown"
-    checks.refuse(invalid, "age", "invalid age", expected, option="invalid_to_missing")
+    report.invalid_ages = _counts(checks.refuse(invalid, "age", "invalid age", expected, option="invalid_to_missing"))
     # A real age of 0 exists (39 images), so a missing age is NaN and never 0.
     frame["age"] = years.mask(invalid)
 
@@ -364,9 +367,8 @@ def _check_values(frame: pd.DataFrame, checks: _Checks, report: DataReport) -> N
         report.notes += spelling_notes(name, values, checks.columns.get(name, name))
         values = values.map(partial(read_value, name))
         invalid = ~values.isin([*vocabulary, "unknown"]).to_numpy()
-        unknown |= _counts(frame[name][invalid])
         expected = f"expected one of {list(vocabulary)}, or 'unknown'"
-        checks.refuse(invalid, name, f"invalid {name}", expected, option="invalid_to_missing")
+        unknown |= _counts(checks.refuse(invalid, name, f"invalid {name}", expected, option="invalid_to_missing"))
         frame[name] = values.mask(invalid, "unknown")
 
 
@@ -377,9 +379,8 @@ def _count(kept: pd.DataFrame, report: DataReport, raw: RawSource) -> None:
     if lesions_known(kept):
         report.lesions = int(kept["lesion_id"].nunique())
         report.images_per_lesion = dict(sorted(Counter(Counter(kept["lesion_id"]).values()).items()))
-    report.missing = {
-        name: int((kept[name].isna() | (kept[name].astype(str) == "unknown")).sum()) for name in METADATA_FIELDS
-    }
+    missing = kept.isna() | (kept == "unknown")
+    report.missing = {name: int(missing[name].sum()) for name in METADATA_FIELDS}
     if absent := [name for name, count in report.missing.items() if count == len(kept)]:
         columns = f"the columns are {raw.header}. Where one of them has it, name it: --columns {absent[0]}=COLUMN"
         report.warnings.append(f"no row has a value for {', '.join(absent)}; {columns if raw.header else 'no table'}")

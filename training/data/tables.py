@@ -187,17 +187,19 @@ def as_strings(frame: "pd.DataFrame") -> "pd.DataFrame":
     return cells.where(cells.notna(), "").map(lambda value: str(value).strip()).astype(object)
 
 
-def candidates(name: str, header: Iterable[str], given: Collection[str] = ()) -> list[str]:
+def candidates(name: str, header: Iterable[str], given: Collection[str], origin: str | Path) -> list[str]:
     """The columns that may be a field and are not given for one, the best first; two of one name are an error."""
     found: dict[str, str] = {}
     for column in header:
         key = spelled(column).replace(" ", "_")
         if key in SYNONYMS[name] and found.setdefault(key, column) != column:
-            raise input_error(f"the columns {found[key]!r} and {column!r} are {key!r} twice; keep one of them.")
+            raise input_error(f"{origin}: the columns {found[key]!r} and {column!r} are {key!r} twice; keep one.")
     return [found[key] for key in SYNONYMS[name] if key in found and found[key] not in given]
 
 
-def match_columns(header: Sequence[str], given: Mapping[str, str], fields: Iterable[str] = SYNONYMS) -> dict[str, str]:
+def match_columns(
+    header: Sequence[str], given: Mapping[str, str], origin: str | Path, fields: Iterable[str] = SYNONYMS
+) -> dict[str, str]:
     """Finds the column of each field, the given one before any synonym: ours to theirs, of those that are there.
 
     A given column that does not exist, and two columns of one name, are errors.
@@ -206,30 +208,22 @@ def match_columns(header: Sequence[str], given: Mapping[str, str], fields: Itera
     for name in fields:
         if name in given:
             if given[name] not in header:
-                raise input_error(
-                    f"there is no column {given[name]!r} (--columns {name}={given[name]}); it has {list(header)}."
-                )
+                option = f"--columns {name}={given[name]}"
+                raise input_error(f"{origin}: there is no column {given[name]!r} ({option}); it has {list(header)}.")
             matched[name] = given[name]
-        elif found := candidates(name, header, given.values()):
+        elif found := candidates(name, header, given.values(), origin):
             matched[name] = found[0]
     return matched
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options for a source whose columns and labels are not HAM10000's.
+    """Options for a source whose columns and labels are not HAM10000's."""
 
-    Attributes:
-        columns: Our field to the source's column, such as `{"dx": "Diagnose"}`.
-        labels: The label set in order; empty to take it from the data.
-        label_map: Labels of the source to those they are read as, such as `{"naevus": "nv"}`.
-        group_by: The column whose rows of one value stay on one side, such as `patient_id`; by default the lesion.
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    labels: Sequence[str] = ()
-    label_map: Mapping[str, str] = field(default_factory=dict)
-    group_by: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)  # ours to the source's, such as {"dx": "Diagnose"}
+    labels: Sequence[str] = ()  # the label set in order; empty to take it from the data
+    label_map: Mapping[str, str] = field(default_factory=dict)  # a label to what it is read as, {"naevus": "nv"}
+    group_by: str | None = None  # the column whose rows of one value stay on one side; by default the lesion
 
     @classmethod
     def from_texts(
@@ -267,62 +261,8 @@ GROUP_BY_HELP = "column whose rows of one value stay on one side of the split, s
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--columns`, `--labels`, `--label_map` and `--group_by`; see `data_options`."""
+    """Adds `--columns`, `--labels`, `--label_map` and `--group_by`, for `DataOptions.from_texts`."""
     parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=COLUMNS_HELP)
     parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help=LABELS_HELP)
     parser.add_argument("--label_map", nargs="+", default=[], metavar="OLD=NEW", help=LABEL_MAP_HELP)
     parser.add_argument("--group_by", metavar="COLUMN", help=GROUP_BY_HELP)
-
-
-def data_options(arguments: argparse.Namespace) -> DataOptions:
-    """The options of a parser with `add_data_arguments`."""
-    return DataOptions.from_texts(arguments.columns, arguments.labels, arguments.label_map, arguments.group_by)
-
-
-def read_labels(
-    values: "pd.Series", options: DataOptions, declared: Sequence[str] = (), *, name: str = "dx", ours: bool = False
-) -> tuple[list[str], "pd.Series", list[str]]:
-    """Reads the labels of a source and finds the set they form.
-
-    `declared` are labels that the source has a column for, whether or not a row has it, `name` is the column's, for
-    messages, and with `ours` the set is HAM10000's whatever the rows say.
-
-    Returns the set, in the order of the class ids: HAM10000's seven where every label can be read as one; otherwise
-    the source's own in lower case, sorted. Then the label of each row, one that is not in the set as it was written,
-    and a sentence for each decision. A `label_map` that names a label that does not occur is an error.
-    """
-    from ham10000.modeling.configuration_ham10000 import LABELS
-    from ham10000.modeling.processing_ham10000 import MISSING_VALUES
-
-    words = values.map(spelled)
-    # ISIC 2019 declares UNK, which no training row has.
-    names = dict.fromkeys([*words, *(spelled(text) for text in declared if text.lower() != "unk")])
-    present = [word for word in names if word not in MISSING_VALUES]
-    mapped = {spelled(old): new for old, new in options.label_map.items()}
-    if absent := sorted(set(mapped) - set(present)):
-        raise input_error(f"--label_map names {absent}, but the column {name} has {sorted(present)[:30]}.")
-    after = {word: mapped.get(word, word) for word in present}  # still the users' words
-    known = {word: LABEL_SPELLINGS.get(spelled(new)) for word, new in after.items()}
-    notes: list[str] = []
-    if options.labels:
-        labels = list(options.labels)
-        by_word = {spelled(label): label for label in labels}
-        read = {word: by_word.get(spelled(new), by_word.get(known[word] or "")) for word, new in after.items()}
-    elif ours or all(known.values()):
-        labels, read = list(LABELS), known
-    else:
-        # A new name that the data has already, in whatever case, is that label.
-        kept, texts = set(present) - set(mapped), sorted([*values, *declared], reverse=True)
-        written = {spelled(new): new for new in mapped.values()}
-        written |= {spelled(text): text.strip().lower() for text in texts if spelled(text) in kept}
-        read = {word: written[spelled(new)] for word, new in after.items()}
-        labels = sorted({str(label) for label in read.values()})
-        notes.append(f"the labels are the data's own: {', '.join(labels)}")
-        if offered := [own for own in labels if own not in LABELS and own in LABEL_SPELLINGS]:
-            pairs = " ".join(f"'{label}={LABEL_SPELLINGS[label]}'" for label in offered)
-            notes.append(f"to read labels as HAM10000's: --label_map {pairs}")
-    for word, count in sorted(Counter(words).items()):
-        if (label := read.get(word)) and spelled(label) != word:
-            notes.append(f"{name} {word!r} is read as {label!r} in {count:,} rows")
-    dx = words.map(read)
-    return labels, dx.where(dx.notna(), values), notes

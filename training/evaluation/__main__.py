@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ham10000.training.config import DATA_FIXES
-from ham10000.training.data.tables import add_data_arguments, data_options
+from ham10000.training.data.tables import DataOptions, add_data_arguments
 from ham10000.training.utils.cli import add_debug_argument, run_cli
 
 # Written out: importing them would import torch, and --help would take seconds. A test compares them.
@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
     logging.disable_progress_bar()
     checkpoint, device = Path(arguments.checkpoint), choose_device(arguments.device)
     model, _ = load_checkpoint(checkpoint)  # what is wrong with it is said before the data are read
-    labels, options = model.config.label_names, data_options(arguments)
+    labels = model.config.label_names
+    options = DataOptions.from_texts(arguments.columns, arguments.labels, arguments.label_map, arguments.group_by)
     choose_positive(labels, arguments.positive)
     if arguments.isic_submission:
         check_submission_labels(labels)

@@ -74,10 +74,7 @@ def read_metadata(
     """
     path = Path(path)
     header, rows, lines = read_rows(path)
-    try:
-        matched = match_columns(header, columns or {}, ("image_id", *fields))
-    except Ham10000Error as error:
-        raise Ham10000Error(f"{path}: {error}") from error
+    matched = match_columns(header, columns or {}, path, ("image_id", *fields))
     key = matched.pop("image_id", None)
     if not matched:
         known = "; ".join(f"{name}: {', '.join(SYNONYMS[name])}" for name in fields)
