@@ -222,6 +222,7 @@ ARCHIVE = "1 rows whose image_type is not dermoscopic; labels from column diagno
 OLDER = "lesions unknown; 2 rows without a lesion_id; labels from column diagnosis; 'pigmented benign keratosis'"
 READ_AS = "Geschlecht 'm' is read as 'male' in 1 rows; because of invalid_to_missing: localization 1 ('Fuß')"
 OWN_WORDS = "Nävus_1,nv,61,male,unknown; Melanom_2,mel,,female,unknown"
+TWO_HEADERS = "2,tattoo,50,unknown,unknown; 1,scar,40,unknown,unknown"
 DERM7PT = "Nel026,basal cell carcinoma,,female,face; Nel028,blue nevus,,male,lower extremity"
 FOLDERS = "test_Melanoma_003,mel; train_Melanoma_001,mel; train_Nevus_001,nv; train_Nevus_002,nv"
 TO_2020 = DataOptions({"dx": "target"}, ["nv", "mel"], {"0": "nv", "1": "mel"}, "patient_id")
@@ -249,7 +250,7 @@ LAYOUTS = [
     Layout("derm7pt", DERM7PT, "basal cell carcinoma; blue nevus", says="has a value for age; seven_point_score"),
     Layout("class folders", FOLDERS, says="is the name of its folder; label 'nevus' is read as 'nv' in 2 rows"),
     Layout("two parts", "test_1,scar; train_1,scar; train_2,tattoo", "scar; tattoo", says="2 tables"),
-    Layout("two headers", "2,tattoo,50,unknown,unknown; 1,scar,40,unknown,unknown", "scar; tattoo", says="used: new"),
+    Layout("two headers", TWO_HEADERS, "scar; tattoo", says="columns that are not used: new, old"),
     Layout("clinic", OWN_WORDS, says=READ_AS, options=CLINIC, fixes=("invalid_to_missing",)),
 ]
 

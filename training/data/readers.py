@@ -76,6 +76,7 @@ class RawSource:
     notes: list[str] = field(default_factory=list)  # decisions taken while reading, one sentence each
     columns: dict[str, str] = field(default_factory=dict)  # our field to the source's column, for messages
     header: list[str] = field(default_factory=list)  # the columns there are
+    unused: list[str] = field(default_factory=list)  # those of them that are not used
     declared: list[str] = field(default_factory=list)  # labels that the source has, whether or not a row has them
     ours: bool = False  # whether the labels are HAM10000's, whatever the rows say
     looked: str = ""  # where images were looked for
@@ -216,6 +217,8 @@ def _read_tables(source: str, tables: Sequence[Path], root: Path, options: DataO
         images=image_dataset([{"bytes": None, "path": path} for path in paths]),
         missing=[path is None for path in paths],
         notes=list(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)])),
+        header=list(dict.fromkeys(name for part in parts for name in part.header)),
+        unused=list(dict.fromkeys(name for part in parts for name in part.unused)),
         ours=tables[0].name in _OFFICIAL_METADATA,
         looked=" and ".join(f"{folder} ({len(index):,} images)" for key, index in indexes.items() for folder in key),
     )
@@ -382,11 +385,10 @@ def select_fields(raw: pd.DataFrame, origin: str | Path, options: DataOptions) -
     else:
         frame["image_id"] = _ids_of_files(frame["image_id"])
     used = {*columns.values(), *one_hot, "file_name", "image_type"}
-    if unused := [name for name in header if name not in used and name]:
-        notes.append(f"columns that are not used: {', '.join(unused)}")
+    unused = [name for name in header if name not in used and name]
     declared = [name.lower() for name in one_hot]
     frame = frame.rename_axis(["file", "row"]).reset_index()
-    return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, declared=declared)
+    return RawSource(str(origin), frame, notes=notes, columns=columns, header=header, unused=unused, declared=declared)
 
 
 def is_missing(texts: pd.Series) -> pd.Series:

@@ -218,8 +218,7 @@ class _Checks:
         if to_missing and option in self.fixes:
             self.notes.append(f"read as missing because of {option}: {column} {_counted(_counts(values))}")
         elif option in self.fixes:
-            examples = _counted(list(rows["image_id"]))
-            self.notes.append(f"dropped because of {option}: {what}, image ids {examples}")
+            self.notes.append(f"dropped because of {option}: {what}, image ids {_counted(list(rows['image_id']))}")
             self.keep &= ~bad
         else:
             instead = "read them as missing" if to_missing else "drop them"
@@ -257,6 +256,8 @@ def check_rows(
     if frame.empty:
         raise Ham10000Error(f"{source}: the metadata has a header but no rows.")
 
+    if raw.unused:
+        report.notes.append(f"columns that are not used: {', '.join(raw.unused)}")
     alone = is_missing(frame["lesion_id"])
     frame["lesion_id"] = frame["lesion_id"].mask(alone, frame["image_id"])
     if alone.any():
