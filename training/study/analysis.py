@@ -1,7 +1,7 @@
 """From predictions and metadata to study.json: every number of the report, computed once."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from ham10000.training.evaluation.metrics import ece_floor, softmax
 from ham10000.training.study.config import STUDY_RULES, StudyConfig
 from ham10000.training.study.crossfit import CrossFitted, cross_conformal
 from ham10000.training.study.predictions import Predictions
-from ham10000.training.study.shortcuts import ALPHA, baseline_rows, shortcut_results
+from ham10000.training.study.shortcuts import ALPHA, Baseline, Shortcuts, baseline_rows, shortcut_results
 from ham10000.training.utils.files import JsonObject
 
 ANSWER_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "weighted_f1")
@@ -30,10 +30,73 @@ PROBABILITY_METRICS = ("auroc_macro", "melanoma_sensitivity_at_95_specificity", 
 METRICS = ANSWER_METRICS + PROBABILITY_METRICS
 _PER_CLASS = ("recall", "f1")
 
-# Parts of study.json; the functions that return them write their keys down.
-VariantResult = JsonObject
-Comparison = JsonObject
-ProtocolResult = JsonObject
+
+class SetResult(TypedDict):
+    """Prediction sets of one coverage: measured coverage in every class, mean size, and shares of sizes 0 and 1."""
+
+    coverage: float
+    per_class: dict[str, Estimate]
+    size: Estimate
+    empty: float
+    single: float
+
+
+class VariantResult(TypedDict):
+    """One variant under one protocol; `metrics` by the study's rule, calibrated."""
+
+    metrics: dict[str, Estimate]
+    uncalibrated: dict[str, Estimate]
+    ece_floor: float
+    rules: dict[str, dict[str, Estimate]]
+    per_class: dict[str, dict[str, Estimate]]
+    confusion: list[list[float]]
+    calibration: list[JsonObject]
+    sets: list[SetResult]
+    subgroups: JsonObject
+    shortcuts: Shortcuts | None
+
+
+class Difference(TypedDict):
+    """A metric's difference: its estimate, p-value, and the smallest one that would have been found."""
+
+    estimate: Estimate
+    p: float | None
+    smallest_detectable: float | None
+
+
+class Opposed(TypedDict):
+    """Two models' answers: McNemar's mid-p test, changes by class, and the images that they call differently."""
+
+    mcnemar: dict[str, float]
+    changes: dict[str, dict[str, int]]
+    moved: list[dict[str, str]]  # of the first comparison only
+
+
+class Comparison(Opposed):
+    """One variant minus another; `p_holm` and `verdict` are those of the primary metric within the family."""
+
+    model: str
+    other: str
+    metrics: dict[str, Difference]
+    p_holm: float
+    smallest_detectable: float
+    verdict: str
+
+
+class ProtocolResult(TypedDict):
+    """One protocol of study.json."""
+
+    seeds: list[int]
+    folds: int
+    n_images: int
+    n_lesions: int
+    class_counts: dict[str, int]
+    class_lesions: dict[str, int]
+    variants: dict[str, VariantResult]
+    comparisons: list[Comparison]
+    baselines: list[Baseline]
+    forbidden: list[Baseline]
+    leakage: JsonObject | None
 
 
 class Inputs(NamedTuple):
@@ -106,8 +169,7 @@ def _variant(
     }
 
 
-def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> JsonObject:
-    """Prediction sets of one coverage: measured coverage in every class, mean size, and shares of sizes 0 and 1."""
+def _sets(fitted: CrossFitted, coverage: float, bootstrap: Bootstrap) -> SetResult:
     sets, predictions = cross_conformal(fitted, coverage), fitted.predictions
     sizes = sets.sum(axis=-1)
     hit = sets[:, np.arange(len(predictions.labels)), predictions.labels].mean(axis=0)
@@ -173,8 +235,7 @@ def _compare(
     return rows
 
 
-def _difference(sample: Sample) -> JsonObject:
-    """A metric's difference, its p-value, and the smallest one that would have been found."""
+def _difference(sample: Sample) -> Difference:
     defined = sample.values[~np.isnan(sample.values)]
     if np.isnan(sample.estimate) or len(defined) < 2:
         return {"estimate": sample.summary(), "p": None, "smallest_detectable": None}
@@ -182,11 +243,10 @@ def _difference(sample: Sample) -> JsonObject:
     return {"estimate": sample.summary(), "p": bootstrap_p_value(defined), "smallest_detectable": least}
 
 
-def _opposed(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> JsonObject:
-    """Two models' answers: McNemar's mid-p test, changes by class, and the images that they call differently.
+def _opposed(predictions: Predictions, ours: np.ndarray, theirs: np.ndarray, bootstrap: Bootstrap) -> Opposed:
+    """McNemar's test takes pairs as independent, so of each lesion the first image by name.
 
-    The test takes pairs as independent: of each lesion the first image by name. `changes` counts images and lesions
-    that the first model corrects and breaks; a lesion may count both ways.
+    `changes` counts images and lesions that the first model corrects and breaks; a lesion may count both ways.
     """
     labels, names = predictions.labels, np.array(predictions.classes)
     gained, lost = (ours == labels) & (theirs != labels), (ours != labels) & (theirs == labels)

@@ -42,10 +42,16 @@ def _style(variant: str) -> tuple[str, str]:
 
 
 def _interval(
-    axes: Axes, value: JsonObject | None, y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
+    axes: Axes,
+    value: Mapping[str, object] | None,
+    y: float,
+    style: tuple[str, str],
+    size: int = 7,
+    *,
+    seeds: bool = True,
 ) -> None:
     """Draws an interval, or says why there is none, so that a gap is not read as zero."""
-    shown = (value or {}) | ({} if seeds else {"per_seed": []})
+    shown = dict(value or {}) | ({} if seeds else {"per_seed": []})
     if not plots.draw_interval(axes, shown, y, *style, markersize=size):
         text, transform = "answers only" if value is None else "undefined", axes.get_yaxis_transform()
         axes.text(0.02, y, text, transform=transform, color=GREY, fontsize=9, va="center")

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from ham10000.modeling import LABEL_DESCRIPTIONS, MALIGNANT, Ham10000Error
 from ham10000.training.evaluation.report import METRIC_TITLES, published_baseline
@@ -21,9 +22,16 @@ VARIANT_TITLES = {
     "control": "fusion's network with metadata always hidden",
 }
 
-# A study.json: `format`, the settings in `study`, the `recipe` of the image runs, the machine in `environment`, the
-# `origin` of the images, which earlier files of HAM10000 lack, and each protocol's results in `protocols`.
-Study = JsonObject
+
+class Study(TypedDict):
+    """A study.json: the settings, what the image runs say of themselves, the machine, and each protocol's results."""
+
+    format: int
+    study: JsonObject
+    recipe: JsonObject | None
+    environment: JsonObject
+    origin: NotRequired[str | None]  # `HAM10000`, `synthetic`, or None for other images; earlier files are of HAM10000
+    protocols: dict[str, ProtocolResult]
 
 
 def check_study(study: Study) -> None:

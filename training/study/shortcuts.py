@@ -8,6 +8,7 @@ nothing here can save a model, and `Ham10000Config` refuses both columns as inpu
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,45 @@ FORBIDDEN = ("dx_type", "dataset")
 # Below this a probability says no more than "not at all"; without a floor one logarithm would outweigh all others.
 _LOWEST_PROBABILITY = 1e-6
 _AGE_STEP = 5  # years; the ages of HAM10000 are multiples of it
+
+
+class Effect(TypedDict):
+    """Of one change: macro-F1 lost, its p-value alone and after Holm (None for all fields), and the share of flips."""
+
+    drop: Estimate
+    p: float
+    p_holm: float | None
+    flips: Estimate
+
+
+class Sweep(TypedDict):
+    """Along a sweep, with the image fixed: values, melanoma and malignant probability, flips, and slope or range."""
+
+    values: list[int] | list[str]
+    melanoma: list[Estimate]
+    malignant: list[Estimate]
+    flips: Estimate
+    change: Estimate
+
+
+class Shortcuts(TypedDict):
+    """What each field of metadata is worth to a variant, and how far it moves the answers."""
+
+    repeats: int
+    as_is: Estimate
+    fields: dict[str, dict[str, Effect]]
+    named: list[str]
+    missing: list[JsonObject]
+    age_sweep: Sweep
+    site_sweep: Sweep
+
+
+class Baseline(TypedDict):
+    """One row: what was fitted on what, its scores, and the macro-F1 gained over the allowed inputs alone."""
+
+    name: str
+    scores: dict[str, Estimate]
+    gain: Estimate | None
 
 
 def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -70,7 +110,7 @@ def changes(config: Ham10000Config, metadata: torch.Tensor) -> Iterator[tuple[st
 
 def shortcut_results(
     fitted: CrossFitted, metadata: torch.Tensor, config: Ham10000Config, bootstrap: Bootstrap, rule: str
-) -> JsonObject:
+) -> Shortcuts:
     """A variant's entry in study.json: what each field of metadata is worth to it, and how far it moves the answers.
 
     Every image's metadata are changed and its own fold's head answers. Everything is a mean over seeds and draws,
@@ -78,8 +118,8 @@ def shortcut_results(
     """
     as_is = fitted.answers(rule)  # (S, N)
     base = _macro_f1(bootstrap, as_is[:, None])
-    fields: dict[str, JsonObject] = {}
-    sweeps: JsonObject = {}
+    fields: dict[str, dict[str, Effect]] = {}
+    sweeps: dict[str, Sweep] = {}
     missing = [{"share": 0.0, "macro_f1": base.summary(), "flips": _flips(bootstrap, as_is[:, None], as_is)}]
     for name, tables in changes(config, metadata):
         logits = fitted.head_logits(tables)
@@ -106,20 +146,27 @@ def shortcut_results(
             missing.append({"share": share, "macro_f1": score.summary(), "flips": flips})
         if kind != "missing":
             drop = base - score
-            effect = {"drop": drop.summary(), "p": bootstrap_p_value(drop.values), "p_holm": None, "flips": flips}
+            effect: Effect = {
+                "drop": drop.summary(),
+                "p": bootstrap_p_value(drop.values),
+                "p_holm": None,
+                "flips": flips,
+            }
             fields.setdefault(what, {})[kind] = effect
-    single = [field for field in fields if field != "all"]
+    single, named = [field for field in fields if field != "all"], []
     for kind in ("shuffled", "unknown"):
         for field, p in zip(single, holm([fields[field][kind]["p"] for field in single]), strict=True):
             fields[field][kind]["p_holm"] = p
-    shuffled = {field: fields[field]["shuffled"] for field in single}
+            if kind == "shuffled" and p < ALPHA and (fields[field][kind]["drop"]["estimate"] or 0) > 0:
+                named.append(field)
     return {
         "repeats": REPEATS,
         "as_is": base.summary(),
         "fields": fields,
-        "named": [k for k, row in shuffled.items() if row["p_holm"] < ALPHA and (row["drop"]["estimate"] or 0) > 0],
+        "named": named,
         "missing": sorted(missing, key=lambda row: row["share"]),
-        **sweeps,
+        "age_sweep": sweeps["age_sweep"],
+        "site_sweep": sweeps["site_sweep"],
     }
 
 
@@ -153,7 +200,7 @@ def _range(curve: Sequence[Sample]) -> Sample:
 
 def baseline_rows(
     image: Predictions, frame: pd.DataFrame, bootstrap: Bootstrap
-) -> tuple[list[JsonObject], list[JsonObject]]:
+) -> tuple[list[Baseline], list[Baseline]]:
     """Fits every baseline on the other folds, like the heads with square-root class weights, and scores it.
 
     Returns the baselines that anyone may use, and the regressions with those forbidden columns that tell images apart.
@@ -189,8 +236,7 @@ def baseline_rows(
     return allowed, forbidden
 
 
-def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray | None = None) -> JsonObject:
-    """The scores of answers, and the macro-F1 gained over the reference's."""
+def _row(name: str, ids: np.ndarray, bootstrap: Bootstrap, reference: np.ndarray | None = None) -> Baseline:
     scores = bootstrap.scores(ids[None], ("macro_f1", "balanced_accuracy", "accuracy"))
     gain = None
     if reference is not None:
