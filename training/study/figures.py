@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ham10000.modeling import MALIGNANT
 from ham10000.training.evaluation import plots
-from ham10000.training.evaluation.bootstrap import cluster_weights
+from ham10000.training.evaluation.bootstrap import Estimate, cluster_weights
 from ham10000.training.evaluation.paper import FORMATS, N_RESAMPLES, targets, write_curves, write_latex_table
 from ham10000.training.study.analysis import ProtocolResult
 from ham10000.training.study.crossfit import CrossFitted
@@ -42,13 +42,7 @@ def _style(variant: str) -> tuple[str, str]:
 
 
 def _interval(
-    axes: Axes,
-    value: Mapping[str, object] | None,
-    y: float,
-    style: tuple[str, str],
-    size: int = 7,
-    *,
-    seeds: bool = True,
+    axes: Axes, value: Estimate | None, y: float, style: tuple[str, str], size: int = 7, *, seeds: bool = True
 ) -> None:
     """Draws an interval, or says why there is none, so that a gap is not read as zero."""
     shown = dict(value or {}) | ({} if seeds else {"per_seed": []})
