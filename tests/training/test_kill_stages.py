@@ -223,9 +223,9 @@ def assert_same_study(folder: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["train", pytest.param("report", marks=pytest.mark.slow)])
-def studied(commands: Commands, request: pytest.FixtureRequest) -> tuple[str, Path, int]:
+def studied(commands: Commands, request, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, int]:
     """A kind of study, an undisturbed one, and the number of operations on its files."""
-    folder = commands.root / f"study-{request.param}"
+    folder = tmp_path_factory.mktemp(request.param) / "study"  # a new one: pytest-xdist may come back to a kind
     total = commands.counted(commands.study, folder, folder, request.param)
     assert len(list(folder.rglob("out_of_fold.parquet"))) == {"train": 1, "report": 3}[request.param]
     return request.param, folder, total
