@@ -82,7 +82,7 @@ def test_unreadable_picture_leaves_no_cache_and_is_named(data, processor, tmp_pa
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
         cached_images(dataset, processor.image_processor, cache_dir=tmp_path / "cache", progress=False)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
     with pytest.raises(Ham10000Error, match=r"'bad'.*bad\.png"):
         open_images(dataset, processor, CPU, train_size=(24, 32), cache_dir=tmp_path, progress=False)
 
