@@ -89,7 +89,7 @@ def test_the_files_of_a_paper(malignant: tuple[str, ...], tmp_path: Path) -> Non
     tables = {f"{name}{kind}" for name in ("results", "per_class", "operating_points") for kind in (".csv", ".tex")}
     figures = {f"{name}{kind}" for name in ("curves", "confusion_matrix", "per_class") for kind in (".pdf", ".svg")}
     assert tables | figures | {"decision_curve.csv", "checklist.md"} <= {path.name for path in folder.iterdir()}
-    rows = pd.read_csv(folder / "results.csv").set_index("metric")
+    rows = pd.read_csv(folder / "results.csv", float_precision="round_trip").set_index("metric")
     assert rows.loc["macro-F1", "estimate"] == results["metrics"]["macro_f1"]
     text = (folder / "per_class.tex").read_text()
     assert all(text.count(part) == 1 for part in (r"\toprule", r"\bottomrule", "recall low"))
